@@ -1,0 +1,26 @@
+"""Black boxes and their stand-ins: query a target under a budget, keep every answer, distil a surrogate."""
+
+from surrogates.distillation import Surrogate, distill
+from surrogates.errors import BudgetExceeded, LedgerError, SurrogateError, TargetError
+from surrogates.fidelity import Fidelity, fidelity
+from surrogates.ledger import Bill, Charge, QueryLedger
+from surrogates.targets import Answers, Target, open_target
+from surrogates.training import TrainingCheckpoint
+
+__all__ = [
+    "Answers",
+    "Bill",
+    "BudgetExceeded",
+    "Charge",
+    "Fidelity",
+    "LedgerError",
+    "QueryLedger",
+    "Surrogate",
+    "SurrogateError",
+    "Target",
+    "TargetError",
+    "TrainingCheckpoint",
+    "distill",
+    "fidelity",
+    "open_target",
+]

@@ -1,0 +1,17 @@
+"""The errors of this room: one line each, with the value that is wrong and what to do about it."""
+
+
+class SurrogateError(ValueError):
+    """Base of every error raised by this package."""
+
+
+class TargetError(SurrogateError):
+    """The target cannot be opened, asked, or understood."""
+
+
+class LedgerError(SurrogateError):
+    """The ledger file cannot be used, or is used for the wrong target."""
+
+
+class BudgetExceeded(LedgerError):
+    """A query would pass the budget; nothing was sent."""

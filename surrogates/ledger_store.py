@@ -1,0 +1,370 @@
+"""The ledger's file: an SQLite database in WAL mode that survives crashes and is shared by processes.
+
+A batch goes reserved -> sent -> answered | unknown | refused. "sent" is committed before anything leaves, and
+answers are committed together with "answered"; so whatever the moment of a crash, an answer is either kept
+and charged, or its batch is found in "sent" and settled by the next process that looks.
+"""
+
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from surrogates.errors import BudgetExceeded, LedgerError
+from surrogates.targets.base import Answers
+
+APPLICATION_ID = 0x6C656467
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 60
+# A process on another host cannot be looked up: its batch is given up after this long without an answer.
+FOREIGN_LEASE_SECONDS = 3600
+
+SCHEMA = """
+CREATE TABLE subject (identity TEXT NOT NULL, num_classes INTEGER NOT NULL);
+CREATE TABLE batches (
+    id INTEGER PRIMARY KEY,
+    purpose TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('reserved', 'sent', 'answered', 'unknown', 'refused')),
+    charged_when_sent INTEGER NOT NULL,
+    host TEXT NOT NULL, pid INTEGER NOT NULL, born REAL NOT NULL, thread INTEGER NOT NULL,
+    reserved_at REAL NOT NULL, sent_at REAL, settled_at REAL, reason TEXT
+);
+CREATE INDEX in_flight ON batches (id) WHERE settled_at IS NULL;
+CREATE TABLE answers (key BLOB PRIMARY KEY, batch INTEGER NOT NULL, labels BLOB, scores BLOB) WITHOUT ROWID;
+CREATE INDEX awaited ON answers (batch) WHERE labels IS NULL;
+CREATE TABLE tally (
+    purpose TEXT, state TEXT, queries INTEGER NOT NULL, PRIMARY KEY (purpose, state)
+) WITHOUT ROWID;
+CREATE TRIGGER tally_new AFTER INSERT ON batches BEGIN
+    INSERT INTO tally VALUES (NEW.purpose, NEW.state, NEW.size)
+        ON CONFLICT DO UPDATE SET queries = queries + NEW.size;
+END;
+CREATE TRIGGER tally_move AFTER UPDATE OF state ON batches BEGIN
+    UPDATE tally SET queries = queries - OLD.size WHERE purpose = OLD.purpose AND state = OLD.state;
+    INSERT INTO tally VALUES (NEW.purpose, NEW.state, NEW.size)
+        ON CONFLICT DO UPDATE SET queries = queries + NEW.size;
+END;
+"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One charge: a row of the ledger and the keys of the answers that it will bring."""
+
+    id: int
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known, what the caller must now send (the first is marked sent), and whether others are asking."""
+
+    known: dict[bytes, Answers]
+    batches: list[Batch]
+    awaited: bool
+
+
+class LedgerStore:
+    """The tables of one ledger file; every method is one transaction."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        if self.path.is_dir():
+            raise LedgerError(f"ledger {self.path} is a directory: give a file name inside it")
+        if not self.path.parent.is_dir():
+            raise LedgerError(
+                f"ledger {self.path} has no directory: create {self.path.parent} or give another path"
+            )
+        self._connect()
+        with self.transaction() as db:
+            self._check_schema(db)
+
+    def claim(self, identity: str, num_classes: int) -> None:
+        """Bind the file to one target for ever, or raise LedgerError naming both."""
+        with self.transaction() as db:
+            row = db.execute("SELECT identity, num_classes FROM subject").fetchone()
+            if row is None:
+                db.execute("INSERT INTO subject VALUES (?, ?)", (identity, num_classes))
+            elif row[0] != identity:
+                raise LedgerError(
+                    f"ledger {self.path} belongs to target {row[0]!r}, got {identity!r}: "
+                    "give each target its own ledger file"
+                )
+            elif row[1] != num_classes:
+                raise LedgerError(
+                    f"ledger {self.path} holds answers over {row[1]} classes, got {num_classes}: "
+                    "open the target with the same num_classes"
+                )
+
+    def identity(self) -> str | None:
+        """Return the target this ledger belongs to, None before the first one."""
+        with self.transaction() as db:
+            row = db.execute("SELECT identity FROM subject").fetchone()
+            return None if row is None else row[0]
+
+    def tally(self) -> dict[tuple[str, str], int]:
+        """Return the number of queries by (purpose, state), after settling what dead processes left."""
+        with self.transaction() as db:
+            self._settle_stale(db)
+            return self._tally(db)
+
+    def plan(
+        self,
+        items: Mapping[bytes, int],
+        *,
+        purpose: str,
+        budget: int,
+        limit: int | None,
+        charged_when_sent: bool,
+        num_classes: int,
+    ) -> Plan:
+        """Look up items (key -> number of queries) and reserve those that nobody has asked or is asking.
+
+        Batches hold at most `limit` queries. Raises BudgetExceeded, with nothing reserved, when answered,
+        unknown and in-flight queries would pass the budget.
+        """
+        with self.transaction() as db:
+            self._settle_stale(db)
+            rows = _lookup(db, list(items))
+            known = {
+                key: _unpack(labels, scores, items[key], num_classes)
+                for key, (labels, scores) in rows.items()
+                if labels is not None
+            }
+            new = [key for key in items if key not in rows]
+            if new:
+                self._check_budget(db, purpose, budget, sum(items[key] for key in new))
+            batches = [
+                self._reserve(db, group, items, purpose, charged_when_sent)
+                for group in _group(new, items, limit)
+            ]
+            if batches:
+                _mark_sent(db, batches[0])
+            return Plan(known, batches, awaited=len(rows) > len(known))
+
+    def settle(self, batch: Batch, answers: Mapping[bytes, Answers], following: Batch | None) -> None:
+        """Keep the answers of a batch, mark it answered and, in the same commit, the following one sent."""
+        with self.transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+                [(key, batch.id, *_pack(answers[key])) for key in batch.keys],
+            )
+            _close(db, batch.id, "answered", None)
+            if following is not None:
+                _mark_sent(db, following)
+
+    def fail(self, batches: Sequence[Batch], reason: str) -> None:
+        """Settle batches that got no answer: a sent one that may be charged is unknown, else refused."""
+        with self.transaction() as db:
+            for batch in batches:
+                row = db.execute(
+                    "SELECT state, charged_when_sent FROM batches WHERE id = ? AND settled_at IS NULL",
+                    (batch.id,),
+                ).fetchone()
+                if row is not None:
+                    _abandon(db, batch.id, *row, reason)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection inside BEGIN IMMEDIATE ... COMMIT; database faults become LedgerError."""
+        with self._lock:
+            try:
+                if self._pid != os.getpid():  # a connection must not cross a fork
+                    self._connect()
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise LedgerError(
+                    f"ledger {self.path} cannot be used ({error}): "
+                    "give the path of a ledger, or of a new file"
+                ) from error
+
+    def _connect(self) -> None:
+        try:
+            self._connection = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            # A file of another program must be recognised before WAL mode changes it.
+            application = self._connection.execute("PRAGMA application_id").fetchone()[0]
+            tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables and application != APPLICATION_ID:
+                raise LedgerError(
+                    f"ledger {self.path} is a database of another program: give the path of a new file"
+                )
+            _enter_wal(self._connection)
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"ledger {self.path} cannot be opened ({error}): "
+                "give the path of a ledger, or of a new file that can be written"
+            ) from error
+        self._pid = os.getpid()
+        self._owner = (socket.gethostname(), self._pid, psutil.Process().create_time())
+
+    def _check_schema(self, db: sqlite3.Connection) -> None:
+        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            for statement in _statements(SCHEMA):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version != SCHEMA_VERSION:
+            raise LedgerError(
+                f"ledger {self.path} has schema {version}, expected {SCHEMA_VERSION}: "
+                "use the version of this package that wrote it, or a new file"
+            )
+
+    def _tally(self, db: sqlite3.Connection) -> dict[tuple[str, str], int]:
+        return {(purpose, state): queries for purpose, state, queries in db.execute("SELECT * FROM tally")}
+
+    def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, asked: int) -> None:
+        tally = self._tally(db)
+        spent = tally.get((purpose, "answered"), 0) + tally.get((purpose, "unknown"), 0)
+        in_flight = tally.get((purpose, "reserved"), 0) + tally.get((purpose, "sent"), 0)
+        if spent + in_flight + asked > budget:
+            flying = f" and {in_flight} in flight" if in_flight else ""
+            raise BudgetExceeded(
+                f"{purpose} budget is {budget} queries, {spent} spent{flying}, "
+                f"this batch needs {asked} more: raise ledger.{purpose} to at least {spent + in_flight + asked} or ask for fewer"
+            )
+
+    def _reserve(
+        self,
+        db: sqlite3.Connection,
+        keys: list[bytes],
+        items: Mapping[bytes, int],
+        purpose: str,
+        charged_when_sent: bool,
+    ) -> Batch:
+        size = sum(items[key] for key in keys)
+        row = db.execute(
+            "INSERT INTO batches "
+            "(purpose, size, state, charged_when_sent, host, pid, born, thread, reserved_at) "
+            "VALUES (?, ?, 'reserved', ?, ?, ?, ?, ?, ?)",
+            (purpose, size, charged_when_sent, *self._owner, threading.get_native_id(), time.time()),
+        )
+        # Rows without labels tell other processes that these are being asked.
+        db.executemany(
+            "INSERT INTO answers VALUES (?, ?, NULL, NULL)", [(key, row.lastrowid) for key in keys]
+        )
+        return Batch(row.lastrowid, tuple(keys))
+
+    def _settle_stale(self, db: sqlite3.Connection) -> None:
+        """Settle batches whose owner is gone, as `fail` would have done."""
+        rows = db.execute(
+            "SELECT id, state, charged_when_sent, host, pid, born, thread, coalesce(sent_at, reserved_at) "
+            "FROM batches WHERE settled_at IS NULL"
+        )
+        for batch, state, charged, host, pid, born, thread, since in rows.fetchall():
+            if self._gone(host, pid, born, thread, since):
+                _abandon(db, batch, state, charged, "its process ended before the answer was kept")
+
+    def _gone(self, host: str, pid: int, born: float, thread: int, since: float) -> bool:
+        if host != self._owner[0]:
+            return time.time() - since > FOREIGN_LEASE_SECONDS
+        if pid == self._owner[1] and thread == threading.get_native_id():
+            return True  # this very thread is here, hence no longer waiting for that answer
+        try:
+            process = psutil.Process(pid)
+            reborn = abs(process.create_time() - born) > 2  # the number was given to a new process
+            return reborn or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.AccessDenied:
+            return False
+
+
+def _mark_sent(db: sqlite3.Connection, batch: Batch) -> None:
+    db.execute("UPDATE batches SET state = 'sent', sent_at = ? WHERE id = ?", (time.time(), batch.id))
+
+
+def _close(db: sqlite3.Connection, batch: int, state: str, reason: str | None) -> None:
+    db.execute(
+        "UPDATE batches SET state = ?, settled_at = ?, reason = ? WHERE id = ?",
+        (state, time.time(), reason, batch),
+    )
+
+
+def _abandon(db: sqlite3.Connection, batch: int, state: str, charged_when_sent: bool, reason: str) -> None:
+    _close(db, batch, "unknown" if state == "sent" and charged_when_sent else "refused", reason)
+    db.execute("DELETE FROM answers WHERE labels IS NULL AND batch = ?", (batch,))
+
+
+def _group(keys: list[bytes], items: Mapping[bytes, int], limit: int | None) -> list[list[bytes]]:
+    """Split keys in order into groups of at most `limit` queries."""
+    groups: list[list[bytes]] = []
+    room = 0
+    for key in keys:
+        if not groups or (limit is not None and room < items[key]):
+            groups.append([])
+            room = limit or 0
+        groups[-1].append(key)
+        room -= items[key]
+    return groups
+
+
+def _lookup(db: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, tuple[bytes | None, bytes | None]]:
+    rows: dict[bytes, tuple[bytes | None, bytes | None]] = {}
+    for start in range(0, len(keys), 500):  # SQLite limits the number of parameters
+        part = keys[start : start + 500]
+        marks = ",".join("?" * len(part))
+        found = db.execute(f"SELECT key, labels, scores FROM answers WHERE key IN ({marks})", part)
+        rows.update((key, (labels, scores)) for key, labels, scores in found)
+    return rows
+
+
+def _pack(answers: Answers) -> tuple[bytes, bytes | None]:
+    labels = answers.labels.astype(np.min_scalar_type(int(answers.labels.max())).newbyteorder("<"))
+    scores = None if answers.scores is None else answers.scores.astype("<f4").tobytes()
+    return labels.tobytes(), scores
+
+
+def _unpack(labels: bytes, scores: bytes | None, count: int, num_classes: int) -> Answers:
+    kept = np.frombuffer(labels, dtype=f"<u{len(labels) // count}").astype(np.int64)
+    if scores is None:
+        return Answers(kept)
+    return Answers(kept, np.frombuffer(scores, dtype="<f4").astype(np.float32).reshape(count, num_classes))
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split a script into statements, keeping triggers whole (executescript would commit the transaction)."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _enter_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL, waiting for processes that do the same: SQLite does not wait here by itself."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

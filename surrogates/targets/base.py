@@ -1,0 +1,195 @@
+"""The black box as the rest of the project sees it: images in, labels and perhaps scores out."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from surrogates.errors import SurrogateError, TargetError
+
+OUTPUT_KINDS = ("labels", "probabilities", "logits")
+
+# Published probabilities are often rounded, so a value may pass 0 or 1 by this much.
+PROBABILITY_SLACK = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Labels (N,) int64 and scores (N, K) float32, or None where the target keeps its scores to itself."""
+
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def copy(self) -> "Answers":
+        """Return answers that share no memory with these."""
+        return Answers(self.labels.copy(), None if self.scores is None else self.scores.copy())
+
+    @staticmethod
+    def concatenate(parts: "list[Answers]") -> "Answers":
+        """Join answers in order; scores are kept when every part has them."""
+        scores = [part.scores for part in parts if part.scores is not None]
+        return Answers(
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate(scores) if len(scores) == len(parts) else None,
+        )
+
+
+class Target(ABC):
+    """A classifier that can only be asked.
+
+    identity names it for ever (a ledger belongs to one identity); output_kind is what it answers with;
+    charged_when_sent is True when a query whose answer was lost may have been charged all the same;
+    input_shape (C, H, W) and num_features are None when unknown; batch_size splits large queries.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        num_classes: int,
+        output_kind: str,
+        *,
+        charged_when_sent: bool,
+        input_shape: tuple[int, int, int] | None = None,
+        num_features: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        if not isinstance(num_classes, int | np.integer) or isinstance(num_classes, bool) or num_classes < 2:
+            raise TargetError(f"num_classes must be an integer of at least 2, got {num_classes!r}")
+        if output_kind not in OUTPUT_KINDS:
+            raise TargetError(f"output_kind must be one of {', '.join(OUTPUT_KINDS)}, got {output_kind!r}")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise TargetError(f"batch_size must be a positive integer, got {batch_size!r}")
+        if input_shape is not None and (
+            len(input_shape) != 3 or not all(isinstance(side, int) and side > 0 for side in input_shape)
+        ):
+            raise TargetError(f"input_shape must be (channels, height, width), got {input_shape!r}")
+        self.identity = str(identity)
+        self.num_classes = int(num_classes)
+        self.output_kind = output_kind
+        self.charged_when_sent = charged_when_sent
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.num_features = num_features
+        self.batch_size = batch_size
+
+    def query(self, images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> Answers:
+        """Ask for images (N, C, H, W), float32 or float64 in [0, 1]; the answers are the caller's own.
+
+        bounded=False drops the range check alone, for images under additive noise that is not clipped.
+        Raises TargetError before the target is asked (bad images) or after (bad answer, failing target).
+        """
+        pixels = check_images(images, bounded=bounded)
+        self._check_shape(pixels.shape[1:])
+        size = self.batch_size or len(pixels)
+        chunks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+        return Answers.concatenate([self._checked(chunk) for chunk in chunks]).copy()
+
+    @abstractmethod
+    def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+        """Answer (N, C, H, W) float32 with labels (N,) or scores (N, K); Answers are taken as checked."""
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if self.input_shape is not None and shape != self.input_shape:
+            raise TargetError(
+                f"target {self.identity} takes images of shape {self.input_shape}, got {tuple(shape)}: "
+                "resize them or open the target with another input_shape"
+            )
+        if self.num_features is not None and int(np.prod(shape)) != self.num_features:
+            raise TargetError(
+                f"target {self.identity} takes {self.num_features} values per image, "
+                f"got {int(np.prod(shape))} from shape {tuple(shape)}: resize the images"
+            )
+
+    def _checked(self, pixels: np.ndarray) -> Answers:
+        count = len(pixels)
+        try:
+            # The target gets its own array: one that writes into its input must not change ours.
+            raw = self._answer(pixels.copy())
+        except SurrogateError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [""]
+            raise TargetError(
+                f"target {self.identity} failed on a batch of {count}: {type(error).__name__}: {reason[0]}"
+            ) from error
+        return raw if isinstance(raw, Answers) else self._understand(raw, count)
+
+    def _understand(self, raw: object, count: int) -> Answers:
+        """Turn a raw answer for `count` images into Answers, or say what was expected and what came."""
+        try:
+            array = raw.detach().cpu().float().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
+            values = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise TargetError(
+                f"target {self.identity} answered {type(raw).__name__}, expected numbers"
+            ) from error
+        expected = (count,) if self.output_kind == "labels" else (count, self.num_classes)
+        if self.output_kind == "labels" and values.shape == (count, 1):
+            values = values[:, 0]
+        if values.ndim != len(expected):
+            kind = "labels" if values.ndim == 1 else "probabilities' or 'logits"
+            raise TargetError(
+                f"target answered shape {values.shape}, expected {expected}: "
+                f"open it with output_kind='{kind}' if that is what it gives"
+            )
+        if len(values) != count:
+            raise TargetError(f"target answered {len(values)} rows, expected {count}: one for each image")
+        if values.shape != expected:
+            raise TargetError(f"target answered {values.shape[1]} classes, expected {self.num_classes}")
+        if not np.isfinite(values).all():
+            bad = values[~np.isfinite(values)][0]
+            raise TargetError(f"target answered {bad}, expected finite {self.output_kind}")
+        if self.output_kind == "labels":
+            return Answers(self._labels(values))
+        low, high = values.min(), values.max()
+        if self.output_kind == "probabilities" and (low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK):
+            raise TargetError(
+                f"target answered {high if high > 1 else low:.4g}, expected probabilities in [0, 1]: "
+                "open it with output_kind='logits'"
+            )
+        with np.errstate(over="ignore"):
+            scores = values.astype(np.float32)
+        if not np.isfinite(scores).all():
+            raise TargetError(f"target answered {max(high, -low):.4g}, too large for float32 scores")
+        return Answers(scores.argmax(axis=1).astype(np.int64), scores)
+
+    def _labels(self, values: np.ndarray) -> np.ndarray:
+        wrong = (values != np.floor(values)) | (values < 0) | (values >= self.num_classes)
+        if wrong.any():
+            raise TargetError(
+                f"target answered label {values[wrong][0]:g}, expected an integer in [0, {self.num_classes})"
+            )
+        return values.astype(np.int64)
+
+
+def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> np.ndarray:
+    """Return images (N, C, H, W) as a float32 array of its own, or raise TargetError naming what is wrong."""
+    if not isinstance(images, torch.Tensor | np.ndarray):
+        raise TargetError(f"images must be a torch tensor or a numpy array, got {type(images).__name__}")
+    dtype = str(images.dtype).removeprefix("torch.")
+    if dtype not in ("float32", "float64"):
+        remedy = (
+            "divide 8-bit pixels by 255" if "int" in dtype or dtype == "bool" else "convert them to float32"
+        )
+        raise TargetError(f"images must be float32 in [0, 1], got {dtype}: {remedy}")
+    if images.ndim != 4:
+        raise TargetError(
+            f"images must have shape (N, C, H, W), got {tuple(images.shape)}: add the missing dimension"
+        )
+    if 0 in images.shape:
+        raise TargetError(f"images must not be empty, got shape {tuple(images.shape)}")
+    source = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
+    with np.errstate(over="ignore"):
+        pixels = np.array(source, dtype=np.float32, order="C", copy=True)
+    low, high = pixels.min(), pixels.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = low if not np.isfinite(low) else high
+        raise TargetError(f"images must be finite, got {bad}: look for a division by zero before the target")
+    if bounded and high > 1:
+        raise TargetError(f"images must lie in [0, 1], got max {high}: divide 8-bit pixels by 255")
+    if bounded and low < 0:
+        raise TargetError(f"images must lie in [0, 1], got min {low}: undo the normalisation first")
+    return pixels
