@@ -1,0 +1,100 @@
+"""Exact binomial confidence bounds (Clopper and Pearson 1934) and the sample sizes that they imply."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from certify.errors import CertifyError, check_alpha, check_count
+
+ROUNDING = 1e-12  # relative; above the error of the beta quantiles, so that every bound errs outwards
+
+
+def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Any:
+    """One-sided lower bound on a binomial probability, wrong with probability at most ``alpha``; rounded
+    down.
+
+    Scalars give a float, arrays (broadcast) a float64 array. Raises CertifyError unless 0 <= successes <=
+    trials.
+    """
+    return _bounds(successes, trials, 2 * check_alpha(alpha))[0]
+
+
+def binomial_upper_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Any:
+    """One-sided upper bound on a binomial probability, wrong with probability at most ``alpha``; rounded up.
+
+    Scalars give a float, arrays (broadcast) a float64 array. Raises CertifyError unless 0 <= successes <=
+    trials.
+    """
+    return _bounds(successes, trials, 2 * check_alpha(alpha))[1]
+
+
+def binomial_interval(successes: ArrayLike, trials: ArrayLike, alpha: float = 0.05) -> tuple[Any, Any]:
+    """Two-sided Clopper-Pearson interval (lower, upper) at level 1 - alpha, rounded outwards.
+
+    Scalars give floats, arrays (broadcast) float64 arrays. Raises CertifyError unless 0 <= successes <=
+    trials.
+    """
+    return _bounds(successes, trials, check_alpha(alpha))
+
+
+def smallest_n(p_required: float, alpha: float) -> int:
+    """Smallest n for which n successes in n trials have a lower bound of at least ``p_required``.
+
+    The bound is then alpha^(1/n) (Cohen et al. 2019). Raises CertifyError unless p_required is in (0, 1).
+    """
+    alpha = check_alpha(alpha)
+    if not 0 < p_required < 1:
+        raise CertifyError(
+            f"p_required must be in (0, 1), got {p_required!r}: no n certifies it, ask for a smaller radius"
+        )
+    n = max(1, math.ceil(math.log(alpha) / math.log(p_required)) - 1)
+    while alpha ** (1 / n) * (1 - ROUNDING) < p_required:
+        n += 1
+    return n
+
+
+def required_successes(p_required: float, trials: int, alpha: float) -> int | None:
+    """Fewest successes in ``trials`` whose lower bound is at least ``p_required``; None if even all do not
+    suffice.
+    """
+    low, high = 0, check_count("trials", trials)
+    if binomial_lower_bound(high, high, alpha) < p_required:
+        return None
+    while low < high:  # the bound increases with the successes
+        middle = (low + high) // 2
+        if binomial_lower_bound(middle, trials, alpha) >= p_required:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _bounds(successes: ArrayLike, trials: ArrayLike, alpha: float) -> tuple[Any, Any]:
+    from statsmodels.stats.proportion import proportion_confint  # imports pandas: not at module level
+
+    k, n = np.broadcast_arrays(_whole(successes, "successes"), _whole(trials, "trials"))
+    if np.any(n < 1):
+        raise CertifyError(f"trials must be >= 1, got {n[n < 1].flat[0]:g}: draw at least one sample")
+    outside = (k < 0) | (k > n)
+    if np.any(outside):
+        at = f"{k[outside].flat[0]:g} of {n[outside].flat[0]:g}"
+        raise CertifyError(f"successes must be between 0 and trials, got {at}: pass counts, not proportions")
+    lower, upper = proportion_confint(k, n, alpha=alpha, method="beta")
+    lower = np.where(k == 0, 0.0, np.asarray(lower) * (1 - ROUNDING))
+    upper = np.where(k == n, 1.0, np.minimum(np.asarray(upper) * (1 + ROUNDING), 1.0))
+    return (float(lower), float(upper)) if k.ndim == 0 else (lower, upper)
+
+
+def _whole(value: ArrayLike, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise CertifyError(f"{name} must be an integer or an array of integers, got {value!r}") from None
+    wrong = ~np.isfinite(array) | (array != np.floor(array))
+    if np.any(wrong):
+        raise CertifyError(
+            f"{name} must be whole numbers, got {array[wrong].flat[0]}: pass counts, not proportions"
+        )
+    return array

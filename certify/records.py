@@ -1,0 +1,288 @@
+"""Per-image records of a certification run: append-only, durable, resumable, re-certifiable from the raw
+counts.
+
+``RecordLog`` keeps two files in step. ``<stem>.jsonl`` is the record: a header line with the whole
+configuration, then one JSON object an image in full precision, without timing, so that a resumed run writes
+the same bytes. ``<stem>.tsv`` is the same in the field's format (idx, label, predict, radius, correct, time),
+for other people's scripts. ``read_records`` reads both kinds.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from certify.errors import CertifyError, check_count
+from certify.smoothing import Certificate
+
+FORMAT = "certify-records-1"
+TSV_HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records of M images, in the order of the file.
+
+    ``idx``, ``label``, ``predict``: int64 (M,); ``radius``: float64 (M,), 0 where abstained; ``correct``:
+    bool (M,); ``seconds``: float64 (M,), NaN where not recorded. From ``.jsonl`` only, else None: ``p_lower``
+    (M,), ``counts`` int64 (M, K) and the ``config`` of the header.
+    """
+
+    idx: NDArray[np.int64]
+    label: NDArray[np.int64]
+    predict: NDArray[np.int64]
+    radius: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    seconds: NDArray[np.float64]
+    p_lower: NDArray[np.float64] | None = None
+    counts: NDArray[np.int64] | None = None
+    config: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.idx)
+
+
+class RecordLog:
+    """Append certificates to ``<path_stem>.jsonl`` and ``.tsv``; opening an existing log resumes it.
+
+    ``config``: a JSON-able dict with everything that determines the votes (noise, n0, n, alpha, seed, model
+    hash, versions); a log with another configuration is refused. A line torn by a crash is cut off.
+    ``sync_every``: force the files to disk after this many records (1: each). A context manager. Raises
+    CertifyError for a file that is not a record log, is damaged inside, or belongs to another configuration.
+    """
+
+    def __init__(self, path_stem: str | Path, config: dict[str, Any], *, sync_every: int = 1) -> None:
+        self._sync_every = check_count("sync_every", sync_every)
+        stem = Path(path_stem)
+        self.path, self.tsv_path = stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".tsv")
+        header = _json_line({"format": FORMAT, "config": config})
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        rows = _recover(self.path, header)
+        self._done = {row["idx"] for row in rows}
+        _recover_tsv(self.tsv_path, rows)
+        self._jsonl, self._tsv = (open(path, "ab", buffering=0) for path in (self.path, self.tsv_path))
+        self._unsynced = 0
+
+    @property
+    def done(self) -> set[int]:
+        """Indices of the images that are recorded."""
+        return set(self._done)
+
+    def append(self, idx: int, label: int, certificate: Certificate, seconds: float) -> None:
+        """Record the certificate of image ``idx`` with true ``label``; ``seconds`` goes to the TSV only."""
+        if idx in self._done:
+            raise CertifyError(f"image {idx} is already in {self.path}: skip the indices in log.done")
+        row = {
+            "idx": int(idx),
+            "label": int(label),
+            "predict": certificate.prediction,
+            "radius": certificate.radius,
+            "p_lower": certificate.p_lower,
+            "counts": list(certificate.counts),
+            "n0": certificate.n0,
+            "n": certificate.n,
+            "alpha": certificate.alpha,
+            "correct": int(certificate.prediction == label),
+        }
+        line = _json_line(row)
+        # The TSV goes first: a crash may leave a row too many there, which is dropped, but never one too few.
+        self._tsv.write(_tsv_line(row, seconds))
+        self._jsonl.write(line)
+        self._done.add(row["idx"])
+        self._unsynced += 1
+        if self._unsynced >= self._sync_every:
+            self._sync()
+
+    def close(self) -> None:
+        """Force everything to disk and close the files."""
+        if not self._jsonl.closed:
+            self._sync()
+            self._jsonl.close()
+            self._tsv.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._tsv.fileno())
+        os.fsync(self._jsonl.fileno())
+        self._unsynced = 0
+
+
+def read_records(path: str | Path) -> Records:
+    """Read a ``.jsonl`` record or a log in the field's TSV format (times as h:mm:ss.ffffff or seconds).
+
+    Raises CertifyError naming the line that cannot be read; a torn last line of a ``.jsonl`` is skipped.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CertifyError(f"no record file at {path}: give the .jsonl or .tsv file itself")
+    data = path.read_bytes()
+    if not data.startswith(b"{"):
+        return _records(_tsv_rows(path, data.decode(errors="replace")))
+    header, *lines = data[: data.rfind(b"\n") + 1].split(b"\n")
+    config = _header(path, header)["config"]
+    rows = _jsonl_rows(path, lines[:-1])
+    records = _records(rows)
+    counts = np.array([row["counts"] for row in rows], dtype=np.int64)
+    p_lower = np.array([row["p_lower"] for row in rows], dtype=np.float64)
+    return Records(**{**vars(records), "p_lower": p_lower, "counts": counts, "config": config})
+
+
+def _records(rows: list[dict[str, Any]]) -> Records:
+    def column(name: str, dtype: type) -> NDArray:
+        return np.array([row[name] for row in rows], dtype=dtype)
+
+    seconds = np.array([row.get("seconds", np.nan) for row in rows], dtype=np.float64)
+    ints = (column(name, np.int64) for name in ("idx", "label", "predict"))
+    return Records(*ints, column("radius", np.float64), column("correct", np.bool_), seconds)
+
+
+# --- the .jsonl record --------------------------------------------------------------------------------------
+
+
+def _recover(path: Path, header: bytes) -> list[dict[str, Any]]:
+    """Check the header, cut a torn last line, write the header of a new file, and return the rows."""
+    data = path.read_bytes() if path.exists() else b""
+    whole = data.rfind(b"\n") + 1
+    if whole == 0 and not header.startswith(data):
+        raise CertifyError(f"{path} is not a record log: choose another path")
+    if whole:
+        found, *lines = data[:whole].split(b"\n")
+        _check_config(path, _header(path, found)["config"], json.loads(header)["config"])
+        rows = _jsonl_rows(path, lines[:-1])
+    else:
+        rows = []
+    if whole < len(data):
+        os.truncate(path, whole)
+    if whole == 0:
+        _write(path, header)
+    return rows
+
+
+def _header(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT or "config" not in header:
+        raise CertifyError(f"{path} is not a record log of format {FORMAT}: choose another path")
+    return header
+
+
+def _check_config(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    missing = object()
+    keys = sorted({*found, *expected})
+    differing = [key for key in keys if found.get(key, missing) != expected.get(key, missing)]
+    if differing:
+        names = ", ".join(differing)
+        raise CertifyError(
+            f"{path} was made with another configuration ({names}): resume with the same or rename it"
+        )
+
+
+def _jsonl_rows(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            row = json.loads(line)
+            _ = [row[name] for name in ("idx", "label", "predict", "radius", "p_lower", "counts", "correct")]
+        except (ValueError, KeyError, TypeError):
+            raise CertifyError(
+                f"{path} line {number} is damaged: restore the file, or cut it off there"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _json_line(content: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(content, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise CertifyError(
+            f"records must be plain finite JSON values ({error}): convert them first"
+        ) from None
+
+
+# --- the field's TSV ----------------------------------------------------------------------------------------
+
+
+def _recover_tsv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Bring the TSV in step with the record: extra or torn lines go, lost ones return with an unknown time of
+    0.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    expected = [TSV_HEADER.encode(), *(_tsv_line(row, 0.0) for row in rows)]
+    kept = 0
+    while kept < min(len(lines), len(expected)) and _untimed(lines[kept]) == _untimed(expected[kept]):
+        kept += 1
+    content = b"".join(lines[:kept] + expected[kept:])
+    if content != data:
+        _write(path, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step, so that a crash leaves the old or the new content."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _untimed(line: bytes) -> bytes:
+    return line.rpartition(b"\t")[0]
+
+
+def _tsv_line(row: dict[str, Any], seconds: float) -> bytes:
+    radius = Decimal(row["radius"]).quantize(
+        Decimal("0.001"), ROUND_FLOOR
+    )  # down: never claim more than was proven
+    fields = (row["idx"], row["label"], row["predict"], radius, row["correct"], _clock(seconds))
+    return ("\t".join(map(str, fields)) + "\n").encode()
+
+
+def _clock(seconds: float) -> str:
+    micro = round(seconds * 1e6)
+    minutes, micro = divmod(micro, 60_000_000)
+    return f"{minutes // 60}:{minutes % 60:02d}:{micro // 1_000_000:02d}.{micro % 1_000_000:06d}"
+
+
+def _seconds(text: str) -> float:
+    total = 0.0
+    for part in text.split(":"):
+        total = total * 60 + float(part)
+    return total
+
+
+def _tsv_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    header, *lines = text.splitlines() or [""]
+    names = header.split("\t")
+    if not {"idx", "label", "predict", "radius", "correct"} <= set(names):
+        raise CertifyError(
+            f"{path} is neither a .jsonl record nor a log with columns idx label predict radius correct"
+        )
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            row: dict[str, Any] = dict(zip(names, line.split("\t"), strict=True))
+            for name in ("idx", "label", "predict", "correct"):
+                row[name] = int(row[name])
+            row["radius"] = float(row["radius"])
+            row["seconds"] = _seconds(row["time"]) if "time" in row else np.nan
+        except ValueError:
+            raise CertifyError(f"{path} line {number} is not a record: {line[:60]!r}") from None
+        if not row["radius"] >= 0:
+            raise CertifyError(f"{path} line {number} has radius {row['radius']}: it must be >= 0")
+        rows.append(row)
+    return rows

@@ -1,0 +1,276 @@
+"""Randomized smoothing: predict and certify by majority vote under noise (Cohen, Rosenfeld and Kolter 2019).
+
+The smoothed classifier answers the class that the base classifier most likely answers under the noise. If
+that class has probability at least p at an image, it still wins everywhere within ``noise.radius(p)``; p is
+bounded from below by votes, with an error probability of at most alpha over the draws.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from certify.bounds import binomial_lower_bound, smallest_n
+from certify.errors import CertifyError, check_alpha, check_count
+from certify.noise import NoiseLaw
+from certify.votes import (
+    ESTIMATION,
+    PREDICTION,
+    SELECTION,
+    check_images,
+    check_indices,
+    count_votes,
+    resolve_device,
+)
+
+ABSTAIN = -1
+
+METHODS = ("fixed",)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """With probability at least 1 - ``alpha`` over the draws, ``prediction`` holds within ``radius`` of the
+    image.
+
+    ``prediction`` is the smoothed ``subject``'s class, or ABSTAIN with radius 0. ``radius`` is in ``norm``
+    and [0, 1] pixel units. ``p_lower`` bounds the top class's probability from ``counts``, the votes of the
+    ``n`` estimation draws (``n0`` others selected the class). ``noise`` is the law's ``describe()``;
+    ``sound`` says that the radius is proven rather than approximate.
+    """
+
+    prediction: int
+    radius: float
+    norm: str
+    p_lower: float
+    counts: tuple[int, ...]
+    n0: int
+    n: int
+    alpha: float
+    method: str
+    noise: dict[str, Any]
+    subject: str
+    sound: bool
+
+    @property
+    def abstained(self) -> bool:
+        """Whether no class was certified."""
+        return self.prediction == ABSTAIN
+
+
+def _certificate(
+    selection: NDArray, counts: NDArray, noise: NoiseLaw, alpha: float, subject: str
+) -> Certificate:
+    """CERTIFY of Cohen et al. 2019, from the votes (K,) of the two disjoint sets of draws."""
+    top = int(np.argmax(selection))  # the class is chosen by draws that the bound does not see
+    n = int(counts.sum())
+    p_lower = binomial_lower_bound(int(counts[top]), n, alpha)
+    certified = p_lower > 0.5
+    return Certificate(
+        prediction=top if certified else ABSTAIN,
+        radius=noise.radius(p_lower) if certified else 0.0,
+        norm=noise.norm,
+        p_lower=p_lower,
+        counts=tuple(int(count) for count in counts),
+        n0=int(selection.sum()),
+        n=n,
+        alpha=alpha,
+        method="fixed",
+        noise=noise.describe(),
+        subject=subject,
+        sound=noise.sound,
+    )
+
+
+def certify_votes(
+    draw: Callable[[int], ArrayLike],
+    noise: NoiseLaw,
+    num_classes: int,
+    *,
+    n0: int = 100,
+    n: int = 100_000,
+    alpha: float = 0.001,
+    method: str = "fixed",
+    radii: Sequence[float] | None = None,
+    subject: str = "callable",
+) -> Certificate:
+    """Certify one image from votes alone.
+
+    ``draw(count)`` returns an integer array (count,) of hard labels in [0, num_classes), each under a fresh,
+    independent draw of ``noise``; it is called once for the selection (n0) and once for the estimation (n).
+    ``radii`` is for methods that stop early, none of which is "fixed". Raises CertifyError for bad arguments
+    before the first draw, and for bad labels.
+    """
+    alpha = _check_plan(num_classes, n0, n, alpha)
+    if method not in METHODS:
+        raise CertifyError(f"method must be one of {', '.join(METHODS)}, got {method!r}: try method='fixed'")
+    if radii is not None:
+        raise CertifyError(f"radii is not used by method='fixed', got {radii!r}: leave it out")
+    selection = _count_drawn(draw, n0, num_classes)
+    counts = _count_drawn(draw, n, num_classes)
+    return _certificate(selection, counts, noise, alpha, subject)
+
+
+class SmoothedClassifier:
+    """The majority vote of ``base`` under ``noise``.
+
+    ``base``: (B, C, H, W) float32 noisy images -> scores (B, num_classes) or labels (B,), see
+    ``count_votes``; the noise is added in [0, 1] pixel units, so normalising and resizing are the base's own
+    business. ``subject`` names what is certified: a certificate of a surrogate says nothing of its target.
+    Same ``seed``, same votes, whatever the batch size or order of the images.
+    """
+
+    def __init__(
+        self,
+        base: Callable[[torch.Tensor], Any],
+        noise: NoiseLaw,
+        num_classes: int,
+        *,
+        subject: str = "model",
+        batch_size: int = 1024,
+        chunk_size: int = 256,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not callable(base):
+            raise CertifyError(
+                f"base must be callable, got {type(base).__name__}: pass a module or a function"
+            )
+        if not isinstance(noise, NoiseLaw):
+            raise CertifyError(f"noise must be a noise law, got {noise!r}: try certify.Gaussian(0.25)")
+        self.base = base
+        self.noise = noise
+        self.num_classes = check_count("num_classes", num_classes, 2)
+        self.subject = subject
+        self.batch_size = check_count("batch_size", batch_size)
+        self.chunk_size = check_count("chunk_size", chunk_size)
+        self.device = resolve_device(base, device)
+        self.seed = seed
+
+    def certify(
+        self,
+        images: Any,
+        *,
+        n0: int = 100,
+        n: int = 100_000,
+        alpha: float = 0.001,
+        indices: Sequence[int] | None = None,
+        on_certificate: Callable[[int, Certificate, float], None] | None = None,
+        progress: Any = None,
+    ) -> list[Certificate]:
+        """Certify (N, C, H, W) images in [0, 1], in order: one Certificate each, every one at level
+        ``alpha``.
+
+        ``indices`` name the images (default 0, 1, ...) and seed their noise. ``on_certificate(index,
+        certificate, seconds)`` is called as soon as an image is done. ``progress``: anything with
+        ``update(draws)``; there are N * (n0 + n) draws. Raises CertifyError for bad arguments before the
+        first vote.
+        """
+        alpha = _check_plan(self.num_classes, n0, n, alpha)
+        images = check_images(images)
+        indices = check_indices(indices, len(images))
+        certificates: list[Certificate] = []
+        # Few selection draws fill a batch only together; estimation in smaller groups finishes images early.
+        for group in _spans(0, len(images), self._images_per_batch(n0)):
+            start = time.perf_counter()
+            selection = self._votes(images, indices, group, SELECTION, n0, progress)
+            seconds = (time.perf_counter() - start) / len(selection)
+            for part in _spans(group.start, group.stop, self._images_per_batch(n)):
+                start = time.perf_counter()
+                votes = self._votes(images, indices, part, ESTIMATION, n, progress)
+                total = seconds + (time.perf_counter() - start) / len(votes)
+                for offset, counts in enumerate(votes):
+                    position = part.start + offset
+                    chosen = selection[position - group.start]
+                    certificate = _certificate(chosen, counts, self.noise, alpha, self.subject)
+                    certificates.append(certificate)
+                    if on_certificate is not None:
+                        on_certificate(indices[position], certificate, total)
+        return certificates
+
+    def predict(
+        self,
+        images: Any,
+        n: int = 1000,
+        alpha: float = 0.001,
+        *,
+        indices: Sequence[int] | None = None,
+        progress: Any = None,
+    ) -> NDArray[np.int64]:
+        """Labels (N,) of the smoothed classifier, or ABSTAIN; each is wrong with probability at most
+        ``alpha``.
+
+        PREDICT of Cohen et al. 2019: the two most frequent classes are compared by a two-sided binomial test.
+        Raises CertifyError for bad arguments before the first vote.
+        """
+        from scipy.stats import binomtest
+
+        alpha = check_alpha(alpha)
+        check_count("n", n)
+        images = check_images(images)
+        indices = check_indices(indices, len(images))
+        votes = self._votes(images, indices, slice(0, len(images)), PREDICTION, n, progress)
+        labels = np.argmax(votes, axis=1)
+        second, first = np.sort(votes, axis=1)[:, -2:].T
+        unsure = [
+            binomtest(int(a), int(a + b), 0.5).pvalue > alpha for a, b in zip(first, second, strict=True)
+        ]
+        return np.where(unsure, ABSTAIN, labels).astype(np.int64)
+
+    def _images_per_batch(self, draws: int) -> int:
+        packs = self.batch_size > self.chunk_size
+        return max(1, self.batch_size // draws) if packs else 1
+
+    def _votes(
+        self, images: torch.Tensor, indices: list[int], part: slice, stage: int, n: int, progress: Any
+    ) -> NDArray[np.int64]:
+        return count_votes(
+            self.base,
+            images[part],
+            self.noise,
+            self.num_classes,
+            n,
+            indices=indices[part],
+            stage=stage,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            chunk_size=self.chunk_size,
+            device=self.device,
+            progress=progress,
+        )
+
+
+def _check_plan(num_classes: int, n0: int, n: int, alpha: float) -> float:
+    """Refuse, before any draw, a plan that is malformed or could certify nothing."""
+    check_count("num_classes", num_classes, 2)
+    check_count("n0", n0)
+    check_count("n", n)
+    alpha = check_alpha(alpha)
+    enough = smallest_n(np.nextafter(0.5, 1), alpha)
+    if n < enough:
+        raise CertifyError(f"n={n} is too small to certify anything at alpha={alpha:g}: use n >= {enough}")
+    return alpha
+
+
+def _count_drawn(draw: Callable[[int], ArrayLike], count: int, num_classes: int) -> NDArray[np.int64]:
+    labels = np.asarray(draw(count))
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        got = f"{labels.dtype} of shape {labels.shape}"
+        raise CertifyError(
+            f"draw({count}) must return an integer array ({count},), got {got}: one label a draw"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise CertifyError(
+            f"labels must be in [0, {num_classes}), got {wrong}: check num_classes={num_classes}"
+        )
+    return np.bincount(labels, minlength=num_classes)
+
+
+def _spans(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(low, min(low + size, stop)) for low in range(start, stop, size)]

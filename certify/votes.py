@@ -1,0 +1,236 @@
+"""The vote engine: how often a classifier answers each class when one image is seen under many noise draws.
+
+Seeds. The noise of an image is made in chunks of ``chunk_size`` draws, each from its own generator. torch's
+CPU generator keeps 32 bits of its seed, so the chunks of an image are numbered inside 32 bits:
+
+    (hash32(seed, image index) + stage * 2^28 + chunk) mod 2^32,    stage in 0..15, chunk < 2^28.
+
+Within an image no two chunks share a seed, which is what a certificate needs; two images share a stretch of
+seeds only by a collision of hashes, which leaves the votes of each of them independent. So the counts depend
+on seed, image index, stage, n and chunk_size (and the kind of device, whose generators differ), and on
+nothing else: not on the batch size, on the other images, or on where a run was resumed.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from certify.errors import CertifyError, check_count
+from certify.noise import NoiseLaw
+
+SELECTION, ESTIMATION, PREDICTION = 0, 1, 2  # stages: each has its own draws
+
+CHUNKS_PER_STAGE = 2**28
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """``size`` draws of the image at ``position``; ``seed`` is the generator's."""
+
+    position: int
+    seed: int
+    size: int
+
+
+def count_votes(
+    classify: Callable[[torch.Tensor], Any],
+    images: Any,
+    noise: NoiseLaw,
+    num_classes: int,
+    n: int,
+    *,
+    indices: Sequence[int],
+    stage: int,
+    seed: int,
+    batch_size: int = 1024,
+    chunk_size: int = 256,
+    device: torch.device | str | None = None,
+    progress: Any = None,
+) -> NDArray[np.int64]:
+    """Count the votes of ``n`` noise draws for each image: an int64 array (N, num_classes) whose rows sum to
+    n.
+
+    ``images``: (N, C, H, W) floats in [0, 1]; ``indices``: their N distinct names, which seed their noise.
+    ``classify``: (B, C, H, W) float32 -> scores (B, num_classes) or integer labels (B,), tensor or array; a
+    module runs in eval mode. Chunks of several images share a batch; with ``batch_size <= chunk_size`` each
+    call holds draws of one chunk of one image only. ``progress``: anything with ``update(draws)``, such as a
+    tqdm bar. Raises CertifyError for labels outside [0, num_classes), NaN scores, or bad arguments.
+    """
+    check_count("num_classes", num_classes, 2)
+    check_count("n", n)
+    check_count("batch_size", batch_size)
+    check_count("chunk_size", chunk_size)
+    images = check_images(images)
+    indices = check_indices(indices, len(images))
+    device = resolve_device(classify, device)
+    images = images.to(device)
+    counts = torch.zeros(len(images) * num_classes, dtype=torch.int64, device=device)
+    seen = torch.tensor([0, 0], device=device)  # smallest and largest label
+    with torch.no_grad(), _eval_mode(classify):
+        for group in _packed(_chunks(indices, n, stage, seed, chunk_size), batch_size, chunk_size):
+            noisy, owner = _noisy(images, group, noise)
+            # More than one part only if a chunk is larger than a batch.
+            for part, part_owner in zip(noisy.split(batch_size), owner.split(batch_size), strict=True):
+                labels = _labels(classify(part), len(part), num_classes).to(device)
+                seen = torch.stack(
+                    [torch.minimum(seen[0], labels.min()), torch.maximum(seen[1], labels.max())]
+                )
+                if (
+                    device.type == "cpu"
+                ):  # elsewhere looking would wait for every batch: there, once at the end
+                    _check_labels(seen, num_classes)
+                slot = part_owner * num_classes + labels.clamp(0, num_classes - 1)
+                counts.index_add_(0, slot, torch.ones_like(slot))  # bincount would wait for the device
+                if progress is not None:
+                    progress.update(len(part))
+    _check_labels(seen, num_classes)
+    return counts.reshape(len(images), num_classes).cpu().numpy()
+
+
+def check_images(images: Any) -> torch.Tensor:
+    """Return images as a float32 tensor (N, C, H, W), or raise CertifyError unless non-empty, finite and in
+    [0, 1].
+    """
+    if not isinstance(images, torch.Tensor):
+        images = torch.as_tensor(np.ascontiguousarray(images))
+    shape = tuple(images.shape)
+    if images.ndim != 4 or 0 in shape:
+        raise CertifyError(
+            f"images must be a non-empty (N, C, H, W) array, got shape {shape}: add or fill the axes"
+        )
+    if not images.is_floating_point():
+        raise CertifyError(f"images must be floats in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")
+    low, high = images.min().item(), images.max().item()
+    if not (low >= 0 and high <= 1):  # also refuses NaN
+        raise CertifyError(
+            f"images must be in [0, 1], got values from {low:g} to {high:g}: rescale, do not normalise"
+        )
+    return images.detach().to(torch.float32)
+
+
+def check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
+    """Return ``count`` distinct non-negative indices (0, 1, ... if None), or raise CertifyError."""
+    if indices is None:
+        return list(range(count))
+    names = [int(index) for index in indices]
+    if len(names) != count or len(set(names)) != count or min(names, default=0) < 0:
+        got = f"{len(set(names))} distinct in {len(names)}"
+        raise CertifyError(
+            f"indices must be {count} distinct integers >= 0, one an image, got {got}: name each once"
+        )
+    return names
+
+
+def resolve_device(classify: Any, device: torch.device | str | None) -> torch.device:
+    """The device to draw on: the module's own, else ``device``, else the CPU; CertifyError if the two
+    disagree.
+    """
+    asked = None if device is None else torch.device(device)
+    if not isinstance(classify, torch.nn.Module):
+        return asked or torch.device("cpu")
+    own = next((tensor.device for tensor in (*classify.parameters(), *classify.buffers())), None)
+    if own is None or asked is None:
+        return own or asked or torch.device("cpu")
+    if own.type != asked.type or asked.index not in (None, own.index):
+        raise CertifyError(
+            f"device is {asked} but the model is on {own}: move the model first, or drop device="
+        )
+    return own
+
+
+def _chunks(indices: Sequence[int], n: int, stage: int, seed: int, chunk_size: int) -> Iterator[_Chunk]:
+    total = -(-n // chunk_size)
+    if total > CHUNKS_PER_STAGE or not 0 <= stage < 16:
+        raise CertifyError(
+            f"n={n} in chunks of {chunk_size} is more than 2^28 chunks: use a larger chunk_size"
+        )
+    for position, index in enumerate(indices):
+        base = int.from_bytes(hashlib.sha256(f"{int(seed)}:{index}".encode()).digest()[:4], "big")
+        for chunk in range(total):
+            generator_seed = (base + stage * CHUNKS_PER_STAGE + chunk) % 2**32
+            yield _Chunk(position, generator_seed, min(chunk_size, n - chunk * chunk_size))
+
+
+def _packed(chunks: Iterator[_Chunk], batch_size: int, chunk_size: int) -> Iterator[list[_Chunk]]:
+    """Group chunks, in order, into batches of at most ``batch_size`` draws, or one by one if that holds no
+    two.
+    """
+    group: list[_Chunk] = []
+    for chunk in chunks:
+        full = sum(other.size for other in group) + chunk.size > batch_size or batch_size <= chunk_size
+        if group and full:
+            yield group
+            group = []
+        group.append(chunk)
+    yield group
+
+
+def _noisy(images: torch.Tensor, group: list[_Chunk], noise: NoiseLaw) -> tuple[torch.Tensor, torch.Tensor]:
+    """The noisy images (B, C, H, W) of a group of chunks, and the position (B,) of the image under each."""
+    sizes = [chunk.size for chunk in group]
+    noisy = images.new_empty((sum(sizes), *images.shape[1:]))
+    owner = torch.empty(len(noisy), dtype=torch.int64)
+    start = 0
+    for chunk in group:
+        part = slice(start, start := start + chunk.size)
+        generator = torch.Generator(images.device).manual_seed(chunk.seed)
+        draws = noise.sample((chunk.size, *images.shape[1:]), generator)
+        torch.add(images[chunk.position], draws, out=noisy[part])
+        owner[part] = chunk.position
+    return noisy, owner.to(images.device)
+
+
+NAN_SCORE = -(2**63)  # stands for the label of a row of scores with a NaN
+
+
+def _labels(output: Any, count: int, num_classes: int) -> torch.Tensor:
+    """Hard labels (count,) from scores or labels; a row with a NaN gets NAN_SCORE."""
+    output = torch.as_tensor(output)
+    if output.shape == (count, num_classes):
+        labels = output.argmax(1)
+        if not output.is_floating_point():
+            return labels
+        return torch.where(output.isnan().any(1), torch.full_like(labels, NAN_SCORE), labels)
+    if output.shape != (count,):
+        got, either = tuple(output.shape), f"({count}, {num_classes}) scores or ({count},) labels"
+        raise CertifyError(
+            f"the classifier must return {either}, got shape {got}: check num_classes={num_classes}"
+        )
+    if output.is_floating_point() or output.is_complex() or output.dtype == torch.bool:
+        raise CertifyError(
+            f"labels must be integers, got {output.dtype}: cast them, or return scores of 2 axes"
+        )
+    return output.to(torch.int64)
+
+
+def _check_labels(seen: torch.Tensor, num_classes: int) -> None:
+    low, high = seen.tolist()
+    if low == NAN_SCORE:
+        raise CertifyError(
+            "the classifier returned NaN scores: its votes mean nothing, check the model and its dtype"
+        )
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise CertifyError(
+            f"labels must be in [0, {num_classes}), got {wrong}: check num_classes={num_classes}"
+        )
+
+
+@contextmanager
+def _eval_mode(classify: Any) -> Iterator[None]:
+    """Put a module in eval mode, and each of its parts back as it was."""
+    modules = list(classify.modules()) if isinstance(classify, torch.nn.Module) else []
+    training = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
