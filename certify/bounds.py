@@ -75,6 +75,7 @@ def _bounds(successes: ArrayLike, trials: ArrayLike, alpha: float) -> tuple[Any,
     from statsmodels.stats.proportion import proportion_confint  # imports pandas: not at module level
 
     k, n = np.broadcast_arrays(_whole(successes, "successes"), _whole(trials, "trials"))
+    k, n = k.copy(), n.copy()
     if np.any(n < 1):
         raise CertifyError(f"trials must be >= 1, got {n[n < 1].flat[0]:g}: draw at least one sample")
     outside = (k < 0) | (k > n)
@@ -91,7 +92,7 @@ def _whole(value: ArrayLike, name: str) -> np.ndarray:
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise CertifyError(f"{name} must be an integer or an array of integers, got {value!r}") from None
+        raise CertifyError(f"{name} must be an integer or an array, got {value!r}: pass counts") from None
     wrong = ~np.isfinite(array) | (array != np.floor(array))
     if np.any(wrong):
         raise CertifyError(

@@ -198,7 +198,9 @@ def _float64(value: ArrayLike, name: str) -> FloatArray:
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise CertifyError(f"{name} must be a number or an array of numbers, got {value!r}") from None
+        raise CertifyError(
+            f"{name} must be a number or an array, got {value!r}: convert it to floats"
+        ) from None
 
 
 def _offender(values: FloatArray, ok: NDArray[np.bool_]) -> float:

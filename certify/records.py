@@ -60,12 +60,15 @@ class RecordLog:
         self._sync_every = check_count("sync_every", sync_every)
         stem = Path(path_stem)
         self.path, self.tsv_path = stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".tsv")
-        header = _json_line({"format": FORMAT, "config": config})
+        if not isinstance(config, dict):
+            raise CertifyError(f"config must be a dict, got {type(config).__name__}: name every setting")
+        header = _json_line({"format": FORMAT, "config": config}, sort_keys=True)
         stem.parent.mkdir(parents=True, exist_ok=True)
         rows = _recover(self.path, header)
         self._done = {row["idx"] for row in rows}
         _recover_tsv(self.tsv_path, rows)
-        self._jsonl, self._tsv = (open(path, "ab", buffering=0) for path in (self.path, self.tsv_path))
+        self._jsonl = open(self.path, "ab")  # noqa: SIM115 - closed by close()
+        self._tsv = open(self.tsv_path, "ab")  # noqa: SIM115
         self._unsynced = 0
 
     @property
@@ -92,7 +95,9 @@ class RecordLog:
         line = _json_line(row)
         # The TSV goes first: a crash may leave a row too many there, which is dropped, but never one too few.
         self._tsv.write(_tsv_line(row, seconds))
+        self._tsv.flush()
         self._jsonl.write(line)
+        self._jsonl.flush()
         self._done.add(row["idx"])
         self._unsynced += 1
         if self._unsynced >= self._sync_every:
@@ -203,9 +208,9 @@ def _jsonl_rows(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
     return rows
 
 
-def _json_line(content: dict[str, Any]) -> bytes:
+def _json_line(content: dict[str, Any], sort_keys: bool = False) -> bytes:
     try:
-        return json.dumps(content, allow_nan=False).encode() + b"\n"
+        return json.dumps(content, allow_nan=False, sort_keys=sort_keys).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise CertifyError(
             f"records must be plain finite JSON values ({error}): convert them first"
@@ -221,7 +226,10 @@ def _recover_tsv(path: Path, rows: list[dict[str, Any]]) -> None:
     """
     data = path.read_bytes() if path.exists() else b""
     lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-    expected = [TSV_HEADER.encode(), *(_tsv_line(row, 0.0) for row in rows)]
+    header = TSV_HEADER.encode()
+    if not data.startswith(header) and not header.startswith(data):
+        raise CertifyError(f"{path} is not a certification log: choose another path")
+    expected = [header, *(_tsv_line(row, 0.0) for row in rows)]
     kept = 0
     while kept < min(len(lines), len(expected)) and _untimed(lines[kept]) == _untimed(expected[kept]):
         kept += 1

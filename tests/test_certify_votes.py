@@ -1,0 +1,195 @@
+"""The vote engine: the same counts however the work is cut, and refusals that name the fault."""
+
+import numpy as np
+import pytest
+import torch
+
+from certify import CertifyError, Gaussian, Uniform, nim_noise
+from certify.votes import ESTIMATION, SELECTION, _chunks, count_votes
+
+K = 4
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 6 * 6, K))
+
+
+@pytest.fixture
+def images():
+    return torch.rand((5, 3, 6, 6), generator=torch.Generator().manual_seed(1))
+
+
+def votes(classify, images, n=700, *, noise=None, stage=ESTIMATION, indices=None, seed=7, **options):
+    indices = range(len(images)) if indices is None else indices
+    noise = noise or nim_noise()
+    return count_votes(classify, images, noise, K, n, indices=indices, stage=stage, seed=seed, **options)
+
+
+class Recorder:
+    """A label-only classifier that remembers the batches it was given."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, x):
+        self.batches.append(x.clone())
+        return (x.mean(dim=(1, 2, 3)) * 100).long() % K
+
+
+def test_counts_do_not_depend_on_the_batch(model, images):
+    expected = votes(model, images)
+    assert expected.dtype == np.int64
+    assert expected.shape == (5, K)
+    assert np.all(expected.sum(axis=1) == 700)
+    for batch_size in (1, 100, 256, 300, 1000, 5000):
+        small = images[:2] if batch_size == 1 else images
+        assert np.array_equal(votes(model, small, batch_size=batch_size), expected[: len(small)])
+
+
+def test_counts_do_not_depend_on_the_other_images_or_a_resume(model, images):
+    expected = votes(model, images, indices=[3, 1, 4, 15, 9])
+    order = [4, 0, 2]
+    assert np.array_equal(votes(model, images[order], indices=[9, 3, 4]), expected[order])
+
+
+def test_seed_stage_and_index_change_the_draws(images):
+    draws = []
+    for options in ({}, {"seed": 8}, {"stage": SELECTION}, {"indices": [99]}):
+        recorder = Recorder()
+        votes(recorder, images[:1], 64, **options)
+        draws.append(recorder.batches[0])
+    assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
+
+
+def test_chunks_of_an_image_never_share_a_seed():
+    chunks = [
+        [chunk.seed for stage in range(3) for chunk in _chunks([index], 500, stage, 0, 1)]
+        for index in range(200)
+    ]
+    assert all(len(set(seeds)) == 1500 for seeds in chunks)
+    assert all(0 <= seed < 2**32 for seeds in chunks for seed in seeds)
+
+
+def test_the_images_get_the_noise_of_the_law(images):
+    recorder = Recorder()
+    votes(recorder, images[:1], 4096, noise=Uniform(0.25), batch_size=4096)
+    noise = torch.cat(recorder.batches) - images[:1]
+    assert recorder.batches[0].dtype == torch.float32
+    assert noise.abs().max() <= 0.25 + 1e-6
+    assert noise.mean().abs() < 5e-3
+    assert noise.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.01)
+    assert len(torch.unique(noise[:, 0, 0, 0])) > 4000  # a fresh draw each
+
+
+def test_batches_are_full_and_never_larger(images):
+    recorder = Recorder()
+    votes(recorder, images, 100, batch_size=250, chunk_size=50)
+    assert [len(batch) for batch in recorder.batches] == [250, 250]
+    recorder = Recorder()
+    votes(recorder, images, 100, batch_size=30, chunk_size=100)
+    assert max(len(batch) for batch in recorder.batches) == 30
+
+
+def test_a_call_is_one_chunk_of_one_image_when_batch_and_chunk_agree(images):
+    recorder = Recorder()
+    votes(recorder, images[:2], 70, batch_size=32, chunk_size=32, noise=Gaussian(1e-6))
+    assert [len(batch) for batch in recorder.batches] == [32, 32, 6, 32, 32, 6]
+    for number, batch in enumerate(recorder.batches):
+        assert torch.allclose(batch, images[number // 3].expand_as(batch), atol=1e-4)
+
+
+def test_scores_labels_and_arrays_agree(model, images):
+    expected = votes(model, images)
+    assert np.array_equal(votes(lambda x: model(x).argmax(1), images), expected)
+    assert np.array_equal(votes(lambda x: model(x).argmax(1).numpy().astype(np.int32), images), expected)
+    assert np.array_equal(votes(lambda x: model(x).detach().numpy(), images.numpy()), expected)
+
+
+def test_modules_vote_in_eval_mode_and_are_put_back(images):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(108))
+    model.append(torch.nn.Linear(108, K))
+    model.train()
+    model[2].eval()
+    running = model[2].running_mean.clone()
+    first = votes(model, images, 50)
+    assert np.array_equal(first, votes(model, images, 50))
+    assert [part.training for part in model] == [True, True, False, True]
+    assert torch.equal(model[2].running_mean, running)
+
+    def broken(module, args):
+        raise RuntimeError("out of memory")
+
+    model.register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        votes(model, images, 50)
+    assert model.training
+
+
+def test_the_global_generator_is_left_alone(model, images):
+    before = torch.get_rng_state()
+    votes(model, images, 50)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_progress_counts_draws(model, images):
+    class Bar:
+        done = 0
+
+        def update(self, amount):
+            self.done += amount
+
+    bar = Bar()
+    votes(model, images, 700, progress=bar)
+    assert bar.done == 5 * 700
+
+
+@pytest.mark.parametrize(
+    ("output", "word"),
+    [
+        (lambda x: torch.full((len(x),), K), f"got {K}"),
+        (lambda x: np.full(len(x), -3), "got -3"),
+        (lambda x: torch.full((len(x), K), float("nan")), "NaN"),
+        (lambda x: torch.zeros(len(x), K + 1), "num_classes"),
+        (lambda x: torch.zeros(len(x)), "integers"),
+        (lambda x: torch.zeros(len(x), dtype=torch.bool), "integers"),
+        (lambda x: torch.zeros(1, dtype=torch.int64), "shape"),
+    ],
+)
+def test_bad_answers_are_refused_at_the_first_batch(output, word, images):
+    calls = []
+
+    def classify(x):
+        calls.append(len(x))
+        return output(x)
+
+    with pytest.raises(CertifyError) as caught:
+        votes(classify, images, batch_size=100, chunk_size=50)
+    assert word in str(caught.value)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"images": torch.rand(3, 6, 6)}, "shape (3, 6, 6)"),
+        ({"images": torch.rand(0, 3, 6, 6)}, "non-empty"),
+        ({"images": torch.zeros(2, 3, 6, 6, dtype=torch.uint8)}, "255"),
+        ({"images": torch.full((1, 3, 6, 6), 1.5)}, "1.5"),
+        ({"images": torch.full((1, 3, 6, 6), float("nan"))}, "nan"),
+        ({"indices": [1]}, "indices"),
+        ({"indices": [1, 1, 2, 3, 4]}, "distinct"),
+        ({"n": 0}, "n must"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"chunk_size": 2.5}, "chunk_size"),
+        ({"device": "meta"}, "device"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_vote(change, word, model, images):
+    calls = []
+    model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    with pytest.raises(CertifyError) as caught:
+        votes(model, change.pop("images", images), **change)
+    assert word in str(caught.value)
+    assert not calls
