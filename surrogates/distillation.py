@@ -115,9 +115,9 @@ def distill(
 
     pool is (N, C, H, W) float32 in [0, 1]. The student maps images to logits (N, K) and is trained in place,
     with AdamW and a cosine schedule; noise (not clipped) and random shifts by up to `shift` pixels augment
-    its images. validation is the share of answers held out to measure agreement. progress is a factory like tqdm.
-    checkpoint is a file from which an interrupted call resumes to the same bits; one seed gives the same bits
-    on a CPU. Raises SurrogateError before anything is asked, or what the target raises.
+    its images. validation is the share of answers held out to measure agreement. progress is a factory like
+    tqdm. checkpoint is a file from which an interrupted call resumes to the same bits; one seed gives the
+    same bits on a CPU. Raises SurrogateError before anything is asked, or what the target raises.
     """
     images = _check_pool(pool)
     if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 1:

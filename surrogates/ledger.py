@@ -100,8 +100,8 @@ class QueryLedger:
 
         For training, evaluation and canary an image is asked once ever: repeated images, in one batch, later
         or by another process, get the kept answer. For certification and attack every batch is asked afresh;
-        its answers are kept as a receipt of `experiment`, a fingerprint of everything that determines the queries
-        (seed and configuration), so that the same experiment, run again from its start after an interruption,
+        its answers are kept as a receipt of `experiment`, a fingerprint of what determines the queries (seed
+        and configuration), so that the same experiment, run again from its start after an interruption,
         gets back what it has paid for and no other experiment ever does. Certification answers are labels
         only. `experiment` is ignored for the other purposes. Raises LedgerError.
         """
@@ -211,7 +211,7 @@ class PaidTarget(Target):
     def _fresh_items(
         self, pixels: np.ndarray, repeats: Counter[bytes]
     ) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
-        """Return a key for each batch; the n-th asking of equal bytes has its own, as it must be answered anew."""
+        """Return a key for each batch; the n-th asking of equal bytes has its own, to be answered anew."""
         rows: dict[bytes, np.ndarray] = {}
         size = self._target.batch_size or len(pixels)
         for start in range(0, len(pixels), size):

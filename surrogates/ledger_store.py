@@ -66,7 +66,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known, what the caller must now send (the first is marked sent), and whether others are asking."""
+    """What is known, what the caller must send (the first is marked sent), and whether others are asking."""
 
     known: dict[bytes, Answers]
     batches: list[Batch]
@@ -246,7 +246,8 @@ class LedgerStore:
             flying = f" and {in_flight} in flight" if in_flight else ""
             raise BudgetExceeded(
                 f"{purpose} budget is {budget} queries, {spent} spent{flying}, "
-                f"this batch needs {asked} more: raise ledger.{purpose} to at least {spent + in_flight + asked} or ask for fewer"
+                f"this batch needs {asked} more: "
+                f"raise ledger.{purpose} to at least {spent + in_flight + asked} or ask for fewer"
             )
 
     def _reserve(
