@@ -136,7 +136,13 @@ class Gaussian(NoiseLaw):
     def _p_required(self, r: FloatArray) -> FloatArray:
         return ndtr(r / self.sigma)
 
-    def _sample(self, shape, generator, device, dtype):  # type: ignore[no-untyped-def]
+    def _sample(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype).mul_(self.sigma)
 
 
@@ -162,9 +168,16 @@ class Laplace(NoiseLaw):
     def _p_required(self, r: FloatArray) -> FloatArray:
         return 1 - 0.5 * np.exp(-r / self.scale)
 
-    def _sample(self, shape, generator, device, dtype):  # type: ignore[no-untyped-def]
+    def _sample(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         # Inverse transform of a uniform magnitude and a fair sign; float64 keeps the tail.
         u = torch.rand(shape, generator=generator, device=device, dtype=torch.float64).mul_(2).sub_(1)
+        u.clamp_(min=-1 + 2**-53)  # rand includes 0, whose image is infinite
         return (torch.sign(u) * torch.log1p(-u.abs())).mul_(-self.scale).to(dtype)
 
 
@@ -189,7 +202,13 @@ class Uniform(NoiseLaw):
     def _p_required(self, r: FloatArray) -> FloatArray:
         return 0.5 + r / (2 * self.half_width)
 
-    def _sample(self, shape, generator, device, dtype):  # type: ignore[no-untyped-def]
+    def _sample(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         u = torch.rand(shape, generator=generator, device=device, dtype=dtype)
         return u.mul_(2 * self.half_width).sub_(self.half_width)
 

@@ -113,7 +113,13 @@ class GaussianScaleMixture(NoiseLaw):
     def _p_required(self, r: FloatArray) -> FloatArray:
         return _table(self).p_required(r)
 
-    def _sample(self, shape, generator, device, dtype):  # type: ignore[no-untyped-def]
+    def _sample(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         sigma = self._sample_sigma(shape[0], generator, device)
         noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         return noise.mul_(sigma.to(dtype).reshape(-1, *[1] * (len(shape) - 1)))

@@ -149,7 +149,7 @@ class SmoothedClassifier:
         self.batch_size = check_count("batch_size", batch_size)
         self.chunk_size = check_count("chunk_size", chunk_size)
         self.device = resolve_device(base, device)
-        self.seed = seed
+        self.seed = check_count("seed", seed, 0)
 
     def certify(
         self,

@@ -84,7 +84,7 @@ def test_plot(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["target", "surrogate"]
     assert "[0, 1]" in axes.get_xlabel()
-    assert "l2" in axes.get_xlabel()
+    assert "ℓ2" in axes.get_xlabel()
     assert axes.get_ylabel()
     assert np.array_equal(axes.lines[0].get_ydata(), both["target"].accuracy)
     assert len(axes.collections) == 2

@@ -93,7 +93,7 @@ def test_worst_case_certificates_stay_inside_the_margin():
 
 
 def test_gaussian_half_space_is_tight():
-    """For one sigma the half-space is the worst case: the error rate is alpha, neither above nor far below."""
+    """For one sigma the half-space is the worst case: the error rate is alpha, not far below it."""
     count = np.sum(claimed_radii(Gaussian(0.25), ndtr(0.3 / 0.25)) > 0.3)
     assert st.binom.ppf(1e-6, REPETITIONS, 0.9 * ALPHA) <= count <= LIMIT
 
