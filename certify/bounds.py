@@ -12,11 +12,9 @@ ROUNDING = 1e-12  # relative; above the error of the beta quantiles, so that eve
 
 
 def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Any:
-    """One-sided lower bound on a binomial probability, wrong with probability at most ``alpha``; rounded
-    down.
+    """One-sided lower bound on a binomial probability, wrong with probability <= ``alpha``; rounded down.
 
-    Scalars give a float, arrays (broadcast) a float64 array. Raises CertifyError unless 0 <= successes <=
-    trials.
+    Scalars give a float, arrays a float64 array. Raises CertifyError unless 0 <= successes <= trials.
     """
     return _bounds(successes, trials, 2 * check_alpha(alpha))[0]
 
@@ -24,8 +22,7 @@ def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) 
 def binomial_upper_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Any:
     """One-sided upper bound on a binomial probability, wrong with probability at most ``alpha``; rounded up.
 
-    Scalars give a float, arrays (broadcast) a float64 array. Raises CertifyError unless 0 <= successes <=
-    trials.
+    Scalars give a float, arrays a float64 array. Raises CertifyError unless 0 <= successes <= trials.
     """
     return _bounds(successes, trials, 2 * check_alpha(alpha))[1]
 
@@ -33,8 +30,7 @@ def binomial_upper_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) 
 def binomial_interval(successes: ArrayLike, trials: ArrayLike, alpha: float = 0.05) -> tuple[Any, Any]:
     """Two-sided Clopper-Pearson interval (lower, upper) at level 1 - alpha, rounded outwards.
 
-    Scalars give floats, arrays (broadcast) float64 arrays. Raises CertifyError unless 0 <= successes <=
-    trials.
+    Scalars give floats, arrays float64 arrays. Raises CertifyError unless 0 <= successes <= trials.
     """
     return _bounds(successes, trials, check_alpha(alpha))
 
@@ -56,9 +52,7 @@ def smallest_n(p_required: float, alpha: float) -> int:
 
 
 def required_successes(p_required: float, trials: int, alpha: float) -> int | None:
-    """Fewest successes in ``trials`` whose lower bound is at least ``p_required``; None if even all do not
-    suffice.
-    """
+    """Fewest successes in ``trials`` with a lower bound >= ``p_required``; None if all do not suffice."""
     low, high = 0, check_count("trials", trials)
     if binomial_lower_bound(high, high, alpha) < p_required:
         return None

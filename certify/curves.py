@@ -36,8 +36,7 @@ class Curve:
 
 
 def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) -> Curve:
-    """Share of images that are correct with a radius of at least r, for each r in ``radii``, with 1 - alpha
-    bands.
+    """Share of images that are correct with radius >= r, for each r in ``radii``, with 1 - alpha bands.
 
     Abstentions and wrong classes count as wrong at every radius, 0 included (Cohen et al. 2019).
     Raises CertifyError if there are no records or a radius is negative.

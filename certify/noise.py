@@ -112,9 +112,7 @@ class NoiseLaw(ABC):
 
 @dataclass(frozen=True)
 class Gaussian(NoiseLaw):
-    """N(0, sigma^2) on every pixel: l2 radius sigma * Phi^-1(p) (Cohen, Rosenfeld and Kolter 2019, Theorem
-    1).
-    """
+    """N(0, sigma^2) on every pixel: l2 radius sigma * Phi^-1(p) (Cohen et al. 2019, Theorem 1)."""
 
     sigma: float
     norm: ClassVar[str] = "l2"
@@ -148,9 +146,7 @@ class Gaussian(NoiseLaw):
 
 @dataclass(frozen=True)
 class Laplace(NoiseLaw):
-    """Laplace noise of the given scale on every pixel: l1 radius -scale * log(2 (1 - p)) (Teng, Lee and Yuan
-    2020).
-    """
+    """Laplace noise on every pixel: l1 radius -scale * log(2 (1 - p)) (Teng, Lee and Yuan 2020)."""
 
     scale: float
     norm: ClassVar[str] = "l1"
@@ -183,9 +179,7 @@ class Laplace(NoiseLaw):
 
 @dataclass(frozen=True)
 class Uniform(NoiseLaw):
-    """Uniform noise on [-half_width, half_width]: l1 radius 2 * half_width * (p - 1/2) (Yang et al. 2020,
-    Table 1).
-    """
+    """U(-half_width, half_width) on every pixel: l1 radius 2 * half_width * (p - 1/2) (Yang et al. 2020)."""
 
     half_width: float
     norm: ClassVar[str] = "l1"

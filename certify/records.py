@@ -1,5 +1,4 @@
-"""Per-image records of a certification run: append-only, durable, resumable, re-certifiable from the raw
-counts.
+"""Per-image records of a certification run: append-only, resumable, re-certifiable from raw counts.
 
 ``RecordLog`` keeps two files in step. ``<stem>.jsonl`` is the record: a header line with the whole
 configuration, then one JSON object an image in full precision, without timing, so that a resumed run writes
@@ -221,9 +220,7 @@ def _json_line(content: dict[str, Any], sort_keys: bool = False) -> bytes:
 
 
 def _recover_tsv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Bring the TSV in step with the record: extra or torn lines go, lost ones return with an unknown time of
-    0.
-    """
+    """Bring the TSV in step with the record: extra or torn lines go, lost ones return with a time of 0."""
     data = path.read_bytes() if path.exists() else b""
     lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
     header = TSV_HEADER.encode()

@@ -239,9 +239,7 @@ def _plain(value: Any) -> Any:
 
 
 def _q_sufficient(r: FloatArray, u: FloatArray, law: _Quantiles, rows: int = 64) -> FloatArray:
-    """1 - p_suff(r, t) of the module's docstring, rounded down; r and u = t / r are (k,), and so is the
-    answer.
-    """
+    """1 - p_suff(r, t) of the module's docstring, rounded down; r, u = t / r and the answer are (k,)."""
     q = np.empty(len(r))
     half = 0.5 / law.sigma
     for start in range(0, len(r), rows):

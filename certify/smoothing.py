@@ -34,8 +34,7 @@ METHODS = ("fixed",)
 
 @dataclass(frozen=True)
 class Certificate:
-    """With probability at least 1 - ``alpha`` over the draws, ``prediction`` holds within ``radius`` of the
-    image.
+    """``prediction`` holds within ``radius`` of the image, with probability >= 1 - ``alpha`` over the draws.
 
     ``prediction`` is the smoothed ``subject``'s class, or ABSTAIN with radius 0. ``radius`` is in ``norm``
     and [0, 1] pixel units. ``p_lower`` bounds the top class's probability from ``counts``, the votes of the

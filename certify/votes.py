@@ -53,8 +53,7 @@ def count_votes(
     device: torch.device | str | None = None,
     progress: Any = None,
 ) -> NDArray[np.int64]:
-    """Count the votes of ``n`` noise draws for each image: an int64 array (N, num_classes) whose rows sum to
-    n.
+    """Count the votes of ``n`` noise draws for each image: int64 (N, num_classes), rows that sum to n.
 
     ``images``: (N, C, H, W) floats in [0, 1]; ``indices``: their N distinct names, which seed their noise.
     ``classify``: (B, C, H, W) float32 -> scores (B, num_classes) or integer labels (B,), tensor or array; a
@@ -81,9 +80,7 @@ def count_votes(
                 seen = torch.stack(
                     [torch.minimum(seen[0], labels.min()), torch.maximum(seen[1], labels.max())]
                 )
-                if (
-                    device.type == "cpu"
-                ):  # elsewhere looking would wait for every batch: there, once at the end
+                if device.type == "cpu":  # elsewhere once at the end: looking would wait for every batch
                     _check_labels(seen, num_classes)
                 slot = part_owner * num_classes + labels.clamp(0, num_classes - 1)
                 counts.index_add_(0, slot, torch.ones_like(slot))  # bincount would wait for the device
@@ -128,9 +125,7 @@ def check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
 
 
 def resolve_device(classify: Any, device: torch.device | str | None) -> torch.device:
-    """The device to draw on: the module's own, else ``device``, else the CPU; CertifyError if the two
-    disagree.
-    """
+    """The device to draw on: the module's own, else ``device``, else the CPU; CertifyError if they differ."""
     asked = None if device is None else torch.device(device)
     if not isinstance(classify, torch.nn.Module):
         return asked or torch.device("cpu")
@@ -158,9 +153,7 @@ def _chunks(indices: Sequence[int], n: int, stage: int, seed: int, chunk_size: i
 
 
 def _packed(chunks: Iterator[_Chunk], batch_size: int, chunk_size: int) -> Iterator[list[_Chunk]]:
-    """Group chunks, in order, into batches of at most ``batch_size`` draws, or one by one if that holds no
-    two.
-    """
+    """Group chunks, in order, into batches of at most ``batch_size`` draws, or singly if two do not fit."""
     group: list[_Chunk] = []
     for chunk in chunks:
         full = sum(other.size for other in group) + chunk.size > batch_size or batch_size <= chunk_size
