@@ -27,6 +27,9 @@ BUSY_SECONDS = 60
 # A process on another host cannot be looked up: its batch is given up after this long without an answer.
 FOREIGN_LEASE_SECONDS = 3600
 
+# A forked child opens its own connection and never closes its parent's: SQLite forbids both uses.
+_INHERITED: list[sqlite3.Connection] = []
+
 SCHEMA = """
 CREATE TABLE subject (identity TEXT NOT NULL, num_classes INTEGER NOT NULL);
 CREATE TABLE batches (
@@ -86,8 +89,12 @@ class LedgerStore:
                 f"ledger {self.path} has no directory: create {self.path.parent} or give another path"
             )
         self._connect()
-        with self.transaction() as db:
-            self._check_schema(db)
+        try:
+            with self.transaction() as db:
+                self._check_schema(db)
+        except LedgerError:
+            self.close()
+            raise
 
     def claim(self, identity: str, num_classes: int) -> None:
         """Bind the file to one target for ever, or raise LedgerError naming both."""
@@ -184,7 +191,8 @@ class LedgerStore:
         """Yield the connection inside BEGIN IMMEDIATE ... COMMIT; database faults become LedgerError."""
         with self._lock:
             try:
-                if self._pid != os.getpid():  # a connection must not cross a fork
+                if self._pid != os.getpid():
+                    _INHERITED.append(self._connection)
                     self._connect()
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -214,7 +222,12 @@ class LedgerStore:
                     f"ledger {self.path} is a database of another program: give the path of a new file"
                 )
             _enter_wal(self._connection)
+        except LedgerError:
+            self._connection.close()
+            raise
         except sqlite3.Error as error:
+            if hasattr(self, "_connection"):
+                self._connection.close()
             raise LedgerError(
                 f"ledger {self.path} cannot be opened ({error}): "
                 "give the path of a ledger, or of a new file that can be written"

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from torch import nn
 
@@ -26,11 +28,14 @@ from surrogates import (
 from surrogates.distillation import _shifted
 from surrogates.selection import select_random
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 
 @pytest.fixture(scope="module", autouse=True)
-def two_threads() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """These models are too small to share: threads that wait for each other only cost time."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
@@ -43,9 +48,9 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def box(images: np.ndarray) -> Any:
     """A dense network; the students below are convolutional."""
-    return MLPClassifier((64,), alpha=0.1, max_iter=60, tol=0, n_iter_no_change=60, random_state=0).fit(
-        images[:900].reshape(900, -1), load_digits().target[:900]
-    )
+    network = MLPClassifier((64,), alpha=0.1, max_iter=60, random_state=0)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        return network.fit(images[:900].reshape(900, -1), load_digits().target[:900])
 
 
 class Gaussian:

@@ -11,6 +11,8 @@ from torch import nn
 from surrogates import SurrogateError, fidelity, open_target
 from surrogates.fidelity import _clopper_pearson
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 
 class FirstPixel(nn.Module):
     """Class 1 where the first pixel passes a threshold."""

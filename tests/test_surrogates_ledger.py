@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch
 
 from surrogates import BudgetExceeded, LedgerError, QueryLedger, SurrogateError, TargetError, open_target
 from surrogates.targets.base import Target
+
+pytestmark = pytest.mark.filterwarnings("error")
 
 SHAPE = (1, 2, 2)
 CLASSES = 7
@@ -76,9 +80,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
+@contextmanager
+def database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database beside the ledger, and close it, which sqlite3's own context does not."""
+    connection = sqlite3.connect(path)
+    try:
+        with connection:
+            yield connection
+    finally:
+        connection.close()
+
+
 def states(path: Path) -> Counter[str]:
     """Count queries by state in the rows themselves, apart from the running tally."""
-    with sqlite3.connect(path) as db:
+    with database(path) as db:
         return Counter(dict(db.execute("SELECT state, sum(size) FROM batches GROUP BY state")))
 
 
@@ -315,11 +330,11 @@ def test_bad_budgets(path: Path, budget: Any, message: str) -> None:
 
 def test_bad_paths(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is no database, whatever its name may promise\n" * 50)
-    with sqlite3.connect(tmp_path / "other.db") as db:
+    with database(tmp_path / "other.db") as db:
         db.execute("CREATE TABLE runs (id INTEGER)")
     before = (tmp_path / "other.db").read_bytes()
     QueryLedger(tmp_path / "future.db", 1).close()
-    with sqlite3.connect(tmp_path / "future.db") as db:
+    with database(tmp_path / "future.db") as db:
         db.execute("PRAGMA user_version = 99")
     for name, message in {
         "text.db": "file is not a database",
@@ -364,7 +379,7 @@ def test_a_dead_strangers_batch_is_settled(path: Path) -> None:
             ("reserved", None, os.getpid(), 12345.0, time.time()),
         ]
         host = socket.gethostname()
-        with sqlite3.connect(path) as db:
+        with database(path) as db:
             for state, where, pid, born, since in rows:
                 db.execute(
                     "INSERT INTO batches (purpose, size, state, charged_when_sent, host, pid, born, thread, "
@@ -411,7 +426,7 @@ def answered_images(path: Path, total: int) -> set[int]:
     """Which images the ledger could answer for free, read from its tables."""
     with QueryLedger(path, total) as ledger:
         keys, _ = ledger.attach(opened(Service()))._items(pool(total))
-    with sqlite3.connect(path) as db:
+    with database(path) as db:
         kept = {bytes(row[0]) for row in db.execute("SELECT key FROM answers WHERE labels IS NOT NULL")}
     return {number for number, key in enumerate(keys) if key in kept}
 
@@ -474,16 +489,22 @@ def scenario_race(folder: Path) -> None:
     path, file = folder / "ledger.db", folder / "witness"
     file.touch()
 
+    def spend(ledger: QueryLedger, first: int) -> None:
+        target = ledger.attach(opened(Witness(file, 0.001)))
+        for start in range(first, first + 100, 5):
+            try:
+                target.query(pool(5, first=start))
+            except BudgetExceeded:
+                continue
+
     def work(first: int) -> None:
         with QueryLedger(path, 150) as ledger:
-            target = ledger.attach(opened(Witness(file, 0.001)))
-            for start in range(first, first + 100, 5):
-                try:
-                    target.query(pool(5, first=start))
-                except BudgetExceeded:
-                    continue
+            spend(ledger, first)
 
-    children = [forked(lambda first=50 * k: work(first)) for k in range(4)]
+    children = [forked(lambda first=50 * k: work(first)) for k in range(3)]
+    with QueryLedger(path, 150) as ours:  # the fourth uses a ledger that its parent opened
+        children.append(forked(lambda: spend(ours, 150)))
+        assert ours.bill()["training"].largest <= 150
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
     served = [int(line) for line in file.read_text().split()]
     assert len(served) == 150  # of 250 distinct images

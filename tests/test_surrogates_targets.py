@@ -18,6 +18,9 @@ from sklearn.svm import LinearSVC
 
 from surrogates import SurrogateError, Target, TargetError, open_target
 
+# MLflow and SQLAlchemy warn about themselves while they are imported, so warnings cannot all be errors here.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
 SHAPE = (1, 8, 8)
 
 
@@ -162,7 +165,7 @@ def test_a_pyfunc_model_of_unknown_code_may_charge(mlflow_uris: Any, tmp_path: P
     import mlflow
 
     class Service(mlflow.pyfunc.PythonModel):
-        def predict(self, context: Any, model_input: Any) -> Any:
+        def predict(self, context, model_input):  # MLflow reads type hints as a schema
             return [{"scores": row.tolist()} for row in ten_classes(model_input)]
 
     mlflow.pyfunc.save_model(tmp_path / "model", python_model=Service(), pip_requirements=["numpy"])
