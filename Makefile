@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`. Each sets up first what is missing.
+# An active virtual environment is used as it is; otherwise one is made in .venv.
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.certdef-ready
+ARGS ?=
+
+.PHONY: help run test lint setup clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make the virtual environment and install certdef with its pinned dependencies
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
+	touch $(READY)
+
+run: $(READY)  ## the main job on the digits that ship with scikit-learn; options in ARGS, e.g. ARGS="--seed 1"
+	$(BIN)/certdef run $(ARGS)
+
+test: $(READY)  ## the tests; more of pytest's options in ARGS, e.g. ARGS="-m slow"
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(BIN)/python -m pytest $(if $(findstring -m,$(ARGS)),,-m "not slow") $(ARGS)
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove what jobs made (runs/, mlruns/); the virtual environment stays
+	rm -rf runs mlruns/mlflow.db mlruns/artifacts .pytest_cache

@@ -1,0 +1,36 @@
+"""The papers behind the options of a run."""
+
+from __future__ import annotations
+
+from certdef.config import RunConfig
+
+PAPERS = {
+    "smoothing": "Cohen, Rosenfeld, Kolter. Certified Adversarial Robustness via Randomized Smoothing. ICML 2019. arXiv 1902.02918",
+    "bound": "Clopper, Pearson. The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial. Biometrika 26, 1934",
+    "denoised": "Salman, Sun, Yang, Kapoor, Kolter. Denoised Smoothing: A Provable Defense for Pretrained Classifiers. NeurIPS 2020. arXiv 2003.01908",
+    "nim": "You, Liu, Han, Xu. Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense. NeurIPS 2023. arXiv 2302.01056",
+    "mae": "He, Chen, Xie, Li, Dollar, Girshick. Masked Autoencoders Are Scalable Vision Learners. CVPR 2022. arXiv 2111.06377",
+    "ducd": "Li, Wu, Chen et al. Privacy-preserving Universal Adversarial Defense for Black-box Models (DUCD). 2024. arXiv 2408.10647",
+    "pgd": "Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Resistant to Adversarial Attacks. ICLR 2018. arXiv 1706.06083",
+    "torchattacks": "Kim. Torchattacks: A PyTorch Repository for Adversarial Attacks. arXiv 2010.01950",
+    "timm": "Wightman. PyTorch Image Models. 2019",
+    "digits": "Alpaydin, Kaynak. Optical Recognition of Handwritten Digits. UCI Machine Learning Repository, 1998",
+    "fashion-mnist": "Xiao, Rasul, Vollgraf. Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms. arXiv 1708.07747",
+}
+
+
+def cite(config: RunConfig) -> str:
+    """One line a paper: what it is used for, then the reference."""
+    used = {
+        "smoothing": "certificates: majority vote under noise",
+        "bound": "certificates: the bound on the top class; every interval",
+        "denoised": "certificates: a denoiser in front of the classifier",
+        "nim": f"De^3 and its noise, {config.certify.laws[0].family}{config.certify.laws[0].shape} scale {config.certify.laws[0].scale_255:g}/255",
+        "mae": "the autoencoder that noisy image modelling trains",
+        "ducd": f"the surrogate ({config.surrogate.model}), distilled from {config.ledger.training} answers",
+        "pgd": f"the attack, {config.attack.steps} steps",
+        "torchattacks": "the attack's implementation",
+        "timm": "transformer blocks, and every model by name",
+        config.data.name: "the images",
+    }
+    return "\n".join(f"{purpose}\n    {PAPERS[key]}" for key, purpose in used.items() if key in PAPERS)

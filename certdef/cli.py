@@ -1,0 +1,236 @@
+"""The command line. `certdef --help` loads no torch: each verb imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import RawDescriptionHelpFormatter
+from typing import TYPE_CHECKING, Any
+
+from certdef import __version__
+from certdef.config import ConfigError, RunConfig, add_config_arguments, from_namespace, nearest, parse
+
+if TYPE_CHECKING:
+    from certdef.pipeline import Summary
+
+OVERVIEW = """\
+Certify a classifier whose weights are out of reach.
+
+  certdef run                              the whole job on the digits that ship with scikit-learn
+  certdef run --preset fashion-mnist --data.root FOLDER
+  certdef run --target.uri models:/mine@prod --data.name npz --data.path images.npz
+  certdef certify --certify.n 2000         one stage, and whatever it needs first
+  certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
+"""
+JOBS = {
+    "run": "the whole job: target, surrogate, denoiser, certificates, attack, report",
+    "pretrain": "pre-train the denoiser of De^3 on the unlabelled pool",
+    "distill": "query the target within its budget and distil the surrogate",
+    "certify": "certify target and surrogate by randomized smoothing",
+    "attack": "PGD on the surrogate, transferred to the target, with and without De^3",
+    "report": "write the page of the job again",
+}
+OTHERS = {
+    "serve": "serve the registered certified classifier with MLflow's scoring server",
+    "doctor": "versions, devices, tracking store, and what is missing",
+    "cite": "the papers behind the options of a run",
+}
+EXAMPLES = {
+    "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
+    "pretrain": "certdef pretrain --nim.epochs 100",
+    "distill": "certdef distill --ledger.training 300",
+    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
+    "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50",
+    "report": "certdef report",
+    "serve": 'certdef serve --port 5001\n  curl -d \'{"inputs": [...], "params": {"n": 2000}}\' -H \'Content-Type: application/json\' http://127.0.0.1:5001/invocations',
+    "doctor": "certdef doctor",
+    "cite": "certdef cite --preset fashion-mnist",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 for input that can't be used, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verbs = JOBS | OTHERS
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, verbs))
+        print(
+            OVERVIEW + "\nverbs:\n" + "\n".join(f"  {verb:<{width}}  {text}" for verb, text in verbs.items())
+        )
+        print("\ncertdef VERB --help shows the options of a verb; certdef --version the version.")
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if arguments[0] not in verbs:
+            raise ConfigError(
+                f"unknown verb {arguments[0]!r}{nearest(arguments[0], list(verbs))}: certdef --help lists them"
+            )
+        return run_verb(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        print("\ncertdef: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        if not _expected(error):
+            raise
+        print(f"certdef: {error}", file=sys.stderr)
+        return 2
+
+
+def run_verb(verb: str, arguments: list[str]) -> int:
+    parser = build_parser(verb, preset_of(arguments))
+    if any(argument in ("-h", "--help") for argument in arguments):
+        parser.print_help()
+        return 0
+    namespace = parse(parser, arguments)
+    config = from_namespace(parser, namespace)
+    if getattr(namespace, "print_config", False):
+        print(as_yaml(config), end="")
+        return 0
+    if verb == "doctor":
+        from certdef.health import doctor
+
+        return doctor(config)
+    if verb == "cite":
+        from certdef.citations import cite
+
+        print(cite(config))
+        return 0
+    _quiet()
+    if verb == "serve":
+        from certdef.serving import serve
+
+        print(
+            f"serving {namespace.model or config.registered_model} on http://{namespace.host}:{namespace.port}/invocations; Ctrl-C stops it",
+            flush=True,
+        )
+        serve(config, model=namespace.model, host=namespace.host, port=namespace.port)
+        return 0
+    from certdef import pipeline
+
+    summary = getattr(pipeline, verb)(config, progress=not namespace.quiet, fresh=namespace.fresh)
+    print(headline(config, summary))
+    return 0
+
+
+def build_parser(verb: str, preset: str) -> Any:
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """Keeps the examples as they are written."""
+
+    text = (JOBS | OTHERS)[verb]
+    parser = ArgumentParser(
+        prog=f"certdef {verb}", exit_on_error=False, add_help=False, usage=f"certdef {verb} [options]", formatter_class=Formatter,
+        description=f"{text[0].upper()}{text[1:]}.\n\nexamples:\n  {EXAMPLES[verb]}",
+    )  # fmt: skip
+    parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    parser.add_argument(
+        "--print-config", action="store_true", help="Print the resolved configuration as YAML and stop."
+    )
+    if verb in JOBS:
+        parser.add_argument(
+            "--fresh", action="store_true", help="Train and certify anew; paid answers are kept."
+        )
+        parser.add_argument("--quiet", action="store_true", help="No progress bars.")
+    if verb == "serve":
+        parser.add_argument(
+            "--model",
+            type=str | None,
+            default=None,
+            help="MLflow model URI; default the latest registered version.",
+        )
+        parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on.")
+        parser.add_argument("--port", type=int, default=5001, help="Port to listen on.")
+    add_config_arguments(parser, preset)
+    return parser
+
+
+def preset_of(arguments: list[str]) -> str:
+    """The preset decides the defaults, so it is read before the rest."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--preset="):
+            return argument.split("=", 1)[1]
+        if argument == "--preset" and position + 1 < len(arguments):
+            return arguments[position + 1]
+    return "digits"
+
+
+def as_yaml(config: RunConfig) -> str:
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return yaml.safe_dump(plain(config.to_dict()), sort_keys=False)
+
+
+def headline(config: RunConfig, summary: Summary) -> str:
+    """The few lines that a finished verb leaves in the terminal."""
+    lines = [""]
+    results = summary.results
+    if "target" in results:
+        lines.append(f"target      {_share(results['target']['accuracy'])} right on held-out images")
+    if "surrogate" in results:
+        found = results["surrogate"]
+        lines.append(
+            f"surrogate   agrees with it on {_share(found['agreement_clean'])} clean, {_share(found['agreement_noisy'])} under the noise ({found['queries']} queries)"
+        )
+    if "certify" in results:
+        for curve in results["certify"]["curves"].values():
+            if curve["law"] == config.certify.laws[0].label and curve["denoised"]:
+                shares = "  ".join(
+                    f"r={r:g} {_share(a)}"
+                    for r, a in zip(results["certify"]["radii"], curve["accuracy"], strict=True)
+                )
+                lines.append(
+                    f"certified   {curve['subject']:<9} {shares}   ({curve['images']} images, n={curve['n']:,})"
+                )
+    if "attack" in results:
+        for row in results["attack"]["rows"][1:]:
+            lines.append(
+                f"attack      PGD eps {row['eps']:g}: target {_share(row['target'])}, behind De^3 {_share(row['target_de3'])}"
+            )
+    if summary.bill:
+        lines.append(
+            "queries     "
+            + ", ".join(
+                f"{purpose} {charge.spent:,} of {charge.budget:,}"
+                for purpose, charge in summary.bill.charges.items()
+                if charge.budget
+            )
+        )
+    if summary.report:
+        lines.append(f"report      {summary.report}")
+    lines.append(f"runs        mlflow ui --backend-store-uri {summary.tracking_uri}")
+    return "\n".join(lines)
+
+
+def _share(triple: list[float]) -> str:
+    share, low, high = triple
+    return f"{100 * share:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _expected(error: ValueError) -> bool:
+    """Whether an error is one of ours: a line for the user. Anything else is a bug and keeps its traceback."""
+    from certify import CertifyError
+    from surrogates import SurrogateError
+
+    return isinstance(error, ConfigError | CertifyError | SurrogateError)
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own bars and summary."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,473 @@
+"""The one typed configuration: frozen dataclasses, a YAML file, command-line overrides.
+
+The defaults are the `digits` preset. A preset is a YAML file in `certdef/presets` that names only what differs.
+Everything is in pixel units of [0, 1], except `SigmaLaw.scale_255`, which says so in its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: one line that names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class SigmaLaw:
+    """Law of the noise level sigma, one draw an image, as published in 8-bit levels.
+
+    Args:
+        label: Name of the law in tables, curves and metrics.
+        family: A continuous scipy.stats family, e.g. gamma, uniform, gengamma.
+        shape: Shape arguments of the family; (25,) for the gamma of noisy image modelling.
+        scale_255: Scale in 8-bit levels (0-255); divided by 255 at this door. uniform with scale 150 is U(0, 150)/255.
+    """
+
+    label: str = "nim"
+    family: str = "gamma"
+    shape: tuple[float, ...] = (25.0,)
+    scale_255: float = 3.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images.
+
+    Args:
+        name: digits (ships with scikit-learn), fashion-mnist, or npz for your own file.
+        root: Folder of the data sets; default $CERTDEF_DATA_ROOT, else ../shared/data.
+        path: For npz: a file with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], and `labels` (N,).
+        target_images: How many labelled images the owner of the target trains on (no one else sees them).
+        pool_images: How many unlabelled images we own: queried, and used to pre-train the denoiser.
+        heldout_images: How many images every figure is measured on.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    path: str | None = None
+    target_images: int = 600
+    pool_images: int = 797
+    heldout_images: int = 400
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """The deployed black box.
+
+    Args:
+        uri: MLflow model URI of your own target; unset, one is trained, logged and loaded back.
+        num_classes: Number of classes; needed only where it can't be read off the data's labels.
+        kind: What to train where no URI is given: svc (scikit-learn) or cnn.
+        epochs: Training epochs of a cnn target.
+    """
+
+    uri: str | None = None
+    num_classes: int | None = None
+    kind: str = "svc"
+    epochs: int = 5
+
+
+@dataclass(frozen=True)
+class LedgerConfig:
+    """Hard query budgets, one column a purpose.
+
+    Args:
+        path: The SQLite file; default ledger.db in the work directory.
+        training: Queries that label the surrogate's training images.
+        evaluation: Queries on held-out images (clean accuracy, agreement).
+        certification: Queries under noise that certify the target itself.
+        attack: Queries that test transferred adversarial images.
+    """
+
+    path: str | None = None
+    training: int = 600
+    evaluation: int = 2_000
+    certification: int = 225_000
+    attack: int = 5_000
+
+
+@dataclass(frozen=True)
+class SurrogateConfig:
+    """The white-box stand-in, distilled from the target's answers alone.
+
+    Args:
+        model: cnn, mlp, or any timm model name.
+        epochs: Passes over the answered images.
+        batch_size: Images a step.
+        query_batch: Images a query batch.
+        learning_rate: Peak rate of AdamW, cosine schedule.
+        weight_decay: Weight decay of AdamW.
+        shift: Random shifts of the training images by up to this many pixels.
+        noise_255: Upper end of the uniform sigma (8-bit levels) of the noise on training images; 0 is off.
+    """
+
+    model: str = "cnn"
+    epochs: int = 200
+    batch_size: int = 100
+    query_batch: int = 100
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    shift: int = 1
+    noise_255: float = 30.0
+
+
+@dataclass(frozen=True)
+class NIMConfig:
+    """Noisy image modelling: the masked autoencoder with noise in the place of masks.
+
+    Args:
+        sigma: Law of sigma in pre-training.
+        patch_size: Side of a patch in pixels.
+        width: Width of the ViT encoder.
+        depth: Blocks of the encoder.
+        heads: Attention heads of encoder and decoder.
+        decoder_width: Width of the decoder.
+        decoder_depth: Blocks of the decoder.
+        epochs: Passes over the unlabelled pool.
+        batch_size: Images a step.
+        base_learning_rate: Rate for a batch of 256; scaled with the batch.
+        warmup: Share of the epochs with a linearly rising rate.
+    """
+
+    sigma: SigmaLaw = field(default_factory=SigmaLaw)
+    patch_size: int = 4
+    width: int = 64
+    depth: int = 3
+    heads: int = 4
+    decoder_width: int = 64
+    decoder_depth: int = 1
+    epochs: int = 800
+    batch_size: int = 128
+    base_learning_rate: float = 3e-3
+    warmup: float = 0.05
+
+
+@dataclass(frozen=True)
+class CertifyConfig:
+    """Randomized smoothing of both subjects.
+
+    Args:
+        laws: Noise laws; the first is the headline and the one that is served.
+        images: Held-out images certified for the surrogate (free).
+        target_images: Held-out images certified for the target (paid).
+        n0: Draws that choose the class.
+        n: Draws that bound its probability, for the surrogate; the target gets what its budget allows, at most this.
+        alpha: Probability that a certificate is wrong.
+        radii: L2 radii of the tables, in [0,1] pixel units.
+        batch_size: Noisy images a forward pass.
+    """
+
+    laws: tuple[SigmaLaw, ...] = (SigmaLaw(), SigmaLaw(label="wide", scale_255=6.0))
+    images: int = 100
+    target_images: int = 50
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    batch_size: int = 2048
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """PGD on the surrogate, transferred to the target.
+
+    Args:
+        eps: L-infinity budgets in [0,1] pixel units.
+        steps: PGD steps.
+        images: Held-out images attacked.
+        sigma_255: Noise level of De^3 as a defence (8-bit levels): the test-time dial; 0 is off.
+    """
+
+    eps: tuple[float, ...] = (0.1, 0.2, 0.3)
+    steps: int = 20
+    images: int = 400
+    sigma_255: float = 75.0
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow.
+
+    Args:
+        uri: Tracking URI; default $MLFLOW_TRACKING_URI, else the local store in mlruns/.
+        experiment: Name of the experiment.
+        registered_model: Registry name of the certified classifier; default certdef-<preset>.
+        system_metrics: Log processor, memory and GPU use of each stage.
+    """
+
+    uri: str | None = None
+    experiment: str = "certdef"
+    registered_model: str | None = None
+    system_metrics: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One job, from the black box to the report.
+
+    Args:
+        preset: Named starting point: digits or fashion-mnist.
+        seed: Seed of everything that is random.
+        device: auto, cpu or cuda.
+        threads: Processor threads of torch; default all cores.
+        work_dir: Where stages keep what they made; default runs/<preset>.
+        data: The images.
+        target: The deployed black box.
+        ledger: Query budgets.
+        surrogate: The white-box stand-in.
+        nim: The denoiser.
+        certify: Randomized smoothing.
+        attack: The transferred attack.
+        tracking: MLflow.
+    """
+
+    preset: str = "digits"
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    work_dir: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
+    nim: NIMConfig = field(default_factory=NIMConfig)
+    certify: CertifyConfig = field(default_factory=CertifyConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def workspace(self) -> Path:
+        return Path(self.work_dir or f"runs/{self.preset}")
+
+    @property
+    def ledger_path(self) -> Path:
+        return Path(self.ledger.path) if self.ledger.path else self.workspace / "ledger.db"
+
+    @property
+    def registered_model(self) -> str:
+        return self.tracking.registered_model or f"certdef-{self.preset}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """Path of a preset's YAML file; ConfigError that lists the known ones otherwise."""
+    path = PRESETS / f"{name}.yaml"
+    if name not in preset_names():
+        raise ConfigError(
+            f"unknown preset {name!r}: choose one of {', '.join(preset_names())}{nearest(name, preset_names())}"
+        )
+    return path
+
+
+def add_config_arguments(parser: Any, preset: str) -> None:
+    """Give a jsonargparse parser `--config FILE` and every field of RunConfig, on the defaults of a preset."""
+    import yaml
+
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_class_arguments(RunConfig)
+    parser.set_defaults(flatten(yaml.safe_load(preset_path(preset).read_text())))
+
+
+def from_namespace(parser: Any, namespace: Any) -> RunConfig:
+    """Build and check the RunConfig that a parser read."""
+    values = parser.instantiate(namespace)
+    config = RunConfig(**{name: getattr(values, name) for name in RunConfig.__dataclass_fields__})
+    check(config)
+    return config
+
+
+def load_config(preset: str = "digits", file: str | Path | None = None, **overrides: Any) -> RunConfig:
+    """Resolve a configuration from Python.
+
+    Args:
+        preset: Name of a preset.
+        file: A YAML file of further values.
+        overrides: Single values with dots written as double underscores, e.g. `certify__n=2000, seed=3`.
+
+    Raises:
+        ConfigError: An unknown preset, file or key (with the nearest known one), or a value out of range.
+    """
+    arguments = [f"--preset={preset}"]
+    if file is not None:
+        arguments.append(f"--config={file}")
+    arguments += [f"--{key.replace('__', '.')}={_literal(value)}" for key, value in overrides.items()]
+    parser = config_parser(preset)
+    return from_namespace(parser, parse(parser, arguments))
+
+
+def config_parser(preset: str, **options: Any) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, **options)
+    add_config_arguments(parser, preset)
+    return parser
+
+
+def parse(parser: Any, arguments: list[str]) -> Any:
+    """Parse, with unknown keys and unusable values as one ConfigError. `--data-root` is read as `--data.root`."""
+    from jsonargparse import ArgumentError
+
+    dashed = {f"--{key.replace('.', '-').replace('_', '-')}": f"--{key}" for key in known_keys()}
+    split = [argument.partition("=") for argument in arguments]
+    try:
+        return parser.parse_args([dashed.get(name, name) + equals + value for name, equals, value in split])
+    except ArgumentError as error:
+        raise ConfigError(explain(str(error), known_keys())) from error
+
+
+def known_keys() -> list[str]:
+    """Every key of the configuration, dotted."""
+    return [*flatten(RunConfig().to_dict(), groups=True), *SigmaLaw.__dataclass_fields__, "config"]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "", groups: bool = False) -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys; with `groups`, also the keys of the inner dictionaries."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if not isinstance(value, dict) or groups:
+            flat[prefix + name] = value
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.", groups)
+    return flat
+
+
+def explain(message: str, known: list[str]) -> str:
+    """One line from a parser's message, with the nearest known key where one was unknown."""
+    line = " ".join(message.split())
+    group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
+    other = re.search(r"[Oo]ption '([\w.]+)' is not accepted|nrecognized arguments: -*([\w.\-]+)", line)
+    if not (group or other):
+        return line.replace("Parser key ", "")
+    key = f"{group[1]}.{group[2]}" if group else other[1] or other[2]
+    return f"unknown key {key!r}{nearest(key, known)}: certdef run --print-config shows all keys"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """` (did you mean ...?)`, or nothing where nothing is close."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _literal(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse values out of range before anything is trained or paid for."""
+    preset_path(config.preset)
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("device", config.device, config.device in ("auto", "cpu", "cuda"), "use auto, cpu or cuda"),
+        (
+            "certify.alpha",
+            config.certify.alpha,
+            0 < config.certify.alpha < 0.5,
+            "use a value in (0, 0.5), e.g. 0.001",
+        ),
+        ("certify.n0", config.certify.n0, config.certify.n0 >= 1, "use at least 1, e.g. 100"),
+        ("certify.images", config.certify.images, config.certify.images >= 1, "use at least 1"),
+        (
+            "certify.target_images",
+            config.certify.target_images,
+            config.certify.target_images >= 1,
+            "use at least 1",
+        ),
+        ("certify.batch_size", config.certify.batch_size, config.certify.batch_size >= 1, "use at least 1"),
+        ("certify.laws", config.certify.laws, len(config.certify.laws) >= 1, "name at least one law"),
+        (
+            "certify.radii",
+            config.certify.radii,
+            all(r >= 0 for r in config.certify.radii),
+            "use radii of 0 or more",
+        ),
+        (
+            "attack.eps",
+            config.attack.eps,
+            all(0 <= e <= 1 for e in config.attack.eps),
+            "use [0,1] pixel units: 8/255 is 0.0314",
+        ),
+        ("attack.steps", config.attack.steps, config.attack.steps >= 1, "use at least 1"),
+        (
+            "target.kind",
+            config.target.kind,
+            config.target.kind in ("svc", "cnn"),
+            "use svc or cnn, or give target.uri",
+        ),
+        ("nim.epochs", config.nim.epochs, config.nim.epochs >= 1, "use at least 1"),
+        (
+            "nim.heads",
+            config.nim.heads,
+            config.nim.heads >= 1 and config.nim.width % config.nim.heads == 0,
+            "nim.width must be a multiple of it",
+        ),
+        ("surrogate.epochs", config.surrogate.epochs, config.surrogate.epochs >= 1, "use at least 1"),
+        ("seed", config.seed, 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"),
+    ]
+    rules += [
+        (f"ledger.{purpose}", budget, budget > 0, "a budget must be at least 1 query")
+        for purpose, budget in asdict(config.ledger).items()
+        if purpose != "path"
+    ]
+    rules += [
+        (f"data.{key}", value, value >= 1, "use at least 1")
+        for key, value in asdict(config.data).items()
+        if key.endswith("_images")
+    ]
+    rules.append((
+        "ledger.training", config.ledger.training, config.ledger.training >= config.surrogate.query_batch,
+        f"it is smaller than the first batch (surrogate.query_batch {config.surrogate.query_batch}): raise it or lower the batch",
+    ))  # fmt: skip
+    for law in (*config.certify.laws, config.nim.sigma):
+        rules.append(
+            (
+                f"scale_255 of law {law.label!r}",
+                law.scale_255,
+                0 < law.scale_255 <= 255,
+                "use 8-bit levels above 0, e.g. 3",
+            )
+        )
+    smallest = _smallest_n(config.certify.alpha)
+    rules.append(
+        (
+            "certify.n",
+            config.certify.n,
+            config.certify.n >= smallest,
+            f"alpha {config.certify.alpha:g} certifies nothing below n={smallest}",
+        )
+    )
+    for name, value, good, remedy in rules:
+        if not good:
+            raise ConfigError(f"{name} is {value!r}: {remedy}")
+    labels = [law.label for law in config.certify.laws]
+    if len(set(labels)) < len(labels) or "gaussian" in labels:
+        raise ConfigError(
+            f"certify.laws has the labels {labels}: give each law its own (gaussian is taken by the comparison)"
+        )
+
+
+def _smallest_n(alpha: float) -> int:
+    # n unbroken successes bound p by alpha**(1/n), which must exceed 1/2
+    from math import floor, log
+
+    return floor(log(alpha) / log(0.5)) + 1 if 0 < alpha < 0.5 else 1
+
+
+def with_values(config: RunConfig, **changes: Any) -> RunConfig:
+    """A copy with top-level fields replaced, checked again."""
+    changed = replace(config, **changes)
+    check(changed)
+    return changed

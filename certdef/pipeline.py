@@ -1,0 +1,142 @@
+"""The main job: target -> ledger -> surrogate -> denoiser -> certificates -> attack -> report, tracked in MLflow.
+
+Each verb of the command line is a function here, and each runs only what is not done yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import surrogates
+from certdef import report as report_page
+from certdef import stages
+from certdef.config import ConfigError, RunConfig, check
+from certdef.data import load_data
+from certdef.stages import Job
+from certdef.tracking import Tracker
+from certdef.workspace import locked
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a verb leaves behind: the result of each stage that it needed, and where to look."""
+
+    results: dict[str, dict[str, Any]]
+    workspace: Path
+    report: Path | None = None
+    tracking_uri: str = ""
+    run_id: str = ""
+    bill: surrogates.Bill | None = None
+
+
+def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+    """Do the whole job; an interrupted one goes on where it was, a finished one is not paid for again.
+
+    Args:
+        progress: Show a bar for every long stage.
+        fresh: Train and certify anew. Answers in the ledger are still not paid for twice.
+
+    Raises:
+        ConfigError, certify.CertifyError, surrogates.SurrogateError: One line each, with the remedy.
+    """
+    with open_job(config, progress, fresh) as job:
+        target, target_stage = stages.open_black_box(job)
+        surrogate, surrogate_stage = stages.distil(job, target)
+        denoiser, nim_stage = stages.pretrain_denoiser(job)
+        certified = stages.certify_subjects(job, target, surrogate, denoiser, [surrogate_stage, nim_stage])
+        attacked = stages.attack(job, target, surrogate, denoiser, [surrogate_stage, nim_stage])
+        served = stages.register(job, surrogate, denoiser, [surrogate_stage, nim_stage])
+        return _report(job, [target_stage, surrogate_stage, nim_stage, certified, attacked, served])
+
+
+def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+    """Pre-train the denoiser of De^3 on the unlabelled pool. No query is spent."""
+    with open_job(config, progress, fresh) as job:
+        return _summary(job, [stages.pretrain_denoiser(job)[1]])
+
+
+def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+    """Query the target within its budget and distil the surrogate."""
+    with open_job(config, progress, fresh) as job:
+        target, target_stage = stages.open_black_box(job)
+        return _summary(job, [target_stage, stages.distil(job, target)[1]])
+
+
+def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+    """Certify the target by queries and the surrogate for free; does first what is missing for it."""
+    with open_job(config, progress, fresh) as job:
+        target, target_stage = stages.open_black_box(job)
+        surrogate, surrogate_stage = stages.distil(job, target)
+        denoiser, nim_stage = stages.pretrain_denoiser(job)
+        certified = stages.certify_subjects(job, target, surrogate, denoiser, [surrogate_stage, nim_stage])
+        return _summary(job, [target_stage, surrogate_stage, nim_stage, certified])
+
+
+def attack(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+    """Attack the surrogate and transfer to the target, with and without De^3; does first what is missing for it."""
+    with open_job(config, progress, fresh) as job:
+        target, target_stage = stages.open_black_box(job)
+        surrogate, surrogate_stage = stages.distil(job, target)
+        denoiser, nim_stage = stages.pretrain_denoiser(job)
+        attacked = stages.attack(job, target, surrogate, denoiser, [surrogate_stage, nim_stage])
+        return _summary(job, [target_stage, surrogate_stage, nim_stage, attacked])
+
+
+def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+    """Write the page of the job again, doing first whatever is missing for it."""
+    return run(config, progress=progress, fresh=fresh)
+
+
+@contextmanager
+def open_job(config: RunConfig, progress: bool = True, fresh: bool = False) -> Iterator[Job]:
+    """Everything a stage needs, checked before anything is trained or paid for."""
+    check(config)
+    device = choose_device(config.device)
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    data = load_data(config.data, config.seed)
+    stages.conditions(config)  # refuses unusable noise laws now
+    stages.target_draws(config)  # and a budget that certifies nothing
+    with locked(config.workspace):
+        if fresh:
+            stages.forget(config.workspace)
+        tracker = Tracker(config)
+        budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
+        config.ledger_path.parent.mkdir(parents=True, exist_ok=True)
+        with surrogates.QueryLedger(config.ledger_path, budget) as ledger, tracker.job(data):
+            yield Job(config, data, device, tracker, ledger, tqdm if progress else _silent)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto takes the GPU where there is one; ConfigError if cuda is asked for and missing."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device is 'cuda', but torch sees no CUDA device: use --device cpu, or see certdef doctor"
+        )
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _report(job: Job, done: list[stages.Stage]) -> Summary:
+    summary = _summary(job, done)
+    page = job.config.workspace / "report.html"
+    page.write_text(report_page.render(job.config, job.data, done, summary.bill), encoding="utf-8")
+    job.tracker.log_files(page)
+    return Summary(**{**vars(summary), "report": page})
+
+
+def _summary(job: Job, done: list[stages.Stage]) -> Summary:
+    bill = job.ledger.bill()
+    job.tracker.log_bill(bill)
+    results = {stage.name: stage.result for stage in done}
+    return Summary(results, job.config.workspace, None, job.tracker.uri, job.tracker.run_id, bill)
+
+
+def _silent(iterable: Any = None, **_: Any) -> Any:
+    return tqdm(iterable, disable=True)

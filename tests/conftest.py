@@ -1,0 +1,74 @@
+"""Shared fixtures: one migrated MLflow database to copy, two torch threads, nothing sent home."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+TINY = {
+    "certify__images": 6,
+    "certify__target_images": 3,
+    "certify__n": 200,
+    "surrogate__epochs": 10,
+    "nim__epochs": 5,
+    "attack__images": 20,
+    "attack__steps": 2,
+    "tracking__system_metrics": False,
+}
+
+
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty, migrated MLflow database. Making one takes seconds, copying it nothing."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Tracking URI of a fresh store in tmp_path, where the test also runs."""
+    monkeypatch.chdir(tmp_path)
+    return _copy(migrated_store, tmp_path)
+
+
+def _copy(template: Path, folder: Path) -> str:
+    (folder / "mlruns").mkdir(exist_ok=True)
+    shutil.copy(template, folder / "mlruns" / "mlflow.db")
+    return f"sqlite:///{folder}/mlruns/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def tiny_job(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A whole job at its smallest, run once: (configuration, summary, folder)."""
+    import certdef
+
+    folder = tmp_path_factory.mktemp("job")
+    config = certdef.load_config(
+        work_dir=str(folder / "work"), tracking__uri=_copy(migrated_store, folder), **TINY
+    )
+    here = Path.cwd()
+    os.chdir(folder)  # MLflow keeps artifacts beside where it is run
+    try:
+        return config, certdef.run(config, progress=False), folder
+    finally:
+        os.chdir(here)
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of real data sets; skips where there is none."""
+    root = Path(os.environ.get("CERTDEF_DATA_ROOT") or Path(__file__).parents[1] / "../shared/data")
+    if not root.is_dir():
+        pytest.skip("no data sets: set CERTDEF_DATA_ROOT")
+    return root

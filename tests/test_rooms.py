@@ -1,0 +1,139 @@
+"""The house's rules: which room may import which, one door per foreign library, light imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("certify", "surrogates", "certdef")
+MAY_IMPORT = {"certify": {"certify"}, "surrogates": {"surrogates"}, "certdef": set(ROOMS)}
+DOORS = {
+    "timm": {"certdef/models.py", "certdef/purifiers/"},
+    "torchattacks": {"certdef/attacks.py"},
+    "mlflow": {"certdef/tracking.py", "certdef/serving.py", "surrogates/targets/pyfunc.py"},
+    "joblib": {"certify/parallel.py"},
+    "matplotlib": {"certify/curves.py", "certdef/pictures.py"},
+    "httpx": {"surrogates/targets/"},
+    "requests": {"surrogates/targets/"},
+    "urllib.request": {"surrogates/targets/"},
+}
+
+
+def imports(source: str) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def broken_rules(path: str, source: str) -> list[str]:
+    """What a file at this path imports against the rules."""
+    room = path.split("/")[0]
+    broken = []
+    for module in imports(source):
+        top = module.split(".")[0]
+        if top in ROOMS and top not in MAY_IMPORT[room]:
+            broken.append(f"{path} imports {module}")
+        for library, doors in DOORS.items():
+            if (module == library or module.startswith(library + ".")) and not any(
+                path.startswith(door) for door in doors
+            ):
+                broken.append(f"{path} imports {module}: only {', '.join(sorted(doors))} may")
+    return broken
+
+
+def files() -> list[str]:
+    return [str(path.relative_to(ROOT)) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def test_every_file_keeps_the_rules():
+    assert len(files()) > 20
+    broken = [rule for path in files() for rule in broken_rules(path, (ROOT / path).read_text())]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("certify/votes.py", "import surrogates"),
+        ("certify/votes.py", "def f():\n    from certdef.data import load_data"),
+        ("surrogates/ledger.py", "from certify.noise import Gaussian"),
+        ("certify/votes.py", "import mlflow"),
+        ("certdef/pipeline.py", "def f():\n    import torchattacks"),
+        ("certdef/stages.py", "from timm.models import vision_transformer"),
+        ("certdef/report.py", "from matplotlib import pyplot"),
+    ],
+)
+def test_the_check_sees_a_broken_rule(path, source):
+    assert broken_rules(path, source)
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint('MODULES', *sorted({{name.split('.')[0] for name in sys.modules}}))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(result.stdout.split("MODULES", 1)[1].split())
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_importing_a_room_is_light(room):
+    loaded = loaded_by(f"import {room}")
+    assert not loaded & {"mlflow", "timm", "pandas", "matplotlib", "sklearn", "torchattacks"}, loaded
+
+
+def test_importing_certdef_and_asking_for_help_load_no_torch():
+    assert not loaded_by("import certdef") & {"torch", "numpy"}
+    for arguments in (["--help"], ["run", "--help"], ["run", "--print-config"]):
+        loaded = loaded_by(f"from certdef.cli import main\nassert main({arguments}) == 0")
+        assert not loaded & {"torch", "numpy", "mlflow", "pandas"}, arguments
+
+
+def test_the_check_of_light_imports_sees_a_heavy_one():
+    assert "torch" in loaded_by("import certify")
+
+
+def test_every_package_is_typed():
+    assert all((ROOT / room / "py.typed").is_file() for room in ROOMS)
+
+
+def test_public_names():
+    import certdef
+    import certify
+    import surrogates
+
+    for name in ("ABSTAIN", "Gaussian", "GaussianScaleMixture", "nim_noise", "Laplace", "Uniform", "binomial_lower_bound", "certify_votes", "SmoothedClassifier", "Certificate"):  # fmt: skip
+        assert hasattr(certify, name), name
+    for name in (
+        "open_target",
+        "QueryLedger",
+        "distill",
+        "fidelity",
+        "Target",
+        "Answers",
+        "Surrogate",
+        "Fidelity",
+    ):
+        assert hasattr(surrogates, name), name
+    for name in (
+        "run",
+        "pretrain",
+        "distill",
+        "certify",
+        "attack",
+        "report",
+        "serve",
+        "doctor",
+        "cite",
+        "load_config",
+    ):
+        assert callable(getattr(certdef, name)), name
+    assert certify.ABSTAIN == -1
+    assert {"NIM", "DeCubed"} <= set(certdef.purifiers.__all__)
