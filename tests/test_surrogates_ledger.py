@@ -541,6 +541,44 @@ def scenario_death(folder: Path) -> None:
         os.waitpid(child, 0)
 
 
+def scenario_statements(folder: Path) -> None:
+    """Kill a query before each of its SQL statements in turn: bill, answers and witness agree after each."""
+    for moment in range(200):
+        path, file = folder / f"{moment}.db", folder / f"witness {moment}"
+        file.touch()
+
+        def work(path: Path = path, file: Path = file, moment: int = moment, fatal: bool = True) -> None:
+            with QueryLedger(path, 10) as ledger:
+                target = ledger.attach(opened(Witness(file, 0), batch_size=4))
+                statements: list[str] = []
+
+                def count(statement: str) -> None:
+                    if len(statements) == moment:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    statements.append(statement)
+
+                if fatal:
+                    ledger._store._connection.set_trace_callback(count)
+                target.query(pool(6))
+
+        child = forked(work)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        served = len(file.read_text().split())
+        with QueryLedger(path, 10) as ledger:
+            charge = ledger.bill()["training"]
+        assert charge.answered == len(answered_images(path, 6)), moment
+        assert charge.answered <= served <= charge.largest <= 10, moment
+        assert charge.in_flight == 0, moment
+        again = forked(lambda work=work: work(fatal=False))
+        assert os.waitstatus_to_exitcode(os.waitpid(again, 0)[1]) == 0, moment
+        repaid = len(file.read_text().split()) - served
+        assert repaid == 6 - charge.answered, moment
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, moment
+    assert 10 < moment < 199, f"a query ran {moment} statements"
+
+
 def states_or_none(path: Path) -> Counter[str] | None:
     try:
         return states(path)
@@ -570,6 +608,10 @@ def test_four_processes_never_exceed_the_budget(tmp_path: Path) -> None:
     scenario("race", tmp_path)
 
 
+def test_a_death_before_any_statement(tmp_path: Path) -> None:
+    scenario("statements", tmp_path)
+
+
 def test_a_death_during_a_query(tmp_path: Path) -> None:
     scenario("death", tmp_path)
 
@@ -579,4 +621,6 @@ if __name__ == "__main__":
     if name == "kills":
         scenario_kills(Path(folder), int(arguments[0]), arguments[1] == "remote")
     else:
-        {"race": scenario_race, "death": scenario_death}[name](Path(folder))
+        {"race": scenario_race, "death": scenario_death, "statements": scenario_statements}[name](
+            Path(folder)
+        )
