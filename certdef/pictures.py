@@ -1,0 +1,95 @@
+"""The pictures of the report, as PNG bytes: what De^3 sees and returns, and accuracy under attack."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import certify
+from certify.curves import COLORS
+
+# Colour names the subject and line style the defence, here as in the certified-accuracy curves.
+ATTACK_LINES = {
+    "target": ("target", COLORS[0], "--"),
+    "target_de3": ("target behind De³", COLORS[0], "-"),
+    "surrogate": ("surrogate", COLORS[1], "--"),
+    "surrogate_de3": ("surrogate behind De³", COLORS[1], "-"),
+}
+
+
+def de_cubed_steps(
+    denoiser: nn.Module, noise: certify.NoiseLaw, images: NDArray[np.float32], seed: int
+) -> tuple[Tensor, Tensor]:
+    """One noise draw an image (N, C, H, W) in [0, 1] and what the denoiser makes of it: (noisy, denoised)."""
+    clean = torch.from_numpy(images)
+    noisy = clean + noise.sample(tuple(clean.shape), generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        return noisy, denoiser(noisy)
+
+
+def png(image: NDArray[Any] | Tensor) -> bytes:
+    """An image (C, H, W), cut to [0, 1], pixel by pixel; in colour if C is 3, else the mean in grey."""
+    from matplotlib.image import imsave
+
+    pixels = np.clip(np.asarray(image, dtype=np.float32), 0, 1)
+    if len(pixels) != 3:
+        pixels = np.repeat(pixels.mean(axis=0, keepdims=True), 3, axis=0)
+    file = io.BytesIO()
+    imsave(file, np.round(255 * pixels.transpose(1, 2, 0)).astype(np.uint8), format="png")
+    return file.getvalue()
+
+
+def attack_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Accuracy against eps with 95% intervals, one line each for target and surrogate, with and without De^3.
+
+    `rows` have `eps` and, for each line, [accuracy, lower, upper].
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    eps = np.array([row["eps"] for row in rows])
+    apart = 0.006 * (eps.max() or 1)  # so that error bars do not hide each other
+    for number, (key, (name, color, style)) in enumerate(ATTACK_LINES.items()):
+        accuracy, lower, upper = np.array([row[key] for row in rows]).T
+        axes.errorbar(
+            eps + (number - 1.5) * apart,
+            accuracy,
+            yerr=np.clip([accuracy - lower, upper - accuracy], 0, None),
+            color=color,
+            linestyle=style,
+            linewidth=1.8,
+            marker="o" if style == "-" else "s",
+            markerfacecolor=color if style == "-" else "white",
+            markersize=5,
+            capsize=3,
+            label=name,
+        )
+    axes.set_ylim(0, 1.02)
+    axes.set_xticks(eps)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("L∞ budget of the attack, ε (pixel values in [0, 1])")
+    axes.set_ylabel("images classified right")
+    axes.set_title("PGD on the surrogate, transferred to the target", loc="left", fontsize=11)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    """PNG bytes as a `data:` address, so that a page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")

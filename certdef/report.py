@@ -1,0 +1,236 @@
+"""The report page of a job: plain facts gathered from the stages' results, rendered as one HTML file.
+
+Every figure is taken from a stage's result, its records or the query bill; none is measured here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from decimal import ROUND_FLOOR, Decimal
+from pathlib import Path
+from typing import Any
+
+import certify
+from certdef import pictures, stages
+from certdef.citations import PAPERS
+from certdef.config import RunConfig, SigmaLaw
+from certdef.data import Splits
+from certdef.noise_laws import noise_law
+from certdef.storage import load_model
+from certdef.workspace import Stage
+from surrogates import Bill
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN = 8  # held-out images in the picture strip: the first ones, not picked
+SUBJECTS = ("target", "surrogate")
+PURPOSES = {
+    "training": "labels for the surrogate's training images",
+    "evaluation": "clean accuracy and agreement on held-out images",
+    "certification": "noise votes that certify the target itself",
+    "attack": "transferred adversarial images",
+    "canary": "repeated questions that notice a changed target",
+}
+
+
+def render(
+    config: RunConfig, data: Splits, done: Sequence[Stage], bill: Bill, *, run_id: str = "", device: str = ""
+) -> str:
+    """The whole page as HTML that loads nothing: styles and pictures are inside.
+
+    Args:
+        done: The finished stages target, surrogate, nim, certify, attack and served, in any order.
+        bill: The query bill of the target.
+        run_id: MLflow run of the job, if it is to be named.
+        device: Device the job ran on, if it is to be named.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    stage = {each.name: each for each in done}
+    result = {each.name: each.result for each in done}
+    folder = stage["certify"].path
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"share": share, "count": count, "down": down}
+    certificates = _certificates(config, result["certify"])
+    return environment.get_template("report.html").render(
+        data=data,
+        config=config,
+        image=_image(data, config.certify.radii),
+        target=result["target"],
+        surrogate=result["surrogate"],
+        nim=result["nim"],
+        certificates=certificates,
+        headline={subject: certificates[subject]["rows"][0] for subject in SUBJECTS},
+        headline_law=law_in_words(config.certify.laws[0]),
+        curves={
+            name: pictures.data_uri((folder / f"{file}.png").read_bytes())
+            for name, file in {"both": "certified_accuracy"}.items()
+            | {subject: f"certified_accuracy_{subject}" for subject in SUBJECTS}.items()
+        },
+        strip=_strip(config, data, stage["nim"], folder),
+        attack=_attack(config, data, result["attack"]),
+        bill=_bill(config, bill, result["certify"]),
+        uris={name: without_password(each["uri"]) for name, each in result.items() if "uri" in each},
+        registered_model=result["served"]["registered_model"],
+        versions=_headline_records(config, folder, "target").config["versions"],
+        config_json=without_password(json.dumps(config.to_dict(), indent=2)),
+        papers=[_paper(PAPERS[key]) for key in ("smoothing", "denoised", "nim", "ducd", "pgd")],
+        run_id=run_id,
+        device=device,
+    )
+
+
+# --- figures as they are printed ----------------------------------------------------------------------------
+
+
+def share(value: float) -> str:
+    """A share as a percentage with one decimal: 0.575 is 57.5%."""
+    return f"{100 * value:.1f}%"
+
+
+def count(value: int) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def down(value: float) -> str:
+    """A radius with three decimals, rounded down: never more than was proven."""
+    return str(Decimal(value).quantize(Decimal("0.001"), ROUND_FLOOR)) if math.isfinite(value) else "∞"
+
+
+def law_in_words(law: SigmaLaw) -> str:
+    """A law of sigma as the literature writes it: gamma(25, scale 3)/255."""
+    arguments = [*(f"{value:g}" for value in law.shape), f"scale {law.scale_255:g}"]
+    return f"{law.family}({', '.join(arguments)})/255"
+
+
+def without_password(text: str) -> str:
+    """Addresses in a text without the user and password in front of the host."""
+    return re.sub(r"://[^/@\s\"]+@", "://…@", text)
+
+
+# --- the sections -------------------------------------------------------------------------------------------
+
+
+def _image(data: Splits, radii: Sequence[float]) -> dict[str, Any]:
+    """What the configured L2 radii amount to for images of this size."""
+    values = math.prod(data.image_shape)
+    return {
+        "shape": data.image_shape,
+        "values": values,
+        "unit": "pixel" if data.image_shape[0] == 1 else "colour value",
+        "radii": [
+            # k values moved by their whole range are sqrt(k) away, one moved by a share r of it is r away
+            {"radius": radius, "whole": math.floor(radius**2 + 1e-9), "each": radius / math.sqrt(values)}
+            for radius in radii
+        ],
+    }
+
+
+def _certificates(config: RunConfig, result: dict[str, Any]) -> dict[str, Any]:
+    """For each subject what its rows share, and a row for each law with and without De^3; headline first."""
+    words = {law.label: law_in_words(law) for law in config.certify.laws}
+    found: dict[str, Any] = {subject: {"rows": []} for subject in SUBJECTS}
+    for condition in stages.conditions(config):
+        curve = result["curves"][condition.key]
+        sure = certify.binomial_lower_bound(curve["n"], curve["n"], config.certify.alpha)
+        subject = found[condition.subject]
+        subject |= {"n": curve["n"], "images": curve["images"], "norm": curve["noise"]["norm"]}
+        subject["rows"].append(
+            {
+                "law": condition.law,
+                "words": words.get(condition.law),
+                "mean_sigma": condition.noise.mean_sigma,
+                "comparison": condition.law not in words,
+                "denoised": curve["denoised"],
+                "sound": curve["sound"],
+                "abstained": curve["abstained"],
+                "ceiling": condition.noise.radius(sure),
+                "accuracy": [curve["accuracy_at_0"], *curve["accuracy"]],
+            }
+        )
+    return found
+
+
+def _headline_records(config: RunConfig, folder: Path, subject: str) -> certify.records.Records:
+    first = next(each for each in stages.conditions(config) if each.subject == subject)
+    return certify.read_records(folder / "records" / f"{first.key}.jsonl")
+
+
+def _strip(config: RunConfig, data: Splits, nim: Stage, folder: Path) -> list[dict[str, Any]]:
+    """The first held-out images: clean, under one noise draw, denoised, and both subjects' verdicts."""
+    images = data.heldout_images[:SHOWN]
+    noise = noise_law(config.certify.laws[0])
+    noisy, denoised = pictures.de_cubed_steps(load_model(nim.path / "model"), noise, images, config.seed)
+    verdicts = {}
+    for subject in SUBJECTS:
+        records = _headline_records(config, folder, subject)
+        rows = zip(records.idx, records.predict, records.radius, records.correct, strict=True)
+        verdicts[subject] = {int(idx): rest for idx, *rest in rows}
+
+    def verdict(subject: str, index: int) -> dict[str, Any] | None:
+        if index not in verdicts[subject]:
+            return None
+        predict, radius, correct = verdicts[subject][index]
+        abstained = predict == certify.ABSTAIN
+        return {
+            "abstained": abstained,
+            "label": None if abstained else data.classes[predict],
+            "radius": float(radius),
+            "right": bool(correct) and not abstained,
+        }
+
+    return [
+        {
+            "label": data.classes[data.heldout_labels[index]],
+            "clean": pictures.data_uri(pictures.png(images[index])),
+            "noisy": pictures.data_uri(pictures.png(noisy[index])),
+            "denoised": pictures.data_uri(pictures.png(denoised[index])),
+            **{subject: verdict(subject, index) for subject in SUBJECTS},
+        }
+        for index in range(len(images))
+    ]
+
+
+def _attack(config: RunConfig, data: Splits, result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rows": result["rows"],
+        "images": result["images"],
+        "clean": result["rows"][0],
+        "worst": max(result["rows"], key=lambda row: row["eps"]),
+        "helped": [f"{row['eps']:g}" for row in result["rows"] if row["target_de3"][1] > row["target"][2]],
+        "hurt": [f"{row['eps']:g}" for row in result["rows"] if row["target_de3"][2] < row["target"][1]],
+        "steps": config.attack.steps,
+        "sigma": config.attack.sigma_255 / 255,
+        "sigma_255": config.attack.sigma_255,
+        "root": math.sqrt(math.prod(data.image_shape)),
+        "plot": pictures.data_uri(pictures.attack_plot(result["rows"])),
+    }
+
+
+def _bill(config: RunConfig, bill: Bill, certified: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "charges": {
+            name: {"charge": charge, "why": PURPOSES.get(name, "")}
+            for name, charge in bill.charges.items()
+            if charge.budget or charge.largest
+        },
+        "total": bill.total,
+        "smoothed_targets": sum(curve["subject"] == "target" for curve in certified["curves"].values()),
+        "draws": certified["draws_target"],
+        "held_back": certified["draws_target"] < config.certify.n,
+    }
+
+
+def _paper(reference: str) -> dict[str, str]:
+    """A reference and the address of its arXiv page."""
+    number = re.search(r"arXiv (\d{4}\.\d{5})", reference)
+    return {"reference": reference, "address": f"https://arxiv.org/abs/{number[1]}" if number else ""}
