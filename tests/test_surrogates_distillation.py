@@ -189,8 +189,9 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     assert resumed.history == whole.history
     assert len(whole.history) == 6
 
-    with pytest.raises(SurrogateError, match=r"student.pt belongs to a run with other settings"):
-        distill(target, images, student(dropout=0.3), **options | {"learning_rate": 0.1})
+    for other in ({"learning_rate": 0.1}, {"noise": Gaussian(0.2)}, {"seed": 1}):
+        with pytest.raises(SurrogateError, match=r"student.pt belongs to a run with other settings"):
+            distill(target, images, student(dropout=0.3), **options | other)
     (tmp_path / "student.pt").write_bytes(b"half a checkpoint")
     with pytest.raises(SurrogateError, match=r"student.pt cannot be read .*: delete it to start again"):
         distill(target, images, student(dropout=0.3), **options)
