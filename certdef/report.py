@@ -60,6 +60,7 @@ def render(
     )
     environment.filters |= {"share": share, "count": count, "down": down}
     certificates = _certificates(config, result["certify"])
+    radii = [0.0, *config.certify.radii]
     return environment.get_template("report.html").render(
         data=data,
         config=config,
@@ -68,6 +69,8 @@ def render(
         surrogate=result["surrogate"],
         nim=result["nim"],
         certificates=certificates,
+        radii=radii,
+        headline_at=next((at for at, radius in enumerate(radii) if radius > 0), 0),
         headline={subject: certificates[subject]["rows"][0] for subject in SUBJECTS},
         headline_law=law_in_words(config.certify.laws[0]),
         curves={
@@ -131,6 +134,7 @@ def _image(data: Splits, radii: Sequence[float]) -> dict[str, Any]:
             # k values moved by their whole range are sqrt(k) away, one moved by a share r of it is r away
             {"radius": radius, "whole": math.floor(radius**2 + 1e-9), "each": radius / math.sqrt(values)}
             for radius in radii
+            if radius > 0
         ],
     }
 
