@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from certify.bounds import binomial_lower_bound, smallest_n
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise import NoiseLaw
+from certify.sequential import UNIT, Outcome, Plan, make_plan
 from certify.votes import (
     ESTIMATION,
     PREDICTION,
@@ -29,7 +30,7 @@ from certify.votes import (
 
 ABSTAIN = -1
 
-METHODS = ("fixed",)
+METHODS = ("fixed", "sequential", "group_sequential")
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,33 @@ class Certificate:
 
 
 def _certificate(
-    selection: NDArray, counts: NDArray, noise: NoiseLaw, alpha: float, subject: str
+    selection: NDArray,
+    counts: NDArray,
+    noise: NoiseLaw,
+    alpha: float,
+    subject: str,
+    plan: Plan | None = None,
+    claimed: int = 0,
 ) -> Certificate:
-    """CERTIFY of Cohen et al. 2019, from the votes (K,) of the two disjoint sets of draws."""
+    """CERTIFY of Cohen et al. 2019 from the votes (K,) of two disjoint sets of draws, or a plan's claim."""
     top = int(np.argmax(selection))  # the class is chosen by draws that the bound does not see
     n = int(counts.sum())
-    p_lower = binomial_lower_bound(int(counts[top]), n, alpha)
-    certified = p_lower > 0.5
+    if plan is None:
+        p_lower, proven = binomial_lower_bound(int(counts[top]), n, alpha), 0.0
+        certified = p_lower > 0.5
+    else:
+        p_lower, certified = plan.p_lower(claimed, int(counts[top]), n), claimed > 0
+        proven = plan.levels[claimed - 1].radius if certified else 0.0
     return Certificate(
         prediction=top if certified else ABSTAIN,
-        radius=noise.radius(p_lower) if certified else 0.0,
+        radius=max(noise.radius(p_lower), proven) if certified else 0.0,
         norm=noise.norm,
         p_lower=p_lower,
         counts=tuple(int(count) for count in counts),
         n0=int(selection.sum()),
         n=n,
         alpha=alpha,
-        method="fixed",
+        method="fixed" if plan is None else plan.method,
         noise=noise.describe(),
         subject=subject,
         sound=noise.sound,
@@ -100,18 +111,21 @@ def certify_votes(
     """Certify one image from votes alone.
 
     ``draw(count)`` returns an integer array (count,) of hard labels in [0, num_classes), each under a fresh,
-    independent draw of ``noise``; it is called once for the selection (n0) and once for the estimation (n).
-    ``radii`` is for methods that stop early, none of which is "fixed". Raises CertifyError for bad arguments
-    before the first draw, and for bad labels.
+    independent draw of ``noise``; it is called once for the selection (n0), then for the estimation: once (n)
+    by method "fixed", and by "sequential" and "group_sequential" look after look until every one of ``radii``
+    (default: steps of 0.25) is claimed, given up or out of reach of n draws. Raises CertifyError for bad
+    arguments before the first draw, and for bad labels.
     """
-    alpha = _check_plan(num_classes, n0, n, alpha)
-    if method not in METHODS:
-        raise CertifyError(f"method must be one of {', '.join(METHODS)}, got {method!r}: try method='fixed'")
-    if radii is not None:
-        raise CertifyError(f"radii is not used by method='fixed', got {radii!r}: leave it out")
+    alpha, plan = _check_plan(num_classes, noise, n0, n, alpha, method, radii)
     selection = _count_drawn(draw, n0, num_classes)
-    counts = _count_drawn(draw, n, num_classes)
-    return _certificate(selection, counts, noise, alpha, subject)
+    if plan is None:
+        return _certificate(selection, _count_drawn(draw, n, num_classes), noise, alpha, subject)
+
+    def more(_: NDArray, first: int, last: int) -> NDArray[np.int64]:
+        return _count_drawn(draw, last - first, num_classes)[None]
+
+    votes = plan.run(np.argmax(selection)[None], more, num_classes)
+    return _certificate(selection, votes.counts[0], noise, alpha, subject, plan, int(votes.claimed[0]))
 
 
 class SmoothedClassifier:
@@ -157,6 +171,8 @@ class SmoothedClassifier:
         n0: int = 100,
         n: int = 100_000,
         alpha: float = 0.001,
+        method: str = "fixed",
+        radii: Sequence[float] | None = None,
         indices: Sequence[int] | None = None,
         on_certificate: Callable[[int, Certificate, float], None] | None = None,
         progress: Any = None,
@@ -164,31 +180,38 @@ class SmoothedClassifier:
         """Certify (N, C, H, W) images in [0, 1], in order: one Certificate each, every one at level
         ``alpha``.
 
-        ``indices`` name the images (default 0, 1, ...) and seed their noise. ``on_certificate(index,
-        certificate, seconds)`` is called as soon as an image is done. ``progress``: anything with
-        ``update(draws)``; there are N * (n0 + n) draws. Raises CertifyError for bad arguments before the
-        first vote.
+        ``method`` and ``radii`` as in ``certify_votes``: the methods that stop early draw more only for the
+        images that are still undecided. ``indices`` name the images (default 0, 1, ...) and seed their noise.
+        ``on_certificate(index, certificate, seconds)`` is called, in order, as soon as an image (or the small
+        group that shares its batches) is done. ``progress``: anything with ``update(draws)``; there are at
+        most N * (n0 + n) draws. Raises CertifyError for bad arguments before the first vote.
         """
-        alpha = _check_plan(self.num_classes, n0, n, alpha)
+        unit = min(UNIT, self.chunk_size)
+        alpha, plan = _check_plan(self.num_classes, self.noise, n0, n, alpha, method, radii, unit)
         images = check_images(images)
         indices = check_indices(indices, len(images))
         certificates: list[Certificate] = []
         # Few selection draws fill a batch only together; estimation in smaller groups finishes images early.
-        for group in _spans(0, len(images), self._images_per_batch(n0)):
+        for group in _spans(0, len(images), self._images_per_batch(n0 if plan is None else min(n0, unit))):
             start = time.perf_counter()
-            selection = self._votes(images, indices, group, SELECTION, n0, progress)
+            selection = self._votes(images[group], indices[group], SELECTION, n0, progress)
             seconds = (time.perf_counter() - start) / len(selection)
-            for part in _spans(group.start, group.stop, self._images_per_batch(n)):
+            for part in _spans(
+                0, len(selection), self._images_per_batch(n) if plan is None else len(selection)
+            ):
                 start = time.perf_counter()
-                votes = self._votes(images, indices, part, ESTIMATION, n, progress)
-                total = seconds + (time.perf_counter() - start) / len(votes)
-                for offset, counts in enumerate(votes):
-                    position = part.start + offset
-                    chosen = selection[position - group.start]
-                    certificate = _certificate(chosen, counts, self.noise, alpha, self.subject)
+                names = indices[group][part]
+                outcome = self._estimate(images[group][part], names, selection[part], n, plan, unit, progress)
+                total = seconds + (time.perf_counter() - start) / len(names)
+                for index, chosen, counts, claimed in zip(
+                    names, selection[part], outcome.counts, outcome.claimed, strict=True
+                ):
+                    certificate = _certificate(
+                        chosen, counts, self.noise, alpha, self.subject, plan, int(claimed)
+                    )
                     certificates.append(certificate)
                     if on_certificate is not None:
-                        on_certificate(indices[position], certificate, total)
+                        on_certificate(index, certificate, total)
         return certificates
 
     def predict(
@@ -212,7 +235,7 @@ class SmoothedClassifier:
         check_count("n", n)
         images = check_images(images)
         indices = check_indices(indices, len(images))
-        votes = self._votes(images, indices, slice(0, len(images)), PREDICTION, n, progress)
+        votes = self._votes(images, indices, PREDICTION, n, progress)
         labels = np.argmax(votes, axis=1)
         second, first = np.sort(votes, axis=1)[:, -2:].T
         unsure = [
@@ -224,35 +247,73 @@ class SmoothedClassifier:
         packs = self.batch_size > self.chunk_size
         return max(1, self.batch_size // draws) if packs else 1
 
+    def _estimate(
+        self,
+        images: torch.Tensor,
+        indices: list[int],
+        selection: NDArray[np.int64],
+        n: int,
+        plan: Plan | None,
+        unit: int,
+        progress: Any,
+    ) -> Outcome:
+        """The estimation votes: n an image, or as many as the plan asks for."""
+        if plan is None:
+            votes = self._votes(images, indices, ESTIMATION, n, progress)
+            return Outcome(votes, np.zeros(len(votes), dtype=np.int64))
+        batch_size = self.batch_size if self.batch_size > self.chunk_size else unit
+
+        def more(which: NDArray[np.int64], first: int, last: int) -> NDArray[np.int64]:
+            names = [indices[position] for position in which]
+            sizes = {"chunk_size": unit, "batch_size": batch_size, "first": first}
+            return self._votes(images[which], names, ESTIMATION, last - first, progress, **sizes)
+
+        return plan.run(np.argmax(selection, axis=1), more, self.num_classes)
+
     def _votes(
-        self, images: torch.Tensor, indices: list[int], part: slice, stage: int, n: int, progress: Any
+        self, images: torch.Tensor, indices: list[int], stage: int, n: int, progress: Any, **sizes: int
     ) -> NDArray[np.int64]:
+        sizes = {"batch_size": self.batch_size, "chunk_size": self.chunk_size, **sizes}
         return count_votes(
             self.base,
-            images[part],
+            images,
             self.noise,
             self.num_classes,
             n,
-            indices=indices[part],
+            indices=indices,
             stage=stage,
             seed=self.seed,
-            batch_size=self.batch_size,
-            chunk_size=self.chunk_size,
             device=self.device,
             progress=progress,
+            **sizes,
         )
 
 
-def _check_plan(num_classes: int, n0: int, n: int, alpha: float) -> float:
+def _check_plan(
+    num_classes: int,
+    noise: NoiseLaw,
+    n0: int,
+    n: int,
+    alpha: float,
+    method: str,
+    radii: Sequence[float] | None,
+    unit: int = UNIT,
+) -> tuple[float, Plan | None]:
     """Refuse, before any draw, a plan that is malformed or could certify nothing."""
     check_count("num_classes", num_classes, 2)
     check_count("n0", n0)
     check_count("n", n)
     alpha = check_alpha(alpha)
+    if method not in METHODS:
+        raise CertifyError(f"method must be one of {', '.join(METHODS)}, got {method!r}: try method='fixed'")
+    if method != "fixed":
+        return alpha, make_plan(noise, radii, n, alpha, method, unit)
+    if radii is not None:
+        raise CertifyError(f"radii is not used by method='fixed', got {radii!r}: leave it out")
     enough = smallest_n(np.nextafter(0.5, 1), alpha)
     if n < enough:
         raise CertifyError(f"n={n} is too small to certify anything at alpha={alpha:g}: use n >= {enough}")
-    return alpha
+    return alpha, None
 
 
 def _count_drawn(draw: Callable[[int], ArrayLike], count: int, num_classes: int) -> NDArray[np.int64]:

@@ -52,8 +52,11 @@ def count_votes(
     chunk_size: int = 256,
     device: torch.device | str | None = None,
     progress: Any = None,
+    first: int = 0,
 ) -> NDArray[np.int64]:
     """Count the votes of ``n`` noise draws for each image: int64 (N, num_classes), rows that sum to n.
+
+    ``first`` skips that many draws, a multiple of ``chunk_size``, so that a count can be continued.
 
     ``images``: (N, C, H, W) floats in [0, 1]; ``indices``: their N distinct names, which seed their noise.
     ``classify``: (B, C, H, W) float32 -> scores (B, num_classes) or integer labels (B,), tensor or array; a
@@ -65,6 +68,8 @@ def count_votes(
     check_count("n", n)
     check_count("batch_size", batch_size)
     check_count("chunk_size", chunk_size)
+    if check_count("first", first, 0) % chunk_size:
+        raise CertifyError(f"first must be a multiple of chunk_size={chunk_size}, got {first}: round it")
     images = check_images(images)
     indices = check_indices(indices, len(images))
     device = resolve_device(classify, device)
@@ -72,7 +77,7 @@ def count_votes(
     counts = torch.zeros(len(images) * num_classes, dtype=torch.int64, device=device)
     seen = torch.tensor([0, 0], device=device)  # smallest and largest label
     with torch.no_grad(), _eval_mode(classify):
-        for group in _packed(_chunks(indices, n, stage, seed, chunk_size), batch_size, chunk_size):
+        for group in _packed(_chunks(indices, first, n, stage, seed, chunk_size), batch_size, chunk_size):
             noisy, owner = _noisy(images, group, noise)
             # More than one part only if a chunk is larger than a batch.
             for part, part_owner in zip(noisy.split(batch_size), owner.split(batch_size), strict=True):
@@ -139,17 +144,19 @@ def resolve_device(classify: Any, device: torch.device | str | None) -> torch.de
     return own
 
 
-def _chunks(indices: Sequence[int], n: int, stage: int, seed: int, chunk_size: int) -> Iterator[_Chunk]:
-    total = -(-n // chunk_size)
+def _chunks(
+    indices: Sequence[int], first: int, n: int, stage: int, seed: int, chunk_size: int
+) -> Iterator[_Chunk]:
+    total = -(-(first + n) // chunk_size)
     if total > CHUNKS_PER_STAGE or not 0 <= stage < 16:
         raise CertifyError(
             f"n={n} in chunks of {chunk_size} is more than 2^28 chunks: use a larger chunk_size"
         )
     for position, index in enumerate(indices):
         base = int.from_bytes(hashlib.sha256(f"{int(seed)}:{index}".encode()).digest()[:4], "big")
-        for chunk in range(total):
+        for chunk in range(first // chunk_size, total):
             generator_seed = (base + stage * CHUNKS_PER_STAGE + chunk) % 2**32
-            yield _Chunk(position, generator_seed, min(chunk_size, n - chunk * chunk_size))
+            yield _Chunk(position, generator_seed, min(chunk_size, first + n - chunk * chunk_size))
 
 
 def _packed(chunks: Iterator[_Chunk], batch_size: int, chunk_size: int) -> Iterator[list[_Chunk]]:

@@ -54,6 +54,14 @@ def test_counts_do_not_depend_on_the_other_images_or_a_resume(model, images):
     assert np.array_equal(votes(model, images[order], indices=[9, 3, 4]), expected[order])
 
 
+def test_a_count_can_be_continued(model, images):
+    expected = votes(model, images, chunk_size=64)
+    parts = votes(model, images, 192, chunk_size=64) + votes(model, images, 508, chunk_size=64, first=192)
+    assert np.array_equal(parts, expected)
+    with pytest.raises(CertifyError, match="first must be a multiple of chunk_size=64, got 100"):
+        votes(model, images, 100, chunk_size=64, first=100)
+
+
 def test_seed_stage_and_index_change_the_draws(images):
     draws = []
     for options in ({}, {"seed": 8}, {"stage": SELECTION}, {"indices": [99]}):
@@ -65,7 +73,7 @@ def test_seed_stage_and_index_change_the_draws(images):
 
 def test_chunks_of_an_image_never_share_a_seed():
     chunks = [
-        [chunk.seed for stage in range(3) for chunk in _chunks([index], 500, stage, 0, 1)]
+        [chunk.seed for stage in range(3) for chunk in _chunks([index], 0, 500, stage, 0, 1)]
         for index in range(200)
     ]
     assert all(len(set(seeds)) == 1500 for seeds in chunks)
