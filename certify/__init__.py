@@ -1,38 +1,69 @@
 """Vote under noise and prove a radius: noise laws, bounds, votes, certificates, records and curves.
 
 noise          what is added to the pixels, and the radius it proves
-scale_mixture  the NIM noise: one sigma per image
+scale_mixture  the NIM noise: one sigma per image; truncation cuts its law
+inclusion      a radius in another norm, from a proven one
+numerical      any i.i.d. noise, approximately
+splitting      deterministic noise: exact votes
+selection      choose a law on held-out images
 bounds         exact binomial bounds
+two_sided      bounds of the runner-up too; top-k
+soft           certified scores instead of votes
+sequential     stop drawing as soon as the answer is known
 votes          the vote engine
 smoothing      SmoothedClassifier, certify_votes, Certificate
 records        append-only per-image records, resumable
+recertify      another alpha, norm or bound from the votes that were kept
 curves         certified accuracy against radius
+parallel       many workers, the same votes
 """
 
 from certify import curves
 from certify.bounds import binomial_interval, binomial_lower_bound, binomial_upper_bound
 from certify.errors import CertifyError
-from certify.noise import Gaussian, Laplace, NoiseLaw, Uniform
+from certify.inclusion import Inclusion
+from certify.noise import Gaussian, Laplace, NoiseLaw, Uniform, UniformLinf
+from certify.numerical import IID, generalised_normal
+from certify.recertify import recertify, recover_successes
 from certify.records import RecordLog, read_records
 from certify.scale_mixture import GaussianScaleMixture, nim_noise
+from certify.selection import NoiseChoice, choose_noise
 from certify.smoothing import ABSTAIN, Certificate, SmoothedClassifier, certify_votes
+from certify.soft import score_lower_bound, score_radius, score_upper_bound
+from certify.splitting import certify_splitting
+from certify.truncation import truncated
+from certify.two_sided import top_k_radius
 
 __all__ = [
     "ABSTAIN",
+    "IID",
     "Certificate",
     "CertifyError",
     "Gaussian",
     "GaussianScaleMixture",
+    "Inclusion",
     "Laplace",
+    "NoiseChoice",
     "NoiseLaw",
     "RecordLog",
     "SmoothedClassifier",
     "Uniform",
+    "UniformLinf",
     "binomial_interval",
     "binomial_lower_bound",
     "binomial_upper_bound",
+    "certify_splitting",
     "certify_votes",
+    "choose_noise",
     "curves",
+    "generalised_normal",
     "nim_noise",
     "read_records",
+    "recertify",
+    "recover_successes",
+    "score_lower_bound",
+    "score_radius",
+    "score_upper_bound",
+    "top_k_radius",
+    "truncated",
 ]

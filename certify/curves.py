@@ -1,7 +1,7 @@
 """Certified accuracy against radius: numbers with confidence bands, a table, a picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from certify.bounds import binomial_interval
-from certify.errors import CertifyError
+from certify.errors import CertifyError, check_alpha
 from certify.records import Records
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Curve:
     """Certified accuracy at each radius, arrays (R,): share of ``total`` images right at least that far.
 
     ``lower`` and ``upper`` are Clopper-Pearson limits for the accuracy on the population of images; each
-    point is covered with probability 1 - alpha.
+    point is covered with probability 1 - alpha. ``sound`` is False where a radius is only approximate.
     """
 
     radius: NDArray[np.float64]
@@ -33,6 +33,7 @@ class Curve:
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
     total: int
+    sound: bool = True
 
 
 def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) -> Curve:
@@ -49,7 +50,7 @@ def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) 
     right = np.sort(records.radius[records.correct & (records.predict >= 0)])
     hits = len(right) - np.searchsorted(right, radii, side="left")
     lower, upper = binomial_interval(hits, len(records), alpha)
-    return Curve(radii, hits / len(records), lower, upper, len(records))
+    return Curve(radii, hits / len(records), lower, upper, len(records), records.sound)
 
 
 def table(curves: Mapping[str, Curve]) -> str:
@@ -63,7 +64,7 @@ def table(curves: Mapping[str, Curve]) -> str:
     for name, curve in curves.items():
         points = zip(100 * curve.accuracy, 100 * curve.lower, 100 * curve.upper, strict=True)
         cells = [f"{accuracy:.1f} ({lower:.1f}–{upper:.1f})" for accuracy, lower, upper in points]
-        lines.append(f"| {name} | {curve.total} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_label(name, curve)} | {curve.total} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -89,7 +90,14 @@ def plot(
     for number, (name, curve) in enumerate(curves.items()):
         color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
         axes.fill_between(curve.radius, curve.lower, curve.upper, color=color, alpha=0.18, linewidth=0)
-        axes.plot(curve.radius, curve.accuracy, color=color, linestyle=style, linewidth=1.8, label=name)
+        axes.plot(
+            curve.radius,
+            curve.accuracy,
+            color=color,
+            linestyle=style,
+            linewidth=1.8,
+            label=_label(name, curve),
+        )
     furthest = max(curve.radius.max() for curve in curves.values())
     axes.set_xlim(0, furthest or 1)
     axes.set_ylim(0, 1)
@@ -105,6 +113,30 @@ def plot(
     if path is not None:
         figure.savefig(path)
     return figure
+
+
+def guaranteed_accuracy(
+    records: Records, radii: ArrayLike, failure: float = 0.001, alpha: float = 0.001
+) -> Curve:
+    """Lower limit on the share of these very images that truly are certified, all but w.p. ``failure``.
+
+    Each of the M radii is wrong with probability at most ``alpha``, the level that they were certified at. So
+    the number of wrong ones is at most a Binomial(M, alpha) variable in convex order, and by Bernstein's
+    inequality the certified accuracy of the exact smoothed classifier is at least the observed one minus
+    alpha + sqrt(2 alpha (1 - alpha) log(1 / failure) / M) + log(1 / failure) / (3 M) (Cohen et al. 2019,
+    Appendix). ``lower`` and ``accuracy`` are that limit, ``upper`` is the observed accuracy.
+    """
+    check_alpha(failure)
+    check_alpha(alpha)
+    curve = certified_accuracy(records, radii)
+    log = np.log(1 / failure)
+    slack = alpha + np.sqrt(2 * alpha * (1 - alpha) * log / curve.total) + log / (3 * curve.total)
+    lower = np.maximum(curve.accuracy - slack, 0.0)
+    return replace(curve, accuracy=lower, lower=lower, upper=curve.accuracy)
+
+
+def _label(name: str, curve: Curve) -> str:
+    return name if curve.sound else f"{name} (approximate)"
 
 
 def _shared_radii(curves: Mapping[str, Curve]) -> Sequence[float]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
-from certify.errors import CertifyError, check_positive
+from certify.errors import CertifyError, check_count, check_positive
 
 FloatArray = NDArray[np.float64]
 
@@ -88,6 +88,13 @@ class NoiseLaw(ABC):
             device = generator.device if generator is not None else "cpu"
         return self._sample(tuple(shape), generator, torch.device(device), dtype)
 
+    def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
+        """Radius where the top class has at least ``p_top`` and every other at most ``p_rival`` < p_top.
+
+        None for a law with no such form.
+        """
+        return None
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return a JSON-able dict that identifies the law completely."""
@@ -125,6 +132,9 @@ class Gaussian(NoiseLaw):
         """Standard deviation of a pixel's noise."""
         return self.sigma
 
+    def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
+        return float(self.sigma / 2 * (ndtri(p_top) - ndtri(p_rival)))
+
     def describe(self) -> dict[str, Any]:
         return {"law": "gaussian", "norm": self.norm, "sigma": self.sigma}
 
@@ -146,13 +156,21 @@ class Gaussian(NoiseLaw):
 
 @dataclass(frozen=True)
 class Laplace(NoiseLaw):
-    """Laplace noise on every pixel: l1 radius -scale * log(2 (1 - p)) (Teng, Lee and Yuan 2020)."""
+    """Laplace noise on every pixel: l1 radius -scale * log(2 (1 - p)) (Teng, Lee and Yuan 2020).
+
+    The paper's other form, scale/2 * log(p_top / p_rival), is the larger one only where the runner-up is
+    bounded by less than 1 - p: ``two_sided_radius`` takes the larger of both.
+    """
 
     scale: float
     norm: ClassVar[str] = "l1"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", check_positive("scale", self.scale))
+
+    def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
+        with np.errstate(divide="ignore"):
+            return float(self.scale * max(0.5 * np.log(p_top / p_rival), -np.log(1 - p_top + p_rival)))
 
     def describe(self) -> dict[str, Any]:
         return {"law": "laplace", "norm": self.norm, "scale": self.scale}
@@ -205,6 +223,33 @@ class Uniform(NoiseLaw):
     ) -> torch.Tensor:
         u = torch.rand(shape, generator=generator, device=device, dtype=dtype)
         return u.mul_(2 * self.half_width).sub_(self.half_width)
+
+
+@dataclass(frozen=True)
+class UniformLinf(Uniform):
+    """U(-half_width, half_width) on every pixel: linf radius 2 half_width (1 - (3/2 - p)^(1/dimensions)).
+
+    Two cubes moved by r in every one of the ``dimensions`` pixel values share (1 - r / (2 half_width)) to that
+    power of their volume, and a class can lose no more than the rest (Yang et al. 2020).
+    """
+
+    dimensions: int
+    norm: ClassVar[str] = "linf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("dimensions", self.dimensions)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "dimensions": self.dimensions}
+
+    def _radius(self, p: FloatArray) -> FloatArray:
+        return -2 * self.half_width * np.expm1(np.log1p(0.5 - p) / self.dimensions)
+
+    def _p_required(self, r: FloatArray) -> FloatArray:
+        # Beyond the cube's width nothing is shared, and the form above would certify from p = 3/2.
+        shared = np.maximum(1 - r / (2 * self.half_width), 0.0)
+        return 1.5 - shared**self.dimensions
 
 
 def _float64(value: ArrayLike, name: str) -> FloatArray:

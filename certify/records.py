@@ -8,7 +8,7 @@ for other people's scripts. ``read_records`` reads both kinds.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +29,8 @@ class Records:
 
     ``idx``, ``label``, ``predict``: int64 (M,); ``radius``: float64 (M,), 0 where abstained; ``correct``:
     bool (M,); ``seconds``: float64 (M,), NaN where not recorded. From ``.jsonl`` only, else None: ``p_lower``
-    (M,), ``counts`` int64 (M, K) and the ``config`` of the header.
+    (M,), ``counts`` int64 (M, K), ``selected`` (the class that was bounded, also where abstained), ``method``
+    and the ``config`` of the header. ``sound``: no radius is approximate.
     """
 
     idx: NDArray[np.int64]
@@ -41,6 +42,9 @@ class Records:
     p_lower: NDArray[np.float64] | None = None
     counts: NDArray[np.int64] | None = None
     config: dict[str, Any] | None = None
+    selected: NDArray[np.int64] | None = None
+    method: str | None = None
+    sound: bool = True
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -89,6 +93,9 @@ class RecordLog:
             "n0": certificate.n0,
             "n": certificate.n,
             "alpha": certificate.alpha,
+            "method": certificate.method,
+            "sound": certificate.sound,
+            "selected": certificate.selected,
             "correct": int(certificate.prediction == label),
         }
         line = _json_line(row)
@@ -138,7 +145,16 @@ def read_records(path: str | Path) -> Records:
     records = _records(rows)
     counts = np.array([row["counts"] for row in rows], dtype=np.int64)
     p_lower = np.array([row["p_lower"] for row in rows], dtype=np.float64)
-    return Records(**{**vars(records), "p_lower": p_lower, "counts": counts, "config": config})
+    methods = {row.get("method", "fixed") for row in rows}
+    return replace(
+        records,
+        p_lower=p_lower,
+        counts=counts,
+        config=config,
+        selected=np.array([row.get("selected", row["predict"]) for row in rows], dtype=np.int64),
+        method=methods.pop() if len(methods) == 1 else ", ".join(sorted(methods)) or None,
+        sound=all(row.get("sound", True) for row in rows),
+    )
 
 
 def _records(rows: list[dict[str, Any]]) -> Records:

@@ -27,6 +27,7 @@ covers it.
 import hashlib
 import json
 import math
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -106,6 +107,17 @@ class GaussianScaleMixture(NoiseLaw):
     @cached_property
     def _quantiles(self) -> "_Quantiles":
         return _quantiles(self.law)
+
+    @property
+    def flat_at_half(self) -> bool:
+        """Whether E[1/sigma] is infinite, so that the radius has slope zero at p = 1/2: small p earn nothing.
+
+        Judged by how fast P(sigma <= s) vanishes with s: no faster than s itself.
+        """
+        if self._quantiles.atoms:
+            return False
+        near, nearer = self.law.ppf(1e-10), self.law.ppf(1e-12)
+        return bool(near > nearer * (1 + 1e-9) and math.log(100) <= 1.01 * math.log(near / nearer))
 
     def _radius(self, p: FloatArray) -> FloatArray:
         return _table(self).radius(p)
@@ -272,6 +284,13 @@ def _best_u(r: FloatArray, law: _Quantiles) -> FloatArray:
 
 @lru_cache(maxsize=16)
 def _table(noise: GaussianScaleMixture) -> "_RadiusTable":
+    if noise.flat_at_half:
+        warnings.warn(
+            f"E[1/sigma] is infinite for {noise.describe()['sigma']}: its radius has slope zero at p = 1/2; "
+            "consider certify.truncated(law, low)",
+            UserWarning,
+            stacklevel=6,
+        )
     return _RadiusTable(noise._quantiles)
 
 

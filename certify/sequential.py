@@ -90,19 +90,17 @@ class Plan:
         return claimed, ~give_up & (claimed < len(self.levels)) & (look + 1 < len(self.looks))
 
     def p_lower(self, claimed: int, successes: int, trials: int) -> float:
-        """The bound that an image's test proves: 0 if no level was claimed.
+        """The bound that an image's test proves; 0 if none.
 
         Betting proves a bound between the levels too: wealth against every p at once, and the look at the cap.
         """
-        if claimed == 0:
-            return 0.0
-        level = self.levels[claimed - 1].p
+        level = self.levels[claimed - 1].p if claimed else 0.0
         if self.method != "sequential":
             return level
         bound = betting_lower_bound(successes, trials, self.alpha * (1 - FINAL_SHARE))
         if trials == self.looks[-1]:
             bound = max(bound, binomial_lower_bound(successes, trials, self.alpha * FINAL_SHARE))
-        return max(level, bound)
+        return max(level, bound if bound > 0.5 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -123,9 +121,10 @@ def look_schedule(n: int, unit: int = UNIT) -> Counts:
 
 
 def make_plan(noise: Any, radii: Any, n: int, alpha: float, method: str, unit: int = UNIT) -> Plan:
-    """The plan for ``radii`` (0 is always among them; None: steps of 0.25) within n draws.
+    """The plan for ``radii`` (None: 0, 0.25, 0.5, ...) within n draws.
 
-    Radii out of reach of n unbroken successes are left out. Raises CertifyError for a bad radius or a hopeless n.
+    Radii out of reach of n unbroken successes are left out. Raises CertifyError if there is a bad one, or none
+    within reach.
     """
     looks = look_schedule(n, unit)
     levels: list[Level] = []
@@ -136,8 +135,10 @@ def make_plan(noise: Any, radii: Any, n: int, alpha: float, method: str, unit: i
             break
         levels.append(Level(radius, p, *boundary))
     if not levels:
-        enough = smallest_n(np.nextafter(0.5, 1), alpha * FINAL_SHARE)
-        raise CertifyError(f"n={n} is too small to certify anything at alpha={alpha:g}: use n >= {enough}")
+        first = 0.0 if radii is None else float(np.min(radii))
+        p = max(noise.p_required(first), np.nextafter(0.5, 1))
+        remedy = f"use n >= {smallest_n(p, alpha * FINAL_SHARE)}" if p < 1 else "ask for a smaller radius"
+        raise CertifyError(f"n={n} is too small to certify radius {first:g} at alpha={alpha:g}: {remedy}")
     return Plan(method, alpha, looks, tuple(levels))
 
 
@@ -145,10 +146,10 @@ def _radii(radii: Any) -> Any:
     if radii is None:
         return (STEP * step for step in range(10_000))  # make_plan stops at the first out of reach
     try:
-        values = np.unique(np.append(np.asarray(radii, dtype=np.float64).ravel(), 0.0))
+        values = np.unique(np.asarray(radii, dtype=np.float64))
     except (TypeError, ValueError):
         values = np.array([np.nan])
-    if not np.all(np.isfinite(values)) or values[0] < 0:
+    if len(values) == 0 or not np.all(np.isfinite(values)) or values[0] < 0:
         raise CertifyError(f"radii must be finite and >= 0, got {radii!r}: try radii=[0.25, 0.5]")
     return values.tolist()
 

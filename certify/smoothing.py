@@ -18,6 +18,7 @@ from certify.bounds import binomial_lower_bound, smallest_n
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise import NoiseLaw
 from certify.sequential import UNIT, Outcome, Plan, make_plan
+from certify.two_sided import check_two_sided, rival_groups, two_sided_radius
 from certify.votes import (
     ESTIMATION,
     PREDICTION,
@@ -30,7 +31,7 @@ from certify.votes import (
 
 ABSTAIN = -1
 
-METHODS = ("fixed", "sequential", "group_sequential")
+METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Certificate:
     ``prediction`` is the smoothed ``subject``'s class, or ABSTAIN with radius 0. ``radius`` is in ``norm``
     and [0, 1] pixel units. ``p_lower`` bounds the top class's probability from ``counts``, the votes of the
     ``n`` estimation draws (``n0`` others selected the class). ``noise`` is the law's ``describe()``;
-    ``sound`` says that the radius is proven rather than approximate.
+    ``sound`` says that the radius is proven rather than approximate. ``selected`` is the class that was
+    bounded, also where the prediction is ABSTAIN.
     """
 
     prediction: int
@@ -55,6 +57,7 @@ class Certificate:
     noise: dict[str, Any]
     subject: str
     sound: bool
+    selected: int = ABSTAIN
 
     @property
     def abstained(self) -> bool:
@@ -67,6 +70,7 @@ def _certificate(
     counts: NDArray,
     noise: NoiseLaw,
     alpha: float,
+    method: str,
     subject: str,
     plan: Plan | None = None,
     claimed: int = 0,
@@ -74,25 +78,31 @@ def _certificate(
     """CERTIFY of Cohen et al. 2019 from the votes (K,) of two disjoint sets of draws, or a plan's claim."""
     top = int(np.argmax(selection))  # the class is chosen by draws that the bound does not see
     n = int(counts.sum())
-    if plan is None:
-        p_lower, proven = binomial_lower_bound(int(counts[top]), n, alpha), 0.0
-        certified = p_lower > 0.5
+    if plan is not None:
+        p_lower = plan.p_lower(claimed, int(counts[top]), n)
+        certified = claimed > 0 or p_lower > 0.5
+        radius = max(noise.radius(p_lower), plan.levels[claimed - 1].radius if claimed else 0.0)
+    elif method == "two_sided":
+        p_lower, radius = two_sided_radius(counts, top, noise, alpha, rival_groups(selection, top))
+        certified = radius > 0
     else:
-        p_lower, certified = plan.p_lower(claimed, int(counts[top]), n), claimed > 0
-        proven = plan.levels[claimed - 1].radius if certified else 0.0
+        p_lower = binomial_lower_bound(int(counts[top]), n, alpha)
+        certified = p_lower > 0.5
+        radius = noise.radius(p_lower)
     return Certificate(
         prediction=top if certified else ABSTAIN,
-        radius=max(noise.radius(p_lower), proven) if certified else 0.0,
+        radius=radius if certified else 0.0,
         norm=noise.norm,
         p_lower=p_lower,
         counts=tuple(int(count) for count in counts),
         n0=int(selection.sum()),
         n=n,
         alpha=alpha,
-        method="fixed" if plan is None else plan.method,
+        method=method,
         noise=noise.describe(),
         subject=subject,
         sound=noise.sound,
+        selected=top,
     )
 
 
@@ -112,20 +122,22 @@ def certify_votes(
 
     ``draw(count)`` returns an integer array (count,) of hard labels in [0, num_classes), each under a fresh,
     independent draw of ``noise``; it is called once for the selection (n0), then for the estimation: once (n)
-    by method "fixed", and by "sequential" and "group_sequential" look after look until every one of ``radii``
-    (default: steps of 0.25) is claimed, given up or out of reach of n draws. Raises CertifyError for bad
+    by "fixed" and "two_sided" (Gaussian, Laplace: bounds the runner-up too), and by "sequential" and "group_sequential" look after look until every one of ``radii``
+    (default: 0, 0.25, 0.5, ...) is claimed, given up or out of reach of n draws. Raises CertifyError for bad
     arguments before the first draw, and for bad labels.
     """
     alpha, plan = _check_plan(num_classes, noise, n0, n, alpha, method, radii)
     selection = _count_drawn(draw, n0, num_classes)
     if plan is None:
-        return _certificate(selection, _count_drawn(draw, n, num_classes), noise, alpha, subject)
+        counts = _count_drawn(draw, n, num_classes)
+        return _certificate(selection, counts, noise, alpha, method, subject)
 
     def more(_: NDArray, first: int, last: int) -> NDArray[np.int64]:
         return _count_drawn(draw, last - first, num_classes)[None]
 
     votes = plan.run(np.argmax(selection)[None], more, num_classes)
-    return _certificate(selection, votes.counts[0], noise, alpha, subject, plan, int(votes.claimed[0]))
+    counts, claimed = votes.counts[0], int(votes.claimed[0])
+    return _certificate(selection, counts, noise, alpha, method, subject, plan, claimed)
 
 
 class SmoothedClassifier:
@@ -207,7 +219,7 @@ class SmoothedClassifier:
                     names, selection[part], outcome.counts, outcome.claimed, strict=True
                 ):
                     certificate = _certificate(
-                        chosen, counts, self.noise, alpha, self.subject, plan, int(claimed)
+                        chosen, counts, self.noise, alpha, method, self.subject, plan, int(claimed)
                     )
                     certificates.append(certificate)
                     if on_certificate is not None:
@@ -306,10 +318,12 @@ def _check_plan(
     alpha = check_alpha(alpha)
     if method not in METHODS:
         raise CertifyError(f"method must be one of {', '.join(METHODS)}, got {method!r}: try method='fixed'")
-    if method != "fixed":
+    if method in ("sequential", "group_sequential"):
         return alpha, make_plan(noise, radii, n, alpha, method, unit)
     if radii is not None:
-        raise CertifyError(f"radii is not used by method='fixed', got {radii!r}: leave it out")
+        raise CertifyError(f"radii is not used by method={method!r}, got {radii!r}: leave it out")
+    if method == "two_sided":
+        check_two_sided(noise)
     enough = smallest_n(np.nextafter(0.5, 1), alpha)
     if n < enough:
         raise CertifyError(f"n={n} is too small to certify anything at alpha={alpha:g}: use n >= {enough}")

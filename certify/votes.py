@@ -95,6 +95,14 @@ def count_votes(
     return counts.reshape(len(images), num_classes).cpu().numpy()
 
 
+def tally_labels(classify: Callable[[torch.Tensor], Any], batch: torch.Tensor, num_classes: int) -> NDArray:
+    """Votes int64 (num_classes,) of one batch as it is; a module runs in eval mode. Raises as count_votes."""
+    with torch.no_grad(), _eval_mode(classify):
+        labels = _labels(classify(batch), len(batch), num_classes)
+    _check_labels(torch.stack([labels.min(), labels.max()]), num_classes)
+    return np.bincount(labels.cpu().numpy(), minlength=num_classes)
+
+
 def check_images(images: Any) -> torch.Tensor:
     """Return images as a float32 tensor (N, C, H, W), or raise CertifyError unless non-empty, finite and in
     [0, 1].

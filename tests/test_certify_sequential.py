@@ -60,7 +60,7 @@ def test_betting_with_a_look_at_every_draw_keeps_alpha(p):
 @pytest.mark.parametrize("alpha", [ALPHA, 0.05])
 def test_every_rule_keeps_alpha_at_its_looks(p, method, alpha):
     plan = make_plan(_Level(p), [0.5], N, alpha, method)
-    [level] = plan.levels[1:] or plan.levels
+    [level] = plan.levels
     error = realised_error(level.upper, plan.looks, level.p, level.lower)
     assert error <= alpha
     assert error > 0.3 * alpha  # not vacuous
@@ -122,9 +122,17 @@ def test_easy_images_stop_early_and_hard_ones_go_on(method):
     assert hopeless.abstained
     assert (hopeless.radius, hopeless.p_lower) == (0, 0)
     assert hopeless.n < 1000
-    near = certify_votes(bernoulli(ndtr(1) + 0.01), noise, 10, radii=[0.25], method=method)
-    assert near.radius >= 0.25
-    assert near.n > 1000
+    near = [
+        certify_votes(bernoulli(ndtr(1) + 0.01, seed), noise, 10, radii=[0.25], method=method)
+        for seed in range(20)
+    ]
+    assert sum(certificate.radius >= 0.25 for certificate in near) >= 14
+    assert np.mean([certificate.n for certificate in near]) > 3000
+    if method == "sequential":  # what the bets prove stands, also where no radius of the grid was reached
+        below = [
+            certify_votes(bernoulli(0.82, seed), noise, 10, radii=[0.25], method=method) for seed in range(5)
+        ]
+        assert any(0 < certificate.radius < 0.25 for certificate in below)
     between = certify_votes(bernoulli(0.9), noise, 10, radii=radii, method=method)
     assert 0.25 <= between.radius < 0.5
 
@@ -199,8 +207,8 @@ def test_looks_grow_and_end_at_the_cap():
 def test_radii_out_of_reach_are_left_out():
     plan = make_plan(Gaussian(0.25), None, 100_000, ALPHA, "sequential")
     assert [level.radius for level in plan.levels] == [0, 0.25, 0.5, 0.75]
-    last = make_plan(Gaussian(0.25), [5.0], 1000, ALPHA, "group_sequential").levels
-    assert [level.radius for level in last] == [0]
+    last = make_plan(Gaussian(0.25), [5.0, 0.5], 1000, ALPHA, "group_sequential").levels
+    assert [level.radius for level in last] == [0.5]
 
 
 @pytest.mark.parametrize("method", ["sequential", "group_sequential"])
@@ -209,7 +217,10 @@ def test_radii_out_of_reach_are_left_out():
     [
         ({"radii": [-1]}, "radii must be finite and >= 0"),
         ({"radii": "far"}, "radii"),
+        ({"radii": []}, "radii"),
         ({"n": 5}, "n >= 11"),
+        ({"n": 50, "radii": [0.75]}, "n >= 5627"),
+        ({"n": 50, "radii": [30.0]}, "ask for a smaller radius"),
     ],
 )
 def test_bad_plans_are_refused_before_any_draw(method, options, word):
