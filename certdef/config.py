@@ -89,7 +89,7 @@ class LedgerConfig:
     path: str | None = None
     training: int = 600
     evaluation: int = 2_000
-    certification: int = 225_000
+    certification: int = 525_000
     attack: int = 5_000
 
 
@@ -108,22 +108,21 @@ class SurrogateConfig:
         noise_255: Upper end of the uniform sigma (8-bit levels) of the noise on training images; 0 is off.
     """
 
-    model: str = "cnn"
+    model: str = "mlp"
     epochs: int = 200
     batch_size: int = 100
     query_batch: int = 100
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
-    shift: int = 1
-    noise_255: float = 30.0
+    shift: int = 0
+    noise_255: float = 75.0
 
 
 @dataclass(frozen=True)
 class NIMConfig:
-    """Noisy image modelling: the masked autoencoder with noise in the place of masks.
+    """Noisy image modelling: a masked autoencoder with noise in the place of masks, one for each law of certify.laws.
 
     Args:
-        sigma: Law of sigma in pre-training.
         patch_size: Side of a patch in pixels.
         width: Width of the ViT encoder.
         depth: Blocks of the encoder.
@@ -136,16 +135,15 @@ class NIMConfig:
         warmup: Share of the epochs with a linearly rising rate.
     """
 
-    sigma: SigmaLaw = field(default_factory=SigmaLaw)
     patch_size: int = 4
     width: int = 64
     depth: int = 3
     heads: int = 4
     decoder_width: int = 64
     decoder_depth: int = 1
-    epochs: int = 800
+    epochs: int = 300
     batch_size: int = 128
-    base_learning_rate: float = 3e-3
+    base_learning_rate: float = 6e-3
     warmup: float = 0.05
 
 
@@ -249,6 +247,11 @@ class RunConfig:
     @property
     def ledger_path(self) -> Path:
         return Path(self.ledger.path) if self.ledger.path else self.workspace / "ledger.db"
+
+    @property
+    def headline_law(self) -> str:
+        """Label of the first law: the one of the headline, the attack's De^3 and the served model."""
+        return self.certify.laws[0].label
 
     @property
     def registered_model(self) -> str:
@@ -431,7 +434,7 @@ def check(config: RunConfig) -> None:
         "ledger.training", config.ledger.training, config.ledger.training >= config.surrogate.query_batch,
         f"it is smaller than the first batch (surrogate.query_batch {config.surrogate.query_batch}): raise it or lower the batch",
     ))  # fmt: skip
-    for law in (*config.certify.laws, config.nim.sigma):
+    for law in config.certify.laws:
         rules.append(
             (
                 f"scale_255 of law {law.label!r}",

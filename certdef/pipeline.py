@@ -16,13 +16,12 @@ import torch
 from tqdm import tqdm
 
 import surrogates
-from certdef import report as report_page
-from certdef import stages
+from certdef import page, stages
 from certdef.config import ConfigError, RunConfig, check
 from certdef.data import load_data
 from certdef.stages import Job
 from certdef.tracking import Tracker
-from certdef.workspace import locked
+from certdef.workspace import forget, locked
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,21 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
     with open_job(config, progress, fresh) as job:
         target, target_stage = stages.open_black_box(job)
         surrogate, surrogate_stage = stages.distil(job, target)
-        denoiser, nim_stage = stages.pretrain_denoiser(job)
-        certified = stages.certify_subjects(job, target, surrogate, denoiser, [surrogate_stage, nim_stage])
-        attacked = stages.attack(job, target, surrogate, denoiser, [surrogate_stage, nim_stage])
-        served = stages.register(job, surrogate, denoiser, [surrogate_stage, nim_stage])
-        return _report(job, [target_stage, surrogate_stage, nim_stage, certified, attacked, served])
+        denoisers, nim_stages = stages.pretrain_denoisers(job)
+        certified = stages.certify_subjects(job, target, surrogate, denoisers, [surrogate_stage, *nim_stages])
+        attacked = stages.attack(
+            job, target, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
+        )
+        served = stages.register(
+            job, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
+        )
+        return _report(job, [target_stage, surrogate_stage, *nim_stages, certified, attacked, served])
 
 
 def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Pre-train the denoiser of De^3 on the unlabelled pool. No query is spent."""
     with open_job(config, progress, fresh) as job:
-        return _summary(job, [stages.pretrain_denoiser(job)[1]])
+        return _summary(job, stages.pretrain_denoisers(job)[1])
 
 
 def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -75,9 +78,9 @@ def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) ->
     with open_job(config, progress, fresh) as job:
         target, target_stage = stages.open_black_box(job)
         surrogate, surrogate_stage = stages.distil(job, target)
-        denoiser, nim_stage = stages.pretrain_denoiser(job)
-        certified = stages.certify_subjects(job, target, surrogate, denoiser, [surrogate_stage, nim_stage])
-        return _summary(job, [target_stage, surrogate_stage, nim_stage, certified])
+        denoisers, nim_stages = stages.pretrain_denoisers(job)
+        certified = stages.certify_subjects(job, target, surrogate, denoisers, [surrogate_stage, *nim_stages])
+        return _summary(job, [target_stage, surrogate_stage, *nim_stages, certified])
 
 
 def attack(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -85,9 +88,11 @@ def attack(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> 
     with open_job(config, progress, fresh) as job:
         target, target_stage = stages.open_black_box(job)
         surrogate, surrogate_stage = stages.distil(job, target)
-        denoiser, nim_stage = stages.pretrain_denoiser(job)
-        attacked = stages.attack(job, target, surrogate, denoiser, [surrogate_stage, nim_stage])
-        return _summary(job, [target_stage, surrogate_stage, nim_stage, attacked])
+        denoisers, nim_stages = stages.pretrain_denoisers(job)
+        attacked = stages.attack(
+            job, target, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
+        )
+        return _summary(job, [target_stage, surrogate_stage, *nim_stages, attacked])
 
 
 def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -102,11 +107,11 @@ def open_job(config: RunConfig, progress: bool = True, fresh: bool = False) -> I
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     data = load_data(config.data, config.seed)
-    stages.conditions(config)  # refuses unusable noise laws now
-    stages.target_draws(config)  # and a budget that certifies nothing
+    stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
+    stages.check_attack_budget(config, len(data.heldout_images))
     with locked(config.workspace):
         if fresh:
-            stages.forget(config.workspace)
+            forget(config.workspace)
         tracker = Tracker(config)
         budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
         config.ledger_path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +130,13 @@ def choose_device(name: str) -> torch.device:
 
 def _report(job: Job, done: list[stages.Stage]) -> Summary:
     summary = _summary(job, done)
-    page = job.config.workspace / "report.html"
-    page.write_text(report_page.render(job.config, job.data, done, summary.bill), encoding="utf-8")
-    job.tracker.log_files(page)
-    return Summary(**{**vars(summary), "report": page})
+    path = job.config.workspace / "report.html"
+    path.write_text(
+        page.render(job.config, job.data, done, summary.bill, run_id=summary.run_id, device=str(job.device)),
+        encoding="utf-8",
+    )
+    job.tracker.log_files(path)
+    return Summary(**{**vars(summary), "report": path})
 
 
 def _summary(job: Job, done: list[stages.Stage]) -> Summary:

@@ -50,6 +50,13 @@ class Stage:
         self.path.mkdir(parents=True)
 
 
+def forget(root: Path) -> None:
+    """Remove what the stages of every job made; the ledger and every paid answer stay."""
+    for folder in root.glob("*-" + "[0-9a-f]" * 16):
+        shutil.rmtree(folder)
+    shutil.rmtree(root / "jobs", ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all."""
     temporary = path.with_suffix(".tmp")

@@ -1,6 +1,8 @@
 """Records: durable at every byte, resumable to the same bytes, readable in both formats."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +188,56 @@ def test_what_is_not_a_record_file(tmp_path):
     (tmp_path / "text").write_text("hello\n")
     with pytest.raises(CertifyError, match="columns"):
         read_records(tmp_path / "text")
+
+
+KILLED = """
+import os, signal, sys, torch
+from certify import RecordLog, SmoothedClassifier, nim_noise
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 6 * 6, 4))
+images = torch.rand((12, 3, 6, 6), generator=torch.Generator().manual_seed(1))
+calls = 0
+
+class Deadly(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.model(x)
+
+smoothed = SmoothedClassifier(Deadly(), nim_noise(), 4, seed=3, batch_size=300)
+with RecordLog(sys.argv[1], {"seed": 3}) as log:
+    left = [index for index in range(12) if index not in log.done]
+    if left:
+        smoothed.certify(
+            images[left], n=700, n0=50, indices=left, method=sys.argv[3], **eval(sys.argv[4]),
+            on_certificate=lambda index, c, seconds: log.append(index, 0, c, seconds),
+        )
+"""
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize(("method", "options"), [("fixed", "{}"), ("sequential", "{'radii': [0.05]}")])
+def test_a_run_that_is_killed_and_resumed_writes_the_same_bytes(tmp_path, method, options):
+    def run(name, kill_at):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / name), str(kill_at), method, options]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    assert run("unbroken", 0) == 0
+    kills = 0
+    for kill_at in (5, 9, 0):
+        kills += run("killed", kill_at) == -9
+    assert kills >= 1
+    for suffix in (".jsonl", ".tsv"):
+        unbroken, killed = (
+            [line.split(b"\t0:")[0] for line in (tmp_path / f"{name}{suffix}").read_bytes().splitlines()]
+            for name in ("unbroken", "killed")
+        )
+        assert len(unbroken) == 13
+        assert unbroken == killed
+    assert (tmp_path / "unbroken.jsonl").read_bytes() == (tmp_path / "killed.jsonl").read_bytes()

@@ -1,5 +1,8 @@
 """The vote engine: the same counts however the work is cut, and refusals that name the fault."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -201,3 +204,56 @@ def test_bad_arguments_are_refused_before_any_vote(change, word, model, images):
         votes(model, change.pop("images", images), **change)
     assert word in str(caught.value)
     assert not calls
+
+
+def test_a_batch_made_ahead_gives_the_same_votes(images):
+    recorder, ahead = Recorder(), Recorder()
+    expected = votes(recorder, images, batch_size=300)
+    assert np.array_equal(votes(ahead, images, batch_size=300, prefetch=True), expected)
+    assert len(ahead.batches) == len(recorder.batches)
+    with pytest.raises(CertifyError, match="got 9"):
+        votes(lambda x: np.full(len(x), 9), images, prefetch=True)
+
+
+def test_channels_last_and_autocast_reach_the_model_and_leave_the_noise_in_float32(images):
+    torch.manual_seed(0)
+    seen = []
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, K, 3), torch.nn.AdaptiveAvgPool2d(1))
+
+        def forward(self, x):
+            seen.append((x.is_contiguous(memory_format=torch.channels_last), x.dtype, self.body[0](x).dtype))
+            return self.body(x).flatten(1)
+
+    model = Model()
+    plain = votes(model, images, 2000)
+    fast = votes(model, images, 2000, channels_last=True, autocast=torch.bfloat16)
+    assert seen[0] == (False, torch.float32, torch.float32)
+    assert seen[-1] == (True, torch.float32, torch.bfloat16)
+    assert np.abs(plain - fast).max() < 100
+    assert np.all(fast.sum(axis=1) == 2000)
+
+
+MEMORY = """
+import resource, sys, torch
+from certify import Gaussian
+from certify.votes import count_votes
+torch.set_num_threads(2)
+model = torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(3 * 49, 5))
+image = torch.rand(1, 3, 224, 224)
+count = lambda n: count_votes(model, image, Gaussian(0.25), 5, n, indices=[0], stage=1, seed=0)
+count(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert count(int(sys.argv[1])).sum() == int(sys.argv[1])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("n", [2048, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_large_images_take_less_than_a_gibibyte_beyond_the_model(n):
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(n)], capture_output=True, text=True, check=True)
+    assert 0.1 < float(done.stdout) < 1.0  # GiB; the lower bound shows that something was measured

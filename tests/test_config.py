@@ -48,7 +48,7 @@ BAD = [
     ({"attack__eps": [8]}, "attack.eps", "8/255"),
     ({"nim__heads": 5}, "nim.heads", "multiple"),
     ({"certify__laws": []}, "certify.laws", "at least one"),
-    ({"nim__sigma__scale_255": 0}, "scale_255", "8-bit"),
+    ({"certify__laws": [{"label": "a", "scale_255": 0}]}, "scale_255", "8-bit"),
     ({"certify__n": "many"}, "certify.n", "many"),
     ({"preset": "digts"}, "digts", "did you mean 'digits'"),
 ]
@@ -88,9 +88,9 @@ def test_unknown_law_family():
     from dataclasses import replace
 
     with pytest.raises(ConfigError, match=r"no continuous scipy\.stats law"):
-        noise_law(replace(RunConfig().nim.sigma, family="gama"))
+        noise_law(replace(RunConfig().certify.laws[0], family="gama"))
     with pytest.raises(ConfigError, match="law 'nim'"):
-        noise_law(replace(RunConfig().nim.sigma, shape=(1.0, 2.0, 3.0)))
+        noise_law(replace(RunConfig().certify.laws[0], shape=(1.0, 2.0, 3.0)))
 
 
 def test_data_errors(tmp_path, monkeypatch):

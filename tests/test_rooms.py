@@ -68,7 +68,7 @@ def test_every_file_keeps_the_rules():
         ("certify/votes.py", "import mlflow"),
         ("certdef/pipeline.py", "def f():\n    import torchattacks"),
         ("certdef/stages.py", "from timm.models import vision_transformer"),
-        ("certdef/report.py", "from matplotlib import pyplot"),
+        ("certdef/page.py", "from matplotlib import pyplot"),
     ],
 )
 def test_the_check_sees_a_broken_rule(path, source):

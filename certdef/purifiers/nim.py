@@ -122,7 +122,7 @@ def pretrain_nim(
         images: (N, C, H, W) in [0, 1].
         noise: A law with sample(shape, generator=, device=) that draws one sigma an image, e.g. certify.nim_noise().
         checkpoint: Path of a resumable checkpoint; an interrupted training goes on to the same weights.
-        progress: Wraps the epochs, called as progress(range, desc=...), e.g. tqdm.
+        progress: Wraps the epochs, e.g. tqdm.
     """
     device = torch.device(device)
     images, model = images.to(device), model.to(device).train()
@@ -141,7 +141,7 @@ def pretrain_nim(
     first = saved.load() if saved else 0
     history = saved.history if saved else []
     remaining = range(first, epochs)
-    for epoch in progress(remaining, desc="pre-train NIM") if progress else remaining:
+    for epoch in progress(remaining) if progress else remaining:
         total = torch.zeros((), device=device)
         for batch in torch.randperm(len(images), generator=generator, device=device).split(batch_size):
             clean = images[batch]

@@ -16,12 +16,13 @@ import torch
 
 import certdef
 import certify
-from certdef import pictures, report, stages
+from certdef import page as report
+from certdef import pictures, stages
 from certdef.config import SigmaLaw
 from certdef.data import load_data
 from certdef.workspace import Stage
 
-pytestmark = pytest.mark.filterwarnings("error:::certdef.report", "error:::certdef.pictures")
+pytestmark = pytest.mark.filterwarnings("error:::certdef.page", "error:::certdef.pictures")
 
 
 @pytest.fixture(scope="module")

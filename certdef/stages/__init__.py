@@ -1,0 +1,30 @@
+"""The stages of a job, one a file. Each reads its stage folder if it is done, else does the work and leaves it there.
+
+A stage's `result.json` holds plain values: params, metrics, series and artifacts for MLflow, and the figures that the
+report shows. The order, and what depends on what, is in `certdef/pipeline.py`.
+"""
+
+from certdef.stages.attack import attack, check_attack_budget
+from certdef.stages.certificates import Condition, certify_subjects, conditions, target_draws
+from certdef.stages.denoiser import pretrain_denoisers
+from certdef.stages.job import Job, interval
+from certdef.stages.served import register
+from certdef.stages.surrogate import distil
+from certdef.stages.target import open_black_box
+from certdef.workspace import Stage
+
+__all__ = [
+    "Condition",
+    "Job",
+    "Stage",
+    "attack",
+    "certify_subjects",
+    "check_attack_budget",
+    "conditions",
+    "distil",
+    "interval",
+    "open_black_box",
+    "pretrain_denoisers",
+    "register",
+    "target_draws",
+]

@@ -1,0 +1,230 @@
+"""Certificates for both subjects: the target by paid queries, the surrogate for free.
+
+Every image is recorded as soon as it is done, and every paid batch is kept by the ledger as a receipt of this
+experiment, so an interrupted job goes on with the same counts and pays for nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import certify
+import surrogates
+from certdef.config import ConfigError, RunConfig
+from certdef.noise_laws import noise_law
+from certdef.purifiers.nim import NIM
+from certdef.stages.job import Job, versions
+from certdef.workspace import Stage
+
+CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One smoothed classifier: a subject under a noise law, with or without De^3."""
+
+    subject: str  # target or surrogate
+    law: str
+    denoised: bool
+    noise: certify.NoiseLaw
+    headline: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.subject}-{self.law}-{'de3' if self.denoised else 'none'}"
+
+    @property
+    def metric_prefix(self) -> str:
+        return self.subject if self.headline else self.key.replace("-", "/")
+
+    @property
+    def title(self) -> str:
+        return f"{self.law} noise, {'De^3' if self.denoised else 'no denoiser'}"
+
+
+def conditions(config: RunConfig) -> list[Condition]:
+    """Both subjects under each law with and without De^3, the headline first; beside them a Gaussian of the first
+    law's mean sigma, with Cohen's radius."""
+    laws = [(law.label, noise_law(law)) for law in config.certify.laws]
+    first = laws[0][0]
+    gaussian = certify.Gaussian(laws[0][1].mean_sigma)
+    found = []
+    for subject in ("target", "surrogate"):
+        for label, noise in laws:
+            found.append(Condition(subject, label, True, noise, headline=label == first))
+            found.append(Condition(subject, label, False, noise))
+        found.append(Condition(subject, "gaussian", True, gaussian))
+    return found
+
+
+def target_draws(config: RunConfig) -> int:
+    """Draws an image that the certification budget allows the target, at most those of the surrogate.
+
+    Raises:
+        ConfigError: The budget is too small to certify anything; says which one would do.
+    """
+    paid = sum(condition.subject == "target" for condition in conditions(config))
+    images = config.certify.target_images * paid
+    n = min(config.certify.n, config.ledger.certification // images - config.certify.n0)
+    least = certify.bounds.smallest_n(0.5, config.certify.alpha)
+    if n < least:
+        raise ConfigError(
+            f"ledger.certification is {config.ledger.certification}: {paid} smoothed targets x "
+            f"{config.certify.target_images} images need {config.certify.n0} + {least} draws each, at least "
+            f"{images * (config.certify.n0 + least)}; raise it or lower certify.target_images"
+        )
+    return n
+
+
+def certify_subjects(
+    job: Job,
+    target: surrogates.Target,
+    surrogate: nn.Module,
+    denoisers: dict[str, NIM],
+    depends_on: list[Stage],
+) -> Stage:
+    """Certify every condition, then draw the curves."""
+    config = job.config.certify
+    draws = target_draws(job.config)
+    stage = job.stage("certify", asdict(config), draws, *(other.fingerprint for other in depends_on))
+    with job.tracker.stage(stage):
+        if not stage.done:
+            every = conditions(job.config)
+            curves, metrics = {}, {}
+            for condition in every:
+                paid = condition.subject == "target"
+                denoiser = (
+                    denoisers.get(condition.law, denoisers[job.config.headline_law])
+                    if condition.denoised
+                    else None
+                )
+                if paid:
+                    base = _paid(job, target, stage, condition, denoiser)
+                else:
+                    base = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
+                curves[condition.key] = found = _certify(
+                    job, condition, base, stage, draws if paid else config.n
+                )
+                metrics |= {
+                    f"{condition.metric_prefix}/certified_accuracy_at_{radius:g}": share[0]
+                    for radius, share in zip(
+                        [0, *config.radii], [found["accuracy_at_0"], *found["accuracy"]], strict=True
+                    )
+                }
+            headline = curves[
+                next(each.key for each in every if each.headline and each.subject == "surrogate")
+            ]
+            metrics["certify/samples_per_image"] = config.n0 + config.n
+            metrics["certify/seconds_per_image"] = headline["seconds_per_image"]
+            _draw(job, stage, every)
+            stage.finish({
+                "draws_target": draws,
+                "draws_surrogate": config.n,
+                "curves": curves,
+                "radii": list(config.radii),
+                "params": asdict(config) | {"n_target": draws},
+                "metrics": metrics,
+                "artifacts": ["*.png", "records/*"],
+            })  # fmt: skip
+    return stage
+
+
+def _paid(
+    job: Job, target: surrogates.Target, stage: Stage, condition: Condition, denoiser: NIM | None
+) -> Callable[[Tensor], np.ndarray]:
+    """The target as a base classifier, each batch charged as this experiment's."""
+    experiment = f"{stage.fingerprint}/{condition.key}"
+    asked = job.ledger.attach(target, purpose="certification", experiment=experiment)
+
+    def classify(noisy: Tensor) -> np.ndarray:
+        if denoiser is not None:
+            return asked.query(denoiser(noisy).cpu()).labels
+        return asked.query(
+            noisy.cpu(), bounded=False
+        ).labels  # noise leaves [0, 1]; clipping is up to the target
+
+    return classify
+
+
+def _certify(job: Job, condition: Condition, base: Any, stage: Stage, n: int) -> dict[str, Any]:
+    """Certify the held-out images that are not recorded yet; returns the figures of all of them."""
+    config, data = job.config.certify, job.data
+    paid = condition.subject == "target"
+    count = min(config.target_images if paid else config.images, len(data.heldout_images))
+    smoothed = certify.SmoothedClassifier(
+        base,
+        condition.noise,
+        len(data.classes),
+        subject=condition.subject,
+        device=job.device,
+        seed=job.config.seed,
+        batch_size=CHUNK if paid else config.batch_size,
+        chunk_size=CHUNK,
+    )
+    header = {
+        "subject": condition.subject,
+        "denoiser": "de3" if condition.denoised else "none",
+        "noise": condition.noise.describe(),
+        "n0": config.n0,
+        "n": n,
+        "alpha": config.alpha,
+        "seed": job.config.seed,
+        "chunk_size": CHUNK,
+        "stage": stage.fingerprint,
+        "versions": versions(),
+    }
+    stem = stage.path / "records" / condition.key
+    stem.parent.mkdir(exist_ok=True)
+    with certify.RecordLog(stem, header) as log:
+        left = [index for index in range(count) if index not in log.done]
+        bar = job.progress(
+            total=count, initial=count - len(left), desc=f"certify {condition.key}", unit="image"
+        )
+
+        def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
+            log.append(index, int(data.heldout_labels[index]), certificate, seconds)
+            bar.update()
+
+        if left:
+            images = torch.from_numpy(data.heldout_images[left])
+            smoothed.certify(images, n0=config.n0, n=n, alpha=config.alpha, indices=left, on_certificate=keep)
+        bar.close()
+    records = certify.read_records(stem.with_suffix(".jsonl"))
+    at = certify.curves.certified_accuracy(records, [0.0, *config.radii])
+    shares = np.stack([at.accuracy, at.lower, at.upper], axis=1).tolist()
+    return {
+        "subject": condition.subject,
+        "law": condition.law,
+        "denoised": condition.denoised,
+        "headline": condition.headline,
+        "noise": condition.noise.describe(),
+        "sound": condition.noise.sound,
+        "n": n,
+        "images": count,
+        "accuracy_at_0": shares[0],
+        "accuracy": shares[1:],
+        "abstained": float(np.mean(records.predict == certify.ABSTAIN)),
+        "seconds_per_image": float(np.mean(certify.read_records(stem.with_suffix(".tsv")).seconds)),
+    }
+
+
+def _draw(job: Job, stage: Stage, every: list[Condition]) -> None:
+    """The headline of both subjects in one picture, and every condition of each subject in its own."""
+    lines = {}
+    for condition in every:
+        records = certify.read_records(stage.path / "records" / f"{condition.key}.jsonl")
+        furthest = max(0.25, 1.1 * float(records.radius.max()))
+        lines[condition] = certify.curves.certified_accuracy(records, np.linspace(0, furthest, 400))
+    headline = {each.subject: line for each, line in lines.items() if each.headline}
+    title = f"{job.data.name}: certified accuracy behind De^3"
+    certify.curves.plot(headline, stage.path / "certified_accuracy.png", title=title)
+    for subject in ("target", "surrogate"):
+        named = {each.title: line for each, line in lines.items() if each.subject == subject}
+        path = stage.path / f"certified_accuracy_{subject}.png"
+        certify.curves.plot(named, path, title=f"{job.data.name}: certified accuracy of the {subject}")

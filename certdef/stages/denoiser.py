@@ -1,0 +1,68 @@
+"""The denoisers of De^3, pre-trained on the unlabelled pool: they cost no query and see no label.
+
+Each noise law that is certified has its own, pre-trained under that law: the smoothing noise is the training noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+
+import torch
+
+from certdef import serving, storage
+from certdef.config import ConfigError, SigmaLaw
+from certdef.noise_laws import noise_law
+from certdef.purifiers.nim import NIM, NIMShape, pretrain_nim
+from certdef.stages.job import Job
+from certdef.workspace import Stage
+
+
+def pretrain_denoisers(job: Job) -> tuple[dict[str, NIM], list[Stage]]:
+    """One NIM a law, by the law's label; the first is the headline's."""
+    made = [
+        _pretrain(job, law, "" if number == 0 else f"-{law.label}")
+        for number, law in enumerate(job.config.certify.laws)
+    ]
+    return {law.label: model for law, (model, _) in zip(job.config.certify.laws, made, strict=True)}, [
+        stage for _, stage in made
+    ]
+
+
+def _pretrain(job: Job, law: SigmaLaw, suffix: str) -> tuple[NIM, Stage]:
+    """Pre-train under one law; an interrupted pre-training ends at the same weights."""
+    config, data = job.config.nim, job.data
+    name = f"nim{suffix}"
+    stage = job.stage(name, asdict(config), asdict(law))
+    with job.tracker.stage(stage):
+        if not stage.done:
+            sizes = {
+                name: getattr(config, name) for name in NIMShape.__dataclass_fields__ if name != "image_shape"
+            }
+            try:
+                model = job.seeded(lambda: NIM(NIMShape(data.image_shape, **sizes)))
+            except ValueError as error:
+                raise ConfigError(f"nim: {error}") from error
+            history = pretrain_nim(
+                model,
+                torch.from_numpy(data.pool),
+                noise_law(law),
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                base_learning_rate=config.base_learning_rate,
+                warmup=config.warmup,
+                seed=job.config.seed,
+                device=job.device,
+                checkpoint=stage.path / "checkpoint.pt",
+                progress=partial(job.progress, desc=f"pre-train NIM, {law.label} noise"),
+            )
+            storage.save_nim(stage.path / "model", model)
+            parameters = sum(weight.numel() for weight in model.parameters())
+            stage.finish({
+                "uri": serving.log_served(stage.path / "model", name, data.heldout_images[:2]),
+                "parameters": parameters,
+                "params": asdict(config) | asdict(law) | {"parameters": parameters},
+                "metrics": {f"{name}/loss_last": history[-1]},
+                "series": {f"{name}/loss": history},
+            })  # fmt: skip
+    return storage.load_model(stage.path / "model", job.device), stage

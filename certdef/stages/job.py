@@ -1,0 +1,56 @@
+"""What every stage is given, and the few things that all of them do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+import certify
+import surrogates
+from certdef.config import RunConfig
+from certdef.data import Splits
+from certdef.tracking import Tracker
+from certdef.workspace import Stage
+
+
+@dataclass
+class Job:
+    """One run of the pipeline: configuration, images, device, MLflow, ledger, and a bar factory like tqdm."""
+
+    config: RunConfig
+    data: Splits
+    device: torch.device
+    tracker: Tracker
+    ledger: surrogates.QueryLedger
+    progress: Callable
+
+    @property
+    def base(self) -> list[Any]:
+        """What every stage depends on."""
+        return [asdict(self.config.data), self.config.seed, self.device.type]
+
+    def stage(self, name: str, *depends_on: Any) -> Stage:
+        """The folder of a stage whose result depends on these values and on the job's own."""
+        return Stage(self.config.workspace, name, *self.base, *depends_on)
+
+    def seeded(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Build a module whose weights depend on the seed alone; the global generator is left as it was."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return build()
+
+
+def interval(right: int, count: int) -> list[float]:
+    """Share and its 95% Clopper-Pearson interval: [share, lower, upper]."""
+    low, high = certify.binomial_interval(right, count)
+    return [right / count, float(low), float(high)]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a count depends on."""
+    return {name: version(name) for name in ("certdef", "torch", "numpy", "scipy")}

@@ -1,0 +1,34 @@
+"""The model that is served: the smoothed surrogate behind De^3, registered in MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch import nn
+
+from certdef import serving, storage
+from certdef.purifiers.nim import NIM
+from certdef.stages.job import Job
+from certdef.workspace import Stage
+
+
+def register(job: Job, surrogate: nn.Module, denoiser: NIM, depends_on: list[Stage]) -> Stage:
+    """Register the certified classifier under the headline law, as a pyfunc model."""
+    config, data = job.config.certify, job.data
+    name = job.config.registered_model
+    stage = job.stage("served", asdict(config), name, *(other.fingerprint for other in depends_on))
+    with job.tracker.stage(stage):
+        if not stage.done:
+            spec = {
+                "model": job.config.surrogate.model,
+                "nim": asdict(denoiser.shape),
+                "image_shape": list(data.image_shape),
+                "num_classes": len(data.classes),
+                "classes": list(data.classes),
+                "law": asdict(config.laws[0]),
+                "defaults": {"n0": config.n0, "n": config.n, "alpha": config.alpha, "seed": job.config.seed},
+            }
+            storage.save_certified(stage.path / "model", surrogate, denoiser, spec)
+            uri = serving.log_served(stage.path / "model", "certified", data.heldout_images[:2], name)
+            stage.finish({"uri": uri, "registered_model": name, "params": {"registered_model": name}})
+    return stage

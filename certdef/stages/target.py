@@ -1,0 +1,77 @@
+"""The deployed black box: yours by URI, or one that its own split trains, logged in MLflow and loaded back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import surrogates
+from certdef import serving, storage
+from certdef.models import build_classifier, train_classifier, train_svc
+from certdef.stages.job import Job, interval
+from certdef.tracking import tracking_uri
+from certdef.workspace import Stage, fingerprint
+
+
+def open_black_box(job: Job) -> tuple[surrogates.Target, Stage]:
+    """Open the target. From here on it is reached through the ledger alone."""
+    config, data = job.config.target, job.data
+    stage = job.stage("target", asdict(config), tracking_uri(job.config))
+    with job.tracker.stage(stage):
+        uri = config.uri or (stage.result["uri"] if stage.done else None)
+        if uri and not config.uri and not _loads(uri):
+            stage.clear()  # the tracking store that it was logged to is gone
+            uri = None
+        uri = uri or _train_and_log(job, stage)
+        target = surrogates.open_target(
+            uri,
+            num_classes=config.num_classes or len(data.classes),
+            # Training is deterministic, so this name is too: a ledger knows the target wherever it was logged.
+            identity=None if config.uri else f"{config.kind}:{fingerprint(*job.base, asdict(config))}",
+            output_kind=None if config.uri else "probabilities",
+            input_shape=data.image_shape,
+        )
+        if not stage.done:
+            asked = job.ledger.attach(target, purpose="evaluation")
+            right = int((asked.query(data.heldout_images).labels == data.heldout_labels).sum())
+            accuracy = interval(right, len(data.heldout_labels))
+            stage.finish({
+                "uri": uri,
+                "identity": target.identity,
+                "output_kind": target.output_kind,
+                "accuracy": accuracy,
+                "params": {"uri": uri, "identity": target.identity, "output_kind": target.output_kind},
+                "metrics": {
+                    "target/clean_accuracy": accuracy[0],
+                    "target/clean_accuracy_lower": accuracy[1],
+                    "target/clean_accuracy_upper": accuracy[2],
+                },
+            })  # fmt: skip
+    return target, stage
+
+
+def _loads(uri: str) -> bool:
+    try:
+        surrogates.open_target(uri, num_classes=2)
+    except surrogates.TargetError:
+        return False
+    return True
+
+
+def _train_and_log(job: Job, stage: Stage) -> str:
+    data, num_classes = job.data, len(job.data.classes)
+    if job.config.target.kind == "svc":
+        machine = train_svc(data.target_images, data.target_labels, job.config.seed)
+        return serving.log_estimator(machine, "target", math.prod(data.image_shape), num_classes)
+    model = job.seeded(lambda: build_classifier("cnn", data.image_shape, num_classes))
+    train_classifier(
+        model,
+        data.target_images,
+        data.target_labels,
+        epochs=job.config.target.epochs,
+        seed=job.config.seed,
+        device=job.device,
+        progress=job.progress,
+    )
+    storage.save_classifier(stage.path / "model", model, "cnn", data.image_shape, num_classes)
+    return serving.log_served(stage.path / "model", "target", data.heldout_images[:2])
