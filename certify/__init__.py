@@ -24,6 +24,7 @@ from certify.errors import CertifyError
 from certify.inclusion import Inclusion
 from certify.noise import Gaussian, Laplace, NoiseLaw, Uniform, UniformLinf
 from certify.numerical import IID, generalised_normal
+from certify.parallel import certify_parallel
 from certify.recertify import recertify, recover_successes
 from certify.records import RecordLog, read_records
 from certify.scale_mixture import GaussianScaleMixture, nim_noise
@@ -52,6 +53,7 @@ __all__ = [
     "binomial_interval",
     "binomial_lower_bound",
     "binomial_upper_bound",
+    "certify_parallel",
     "certify_splitting",
     "certify_votes",
     "choose_noise",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from certify.bounds import binomial_lower_bound
 from certify.errors import CertifyError
 from certify.noise import NoiseLaw
 from certify.smoothing import SmoothedClassifier
@@ -85,6 +86,8 @@ def choose_noise(
     grid = {"radii": radii.tolist()} if "sequential" in method else {}
     accuracy, draws = np.zeros((len(candidates), len(radii))), 0
     for row, law in enumerate(candidates):
+        if law.p_required(radii.min()) > binomial_lower_bound(n, n, alpha / 2):
+            continue  # out of reach of n unbroken successes: no vote is spent on it
         smoothed = SmoothedClassifier(base, law, num_classes, seed=seed, **options)
         found = smoothed.certify(images, n0=n0, n=n, alpha=alpha, method=method, indices=names, **grid)
         correct = np.array([c.prediction for c in found]) == labels

@@ -146,7 +146,8 @@ class SmoothedClassifier:
     ``base``: (B, C, H, W) float32 noisy images -> scores (B, num_classes) or labels (B,), see
     ``count_votes``; the noise is added in [0, 1] pixel units, so normalising and resizing are the base's own
     business. ``subject`` names what is certified: a certificate of a surrogate says nothing of its target.
-    Same ``seed``, same votes, whatever the batch size or order of the images.
+    Same ``seed``, same votes, whatever the batch size or order of the images. ``autocast``, ``channels_last``
+    and ``prefetch`` as in ``count_votes``; ``compile`` runs the model through torch.compile.
     """
 
     def __init__(
@@ -160,6 +161,10 @@ class SmoothedClassifier:
         chunk_size: int = 256,
         device: torch.device | str | None = None,
         seed: int = 0,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+        prefetch: bool = False,
     ) -> None:
         if not callable(base):
             raise CertifyError(
@@ -167,7 +172,7 @@ class SmoothedClassifier:
             )
         if not isinstance(noise, NoiseLaw):
             raise CertifyError(f"noise must be a noise law, got {noise!r}: try certify.Gaussian(0.25)")
-        self.base = base
+        self.base = torch.compile(base) if compile else base
         self.noise = noise
         self.num_classes = check_count("num_classes", num_classes, 2)
         self.subject = subject
@@ -175,6 +180,7 @@ class SmoothedClassifier:
         self.chunk_size = check_count("chunk_size", chunk_size)
         self.device = resolve_device(base, device)
         self.seed = check_count("seed", seed, 0)
+        self._engine = {"autocast": autocast, "channels_last": channels_last, "prefetch": prefetch}
 
     def certify(
         self,
@@ -298,6 +304,7 @@ class SmoothedClassifier:
             device=self.device,
             progress=progress,
             **sizes,
+            **self._engine,
         )
 
 

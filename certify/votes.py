@@ -13,6 +13,7 @@ nothing else: not on the batch size, on the other images, or on where a run was 
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ from certify.noise import NoiseLaw
 SELECTION, ESTIMATION, PREDICTION = 0, 1, 2  # stages: each has its own draws
 
 CHUNKS_PER_STAGE = 2**28
+BATCH_BYTES = 2**28  # of noisy images held at once
+
+Batch = tuple[
+    torch.Tensor, torch.Tensor
+]  # noisy images (B, C, H, W), positions (B,) of the images under them
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ def count_votes(
     device: torch.device | str | None = None,
     progress: Any = None,
     first: int = 0,
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
+    prefetch: bool = False,
 ) -> NDArray[np.int64]:
     """Count the votes of ``n`` noise draws for each image: int64 (N, num_classes), rows that sum to n.
 
@@ -61,7 +70,11 @@ def count_votes(
     ``images``: (N, C, H, W) floats in [0, 1]; ``indices``: their N distinct names, which seed their noise.
     ``classify``: (B, C, H, W) float32 -> scores (B, num_classes) or integer labels (B,), tensor or array; a
     module runs in eval mode. Chunks of several images share a batch; with ``batch_size <= chunk_size`` each
-    call holds draws of one chunk of one image only. ``progress``: anything with ``update(draws)``, such as a
+    call holds draws of one chunk of one image only. Larger batches are cut to 256 MiB of noisy images.
+    ``autocast``: the dtype in which a model may compute (the noise stays float32); ``channels_last``: the
+    memory format of its input. Either makes a slightly different base classifier, whose rounding may depend
+    on the batch. ``prefetch``: make the next batch while a black box answers, which holds two batches.
+    ``progress``: anything with ``update(draws)``, such as a
     tqdm bar. Raises CertifyError for labels outside [0, num_classes), NaN scores, or bad arguments.
     """
     check_count("num_classes", num_classes, 2)
@@ -76,9 +89,15 @@ def count_votes(
     images = images.to(device)
     counts = torch.zeros(len(images) * num_classes, dtype=torch.int64, device=device)
     seen = torch.tensor([0, 0], device=device)  # smallest and largest label
-    with torch.no_grad(), _eval_mode(classify):
-        for group in _packed(_chunks(indices, first, n, stage, seed, chunk_size), batch_size, chunk_size):
-            noisy, owner = _noisy(images, group, noise)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    chunks = _chunks(indices, first, n, stage, seed, chunk_size)
+    largest = min(batch_size, max(chunk_size, BATCH_BYTES // (4 * images[0].numel())))
+    batches: Iterator[Batch] = (
+        _noisy(images, group, noise, layout) for group in _packed(chunks, largest, chunk_size)
+    )
+    # no_grad rather than inference_mode: a purifier may take gradients of its own
+    with torch.no_grad(), _eval_mode(classify), _precision(device, autocast):
+        for noisy, owner in _made_ahead(batches) if prefetch else batches:
             # More than one part only if a chunk is larger than a batch.
             for part, part_owner in zip(noisy.split(batch_size), owner.split(batch_size), strict=True):
                 labels = _labels(classify(part), len(part), num_classes).to(device)
@@ -91,6 +110,7 @@ def count_votes(
                 counts.index_add_(0, slot, torch.ones_like(slot))  # bincount would wait for the device
                 if progress is not None:
                     progress.update(len(part))
+            del noisy, part  # before the next batch is made
     _check_labels(seen, num_classes)
     return counts.reshape(len(images), num_classes).cpu().numpy()
 
@@ -179,19 +199,37 @@ def _packed(chunks: Iterator[_Chunk], batch_size: int, chunk_size: int) -> Itera
     yield group
 
 
-def _noisy(images: torch.Tensor, group: list[_Chunk], noise: NoiseLaw) -> tuple[torch.Tensor, torch.Tensor]:
-    """The noisy images (B, C, H, W) of a group of chunks, and the position (B,) of the image under each."""
-    sizes = [chunk.size for chunk in group]
-    noisy = images.new_empty((sum(sizes), *images.shape[1:]))
-    owner = torch.empty(len(noisy), dtype=torch.int64)
+def _noisy(images: torch.Tensor, group: list[_Chunk], noise: NoiseLaw, layout: torch.memory_format) -> Batch:
+    """The noisy images of a group of chunks, all made on the images' device without waiting for it."""
+    total = sum(chunk.size for chunk in group)
+    noisy = images.new_empty((total, *images.shape[1:])).contiguous(memory_format=layout)
+    owner = torch.empty(total, dtype=torch.int64, device=images.device)
     start = 0
     for chunk in group:
         part = slice(start, start := start + chunk.size)
         generator = torch.Generator(images.device).manual_seed(chunk.seed)
         draws = noise.sample((chunk.size, *images.shape[1:]), generator)
         torch.add(images[chunk.position], draws, out=noisy[part])
-        owner[part] = chunk.position
-    return noisy, owner.to(images.device)
+        owner[part].fill_(chunk.position)
+    return noisy, owner
+
+
+def _made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each made in a thread while its predecessor is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
+@contextmanager
+def _precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    if dtype is None:
+        yield
+        return
+    with torch.autocast(device.type, dtype):
+        yield
 
 
 NAN_SCORE = -(2**63)  # stands for the label of a row of scores with a NaN
