@@ -7,7 +7,7 @@ bounded from below by votes, with an error probability of at most alpha over the
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -146,8 +146,8 @@ class SmoothedClassifier:
     ``base``: (B, C, H, W) float32 noisy images -> scores (B, num_classes) or labels (B,), see
     ``count_votes``; the noise is added in [0, 1] pixel units, so normalising and resizing are the base's own
     business. ``subject`` names what is certified: a certificate of a surrogate says nothing of its target.
-    Same ``seed``, same votes, whatever the batch size or order of the images. ``autocast``, ``channels_last``
-    and ``prefetch`` as in ``count_votes``; ``compile`` runs the model through torch.compile.
+    Same ``seed``, same votes, whatever the batch size or order of the images. ``autocast``, ``channels_last``,
+    ``prefetch`` and ``grid`` as in ``count_votes``; ``compile`` runs the model through torch.compile.
     """
 
     def __init__(
@@ -165,6 +165,7 @@ class SmoothedClassifier:
         channels_last: bool = False,
         compile: bool = False,
         prefetch: bool = False,
+        grid: int | None = None,
     ) -> None:
         if not callable(base):
             raise CertifyError(
@@ -180,7 +181,12 @@ class SmoothedClassifier:
         self.chunk_size = check_count("chunk_size", chunk_size)
         self.device = resolve_device(base, device)
         self.seed = check_count("seed", seed, 0)
-        self._engine = {"autocast": autocast, "channels_last": channels_last, "prefetch": prefetch}
+        self._engine = {
+            "autocast": autocast,
+            "channels_last": channels_last,
+            "prefetch": prefetch,
+            "grid": grid,
+        }
 
     def certify(
         self,
@@ -227,6 +233,9 @@ class SmoothedClassifier:
                     certificate = _certificate(
                         chosen, counts, self.noise, alpha, method, self.subject, plan, int(claimed)
                     )
+                    if self._engine["grid"] is not None:
+                        law = {**certificate.noise, "grid": self._engine["grid"]}
+                        certificate = replace(certificate, noise=law)
                     certificates.append(certificate)
                     if on_certificate is not None:
                         on_certificate(index, certificate, total)

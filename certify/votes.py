@@ -28,6 +28,8 @@ from certify.noise import NoiseLaw
 SELECTION, ESTIMATION, PREDICTION = 0, 1, 2  # stages: each has its own draws
 
 CHUNKS_PER_STAGE = 2**28
+FINE = 2**10  # parts of a grey level to which the noise is rounded on a grid
+LARGEST = 2**13 * FINE - 2**9 * FINE  # noise beyond this many parts would not add exactly in float32
 BATCH_BYTES = 2**28  # of noisy images held at once
 
 Batch = tuple[
@@ -62,6 +64,7 @@ def count_votes(
     autocast: torch.dtype | None = None,
     channels_last: bool = False,
     prefetch: bool = False,
+    grid: int | None = None,
 ) -> NDArray[np.int64]:
     """Count the votes of ``n`` noise draws for each image: int64 (N, num_classes), rows that sum to n.
 
@@ -74,6 +77,8 @@ def count_votes(
     ``autocast``: the dtype in which a model may compute (the noise stays float32); ``channels_last``: the
     memory format of its input. Either makes a slightly different base classifier, whose rounding may depend
     on the batch. ``prefetch``: make the next batch while a black box answers, which holds two batches.
+    ``grid``: the images hold whole multiples of 1 / grid (255 for 8 bits) and noise is added to them exactly,
+    see ``_on_grid``.
     ``progress``: anything with ``update(draws)``, such as a
     tqdm bar. Raises CertifyError for labels outside [0, num_classes), NaN scores, or bad arguments.
     """
@@ -87,13 +92,15 @@ def count_votes(
     indices = check_indices(indices, len(images))
     device = resolve_device(classify, device)
     images = images.to(device)
+    if grid is not None:
+        _check_grid(images, grid)
     counts = torch.zeros(len(images) * num_classes, dtype=torch.int64, device=device)
     seen = torch.tensor([0, 0], device=device)  # smallest and largest label
     layout = torch.channels_last if channels_last else torch.contiguous_format
     chunks = _chunks(indices, first, n, stage, seed, chunk_size)
     largest = min(batch_size, max(chunk_size, BATCH_BYTES // (4 * images[0].numel())))
     batches: Iterator[Batch] = (
-        _noisy(images, group, noise, layout) for group in _packed(chunks, largest, chunk_size)
+        _noisy(images, group, noise, layout, grid) for group in _packed(chunks, largest, chunk_size)
     )
     # no_grad rather than inference_mode: a purifier may take gradients of its own
     with torch.no_grad(), _eval_mode(classify), _precision(device, autocast):
@@ -199,7 +206,9 @@ def _packed(chunks: Iterator[_Chunk], batch_size: int, chunk_size: int) -> Itera
     yield group
 
 
-def _noisy(images: torch.Tensor, group: list[_Chunk], noise: NoiseLaw, layout: torch.memory_format) -> Batch:
+def _noisy(
+    images: torch.Tensor, group: list[_Chunk], noise: NoiseLaw, layout: torch.memory_format, grid: int | None
+) -> Batch:
     """The noisy images of a group of chunks, all made on the images' device without waiting for it."""
     total = sum(chunk.size for chunk in group)
     noisy = images.new_empty((total, *images.shape[1:])).contiguous(memory_format=layout)
@@ -209,9 +218,30 @@ def _noisy(images: torch.Tensor, group: list[_Chunk], noise: NoiseLaw, layout: t
         part = slice(start, start := start + chunk.size)
         generator = torch.Generator(images.device).manual_seed(chunk.seed)
         draws = noise.sample((chunk.size, *images.shape[1:]), generator)
-        torch.add(images[chunk.position], draws, out=noisy[part])
+        if grid is None:
+            torch.add(images[chunk.position], draws, out=noisy[part])
+        else:
+            noisy[part] = _on_grid(images[chunk.position], draws, grid)
         owner[part].fill_(chunk.position)
     return noisy, owner
+
+
+def _on_grid(image: torch.Tensor, draws: torch.Tensor, grid: int) -> torch.Tensor:
+    """Image plus noise rounded to 1 / FINE of a grey level, a sum without rounding error (Voracek, Hein 2023).
+
+    Whole grey levels X and noise N = round(FINE * grid * z) / FINE have at most 23 bits together, so X + N is
+    exact, and equals the rounded X + grid * z: a function of image plus noise alone, as the proof needs. Noise
+    beyond 30 in [0, 1] units is clamped, which sigma <= 3 makes rarer than 1e-20.
+    """
+    levels = (image.double() * grid).round().float()
+    noise = (draws.double() * (grid * FINE)).round().clamp(-LARGEST, LARGEST).div(FINE).float()
+    return (levels + noise) / grid
+
+
+def _check_grid(images: torch.Tensor, grid: int) -> None:
+    check_count("grid", grid)
+    if grid > 255 or (images.double() * grid - (images.double() * grid).round()).abs().max() > 1e-3:
+        raise CertifyError(f"images must hold whole multiples of 1/{grid}, grid <= 255: round them first")
 
 
 def _made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -257,3 +257,25 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 def test_large_images_take_less_than_a_gibibyte_beyond_the_model(n):
     done = subprocess.run([sys.executable, "-c", MEMORY, str(n)], capture_output=True, text=True, check=True)
     assert 0.1 < float(done.stdout) < 1.0  # GiB; the lower bound shows that something was measured
+
+
+def test_on_the_grid_image_plus_noise_is_exact():
+    """Moving the image by whole grey levels moves what the model sees by exactly as much, which plain float32
+    addition does not do.
+    """
+    levels = torch.arange(0, 192).reshape(1, 3, 8, 8)
+    moved = levels + 61
+
+    def seen(image, **options):
+        recorder = Recorder()
+        votes(recorder, (image / 255).float(), 500, noise=Gaussian(0.5), indices=[0], **options)
+        return torch.cat(recorder.batches).double()
+
+    fine = 255 * 1024
+    at_rest, shifted = ((seen(image, grid=255) * fine).round() for image in (levels, moved))
+    assert torch.equal(shifted - at_rest, torch.full_like(at_rest, 61 * 1024))
+    plain = seen(moved) - seen(levels)
+    assert len(torch.unique(plain)) > 2  # the planted fault: ordinary addition rounds
+    assert (at_rest / fine - seen(levels)).abs().max() < 0.6 / fine + 1e-6
+    with pytest.raises(CertifyError, match="multiples of 1/255"):
+        votes(Recorder(), torch.full((1, 3, 6, 6), 0.123), 10, grid=255)
