@@ -159,12 +159,7 @@ def preset_of(arguments: list[str]) -> str:
 def as_yaml(config: RunConfig) -> str:
     import yaml
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return yaml.safe_dump(plain(config.to_dict()), sort_keys=False)
+    return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
 def headline(config: RunConfig, summary: Summary) -> str:

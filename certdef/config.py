@@ -7,6 +7,7 @@ Everything is in pixel units of [0, 1], except `SigmaLaw.scale_255`, which says 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -258,7 +259,8 @@ class RunConfig:
         return self.tracking.registered_model or f"certdef-{self.preset}"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain dictionaries, lists and values, as YAML and JSON have them."""
+        return json.loads(json.dumps(asdict(self)))
 
 
 def preset_names() -> list[str]:
@@ -365,8 +367,6 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def _literal(value: Any) -> str:
-    import json
-
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -19,6 +19,7 @@ import surrogates
 from certdef import page, stages
 from certdef.config import ConfigError, RunConfig, check
 from certdef.data import load_data
+from certdef.models import build_classifier
 from certdef.stages import Job
 from certdef.tracking import Tracker
 from certdef.workspace import forget, locked
@@ -55,7 +56,7 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
             job, target, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
         )
         served = stages.register(
-            job, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
+            job, target.num_classes, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
         )
         return _report(job, [target_stage, surrogate_stage, *nim_stages, certified, attacked, served])
 
@@ -109,6 +110,8 @@ def open_job(config: RunConfig, progress: bool = True, fresh: bool = False) -> I
     data = load_data(config.data, config.seed)
     stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
     stages.check_attack_budget(config, len(data.heldout_images))
+    stages.build_denoiser(config, data.image_shape)  # and sizes that do not fit the images
+    build_classifier(config.surrogate.model, data.image_shape, len(data.classes))
     with locked(config.workspace):
         if fresh:
             forget(config.workspace)

@@ -26,38 +26,14 @@ pytestmark = pytest.mark.filterwarnings("error:::certdef.page", "error:::certdef
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    return certdef.load_config(
-        "digits",
-        work_dir=str(folder / "run"),
-        threads=1,
-        nim__epochs=30,
-        nim__batch_size=32,
-        nim__base_learning_rate=0.01,
-        data__pool_images=300,
-        data__heldout_images=60,
-        ledger__training=300,
-        surrogate__epochs=30,
-        certify__images=6,
-        certify__target_images=3,
-        certify__n=200,
-        attack__images=40,
-        attack__steps=3,
-        tracking__uri=f"sqlite:///{folder}/mlflow.db",
-        tracking__system_metrics=False,
-    )
+def config(tiny_job):
+    return tiny_job[0]
 
 
 @pytest.fixture(scope="module")
-def job(config, tmp_path_factory):
+def job(tiny_job):
     """A finished tiny job."""
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("elsewhere"))
-    try:
-        return certdef.run(config, progress=False)
-    finally:
-        os.chdir(before)
+    return tiny_job[1]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +41,7 @@ def done(config, job):
     """The stages of the finished job, as the pipeline hands them to the page."""
     found = []
     for name in ("target", "surrogate", "nim", "certify", "attack", "served"):
-        (path,) = (file.parent for file in config.workspace.glob(f"{name}-*/result.json"))
+        (path,) = (file.parent for file in config.workspace.glob(f"{name}-{'[0-9a-f]' * 16}/result.json"))
         stage = Stage.__new__(Stage)
         stage.name, stage.fingerprint, stage.path = name, path.name.removeprefix(f"{name}-"), path
         found.append(stage)

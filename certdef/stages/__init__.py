@@ -6,7 +6,7 @@ report shows. The order, and what depends on what, is in `certdef/pipeline.py`.
 
 from certdef.stages.attack import attack, check_attack_budget
 from certdef.stages.certificates import Condition, certify_subjects, conditions, target_draws
-from certdef.stages.denoiser import pretrain_denoisers
+from certdef.stages.denoiser import build_denoiser, pretrain_denoisers
 from certdef.stages.job import Job, interval
 from certdef.stages.served import register
 from certdef.stages.surrogate import distil
@@ -18,6 +18,7 @@ __all__ = [
     "Job",
     "Stage",
     "attack",
+    "build_denoiser",
     "certify_subjects",
     "check_attack_budget",
     "conditions",

@@ -109,7 +109,7 @@ def certify_subjects(
                 else:
                     base = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
                 curves[condition.key] = found = _certify(
-                    job, condition, base, stage, draws if paid else config.n
+                    job, condition, base, target.num_classes, stage, draws if paid else config.n
                 )
                 metrics |= {
                     f"{condition.metric_prefix}/certified_accuracy_at_{radius:g}": share[0]
@@ -152,7 +152,9 @@ def _paid(
     return classify
 
 
-def _certify(job: Job, condition: Condition, base: Any, stage: Stage, n: int) -> dict[str, Any]:
+def _certify(
+    job: Job, condition: Condition, base: Any, num_classes: int, stage: Stage, n: int
+) -> dict[str, Any]:
     """Certify the held-out images that are not recorded yet; returns the figures of all of them."""
     config, data = job.config.certify, job.data
     paid = condition.subject == "target"
@@ -160,7 +162,7 @@ def _certify(job: Job, condition: Condition, base: Any, stage: Stage, n: int) ->
     smoothed = certify.SmoothedClassifier(
         base,
         condition.noise,
-        len(data.classes),
+        num_classes,
         subject=condition.subject,
         device=job.device,
         seed=job.config.seed,

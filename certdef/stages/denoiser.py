@@ -11,11 +11,22 @@ from functools import partial
 import torch
 
 from certdef import serving, storage
-from certdef.config import ConfigError, SigmaLaw
+from certdef.config import ConfigError, RunConfig, SigmaLaw
 from certdef.noise_laws import noise_law
 from certdef.purifiers.nim import NIM, NIMShape, pretrain_nim
 from certdef.stages.job import Job
 from certdef.workspace import Stage
+
+
+def build_denoiser(config: RunConfig, image_shape: tuple[int, int, int]) -> NIM:
+    """An untrained NIM of the configured size; ConfigError if the image is not a whole number of patches."""
+    sizes = {
+        name: getattr(config.nim, name) for name in NIMShape.__dataclass_fields__ if name != "image_shape"
+    }
+    try:
+        return NIM(NIMShape(image_shape, **sizes))
+    except ValueError as error:
+        raise ConfigError(f"nim: {error}") from error
 
 
 def pretrain_denoisers(job: Job) -> tuple[dict[str, NIM], list[Stage]]:
@@ -36,13 +47,7 @@ def _pretrain(job: Job, law: SigmaLaw, suffix: str) -> tuple[NIM, Stage]:
     stage = job.stage(name, asdict(config), asdict(law))
     with job.tracker.stage(stage):
         if not stage.done:
-            sizes = {
-                name: getattr(config, name) for name in NIMShape.__dataclass_fields__ if name != "image_shape"
-            }
-            try:
-                model = job.seeded(lambda: NIM(NIMShape(data.image_shape, **sizes)))
-            except ValueError as error:
-                raise ConfigError(f"nim: {error}") from error
+            model = job.seeded(lambda: build_denoiser(job.config, data.image_shape))
             history = pretrain_nim(
                 model,
                 torch.from_numpy(data.pool),

@@ -12,7 +12,9 @@ from certdef.stages.job import Job
 from certdef.workspace import Stage
 
 
-def register(job: Job, surrogate: nn.Module, denoiser: NIM, depends_on: list[Stage]) -> Stage:
+def register(
+    job: Job, num_classes: int, surrogate: nn.Module, denoiser: NIM, depends_on: list[Stage]
+) -> Stage:
     """Register the certified classifier under the headline law, as a pyfunc model."""
     config, data = job.config.certify, job.data
     name = job.config.registered_model
@@ -23,7 +25,7 @@ def register(job: Job, surrogate: nn.Module, denoiser: NIM, depends_on: list[Sta
                 "model": job.config.surrogate.model,
                 "nim": asdict(denoiser.shape),
                 "image_shape": list(data.image_shape),
-                "num_classes": len(data.classes),
+                "num_classes": num_classes,
                 "classes": list(data.classes),
                 "law": asdict(config.laws[0]),
                 "defaults": {"n0": config.n0, "n": config.n, "alpha": config.alpha, "seed": job.config.seed},

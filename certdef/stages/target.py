@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import surrogates
 from certdef import serving, storage
+from certdef.config import ConfigError
 from certdef.models import build_classifier, train_classifier, train_svc
 from certdef.stages.job import Job, interval
 from certdef.tracking import tracking_uri
@@ -23,14 +24,7 @@ def open_black_box(job: Job) -> tuple[surrogates.Target, Stage]:
             stage.clear()  # the tracking store that it was logged to is gone
             uri = None
         uri = uri or _train_and_log(job, stage)
-        target = surrogates.open_target(
-            uri,
-            num_classes=config.num_classes or len(data.classes),
-            # Training is deterministic, so this name is too: a ledger knows the target wherever it was logged.
-            identity=None if config.uri else f"{config.kind}:{fingerprint(*job.base, asdict(config))}",
-            output_kind=None if config.uri else "probabilities",
-            input_shape=data.image_shape,
-        )
+        target = _open(job, uri)
         if not stage.done:
             asked = job.ledger.attach(target, purpose="evaluation")
             right = int((asked.query(data.heldout_images).labels == data.heldout_labels).sum())
@@ -48,6 +42,33 @@ def open_black_box(job: Job) -> tuple[surrogates.Target, Stage]:
                 },
             })  # fmt: skip
     return target, stage
+
+
+def _open(job: Job, uri: str) -> surrogates.Target:
+    """Open what the URI names; refuse, before it is asked, a target that lacks some of the data's classes."""
+    config, classes = job.config.target, len(job.data.classes)
+    given = config.uri is not None
+    try:
+        target = surrogates.open_target(
+            uri,
+            num_classes=config.num_classes,
+            # Training is deterministic, so this name is too: a ledger knows the target wherever it was logged.
+            identity=None if given else f"{config.kind}:{fingerprint(*job.base, asdict(config))}",
+            output_kind=None if given else "probabilities",
+            input_shape=job.data.image_shape,
+        )
+    except surrogates.TargetError as error:
+        if given and "num_classes" in str(error):
+            raise ConfigError(
+                f"target {uri!r} does not tell its number of classes: give --target.num_classes"
+            ) from error
+        raise
+    if target.num_classes < classes:
+        raise ConfigError(
+            f"target {uri!r} answers {target.num_classes} classes, but the labels of {job.data.name} go up to "
+            f"{classes - 1}: give the data that it was made for"
+        )
+    return target
 
 
 def _loads(uri: str) -> bool:

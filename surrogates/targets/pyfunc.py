@@ -37,6 +37,10 @@ class PyfuncTarget(Target):
         self._model = model
         self._inputs = None if signature is None else signature.inputs
         known_classes, known_kind = _outputs(None if signature is None else signature.outputs)
+        if None not in (num_classes, known_classes) and num_classes != known_classes:
+            raise TargetError(
+                f"num_classes is {num_classes}, but the model's signature says {known_classes}: leave num_classes out"
+            )
         num_classes = known_classes if num_classes is None else num_classes
         if num_classes is None:
             raise TargetError(
