@@ -4,6 +4,7 @@ noise          what is added to the pixels, and the radius it proves
 scale_mixture  the NIM noise: one sigma per image; truncation cuts its law
 inclusion      a radius in another norm, from a proven one
 numerical      any i.i.d. noise, approximately
+stratified     scale mixtures by strata of sigma
 splitting      deterministic noise: exact votes
 selection      choose a law on held-out images
 bounds         exact binomial bounds
@@ -32,6 +33,7 @@ from certify.selection import NoiseChoice, choose_noise
 from certify.smoothing import ABSTAIN, Certificate, SmoothedClassifier, certify_votes
 from certify.soft import score_lower_bound, score_radius, score_upper_bound
 from certify.splitting import certify_splitting
+from certify.stratified import certify_stratified
 from certify.truncation import truncated
 from certify.two_sided import top_k_radius
 
@@ -55,6 +57,7 @@ __all__ = [
     "binomial_upper_bound",
     "certify_parallel",
     "certify_splitting",
+    "certify_stratified",
     "certify_votes",
     "choose_noise",
     "curves",

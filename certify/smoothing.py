@@ -298,23 +298,21 @@ class SmoothedClassifier:
         return plan.run(np.argmax(selection, axis=1), more, self.num_classes)
 
     def _votes(
-        self, images: torch.Tensor, indices: list[int], stage: int, n: int, progress: Any, **sizes: int
+        self, images: torch.Tensor, indices: list[int], stage: int, n: int, progress: Any, **changes: Any
     ) -> NDArray[np.int64]:
-        sizes = {"batch_size": self.batch_size, "chunk_size": self.chunk_size, **sizes}
-        return count_votes(
-            self.base,
-            images,
-            self.noise,
-            self.num_classes,
-            n,
-            indices=indices,
-            stage=stage,
-            seed=self.seed,
-            device=self.device,
-            progress=progress,
-            **sizes,
+        """Votes of one stage; ``changes`` to the settings of the engine."""
+        settings = {
+            "noise": self.noise,
+            "batch_size": self.batch_size,
+            "chunk_size": self.chunk_size,
+            "seed": self.seed,
+            "device": self.device,
             **self._engine,
-        )
+            **changes,
+        }
+        noise = settings.pop("noise")
+        options = {"indices": indices, "stage": stage, "progress": progress, **settings}
+        return count_votes(self.base, images, noise, self.num_classes, n, **options)
 
 
 def _check_plan(

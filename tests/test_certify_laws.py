@@ -312,7 +312,7 @@ def test_numerical_radii_agree_with_the_proven_ones():
 
 
 def test_what_is_approximate_says_so_everywhere(tmp_path):
-    law = generalised_normal(2.0, 0.25 * 2**0.5, "l2", 12)
+    law = generalised_normal(2.0, 0.25 * 2**0.5, "l2", 3)
     assert not law.sound
     assert law.describe()["radius"] == "approximate"
     assert law.mean_sigma == pytest.approx(0.25)

@@ -224,7 +224,10 @@ with RecordLog(sys.argv[1], {"seed": 3}) as log:
 @pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("fixed", "{}"), pytest.param("sequential", "{'radii': [0.05]}", marks=pytest.mark.slow)],
+    [
+        pytest.param("fixed", "{}", marks=pytest.mark.slow),
+        pytest.param("sequential", "{'radii': [0.05]}", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_is_killed_and_resumed_writes_the_same_bytes(tmp_path, method, options):
     def run(name, kill_at):
