@@ -20,7 +20,7 @@ _HOME = {
     "serve": "certdef.serving",
     "doctor": "certdef.health",
     "cite": "certdef.citations",
-    "load_config": "certdef.config",
+    "load_config": "certdef.config_files",
     "RunConfig": "certdef.config",
     "ConfigError": "certdef.config",
 }

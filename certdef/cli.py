@@ -7,7 +7,8 @@ from argparse import RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING, Any
 
 from certdef import __version__
-from certdef.config import ConfigError, RunConfig, add_config_arguments, from_namespace, nearest, parse
+from certdef.config import ConfigError, RunConfig, nearest
+from certdef.config_files import add_config_arguments, from_namespace, parse
 
 if TYPE_CHECKING:
     from certdef.pipeline import Summary

@@ -25,6 +25,16 @@ def test_worked_bounds():
     assert binomial_upper_bound(0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100))
 
 
+@pytest.mark.parametrize(("n", "z"), [(100, 1.50048), (1000, 2.46326), (10_000, 3.19858), (100_000, 3.81146)])
+def test_an_unbroken_row_caps_the_radius(n, z):
+    assert Gaussian(1.0).radius(binomial_lower_bound(n, n, 0.001)) == pytest.approx(z, abs=5.1e-6)
+
+
+def test_smallest_certifying_count():
+    assert binomial_lower_bound(50_490, 100_000, 0.001) > 0.5 >= binomial_lower_bound(50_489, 100_000, 0.001)
+    assert required_successes(np.nextafter(0.5, 1), 100_000, 0.001) == 50_490
+
+
 def exact_miscoverage(bound, n, p):
     k = np.arange(n + 1)
     return np.sum(binom.pmf(k, n, p)[bound(k, n) > p])

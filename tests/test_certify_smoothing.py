@@ -1,5 +1,6 @@
 """Certificates: soundness on classifiers whose true margin is known, and the two ways to ask for one."""
 
+import shutil
 from functools import lru_cache
 
 import numpy as np
@@ -177,6 +178,20 @@ def test_certificates_do_not_depend_on_batches_groups_or_resume(smoothed, images
     assert smoothed().certify(images[4:6], n=500, indices=[4, 5]) == expected[4:6]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_model_votes_as_the_plain_one(smoothed, images):
+    plain, compiled = (smoothed(compile=flag).certify(images, n=500) for flag in (False, True))
+    for one, other in zip(plain, compiled, strict=True):
+        assert np.abs(np.subtract(one.counts, other.counts)).max() <= 1  # another order of summation
+
+
+def test_the_grid_is_named_in_the_certificate(smoothed):
+    images = torch.randint(256, (2, 3, 6, 6), generator=torch.Generator().manual_seed(0)) / 255
+    [certificate, _] = smoothed(grid=255).certify(images, n=500)
+    assert certificate.noise == {**nim_noise().describe(), "grid": 255}
+
+
 def test_each_image_is_reported_as_soon_as_it_is_done(smoothed, images):
     class Bar:
         done = 0
@@ -250,6 +265,7 @@ def test_the_smallest_n_named_by_the_refusal_can_certify():
         (lambda draw: certify_votes(lambda count: np.zeros(3, int), Gaussian(1), 2), "(3,)"),
         (lambda draw: SmoothedClassifier("model", Gaussian(1), 2), "base"),
         (lambda draw: SmoothedClassifier(draw, 0.25, 2), "noise"),
+        (lambda draw: SmoothedClassifier(draw, Gaussian(1), 2, compile=True), "torch module"),
         (lambda draw: SmoothedClassifier(draw, Gaussian(1), 2, batch_size=0), "batch_size"),
     ],
 )

@@ -1,6 +1,7 @@
 import pytest
 
-from certdef.config import ConfigError, RunConfig, explain, load_config, preset_names
+from certdef.config import ConfigError, RunConfig, preset_names
+from certdef.config_files import explain, load_config
 from certdef.data import data_root, load_data
 from certdef.noise_laws import noise_law
 

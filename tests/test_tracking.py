@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import certify
-from certdef.config import ConfigError, load_config
+from certdef.config import ConfigError
+from certdef.config_files import load_config
 from certdef.tracking import check_store, tracking_uri
 
 STAGES = {"target", "surrogate", "nim", "nim-wide", "certify", "attack", "served"}
