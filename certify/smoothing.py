@@ -173,6 +173,8 @@ class SmoothedClassifier:
             )
         if not isinstance(noise, NoiseLaw):
             raise CertifyError(f"noise must be a noise law, got {noise!r}: try certify.Gaussian(0.25)")
+        if compile and not isinstance(base, torch.nn.Module):
+            raise CertifyError(f"compile needs a torch module, got {type(base).__name__}: leave it out")
         self.base = torch.compile(base) if compile else base
         self.noise = noise
         self.num_classes = check_count("num_classes", num_classes, 2)
