@@ -68,31 +68,37 @@ class Plan:
         """
         counts = np.zeros((len(top), num_classes), dtype=np.int64)
         claimed = np.zeros(len(top), dtype=np.int64)
+        within = np.full(len(top), len(self.levels))  # levels not given up
         undecided, first = np.arange(len(top)), 0
         for look, last in enumerate(self.looks):
             counts[undecided] += more(undecided, first, int(last))
             first = int(last)
             successes = counts[undecided, top[undecided]]
-            claimed[undecided], open_ = self.step(look, successes, claimed[undecided])
-            undecided = undecided[open_]
+            claimed[undecided], within[undecided] = self.step(
+                look, successes, claimed[undecided], within[undecided]
+            )
+            undecided = undecided[claimed[undecided] < within[undecided]]
             if len(undecided) == 0:
                 break
         return Outcome(counts, claimed)
 
-    def step(self, look: int, successes: Counts, claimed: Counts) -> tuple[Counts, NDArray[np.bool_]]:
-        """Levels claimed after a look, and which images need more draws, both (N,)."""
-        claimed = claimed.copy()
-        give_up = np.zeros(len(claimed), dtype=bool)
+    def step(self, look: int, successes: Counts, claimed: Counts, within: Counts) -> tuple[Counts, Counts]:
+        """Levels claimed, and levels that are not given up, after a look; all (N,).
+
+        A level is given up for good, even while one below it is undecided: its error was computed so.
+        """
+        claimed, within = claimed.copy(), within.copy()
         for number, level in enumerate(self.levels):
-            here = claimed == number
-            claimed[here & (successes >= level.upper[look])] += 1
-            give_up |= (claimed == number) & (successes <= level.lower[look])
-        return claimed, ~give_up & (claimed < len(self.levels)) & (look + 1 < len(self.looks))
+            claimed[(claimed == number) & (within > number) & (successes >= level.upper[look])] += 1
+            gone = (claimed <= number) & (successes <= level.lower[look])
+            within[gone] = np.minimum(within[gone], number)
+        return claimed, within
 
     def p_lower(self, claimed: int, successes: int, trials: int) -> float:
         """The bound that an image's test proves; 0 if none.
 
         Betting proves a bound between the levels too: wealth against every p at once, and the look at the cap.
+        That adds no error: wealth that claims a level above the true p has also crossed at the true p.
         """
         level = self.levels[claimed - 1].p if claimed else 0.0
         if self.method != "sequential":

@@ -10,6 +10,7 @@ import certify
 from certify import CertifyError, Gaussian, SmoothedClassifier, certify_votes, nim_noise
 from certify.sequential import (
     FINAL_SHARE,
+    Plan,
     betting_lower_bound,
     betting_upper,
     log_wealth,
@@ -135,6 +136,34 @@ def test_easy_images_stop_early_and_hard_ones_go_on(method):
         assert any(0 < certificate.radius < 0.25 for certificate in below)
     between = certify_votes(bernoulli(0.9), noise, 10, radii=radii, method=method)
     assert 0.25 <= between.radius < 0.5
+
+
+class Forgetful(Plan):
+    """A planted fault: a level is given up only while it is the next one to claim."""
+
+    def step(self, look, successes, claimed, within):
+        claimed, within = super().step(look, successes, claimed, np.full_like(within, len(self.levels)))
+        return claimed, np.where(within > claimed, len(self.levels), within)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize(
+    ("method", "kind", "sound"),
+    [("sequential", Plan, True), ("group_sequential", Plan, True), ("group_sequential", Forgetful, False)],
+)
+def test_a_grid_of_levels_keeps_alpha_at_its_top(method, kind, sound):
+    alpha, paths = 0.05, 200_000
+    plan = make_plan(Gaussian(0.25), [0.1, 0.12, 0.14, 0.16, 0.18, 0.2], N, alpha, method)
+    plan = kind(plan.method, plan.alpha, plan.looks, plan.levels)
+    rng = np.random.default_rng(0)
+
+    def more(images, first, last):
+        hits = rng.binomial(last - first, plan.levels[-1].p, len(images))
+        return np.stack([hits, last - first - hits], axis=1)
+
+    claimed = plan.run(np.zeros(paths, dtype=np.int64), more, 2).claimed
+    wrong = np.sum(claimed == len(plan.levels))
+    assert (wrong <= st.binom.ppf(1 - 1e-6, paths, alpha)) == sound
 
 
 def test_betting_reports_more_than_the_grid():
