@@ -21,7 +21,7 @@ from scipy.special import ndtr
 from certify.errors import CertifyError, check_count, check_positive
 from certify.noise import FloatArray, NoiseLaw
 
-SAMPLES = 20_000  # draws for a likelihood-ratio distribution
+SAMPLES = 10_000  # draws for a likelihood-ratio distribution
 SUMMED = 8  # pixels up to which the sum is sampled; beyond, its normal limit stands in
 RADII = 48  # of the table
 TELLABLE = 20  # samples beyond the quantile, at the least: nearer to 1 no p is told from 1
