@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.certdef-ready
 ARGS ?=
 
-.PHONY: help run test lint setup clean
+.PHONY: help run test lint setup
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -23,11 +23,8 @@ run: $(READY)  ## the main job on the digits that ship with scikit-learn; option
 	$(BIN)/certdef run $(ARGS)
 
 test: $(READY)  ## the tests; more of pytest's options in ARGS, e.g. ARGS="-m slow"
-	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(BIN)/python -m pytest $(if $(findstring -m,$(ARGS)),,-m "not slow") $(ARGS)
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(BIN)/python -m pytest $(if $(filter -m%,$(ARGS)),,-m "not slow") $(ARGS)
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-clean:  ## remove what jobs made (runs/, mlruns/); the virtual environment stays
-	rm -rf runs mlruns/mlflow.db mlruns/artifacts .pytest_cache

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from argparse import RawDescriptionHelpFormatter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certdef import __version__
 from certdef.config import ConfigError, RunConfig, nearest
-from certdef.config_files import add_config_arguments, from_namespace, parse
+from certdef.config_files import add_config_arguments, from_namespace, parse, preset_of
 
 if TYPE_CHECKING:
     from certdef.pipeline import Summary
@@ -147,16 +149,6 @@ def build_parser(verb: str, preset: str) -> Any:
     return parser
 
 
-def preset_of(arguments: list[str]) -> str:
-    """The preset decides the defaults, so it is read before the rest."""
-    for position, argument in enumerate(arguments):
-        if argument.startswith("--preset="):
-            return argument.split("=", 1)[1]
-        if argument == "--preset" and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return "digits"
-
-
 def as_yaml(config: RunConfig) -> str:
     import yaml
 
@@ -176,7 +168,7 @@ def headline(config: RunConfig, summary: Summary) -> str:
         )
     if "certify" in results:
         for curve in results["certify"]["curves"].values():
-            if curve["law"] == config.certify.laws[0].label and curve["denoised"]:
+            if curve["headline"]:
                 shares = "  ".join(
                     f"r={r:g} {_share(a)}"
                     for r, a in zip(results["certify"]["radii"], curve["accuracy"], strict=True)
@@ -198,9 +190,14 @@ def headline(config: RunConfig, summary: Summary) -> str:
                 if charge.budget
             )
         )
+    if summary.reused:
+        lines.append(
+            "reused      every stage was done before: nothing trained or paid for; --fresh repeats it"
+        )
     if summary.report:
         lines.append(f"report      {summary.report}")
-    lines.append(f"runs        mlflow ui --backend-store-uri {summary.tracking_uri}")
+    mlflow = "mlflow" if shutil.which("mlflow") else Path(sys.executable).with_name("mlflow")
+    lines.append(f"runs        {mlflow} ui --backend-store-uri {summary.tracking_uri}")
     return "\n".join(lines)
 
 

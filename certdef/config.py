@@ -1,13 +1,14 @@
 """The one typed configuration: frozen dataclasses, a YAML file, command-line overrides.
 
 The defaults are the `digits` preset. A preset is a YAML file in `certdef/presets` that names only what differs.
-Everything is in pixel units of [0, 1], except `SigmaLaw.scale_255`, which says so in its name.
+Everything is in pixel units of [0, 1], except what has `_255` in its name: those are 8-bit levels.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class DataConfig:
         name: digits (ships with scikit-learn), fashion-mnist, or npz for your own file.
         root: Folder of the data sets; default $CERTDEF_DATA_ROOT, else ../shared/data.
         path: For npz: a file with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], and `labels` (N,).
-        target_images: How many labelled images the owner of the target trains on (no one else sees them).
+        target_images: Labelled images that the owner of the target trains on (no one else sees them); none are set aside if
+            target.uri is given.
         pool_images: How many unlabelled images we own: queried, and used to pre-train the denoiser.
         heldout_images: How many images every figure is measured on.
     """
@@ -196,7 +198,7 @@ class TrackingConfig:
     Args:
         uri: Tracking URI; default $MLFLOW_TRACKING_URI, else the local store in mlruns/.
         experiment: Name of the experiment.
-        registered_model: Registry name of the certified classifier; default certdef-<preset>.
+        registered_model: Registry name of the certified classifier; default certdef-<preset>, or certdef-<your target>.
         system_metrics: Log processor, memory and GPU use of each stage.
     """
 
@@ -215,7 +217,7 @@ class RunConfig:
         seed: Seed of everything that is random.
         device: auto, cpu or cuda.
         threads: Processor threads of torch; default all cores.
-        work_dir: Where stages keep what they made; default runs/<preset>.
+        work_dir: Where stages keep what they made; default runs/<preset>, or runs/<your target>.
         data: The images.
         target: The deployed black box.
         ledger: Query budgets.
@@ -241,8 +243,13 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
+    def name(self) -> str:
+        """What the job is called: the preset, or your own target's URI."""
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.target.uri).strip("-") if self.target.uri else self.preset
+
+    @property
     def workspace(self) -> Path:
-        return Path(self.work_dir or f"runs/{self.preset}")
+        return Path(self.work_dir or f"runs/{self.name}")
 
     @property
     def ledger_path(self) -> Path:
@@ -255,7 +262,7 @@ class RunConfig:
 
     @property
     def registered_model(self) -> str:
-        return self.tracking.registered_model or f"certdef-{self.preset}"
+        return self.tracking.registered_model or f"certdef-{self.name}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and values, as YAML and JSON have them."""

@@ -31,8 +31,8 @@ class Splits:
         return self.heldout_images.shape[1:]
 
 
-def load_data(config: DataConfig, seed: int) -> Splits:
-    """Load and split a data set.
+def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Splits:
+    """Load and split a data set; with `own_target` no images are set aside to train one.
 
     Raises:
         ConfigError: Unknown name, missing file, wrong shape, dtype or range, or too few images for the split.
@@ -48,10 +48,11 @@ def load_data(config: DataConfig, seed: int) -> Splits:
     else:
         held = random.permutation(len(test))[: config.heldout_images]
         test, test_labels = test[held], test_labels[held]
-    owner, ours = order[: config.target_images], order[config.target_images :][: config.pool_images]
+    aside = 0 if own_target else config.target_images
+    owner, ours = order[:aside], order[aside:][: config.pool_images]
     asked = {"target_images": len(owner), "pool_images": len(ours), "heldout_images": len(test)}
     for key, got in asked.items():
-        if got < getattr(config, key):
+        if got < getattr(config, key) and not (own_target and key == "target_images"):
             raise ConfigError(
                 f"data.{key} is {getattr(config, key)}, but {config.name} has only {got} images left for it: lower it"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Summary:
     tracking_uri: str = ""
     run_id: str = ""
     bill: surrogates.Bill | None = None
+    reused: bool = False  # every stage was done before
 
 
 def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -107,7 +108,7 @@ def open_job(config: RunConfig, progress: bool = True, fresh: bool = False) -> I
     check(config)
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    data = load_data(config.data, config.seed)
+    data = load_data(config.data, config.seed, own_target=config.target.uri is not None)
     stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
     stages.check_attack_budget(config, len(data.heldout_images))
     stages.build_denoiser(config, data.image_shape)  # and sizes that do not fit the images
@@ -139,14 +140,22 @@ def _report(job: Job, done: list[stages.Stage]) -> Summary:
         encoding="utf-8",
     )
     job.tracker.log_files(path)
-    return Summary(**{**vars(summary), "report": path})
+    return replace(summary, report=path)
 
 
 def _summary(job: Job, done: list[stages.Stage]) -> Summary:
     bill = job.ledger.bill()
     job.tracker.log_bill(bill)
     results = {stage.name: stage.result for stage in done}
-    return Summary(results, job.config.workspace, None, job.tracker.uri, job.tracker.run_id, bill)
+    return Summary(
+        results,
+        job.config.workspace,
+        None,
+        job.tracker.uri,
+        job.tracker.run_id,
+        bill,
+        all(stage.reused for stage in done),
+    )
 
 
 def _silent(iterable: Any = None, **_: Any) -> Any:

@@ -35,12 +35,15 @@ ANSWER = {
     "n": int,
     "alpha": float,
     "subject": str,
+    "seed": int,
 }
 
 
-def answer(certificate: certify.Certificate) -> dict[str, Any]:
+def answer(certificate: certify.Certificate, seed: int) -> dict[str, Any]:
     """A certificate as the scoring server returns it; the radius is in [0,1] pixel units."""
-    return {key: kind(getattr(certificate, key)) for key, kind in ANSWER.items()}
+    return {key: kind(getattr(certificate, key)) for key, kind in ANSWER.items() if key != "seed"} | {
+        "seed": seed
+    }
 
 
 class ServedModel(PythonModel):
@@ -52,7 +55,8 @@ class ServedModel(PythonModel):
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
         images = np.asarray(model_input, dtype=np.float32)
         if isinstance(self.model, CertifiedClassifier):
-            return [answer(certificate) for certificate in self.model.certify(images, **(params or {}))]
+            certificates, seed = self.model.certify(images, **(params or {}))
+            return [answer(certificate, seed) for certificate in certificates]
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             outputs = [self.model(batch.to(device)) for batch in torch.from_numpy(images).split(1024)]

@@ -6,6 +6,7 @@ The same reader serves the notebook, the pipeline and the scoring server.
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from certdef.models import build_classifier
 from certdef.noise_laws import noise_law
 from certdef.purifiers.nim import NIM, NIMShape
 
-PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": 0}
+FRESH = (
+    -1
+)  # as a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.
+PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH}
 
 
 def save_classifier(
@@ -94,24 +98,29 @@ class CertifiedClassifier:
         self.defaults = PARAMS | spec["defaults"]
         self.device = device
 
-    def certify(self, images: np.ndarray, **params: Any) -> list[certify.Certificate]:
-        """Certify images (N, C, H, W), float32 in [0, 1]; params: n0, n, alpha, seed."""
+    def certify(self, images: np.ndarray, **params: Any) -> tuple[list[certify.Certificate], int]:
+        """Certify images (N, C, H, W), float32 in [0, 1]; params: n0, n, alpha, seed (-1: a fresh one).
+
+        Returns the certificates and the seed that was used.
+        """
         if images.shape[1:] != self.image_shape:
             raise ConfigError(
                 f"images have shape {images.shape}: expected (N, {', '.join(map(str, self.image_shape))})"
             )
         settings = self.defaults | params
+        seed = secrets.randbelow(2**32) if int(settings["seed"]) == FRESH else int(settings["seed"])
         smoothed = certify.SmoothedClassifier(
             self.base,
             self.noise,
             self.num_classes,
             subject="surrogate",
             device=self.device,
-            seed=int(settings["seed"]),
+            seed=seed,
         )
-        return smoothed.certify(
+        certificates = smoothed.certify(
             torch.from_numpy(np.ascontiguousarray(images)),
             n0=int(settings["n0"]),
             n=int(settings["n"]),
             alpha=float(settings["alpha"]),
         )
+        return certificates, seed

@@ -130,19 +130,18 @@ class Tracker:
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """The child run of a stage; after the block, the stage's result is logged in it."""
-        logged = stage.done and stage.name in self._runs and self._finished(stage.name)
-        if logged:
+        """The child run of a stage; after the block, the stage's result is logged in it and on the parent."""
+        if stage.done and self._finished(stage.name):
             yield
-            return
-        with self._run(stage.name, stage.name, nested=True):
-            yield
-            if stage.done:
-                self._log(stage.result, stage.path)
+        else:
+            with self._run(stage.name, stage.name, nested=True):
+                yield
+                if stage.done:
+                    self._log(stage.result, stage.path)
         if stage.done:
-            self.mlflow.log_metrics(
-                _finite(stage.result.get("metrics", {}))
-            )  # on the parent, where runs are compared
+            metrics = _finite(stage.result.get("metrics", {}))  # on the parent, where jobs are compared
+            if not metrics.keys() <= self.mlflow.get_run(self.run_id).data.metrics.keys():
+                self.mlflow.log_metrics(metrics)
 
     def log_bill(self, bill: Any) -> None:
         """The query bill, on the parent run."""
@@ -188,7 +187,7 @@ class Tracker:
             return False
 
     def _finished(self, key: str) -> bool:
-        return self.mlflow.get_run(self._runs[key]).info.status == "FINISHED"
+        return key in self._runs and self.mlflow.get_run(self._runs[key]).info.status == "FINISHED"
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

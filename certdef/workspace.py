@@ -25,13 +25,14 @@ def fingerprint(*parts: Any) -> str:
 
 
 class Stage:
-    """One stage's folder: `path` for its files, `result` once it is done."""
+    """One stage's folder: `path` for its files, `result` once it is done, `reused` if it was done before."""
 
     def __init__(self, root: Path, name: str, *depends_on: Any):
         self.name = name
         self.fingerprint = fingerprint(name, certdef.__version__, *depends_on)
         self.path = root / f"{name}-{self.fingerprint}"
         self.path.mkdir(parents=True, exist_ok=True)
+        self.reused = self.done
 
     @property
     def done(self) -> bool:
@@ -48,6 +49,7 @@ class Stage:
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
+        self.reused = False
 
 
 def forget(root: Path) -> None:

@@ -62,6 +62,15 @@ def test_print_config_reads_back(capsys, tmp_path):
     assert "n: 1234" in capsys.readouterr().out
 
 
+def test_options_win_over_the_file_wherever_they_stand(capsys, tmp_path):
+    (tmp_path / "my.yaml").write_text("preset: fashion-mnist\ncertify: {n: 3000, n0: 50}\n")
+    assert main(["run", "--certify.n=4000", "--config", str(tmp_path / "my.yaml"), "--print-config"]) == 0
+    shown = capsys.readouterr().out
+    assert "n: 4000" in shown
+    assert "n0: 50" in shown
+    assert "name: fashion-mnist" in shown, "the preset that the file names decides the defaults"
+
+
 @pytest.mark.parametrize("preset", ["digits", "fashion-mnist"])
 def test_cite(preset, capsys):
     assert main(["cite", f"--preset={preset}"]) == 0
@@ -166,13 +175,12 @@ def test_your_own_target_and_data(capsys, tmp_path, tiny_job, monkeypatch):
         "tracking.uri": tiny_job[0].tracking.uri,
         "data.name": "npz",
         "data.path": tmp_path / "mine.npz",
-        "work_dir": tmp_path / "work",
-        "tracking.registered_model": "mine",
     }
     assert main(["run", "--quiet", *SMALL, *(f"--{key}={value}" for key, value in options.items())]) == 0
     shown = capsys.readouterr().out
     assert "queries     training 600 of 600" in shown
-    assert (tmp_path / "work" / "report.html").is_file()
+    (page,) = tmp_path.glob("runs/models-m-*/report.html")  # named after the target, apart from every preset
+    assert page.is_file()
 
 
 def test_the_module_runs_as_a_script():

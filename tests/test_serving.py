@@ -106,6 +106,7 @@ def test_the_server_answers_exactly_what_the_library_answers(server, images, lib
         assert row["p_lower"] == certificate.p_lower
         assert row["abstained"] == (certificate.prediction == certify.ABSTAIN)
         assert (row["norm"], row["n"], row["alpha"], row["subject"]) == ("l2", 300, 0.01, "surrogate")
+        assert row["seed"] == PARAMS["seed"]
 
 
 def test_another_seed_is_another_answer(server, images):
@@ -121,6 +122,13 @@ def test_defaults_are_those_of_the_job(server, images, tiny_job):
     _, body = post(server, {"inputs": images[:1].tolist()})
     assert body["predictions"][0]["n"] == config.certify.n
     assert body["predictions"][0]["alpha"] == config.certify.alpha
+
+
+def test_without_a_seed_each_request_draws_its_own_and_names_it(server, images):
+    first, second = (post(server, {"inputs": images.tolist()})[1]["predictions"] for _ in range(2))
+    assert first[0]["seed"] != second[0]["seed"]
+    _, again = post(server, {"inputs": images.tolist(), "params": {"seed": second[0]["seed"]}})
+    assert again["predictions"] == second
 
 
 BAD = [

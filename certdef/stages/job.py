@@ -32,7 +32,7 @@ class Job:
     @property
     def base(self) -> list[Any]:
         """What every stage depends on."""
-        return [asdict(self.config.data), self.config.seed, self.device.type]
+        return [asdict(self.config.data), self.config.target.uri, self.config.seed, self.device.type]
 
     def stage(self, name: str, *depends_on: Any) -> Stage:
         """The folder of a stage whose result depends on these values and on the job's own."""

@@ -28,7 +28,7 @@ def register(
                 "num_classes": num_classes,
                 "classes": list(data.classes),
                 "law": asdict(config.laws[0]),
-                "defaults": {"n0": config.n0, "n": config.n, "alpha": config.alpha, "seed": job.config.seed},
+                "defaults": {"n0": config.n0, "n": config.n, "alpha": config.alpha},
             }
             storage.save_certified(stage.path / "model", surrogate, denoiser, spec)
             uri = serving.log_served(stage.path / "model", "certified", data.heldout_images[:2], name)

@@ -72,8 +72,9 @@ def _open(job: Job, uri: str) -> surrogates.Target:
 
 
 def _loads(uri: str) -> bool:
+    """Whether a target that an earlier run logged is still there."""
     try:
-        surrogates.open_target(uri, num_classes=2)
+        surrogates.open_target(uri)
     except surrogates.TargetError:
         return False
     return True

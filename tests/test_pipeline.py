@@ -1,0 +1,123 @@
+"""The main job and its verbs, on the smallest real job."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+import certdef
+import surrogates
+from certdef import stages
+from certdef.config import ConfigError
+from certdef.data import load_data
+
+
+@pytest.fixture
+def here(tiny_job, monkeypatch):
+    monkeypatch.chdir(tiny_job[2])
+    return tiny_job[0]
+
+
+def test_the_bill_adds_up(tiny_job):
+    config, summary, _ = tiny_job
+    charges = summary.bill.charges
+    draws = summary.results["certify"]["draws_target"]
+    assert charges["training"].answered == 600
+    assert charges["evaluation"].answered == 2 * config.data.heldout_images  # clean, and under the noise
+    assert charges["certification"].answered == 5 * config.certify.target_images * (config.certify.n0 + draws)
+    assert charges["attack"].answered == config.attack.images * (2 * len(config.attack.eps) + 1)
+    assert all(charge.unknown == charge.in_flight == 0 for charge in charges.values())
+
+
+def test_the_surrogate_saw_answers_of_pool_images_only(tiny_job):
+    """The ledger holds the target's answers to 600 pool images; no held-out image is among the paid training queries."""
+    config, summary, _ = tiny_job
+    data = load_data(config.data, config.seed)
+    target = surrogates.open_target(
+        summary.results["target"]["uri"], identity=summary.results["target"]["identity"]
+    )
+    with surrogates.QueryLedger(config.ledger_path, {"training": 600}) as ledger:
+        paid = ledger.attach(target)
+        with pytest.raises(surrogates.BudgetExceeded):
+            paid.query(data.target_images[:1])
+        found = 0
+        for image in data.pool:
+            try:
+                paid.query(image[None])
+                found += 1
+            except surrogates.BudgetExceeded:
+                pass
+        assert found == 600
+        assert ledger.bill()["training"].answered == 600
+
+
+def test_agreement_beats_chance_and_target_reads_digits(tiny_job):
+    results = tiny_job[1].results
+    assert results["target"]["accuracy"][0] > 0.95
+    assert results["surrogate"]["agreement_clean"][0] > 0.9
+    share, low, high = results["surrogate"]["agreement_noisy"]
+    assert low < share < high
+
+
+def test_every_condition_is_certified_for_both_subjects(tiny_job):
+    config, summary, _ = tiny_job
+    curves = summary.results["certify"]["curves"]
+    assert set(curves) == {
+        f"{subject}-{law}"
+        for subject in ("target", "surrogate")
+        for law in ("nim-de3", "nim-none", "wide-de3", "wide-none", "gaussian-de3")
+    }
+    assert all(curve["sound"] for curve in curves.values())
+    for curve in curves.values():
+        shares = [row[0] for row in [curve["accuracy_at_0"], *curve["accuracy"]]]
+        assert shares == sorted(shares, reverse=True)
+        assert all(low <= share <= high for share, low, high in curve["accuracy"])
+    assert [curve["headline"] for curve in curves.values()].count(True) == 2
+    gaussian = next(c.noise for c in stages.conditions(config) if c.law == "gaussian")
+    assert gaussian.sigma == pytest.approx(75 / 255)
+
+
+def test_a_finished_job_is_not_done_again(tiny_job, here):
+    again = certdef.run(here, progress=False)
+    assert again.reused
+    assert not tiny_job[1].reused
+    assert again.results == tiny_job[1].results
+    assert {name: charge.answered for name, charge in again.bill.charges.items()} == {
+        name: charge.answered for name, charge in tiny_job[1].bill.charges.items()
+    }
+    assert again.run_id == tiny_job[1].run_id
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "distill", "certify", "attack", "report"])
+def test_each_verb_is_a_part_of_run(verb, tiny_job, here):
+    summary = getattr(certdef, verb)(here, progress=False)
+    assert summary.reused
+    assert summary.results.items() <= tiny_job[1].results.items()
+
+
+def test_another_attack_reuses_what_it_does_not_change(here, tmp_path):
+    changed = dataclasses.replace(here, attack=dataclasses.replace(here.attack, eps=(0.05,)))
+    summary = certdef.attack(changed, progress=False)
+    assert not summary.reused
+    assert [row["eps"] for row in summary.results["attack"]["rows"]] == [0.0, 0.05]
+    assert sum(path.name.startswith("nim-wide") for path in here.workspace.iterdir()) == 1
+
+
+def test_the_target_gets_what_its_budget_allows():
+    config = certdef.load_config()
+    assert (
+        stages.target_draws(config)
+        == config.ledger.certification // (5 * config.certify.target_images) - config.certify.n0
+    )
+    assert stages.target_draws(certdef.load_config(ledger__certification=10**8)) == config.certify.n
+    with pytest.raises(ConfigError, match="at least 27500"):
+        stages.target_draws(certdef.load_config(ledger__certification=27499))
+    assert stages.target_draws(certdef.load_config(ledger__certification=27500)) == 10
+
+
+def test_python_entry_points_are_documented():
+    for name in ("run", "pretrain", "distill", "certify", "attack", "report"):
+        assert getattr(certdef, name).__doc__
+    assert os.path.basename(certdef.__file__) == "__init__.py"
+    assert np.all([isinstance(name, str) for name in certdef.__all__])
