@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -162,6 +163,12 @@ class CertifyConfig:
         alpha: Probability that a certificate is wrong.
         radii: L2 radii of the tables, in [0,1] pixel units.
         batch_size: Noisy images a forward pass.
+        method: fixed (n draws), two_sided, or one that stops early at the radii: sequential, group_sequential;
+            n is then a cap.
+        backend: Certify the surrogate on several workers: loky (this machine), dask or ray; unset, in this process.
+            The counts are the same.
+        workers: How many workers.
+        scheduler: Address of a running dask or ray cluster.
     """
 
     laws: tuple[SigmaLaw, ...] = (SigmaLaw(), SigmaLaw(label="wide", scale_255=6.0))
@@ -172,6 +179,19 @@ class CertifyConfig:
     alpha: float = 0.001
     radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     batch_size: int = 2048
+    method: str = "fixed"
+    backend: str | None = None
+    workers: int = 2
+    scheduler: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a count depends on: everything but where the work is done."""
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in ("backend", "workers", "scheduler")
+        }
 
 
 @dataclass(frozen=True)
@@ -327,6 +347,19 @@ def check(config: RunConfig) -> None:
             all(r >= 0 for r in config.certify.radii),
             "use radii of 0 or more",
         ),
+        (
+            "certify.method",
+            config.certify.method,
+            config.certify.method in METHODS,
+            f"use one of {', '.join(METHODS)}",
+        ),
+        (
+            "certify.backend",
+            config.certify.backend,
+            config.certify.backend in (None, "loky", "dask", "ray"),
+            "use loky, dask or ray",
+        ),
+        ("certify.workers", config.certify.workers, config.certify.workers >= 1, "use at least 1"),
         (
             "attack.eps",
             config.attack.eps,

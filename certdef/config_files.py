@@ -57,10 +57,18 @@ def config_parser(preset: str, **options: Any) -> Any:
 
 
 def parse(parser: Any, arguments: list[str]) -> Any:
-    """Parse, with unknown keys and unusable values as one ConfigError. `--data-root` is read as `--data.root`."""
+    """Parse, with unknown keys and unusable values as one ConfigError.
+
+    `--data-root` is read as `--data.root`, and a last part that stands alone among all keys is enough: `--alpha`.
+    """
     from jsonargparse import ArgumentError
 
-    dashed = {f"--{key.replace('.', '-').replace('_', '-')}": f"--{key}" for key in known_keys()}
+    keys = known_keys()
+    leaves = [key.rpartition(".")[2] for key in keys]
+    dashed = {
+        f"--{leaf}": f"--{key}" for leaf, key in zip(leaves, keys, strict=True) if leaves.count(leaf) == 1
+    }
+    dashed |= {f"--{key.replace('.', '-').replace('_', '-')}": f"--{key}" for key in keys}
     split = [argument.partition("=") for argument in files_first(arguments)]
     try:
         return parser.parse_args([dashed.get(name, name) + equals + value for name, equals, value in split])

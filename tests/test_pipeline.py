@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -102,6 +103,35 @@ def test_another_attack_reuses_what_it_does_not_change(here, tmp_path):
     assert not summary.reused
     assert [row["eps"] for row in summary.results["attack"]["rows"]] == [0.0, 0.05]
     assert sum(path.name.startswith("nim-wide") for path in here.workspace.iterdir()) == 1
+
+
+@pytest.fixture
+def uncertified(here, tmp_path, monkeypatch):
+    """A copy of the job's folder without its certificates: only they are made again."""
+    work = tmp_path / "work"
+    shutil.copytree(here.workspace, work, ignore=shutil.ignore_patterns("certify-*", "jobs", ".lock"))
+    return dataclasses.replace(here, work_dir=str(work))
+
+
+def records(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("certify-*/records/*.jsonl")}
+
+
+def test_workers_give_the_same_records(here, uncertified):
+    spread = dataclasses.replace(uncertified.certify, backend="loky", workers=2)
+    summary = certdef.certify(dataclasses.replace(uncertified, certify=spread), progress=False)
+    assert records(uncertified.workspace) == records(here.workspace)
+    assert summary.bill["certification"].recalled > 0, "the same experiment gets its paid answers back"
+
+
+def test_a_method_that_stops_early_draws_less(tiny_job, uncertified):
+    early = dataclasses.replace(uncertified.certify, method="sequential", n=2000)
+    config = dataclasses.replace(uncertified, certify=early)
+    curves = certdef.certify(config, progress=False).results["certify"]["curves"]
+    free = [curve for curve in curves.values() if curve["subject"] == "surrogate"]
+    assert all(curve["samples_per_image"] <= 100 + 2000 for curve in free)
+    assert np.mean([curve["samples_per_image"] for curve in free]) < 1500
+    assert all(curve["sound"] for curve in free)
 
 
 def test_the_target_gets_what_its_budget_allows():

@@ -7,7 +7,7 @@ experiment, so an interrupted job goes on with the same counts and pays for noth
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from certdef.purifiers.nim import NIM
 from certdef.stages.job import Job, versions
 from certdef.workspace import Stage
 
+STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
 CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
 
 
@@ -92,7 +93,7 @@ def certify_subjects(
     """Certify every condition, then draw the curves."""
     config = job.config.certify
     draws = target_draws(job.config)
-    stage = job.stage("certify", asdict(config), draws, *(other.fingerprint for other in depends_on))
+    stage = job.stage("certify", config.settings, draws, *(other.fingerprint for other in depends_on))
     with job.tracker.stage(stage):
         if not stage.done:
             every = conditions(job.config)
@@ -120,7 +121,7 @@ def certify_subjects(
             headline = curves[
                 next(each.key for each in every if each.headline and each.subject == "surrogate")
             ]
-            metrics["certify/samples_per_image"] = config.n0 + config.n
+            metrics["certify/samples_per_image"] = headline["samples_per_image"]
             metrics["certify/seconds_per_image"] = headline["seconds_per_image"]
             _draw(job, stage, every)
             stage.finish({
@@ -128,7 +129,7 @@ def certify_subjects(
                 "draws_surrogate": config.n,
                 "curves": curves,
                 "radii": list(config.radii),
-                "params": asdict(config) | {"n_target": draws},
+                "params": config.settings | {"n_target": draws},
                 "metrics": metrics,
                 "artifacts": ["*.png", "records/*"],
             })  # fmt: skip
@@ -176,6 +177,7 @@ def _certify(
         "n0": config.n0,
         "n": n,
         "alpha": config.alpha,
+        "method": config.method,
         "seed": job.config.seed,
         "chunk_size": CHUNK,
         "stage": stage.fingerprint,
@@ -195,7 +197,18 @@ def _certify(
 
         if left:
             images = torch.from_numpy(data.heldout_images[left])
-            smoothed.certify(images, n0=config.n0, n=n, alpha=config.alpha, indices=left, on_certificate=keep)
+            options = {"n0": config.n0, "n": n, "alpha": config.alpha, "method": config.method}
+            if config.method in STOPPING:
+                options["radii"] = config.radii
+            if config.backend and not paid:  # the ledger pays in this process
+                options |= {
+                    "backend": config.backend,
+                    "workers": config.workers,
+                    "scheduler": config.scheduler,
+                }
+                certify.certify_parallel(smoothed, images, indices=left, on_certificate=keep, **options)
+            else:
+                smoothed.certify(images, indices=left, on_certificate=keep, **options)
         bar.close()
     records = certify.read_records(stem.with_suffix(".jsonl"))
     at = certify.curves.certified_accuracy(records, [0.0, *config.radii])
@@ -208,6 +221,7 @@ def _certify(
         "noise": condition.noise.describe(),
         "sound": condition.noise.sound,
         "n": n,
+        "samples_per_image": float(config.n0 + np.mean(np.sum(records.counts, axis=1))),
         "images": count,
         "accuracy_at_0": shares[0],
         "accuracy": shares[1:],

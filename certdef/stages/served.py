@@ -18,7 +18,7 @@ def register(
     """Register the certified classifier under the headline law, as a pyfunc model."""
     config, data = job.config.certify, job.data
     name = job.config.registered_model
-    stage = job.stage("served", asdict(config), name, *(other.fingerprint for other in depends_on))
+    stage = job.stage("served", config.settings, name, *(other.fingerprint for other in depends_on))
     with job.tracker.stage(stage):
         if not stage.done:
             spec = {
