@@ -10,8 +10,10 @@ import pytest
 import certdef
 import surrogates
 from certdef import stages
+from certdef.cli import main
 from certdef.config import ConfigError
 from certdef.data import load_data
+from tests.conftest import TINY
 
 
 @pytest.fixture
@@ -122,6 +124,28 @@ def test_workers_give_the_same_records(here, uncertified):
     summary = certdef.certify(dataclasses.replace(uncertified, certify=spread), progress=False)
     assert records(uncertified.workspace) == records(here.workspace)
     assert summary.bill["certification"].recalled > 0, "the same experiment gets its paid answers back"
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_the_command_line_uses_a_running_dask_scheduler(here, uncertified):
+    distributed = pytest.importorskip("distributed")
+    options = {"work_dir": uncertified.work_dir, "tracking.uri": here.tracking.uri} | {
+        key.replace("__", "."): value for key, value in TINY.items()
+    }
+    written = [f"--{key}={value}".replace("=False", "=false") for key, value in options.items()]
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        command = [
+            "certify",
+            "--quiet",
+            "--backend",
+            "dask",
+            "--scheduler",
+            cluster.scheduler_address,
+            *written,
+        ]
+        assert main(command) == 0
+    assert records(uncertified.workspace) == records(here.workspace)
 
 
 def test_a_method_that_stops_early_draws_less(tiny_job, uncertified):
