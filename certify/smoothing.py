@@ -122,9 +122,10 @@ def certify_votes(
 
     ``draw(count)`` returns an integer array (count,) of hard labels in [0, num_classes), each under a fresh,
     independent draw of ``noise``; it is called once for the selection (n0), then for the estimation: once (n)
-    by "fixed" and "two_sided" (Gaussian, Laplace: bounds the runner-up too), and by "sequential" and "group_sequential" look after look until every one of ``radii``
-    (default: 0, 0.25, 0.5, ...) is claimed, given up or out of reach of n draws. Raises CertifyError for bad
-    arguments before the first draw, and for bad labels.
+    by "fixed" and "two_sided" (Gaussian, Laplace: bounds the runner-up too), and by "sequential" and
+    "group_sequential" look after look until every one of ``radii`` (default: 0, 0.25, 0.5, ...) is claimed,
+    given up or out of reach of n draws. Raises CertifyError for bad arguments before the first draw, and for
+    bad labels.
     """
     alpha, plan = _check_plan(num_classes, noise, n0, n, alpha, method, radii)
     selection = _count_drawn(draw, n0, num_classes)
