@@ -262,10 +262,18 @@ class RunConfig:
     attack: AttackConfig = field(default_factory=AttackConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    def public_dict(self) -> dict[str, Any]:
+        """The same without passwords in addresses: what may be logged, printed and published."""
+        return json.loads(without_password(json.dumps(self.to_dict())))
+
     @property
     def name(self) -> str:
         """What the job is called: the preset, or your own target's URI."""
-        return re.sub(r"[^A-Za-z0-9]+", "-", self.target.uri).strip("-") if self.target.uri else self.preset
+        return (
+            re.sub(r"[^A-Za-z0-9]+", "-", without_password(self.target.uri)).strip("-")
+            if self.target.uri
+            else self.preset
+        )
 
     @property
     def workspace(self) -> Path:
@@ -301,6 +309,11 @@ def preset_path(name: str) -> Path:
             f"unknown preset {name!r}: choose one of {', '.join(preset_names())}{nearest(name, preset_names())}"
         )
     return path
+
+
+def without_password(text: str) -> str:
+    """Addresses in a text without the user and password in front of the host."""
+    return re.sub(r"://[^/@\s\"]+@", "://…@", text)
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import certify
 from certdef import pictures, stages
 from certdef.citations import PAPERS
-from certdef.config import RunConfig, SigmaLaw
+from certdef.config import RunConfig, SigmaLaw, without_password
 from certdef.data import Splits
 from certdef.noise_laws import noise_law
 from certdef.storage import load_model
@@ -84,7 +84,7 @@ def render(
         uris={name: without_password(each["uri"]) for name, each in result.items() if "uri" in each},
         registered_model=result["served"]["registered_model"],
         versions=_headline_records(config, folder, "target").config["versions"],
-        config_json=without_password(json.dumps(config.to_dict(), indent=2)),
+        config_json=json.dumps(config.public_dict(), indent=2),
         papers=[_paper(PAPERS[key]) for key in ("smoothing", "denoised", "nim", "ducd", "pgd")],
         run_id=run_id,
         device=device,
@@ -113,11 +113,6 @@ def law_in_words(law: SigmaLaw) -> str:
     """A law of sigma as the literature writes it: gamma(25, scale 3)/255."""
     arguments = [*(f"{value:g}" for value in law.shape), f"scale {law.scale_255:g}"]
     return f"{law.family}({', '.join(arguments)})/255"
-
-
-def without_password(text: str) -> str:
-    """Addresses in a text without the user and password in front of the host."""
-    return re.sub(r"://[^/@\s\"]+@", "://…@", text)
 
 
 # --- the sections -------------------------------------------------------------------------------------------

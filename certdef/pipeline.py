@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 import surrogates
 from certdef import page, stages
-from certdef.config import ConfigError, RunConfig, check
+from certdef.config import ConfigError, RunConfig, check, without_password
 from certdef.data import load_data
 from certdef.models import build_classifier
+from certdef.purifiers import NIM
 from certdef.stages import Job
 from certdef.tracking import Tracker
 from certdef.workspace import forget, locked
@@ -49,17 +51,12 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
         ConfigError, certify.CertifyError, surrogates.SurrogateError: One line each, with the remedy.
     """
     with open_job(config, progress, fresh) as job:
-        target, target_stage = stages.open_black_box(job)
-        surrogate, surrogate_stage = stages.distil(job, target)
-        denoisers, nim_stages = stages.pretrain_denoisers(job)
-        certified = stages.certify_subjects(job, target, surrogate, denoisers, [surrogate_stage, *nim_stages])
-        attacked = stages.attack(
-            job, target, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
-        )
-        served = stages.register(
-            job, target.num_classes, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
-        )
-        return _report(job, [target_stage, surrogate_stage, *nim_stages, certified, attacked, served])
+        target, surrogate, denoisers, done = _parts(job)
+        denoiser = denoisers[config.headline_law]
+        certified = stages.certify_subjects(job, target, surrogate, denoisers, done[1:])
+        attacked = stages.attack(job, target, surrogate, denoiser, done[1:])
+        served = stages.register(job, target.num_classes, surrogate, denoiser, done[1:])
+        return _report(job, [*done, certified, attacked, served])
 
 
 def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -78,23 +75,16 @@ def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) ->
 def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Certify the target by queries and the surrogate for free; does first what is missing for it."""
     with open_job(config, progress, fresh) as job:
-        target, target_stage = stages.open_black_box(job)
-        surrogate, surrogate_stage = stages.distil(job, target)
-        denoisers, nim_stages = stages.pretrain_denoisers(job)
-        certified = stages.certify_subjects(job, target, surrogate, denoisers, [surrogate_stage, *nim_stages])
-        return _summary(job, [target_stage, surrogate_stage, *nim_stages, certified])
+        target, surrogate, denoisers, done = _parts(job)
+        return _summary(job, [*done, stages.certify_subjects(job, target, surrogate, denoisers, done[1:])])
 
 
 def attack(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Attack the surrogate and transfer to the target, with and without De^3; does first what is missing for it."""
     with open_job(config, progress, fresh) as job:
-        target, target_stage = stages.open_black_box(job)
-        surrogate, surrogate_stage = stages.distil(job, target)
-        denoisers, nim_stages = stages.pretrain_denoisers(job)
-        attacked = stages.attack(
-            job, target, surrogate, denoisers[config.headline_law], [surrogate_stage, *nim_stages]
-        )
-        return _summary(job, [target_stage, surrogate_stage, *nim_stages, attacked])
+        target, surrogate, denoisers, done = _parts(job)
+        denoiser = denoisers[config.headline_law]
+        return _summary(job, [*done, stages.attack(job, target, surrogate, denoiser, done[1:])])
 
 
 def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -111,8 +101,9 @@ def open_job(config: RunConfig, progress: bool = True, fresh: bool = False) -> I
     data = load_data(config.data, config.seed, own_target=config.target.uri is not None)
     stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
     stages.check_attack_budget(config, len(data.heldout_images))
-    stages.build_denoiser(config, data.image_shape)  # and sizes that do not fit the images
-    build_classifier(config.surrogate.model, data.image_shape, len(data.classes))
+    with torch.random.fork_rng():  # and sizes that do not fit the images
+        stages.build_denoiser(config, data.image_shape)
+        build_classifier(config.surrogate.model, data.image_shape, len(data.classes))
     with locked(config.workspace):
         if fresh:
             forget(config.workspace)
@@ -121,6 +112,17 @@ def open_job(config: RunConfig, progress: bool = True, fresh: bool = False) -> I
         config.ledger_path.parent.mkdir(parents=True, exist_ok=True)
         with surrogates.QueryLedger(config.ledger_path, budget) as ledger, tracker.job(data):
             yield Job(config, data, device, tracker, ledger, tqdm if progress else _silent)
+
+
+def _parts(job: Job) -> tuple[surrogates.Target, nn.Module, dict[str, NIM], list[stages.Stage]]:
+    """Target, surrogate, denoisers by law, and their stages: the target's first, then those that a result depends on.
+
+    (The surrogate's stage depends on the target's identity, not on where the target was logged.)
+    """
+    target, target_stage = stages.open_black_box(job)
+    surrogate, surrogate_stage = stages.distil(job, target)
+    denoisers, nim_stages = stages.pretrain_denoisers(job)
+    return target, surrogate, denoisers, [target_stage, surrogate_stage, *nim_stages]
 
 
 def choose_device(name: str) -> torch.device:
@@ -151,7 +153,7 @@ def _summary(job: Job, done: list[stages.Stage]) -> Summary:
         results,
         job.config.workspace,
         None,
-        job.tracker.uri,
+        without_password(job.tracker.uri),
         job.tracker.run_id,
         bill,
         all(stage.reused for stage in done),

@@ -148,9 +148,8 @@ def serve(config: RunConfig, *, model: str | None = None, host: str = "127.0.0.1
     import uvicorn
 
     connect(config)
-    os.environ.setdefault(
-        "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "600"
-    )  # a certificate takes seconds, not milliseconds
+    # A certificate takes seconds, not milliseconds.
+    os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "600")
     uvicorn.run(
         scoring_app(model or f"models:/{config.registered_model}/latest"),
         host=host,

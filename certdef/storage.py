@@ -22,9 +22,8 @@ from certdef.models import build_classifier
 from certdef.noise_laws import noise_law
 from certdef.purifiers.nim import NIM, NIMShape
 
-FRESH = (
-    -1
-)  # as a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.
+# As a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.
+FRESH = -1
 PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH}
 
 

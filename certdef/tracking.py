@@ -113,11 +113,11 @@ class Tracker:
     @contextmanager
     def job(self, data: Splits) -> Iterator[None]:
         """The parent run: configuration, data set, and whatever the stages add."""
-        with self._run("job", self.config.preset):
+        with self._run("job", self.config.name):
             self.mlflow.log_params(
-                {key: str(value)[:6000] for key, value in flatten(self.config.to_dict()).items()}
+                {key: str(value)[:6000] for key, value in flatten(self.config.public_dict()).items()}
             )
-            self.mlflow.log_dict(self.config.to_dict(), "config.yaml")
+            self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             source = self.mlflow.data.from_numpy(
                 data.heldout_images, targets=data.heldout_labels, name=f"{data.name}-heldout"
             )

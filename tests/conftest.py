@@ -68,7 +68,16 @@ def tiny_job(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def data_root() -> Path:
     """The folder of real data sets; skips where there is none."""
+    return _real_data("")
+
+
+def certification_log(sigma: str) -> Path:
+    """A published certification log; skips where there is none."""
+    return _real_data(f"certify_logs/cifar10_resnet110_gaussian/noise_{sigma}/test/sigma_{sigma}")
+
+
+def _real_data(path: str) -> Path:
     root = Path(os.environ.get("CERTDEF_DATA_ROOT") or Path(__file__).parents[1] / "../shared/data")
-    if not root.is_dir():
-        pytest.skip("no data sets: set CERTDEF_DATA_ROOT")
-    return root
+    if not (root / path).exists():
+        pytest.skip(f"no {root / path}: set CERTDEF_DATA_ROOT")
+    return root / path

@@ -1,17 +1,14 @@
 """Certified accuracy: published logs as oracle, bands, table, picture; and what importing certify loads."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from certify import CertifyError, binomial_interval, curves, read_records
 from certify.records import Records
-
-DATA = Path(os.environ.get("CERTDEF_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
+from tests.conftest import certification_log
 
 
 def records(correct, predict, radius):
@@ -32,19 +29,14 @@ def records(correct, predict, radius):
     [("0.25", [0.7665, 0.6116, 0.4225, 0.2506])],
 )
 def test_published_cifar10_log(sigma, expected):
-    path = DATA / "certify_logs" / "cifar10_resnet110_gaussian" / f"noise_{sigma}" / "test" / f"sigma_{sigma}"
-    if not path.exists():
-        pytest.skip(f"certification logs not found under {DATA}: set CERTDEF_DATA_ROOT")
-    curve = curves.certified_accuracy(read_records(path), [0, 0.25, 0.5, 0.75])
+    curve = curves.certified_accuracy(read_records(certification_log(sigma)), [0, 0.25, 0.5, 0.75])
     assert np.allclose(curve.accuracy, expected, atol=5e-5)
     assert curve.total == 10_000
 
 
 @pytest.mark.parametrize("sigma", ["0.12", "0.25", "0.50", "1.00"])
 def test_published_logs_recount(sigma):
-    path = DATA / "certify_logs" / "cifar10_resnet110_gaussian" / f"noise_{sigma}" / "test" / f"sigma_{sigma}"
-    if not path.exists():
-        pytest.skip(f"certification logs not found under {DATA}: set CERTDEF_DATA_ROOT")
+    path = certification_log(sigma)
     rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
     radii = np.linspace(0, 4, 81)
     curve = curves.certified_accuracy(read_records(path), radii)

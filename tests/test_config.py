@@ -107,3 +107,11 @@ def test_data_errors(tmp_path, monkeypatch):
         data_root(replace(data, root=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="idx files"):
         load_data(replace(data, name="fashion-mnist", root=str(tmp_path)), 0)
+
+
+def test_passwords_in_addresses_are_not_published():
+    config = load_config(tracking__uri="postgresql://me:hunter2@db/mlflow")
+    assert "hunter2" in config.tracking.uri
+    assert "hunter2" not in str(config.public_dict())
+    assert config.public_dict()["tracking"]["uri"] == "postgresql://…@db/mlflow"
+    assert config.public_dict() == config.to_dict() | {"tracking": config.public_dict()["tracking"]}

@@ -18,7 +18,7 @@ import certdef
 import certify
 from certdef import page as report
 from certdef import pictures, stages
-from certdef.config import SigmaLaw
+from certdef.config import SigmaLaw, without_password
 from certdef.data import load_data
 from certdef.workspace import Stage
 
@@ -299,7 +299,7 @@ def test_radii_are_rounded_down_and_never_up():
 
 def test_passwords_stay_off_the_page():
     text = '{"uri": "https://me:secret@host:5000/x", "mail": "a@b"}'
-    assert report.without_password(text) == '{"uri": "https://…@host:5000/x", "mail": "a@b"}'
+    assert without_password(text) == '{"uri": "https://…@host:5000/x", "mail": "a@b"}'
 
 
 def test_law_is_named_as_in_the_literature():

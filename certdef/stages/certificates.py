@@ -146,9 +146,8 @@ def _paid(
     def classify(noisy: Tensor) -> np.ndarray:
         if denoiser is not None:
             return asked.query(denoiser(noisy).cpu()).labels
-        return asked.query(
-            noisy.cpu(), bounded=False
-        ).labels  # noise leaves [0, 1]; clipping is up to the target
+        # Noise leaves [0, 1]; clipping it is up to the target.
+        return asked.query(noisy.cpu(), bounded=False).labels
 
     return classify
 

@@ -1,7 +1,6 @@
 """Published certification logs as oracles: every radius on the lattice, and the sequential methods' economy."""
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -10,22 +9,15 @@ import pytest
 
 from certify import Gaussian, binomial_lower_bound, read_records, recertify, recover_successes
 from certify.records import Records
+from tests.conftest import certification_log
 
 ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("CERTDEF_DATA_ROOT") or ROOT / "../shared/data")
-LOGS = DATA / "certify_logs" / "cifar10_resnet110_gaussian"
 N, ALPHA = 100_000, 0.001
-
-pytestmark = pytest.mark.skipif(not LOGS.is_dir(), reason="no certification logs: set CERTDEF_DATA_ROOT")
-
-
-def log(sigma: str) -> Path:
-    return LOGS / f"noise_{sigma}" / "test" / f"sigma_{sigma}"
 
 
 def misses(sigma: str, alpha: float = ALPHA) -> int:
     """Positive radii of a log that no count of votes gives, to the 3 significant digits they were printed in."""
-    records = read_records(log(sigma))
+    records = read_records(certification_log(sigma))
     k = recover_successes(records.radius, Gaussian(float(sigma)), N, alpha)
     radius = Gaussian(float(sigma)).radius(binomial_lower_bound(np.maximum(k, 0), N, alpha))
     logged = records.radius[k >= 0]
@@ -36,7 +28,7 @@ def misses(sigma: str, alpha: float = ALPHA) -> int:
 @pytest.mark.acceptance
 @pytest.mark.parametrize("sigma", ["0.12", "0.25", "0.50", "1.00"])
 def test_every_published_radius_lies_on_the_lattice(sigma):
-    assert len(read_records(log(sigma))) == 10_000
+    assert len(read_records(certification_log(sigma))) == 10_000
     assert misses(sigma) == 0
 
 
@@ -47,7 +39,7 @@ def test_the_lattice_sees_another_alpha():
 
 @pytest.mark.acceptance
 def test_recertifying_gives_the_log_back_and_a_stricter_alpha_gives_less():
-    records, noise = read_records(log("0.25")), Gaussian(0.25)
+    records, noise = read_records(certification_log("0.25")), Gaussian(0.25)
     k = recover_successes(records.radius, noise, N, ALPHA)
     counts = np.stack([np.maximum(k, 45_000), N - np.maximum(k, 45_000)], axis=1)
     kept = Records(
@@ -78,7 +70,7 @@ def samples():
     ("radii", "bar"), [([0.25], 2000), ([0.5], 3700), ([0.75], 9500), ([0.0, 0.25, 0.5, 0.75], 12_500)]
 )
 def test_sequential_methods_stay_below_half_of_the_bar(samples, method, radii, bar):
-    p, correct = samples.truths(log("0.25"), 0.25)
+    p, correct = samples.truths(certification_log("0.25"), 0.25)
     spent, points = samples.measure(method, 0.25, radii, p, correct, repeats=2)
     assert spent < 0.6 * bar
     assert min(points) > -0.4 - 0.05  # points; the simulation's standard deviation is below 0.02
