@@ -18,8 +18,20 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def here(tiny_job, monkeypatch):
-    monkeypatch.chdir(tiny_job[2])
-    return tiny_job[0]
+    """The shared job's configuration, in its folder; its page is left as it was."""
+    config, summary, folder = tiny_job
+    monkeypatch.chdir(folder)
+    page = summary.report.read_bytes()
+    yield config
+    summary.report.write_bytes(page)
+
+
+@pytest.fixture
+def copied(here, tmp_path):
+    """The job in a folder of its own, for what would change it."""
+    work = tmp_path / "copy"
+    shutil.copytree(here.workspace, work, ignore=shutil.ignore_patterns("jobs", ".lock"))
+    return dataclasses.replace(here, work_dir=str(work))
 
 
 def test_the_bill_adds_up(tiny_job):
@@ -99,20 +111,20 @@ def test_each_verb_is_a_part_of_run(verb, tiny_job, here):
     assert summary.results.items() <= tiny_job[1].results.items()
 
 
-def test_another_attack_reuses_what_it_does_not_change(here, tmp_path):
-    changed = dataclasses.replace(here, attack=dataclasses.replace(here.attack, eps=(0.05,)))
+def test_another_attack_reuses_what_it_does_not_change(copied):
+    changed = dataclasses.replace(copied, attack=dataclasses.replace(copied.attack, eps=(0.05,)))
     summary = certdef.attack(changed, progress=False)
     assert not summary.reused
     assert [row["eps"] for row in summary.results["attack"]["rows"]] == [0.0, 0.05]
-    assert sum(path.name.startswith("nim-wide") for path in here.workspace.iterdir()) == 1
+    assert sum(path.name.startswith("nim-wide") for path in copied.workspace.iterdir()) == 1
 
 
 @pytest.fixture
-def uncertified(here, tmp_path, monkeypatch):
-    """A copy of the job's folder without its certificates: only they are made again."""
-    work = tmp_path / "work"
-    shutil.copytree(here.workspace, work, ignore=shutil.ignore_patterns("certify-*", "jobs", ".lock"))
-    return dataclasses.replace(here, work_dir=str(work))
+def uncertified(copied):
+    """A copy of the job without its certificates: only they are made again."""
+    for folder in copied.workspace.glob("certify-*"):
+        shutil.rmtree(folder)
+    return copied
 
 
 def records(folder):

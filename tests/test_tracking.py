@@ -25,7 +25,11 @@ def client(tiny_job):
 def runs(tiny_job, client):
     """Every run of the job by name; the parent is `digits`."""
     experiment = client.get_experiment_by_name("certdef")
-    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    own = tiny_job[1].run_id
+    every = client.search_runs([experiment.experiment_id])
+    found = [run for run in every if own in (run.info.run_id, run.data.tags.get("mlflow.parentRunId"))]
+    assert len(found) == 1 + len(STAGES)
+    return {run.info.run_name: run for run in found}
 
 
 def test_one_parent_and_a_child_for_each_stage(tiny_job, runs):
