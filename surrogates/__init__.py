@@ -1,7 +1,7 @@
 """Black boxes and their stand-ins: query a target under a budget, keep every answer, distil a surrogate."""
 
 from surrogates.distillation import Surrogate, distill
-from surrogates.errors import BudgetExceeded, LedgerError, SurrogateError, TargetError
+from surrogates.errors import BudgetExceeded, LedgerError, Refused, SurrogateError, TargetError
 from surrogates.fidelity import Fidelity, fidelity
 from surrogates.ledger import Bill, Charge, QueryLedger
 from surrogates.targets import Answers, Target, open_target
@@ -15,6 +15,7 @@ __all__ = [
     "Fidelity",
     "LedgerError",
     "QueryLedger",
+    "Refused",
     "Surrogate",
     "SurrogateError",
     "Target",

@@ -9,6 +9,10 @@ class TargetError(SurrogateError):
     """The target cannot be opened, asked, or understood."""
 
 
+class Refused(TargetError):
+    """The target surely did no work for this query: it is not charged, and may be asked again."""
+
+
 class LedgerError(SurrogateError):
     """The ledger file cannot be used, or is used for the wrong target."""
 

@@ -16,17 +16,21 @@ PROBABILITY_SLACK = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Labels (N,) int64 and scores (N, K) float32, or None where the target keeps its scores to itself."""
+    """Labels (N,) int64 and scores (N, K) float32, or None where the target keeps its scores to itself.
+
+    lost counts queries of attempts that got no answer, may have been charged all the same, and were repeated.
+    """
 
     labels: np.ndarray
     scores: np.ndarray | None = None
+    lost: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def copy(self) -> "Answers":
         """Return answers that share no memory with these."""
-        return Answers(self.labels.copy(), None if self.scores is None else self.scores.copy())
+        return Answers(self.labels.copy(), None if self.scores is None else self.scores.copy(), self.lost)
 
     @staticmethod
     def concatenate(parts: "list[Answers]") -> "Answers":
@@ -35,6 +39,7 @@ class Answers:
         return Answers(
             np.concatenate([part.labels for part in parts]),
             np.concatenate(scores) if len(scores) == len(parts) else None,
+            sum(part.lost for part in parts),
         )
 
 
