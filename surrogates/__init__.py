@@ -5,7 +5,7 @@ from surrogates.errors import BudgetExceeded, LedgerError, Refused, SurrogateErr
 from surrogates.fidelity import Fidelity, fidelity
 from surrogates.ledger import Bill, Charge, QueryLedger
 from surrogates.targets import Answers, Target, open_target
-from surrogates.training import TrainingCheckpoint
+from surrogates.checkpoint import TrainingCheckpoint
 
 __all__ = [
     "Answers",

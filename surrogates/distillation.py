@@ -21,7 +21,7 @@ from torch import nn
 from surrogates.errors import SurrogateError
 from surrogates.selection import select_random
 from surrogates.targets import Answers, Target, check_images
-from surrogates.training import TrainingCheckpoint
+from surrogates.checkpoint import TrainingCheckpoint
 
 LOSSES = ("l1", "soft_cross_entropy", "cross_entropy")
 _LOSS_OF_KIND = {"logits": "l1", "probabilities": "soft_cross_entropy", "labels": "cross_entropy"}
