@@ -6,7 +6,12 @@ class SurrogateError(ValueError):
 
 
 class TargetError(SurrogateError):
-    """The target cannot be opened, asked, or understood."""
+    """The target cannot be opened, asked, or understood.
+
+    lost counts queries of earlier attempts at the same batch that may have been charged besides it.
+    """
+
+    lost: int = 0
 
 
 class Refused(TargetError):

@@ -15,13 +15,13 @@ from types import TracebackType
 
 import numpy as np
 
-from surrogates.errors import LedgerError
-from surrogates.ledger_store import Batch, LedgerStore
+from surrogates.errors import BudgetExceeded, LedgerError, Refused
+from surrogates.ledger_store import Batch, Kept, LedgerStore, pack, unpack
 from surrogates.targets.base import Answers, Target
 
 PURPOSES = ("training", "evaluation", "certification", "attack", "canary")
-# Votes and attacks must see fresh answers: nothing asked for another purpose or experiment reaches them.
-FRESH_PURPOSES = ("certification", "attack")
+# These must see fresh answers: nothing asked for another purpose or experiment reaches them.
+FRESH_PURPOSES = ("certification", "attack", "canary")
 POLL_SECONDS = 0.02
 
 
@@ -103,7 +103,8 @@ class QueryLedger:
         its answers are kept as a receipt of `experiment`, a fingerprint of what determines the queries (seed
         and configuration), so that the same experiment, run again from its start after an interruption,
         gets back what it has paid for and no other experiment ever does. Certification answers are labels
-        only. `experiment` is ignored for the other purposes. Raises LedgerError.
+        only. Canaries with an experiment are asked afresh too, without one they are asked once ever.
+        `experiment` is ignored for the other purposes. Raises LedgerError.
         """
         if isinstance(target, PaidTarget):
             raise LedgerError(
@@ -175,21 +176,20 @@ class PaidTarget(Target):
         self._asked: Counter[bytes] = Counter()
 
     def _answer(self, pixels: np.ndarray) -> Answers:
-        repeats: Counter[bytes] = Counter()
+        store, repeats = self.ledger._store, Counter[bytes]()
         if self.purpose in FRESH_PURPOSES:
             order, rows = self._fresh_items(pixels, repeats)
         else:
             order, rows = self._items(pixels)
-        found: dict[bytes, Answers] = {}
+        found: dict[bytes, Kept] = {}
         asked = 0
         while missing := {key: len(rows[key]) for key in rows if key not in found}:
-            plan = self.ledger._store.plan(
+            plan = store.plan(
                 missing,
                 purpose=self.purpose,
                 budget=self.ledger.budget[self.purpose],
                 limit=self._target.batch_size,
                 charged_when_sent=self.charged_when_sent,
-                num_classes=self.num_classes,
             )
             found |= plan.known
             found |= self._send(plan.batches, pixels, rows)
@@ -198,67 +198,79 @@ class PaidTarget(Target):
                 time.sleep(POLL_SECONDS)  # another process is asking the same images
         self._asked += repeats  # only now: a query that failed is repeated under its own keys
         self.ledger._recalled[self.purpose] += len(pixels) - asked
-        return Answers.concatenate([found[key] for key in order])
+        return unpack([found[key] for key in order], self.num_classes)
 
-    def _items(self, pixels: np.ndarray) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
+    def _items(self, pixels: np.ndarray) -> tuple[list[bytes], dict[bytes, range]]:
         """Return the key of each image, and for each distinct key the row to ask."""
-        order = [_key("image", self.identity, self.output_kind, _digest(image)) for image in pixels]
-        rows: dict[bytes, np.ndarray] = {}
-        for row, key in enumerate(order):
-            rows.setdefault(key, np.array([row]))
+        start = self._hash("image", pixels[0])
+        order: list[bytes] = []
+        for image in pixels:
+            key = start.copy()
+            key.update(image)
+            order.append(key.digest())
+        rows: dict[bytes, range] = {}
+        for row, image_key in enumerate(order):
+            rows.setdefault(image_key, range(row, row + 1))
         return order, rows
 
     def _fresh_items(
         self, pixels: np.ndarray, repeats: Counter[bytes]
-    ) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
+    ) -> tuple[list[bytes], dict[bytes, range]]:
         """Return a key for each batch; the n-th asking of equal bytes has its own, to be answered anew."""
-        rows: dict[bytes, np.ndarray] = {}
+        rows: dict[bytes, range] = {}
         size = self._target.batch_size or len(pixels)
         for start in range(0, len(pixels), size):
             batch = pixels[start : start + size]
-            digest = _digest(batch)
-            turn = self._asked[digest] + repeats[digest]
-            repeats[digest] += 1
-            key = _key("batch", self.identity, self.output_kind, self.purpose, self._experiment, turn, digest)
-            rows[key] = np.arange(start, start + len(batch))
+            key = self._hash("batch", batch, self.purpose, self._experiment)
+            key.update(batch)
+            turn = self._asked[key.digest()] + repeats[key.digest()]
+            repeats[key.digest()] += 1
+            rows[hashlib.sha256(key.digest() + turn.to_bytes(8)).digest()] = range(start, start + len(batch))
         return list(rows), rows
 
+    def _hash(self, *parts: object) -> "hashlib._Hash":
+        """Return sha256 begun with everything but the pixels that determines an answer."""
+        parts = tuple(
+            (part.dtype.str, part.shape) if isinstance(part, np.ndarray) else part for part in parts
+        )
+        subject = (self.identity, self.output_kind, getattr(self._target, "preprocessing", None))
+        return hashlib.sha256(hashlib.sha256(repr((subject, parts)).encode()).digest())
+
     def _send(
-        self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, np.ndarray]
-    ) -> dict[bytes, Answers]:
+        self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, range]
+    ) -> dict[bytes, Kept]:
         """Ask batches one after the other, keeping each answer before the next is asked."""
-        found: dict[bytes, Answers] = {}
+        found: dict[bytes, Kept] = {}
         for position, batch in enumerate(batches):
-            counts = [len(rows[key]) for key in batch.keys]
+            following = (batches[position + 1 :] or [None])[0]
+            places = [row for key in batch.keys for row in rows[key]]
+            images = pixels if len(places) == len(pixels) else pixels[places]
             try:
-                images = pixels[np.concatenate([rows[key] for key in batch.keys])]
                 answers = self._target.query(images, bounded=False)  # the range was checked at our own door
-                kept = dict(zip(batch.keys, self._split(answers, counts), strict=True))
-                self.ledger._store.settle(batch, kept, (batches[position + 1 :] or [None])[0])
+                counts = [len(rows[key]) for key in batch.keys]
+                kept = pack(answers, counts, self.num_classes, scores=self.output_kind != "labels")
+                self.ledger._store.settle(batch, kept, following, lost=answers.lost)
+                if answers.lost and following is not None:
+                    self._check_overspent(answers.lost)
             except BaseException as error:  # an interrupt too leaves a query of unknown fate
-                self.ledger._store.fail(batches[position:], f"{type(error).__name__}: {error}")
+                self.ledger._store.fail(
+                    batches[position:],
+                    f"{type(error).__name__}: {error}",
+                    refused=isinstance(error, Refused | BudgetExceeded),
+                    lost=getattr(error, "lost", 0),
+                )
                 raise
-            found |= kept
+            found |= zip(batch.keys, kept, strict=True)
         return found
 
-    def _split(self, answers: Answers, counts: list[int]) -> list[Answers]:
-        scores = None if self.output_kind == "labels" else answers.scores
-        ends = np.cumsum(counts)
-        return [
-            Answers(answers.labels[end - count : end], None if scores is None else scores[end - count : end])
-            for end, count in zip(ends, counts, strict=True)
-        ]
-
-
-def _digest(pixels: np.ndarray) -> bytes:
-    """Return sha256 over the type, shape and bytes of pixels."""
-    digest = hashlib.sha256(f"{pixels.dtype.str}{pixels.shape}".encode())
-    digest.update(np.ascontiguousarray(pixels))
-    return digest.digest()
-
-
-def _key(*parts: object) -> bytes:
-    return hashlib.sha256(repr(parts).encode()).digest()
+    def _check_overspent(self, lost: int) -> None:
+        """Stop a query whose repeated attempts may have used up what its other batches had reserved."""
+        charge = self.ledger.bill()[self.purpose]
+        if charge.largest > charge.budget:
+            raise BudgetExceeded(
+                f"{self.purpose} budget is {charge.budget} queries, {charge.spent} spent now that {lost} were lost "
+                f"on the way and asked again: raise ledger.{self.purpose} to at least {charge.largest}"
+            )
 
 
 def _check_purpose(purpose: str) -> None:
