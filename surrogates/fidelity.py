@@ -7,6 +7,7 @@ import torch
 
 from surrogates.distillation import Noise, Surrogate, predict_labels
 from surrogates.errors import SurrogateError
+from surrogates.intervals import clopper_pearson
 from surrogates.targets import Target, check_images
 
 
@@ -53,15 +54,6 @@ def fidelity(
         theirs = target.query(batch, bounded=noise is None).labels
         agreed += int((predict_labels(surrogate, batch, batch_size) == theirs).sum())
     n = len(pixels)
-    lower, upper = _clopper_pearson(agreed, n, (1 - confidence) / 2)
-    disagreement_upper = 1 - _clopper_pearson(agreed, n, 1 - confidence)[0]
+    lower, upper = clopper_pearson(agreed, n, (1 - confidence) / 2)
+    disagreement_upper = 1 - clopper_pearson(agreed, n, 1 - confidence)[0]
     return Fidelity(agreed / n, lower, upper, disagreement_upper, n, noise is not None)
-
-
-def _clopper_pearson(successes: int, trials: int, tail: float) -> tuple[float, float]:
-    """Return bounds that each fail with probability at most `tail`."""
-    from scipy.stats import beta
-
-    lower = beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
-    upper = beta.isf(tail, successes + 1, trials - successes) if successes < trials else 1.0
-    return float(lower), float(upper)

@@ -9,7 +9,7 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 from surrogates import SurrogateError, fidelity, open_target
-from surrogates.fidelity import _clopper_pearson
+from surrogates.intervals import clopper_pearson
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -82,7 +82,7 @@ def test_the_bounds_cover_and_a_normal_bound_would_not() -> None:
     """In 10,000 draws of Binomial(50, 0.97) a tail of 2.5% misses in at most 2.5% + 5 standard errors."""
     truth, trials, draws = 0.97, 50, 10_000
     successes = np.random.default_rng(0).binomial(trials, truth, draws)
-    bounds = {k: _clopper_pearson(int(k), trials, 0.025) for k in np.unique(successes)}
+    bounds = {k: clopper_pearson(int(k), trials, 0.025) for k in np.unique(successes)}
     limit = 0.025 + 5 * np.sqrt(0.025 * 0.975 / draws)
     assert np.mean([bounds[k][0] > truth for k in successes]) <= limit
     assert np.mean([bounds[k][1] < truth for k in successes]) <= limit
