@@ -1,11 +1,13 @@
 """Black boxes and their stand-ins: query a target under a budget, keep every answer, distil a surrogate."""
 
+from surrogates.checkpoint import TrainingCheckpoint
 from surrogates.distillation import Surrogate, distill
 from surrogates.errors import BudgetExceeded, LedgerError, Refused, SurrogateError, TargetError
 from surrogates.fidelity import Fidelity, fidelity
 from surrogates.ledger import Bill, Charge, QueryLedger
+from surrogates.selection import Selection
 from surrogates.targets import Answers, Target, open_target
-from surrogates.checkpoint import TrainingCheckpoint
+from surrogates.training import Recipe
 
 __all__ = [
     "Answers",
@@ -15,7 +17,9 @@ __all__ = [
     "Fidelity",
     "LedgerError",
     "QueryLedger",
+    "Recipe",
     "Refused",
+    "Selection",
     "Surrogate",
     "SurrogateError",
     "Target",

@@ -13,8 +13,8 @@ class TrainingCheckpoint:
     """Everything that the next epoch depends on, in one file: model, optimizer, scheduler, generator, epoch.
 
     `history` is a list of numbers that the loop may append to and that travels along. `fingerprint` names
-    the run; a checkpoint of another run is refused. Draws that do not use `generator` (dropout) are the
-    loop's own care: seed them per epoch.
+    the run; a checkpoint of another run is refused. `others` have state_dict and load_state_dict. Draws that
+    do not use `generator` (dropout) are the loop's own care: seed them per epoch.
     """
 
     def __init__(
@@ -26,12 +26,13 @@ class TrainingCheckpoint:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         *,
         fingerprint: str = "",
+        **others: Any,
     ) -> None:
         self.path = Path(path)
         self.history: list[float] = []
         self._fingerprint = fingerprint
         self._generator = generator
-        self._parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+        self._parts: dict[str, Any] = {"model": model, "optimizer": optimizer, **others}
         if scheduler is not None:
             self._parts["scheduler"] = scheduler
         if not self.path.parent.is_dir():

@@ -25,7 +25,7 @@ from surrogates import (
     fidelity,
     open_target,
 )
-from surrogates.distillation import _shifted
+from surrogates.augmentation import shifted
 from surrogates.selection import select_random
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -295,12 +295,12 @@ def test_validation_is_not_trained_on(images: np.ndarray, box: Any) -> None:
 
 def test_shifts_stay_in_reach() -> None:
     images = torch.arange(2 * 5 * 6, dtype=torch.float32).reshape(1, 2, 5, 6).repeat(64, 1, 1, 1)
-    moved = _shifted(images, 1, torch.Generator().manual_seed(0))
+    moved = shifted(images, 1, torch.Generator().manual_seed(0))
     padded = nn.functional.pad(images[:1], (1, 1, 1, 1), mode="replicate")[0]
     windows = [padded[:, y : y + 5, x : x + 6] for y in range(3) for x in range(3)]
     found = {next(i for i, window in enumerate(windows) if torch.equal(window, image)) for image in moved}
     assert found == set(range(9))
-    assert torch.equal(_shifted(images, 0, torch.Generator()), images)
+    assert torch.equal(shifted(images, 0, torch.Generator()), images)
 
 
 def test_random_selection_is_uniform_without_repeats() -> None:

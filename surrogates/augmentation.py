@@ -1,0 +1,45 @@
+"""What a student sees of an image: shifted, with a patch blanked, under noise."""
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+
+class Noise(Protocol):
+    """Anything that draws additive noise of a shape, in [0, 1] pixel units."""
+
+    def sample(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None, device: Any = None
+    ) -> torch.Tensor:
+        """Return float32 noise of the shape."""
+        ...
+
+
+def shifted(images: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
+    """Move each image by its own random offset of up to `shift` pixels; the border is repeated."""
+    if shift == 0:
+        return images
+    count, channels, height, width = images.shape
+    padded = F.pad(images, (shift, shift, shift, shift), mode="replicate")
+    offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator, device=images.device)
+    rows = offsets[0] + torch.arange(height, device=images.device)  # (N, H)
+    columns = offsets[1] + torch.arange(width, device=images.device)  # (N, W)
+    image = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def erased(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Blank a square of `side` pixels, centred anywhere in each image (cutout, arXiv 1708.04552)."""
+    if side == 0:
+        return images
+    count, _, height, width = images.shape
+
+    def covered(length: int) -> torch.Tensor:
+        centre = torch.randint(length, (count, 1), generator=generator, device=images.device)
+        place = torch.arange(length, device=images.device) - centre + side // 2  # 0 where the square begins
+        return (place >= 0) & (place < side)
+
+    square = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
+    return images.masked_fill(square, 0.0)

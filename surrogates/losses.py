@@ -1,0 +1,84 @@
+"""What a student is trained to match: answers as goals, and the distance of its logits from them."""
+
+import torch
+import torch.nn.functional as F
+
+from surrogates.errors import SurrogateError
+from surrogates.targets import Answers
+
+_FIRST_IS_AUTO = {
+    "labels": ("cross_entropy",),
+    "probabilities": ("soft_cross_entropy", "kl", "cross_entropy"),
+    "logits": ("l1", "soft_cross_entropy", "kl", "cross_entropy"),
+    "top_k": ("partial", "cross_entropy"),
+}
+LOSSES = ("l1", "soft_cross_entropy", "kl", "cross_entropy", "partial")
+
+
+def check_loss(loss: str, output_kind: str) -> str:
+    """Return the loss, or the one that suits the answers when it is "auto"."""
+    allowed = _FIRST_IS_AUTO[output_kind]
+    if loss != "auto" and loss not in allowed:
+        raise SurrogateError(
+            f"loss must be 'auto' or one of {', '.join(allowed)} for a target that answers {output_kind}, "
+            f"got {loss!r}"
+        )
+    return allowed[0] if loss == "auto" else loss
+
+
+def goals_of(answers: Answers, loss: str, output_kind: str) -> torch.Tensor:
+    """Return labels (N,) int64, logits (N, K), or probabilities (N, K) that sum to 1, NaN where unknown."""
+    if loss == "cross_entropy":
+        return torch.from_numpy(answers.labels)
+    scores = torch.from_numpy(answers.scores)
+    if loss == "l1":
+        return scores
+    if output_kind == "logits":
+        return scores.softmax(dim=1)
+    scores = scores.clamp_min(0)  # published probabilities are rounded; NaN stays NaN
+    total = scores.nansum(dim=1, keepdim=True).clamp_min(1e-12)
+    if loss == "partial":
+        # Part of the mass may be elsewhere, but where all classes are known nothing is.
+        whole = ~scores.isnan().any(dim=1, keepdim=True)
+        return torch.where(whole | (total > 1), scores / total, scores)
+    return scores / total
+
+
+def distance(loss: str, logits: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
+    """Mean distance of logits (N, K) from goals, by the name of the loss.
+
+    l1: logits matched (DUCD, arXiv 2408.10647). soft_cross_entropy and kl differ by the goals' entropy.
+    """
+    if loss == "l1":
+        return F.l1_loss(logits, goals)
+    if loss == "kl":
+        return F.kl_div(logits.log_softmax(dim=1), goals, reduction="batchmean")
+    if loss == "partial":
+        return _partial(logits, goals)
+    return F.cross_entropy(logits, goals)
+
+
+def consistency(
+    loss: str, logits: torch.Tensor, teacher: torch.Tensor, confidence: float = 0.0
+) -> torch.Tensor:
+    """Distance of the student's logits from a teacher's, counting images whose top class it gives `confidence`.
+
+    The mean is over all images, so that an unsure teacher also teaches less.
+    """
+    probabilities = teacher.softmax(dim=1)
+    sure = (probabilities.amax(dim=1) >= confidence).to(logits.dtype)
+    if loss == "l1":
+        return ((logits - teacher).abs().mean(dim=1) * sure).mean()
+    return (F.cross_entropy(logits, probabilities, reduction="none") * sure).mean()
+
+
+def _partial(logits: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy over the known classes and one lump of all others, whose goals are NaN."""
+    known = ~goals.isnan()
+    log_p = logits.log_softmax(dim=1)
+    given = torch.where(known, goals, 0.0)
+    rest = (1 - given.sum(dim=1)).clamp_min(0)
+    lump = known.all(dim=1)
+    log_rest = log_p.masked_fill(known & ~lump[:, None], -torch.inf).logsumexp(dim=1)
+    # A row without a lump has rest 0; its log_rest is finite, so that no gradient is NaN.
+    return -((given * log_p).sum(dim=1) + torch.where(lump, 0.0, rest * log_rest)).mean()
