@@ -50,6 +50,8 @@ class DataConfig:
             target.uri is given.
         pool_images: How many unlabelled images we own: queried, and used to pre-train the denoiser.
         heldout_images: How many images every figure is measured on.
+        audit_images: Labelled images that no model saw, for membership inference: non-members, population, and what its
+            reference models are trained on. Only the DUCD job needs any.
     """
 
     name: str = "digits"
@@ -58,6 +60,7 @@ class DataConfig:
     target_images: int = 600
     pool_images: int = 797
     heldout_images: int = 400
+    audit_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,34 @@ class AttackConfig:
 
 
 @dataclass(frozen=True)
+class DUCDConfig:
+    """DUCD: distil, choose the noise, certify the surrogate, compare it with the target (Li et al., arXiv 2408.10647).
+
+    Args:
+        enabled: Do this job in the place of the main one. It has no denoiser, no attack and serves nothing.
+        overlaps: One surrogate each: the share of its queried images that the target was trained on. The first is
+            certified; the others show how much membership leaks. Above 0 only where certdef trained the target.
+        gaussians_255: Candidate noises of constant sigma (8-bit levels), beside those of certify.laws.
+        choice_images: Held-out images that the noise is chosen on; they are not certified.
+        choice_n: Draws an image, at most, for a candidate.
+        candidates: Training images of the target, and as many that it never saw, to be told apart.
+        population: Images that RMIA compares a candidate with.
+        references: Models that the attacker trains; LiRA needs two.
+        rmia_a: RMIA's offline correction, in [0, 1].
+    """
+
+    enabled: bool = False
+    overlaps: tuple[float, ...] = (0.0, 1.0)
+    gaussians_255: tuple[float, ...] = (30.0, 60.0, 90.0)
+    choice_images: int = 50
+    choice_n: int = 1_000
+    candidates: int = 300
+    population: int = 100
+    references: int = 4
+    rmia_a: float = 0.3
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """MLflow.
 
@@ -233,7 +264,7 @@ class RunConfig:
     """One job, from the black box to the report.
 
     Args:
-        preset: Named starting point: digits or fashion-mnist.
+        preset: Named starting point: digits, fashion-mnist or ducd-fashion-mnist.
         seed: Seed of everything that is random.
         device: auto, cpu or cuda.
         threads: Processor threads of torch; default all cores.
@@ -245,6 +276,7 @@ class RunConfig:
         nim: The denoiser.
         certify: Randomized smoothing.
         attack: The transferred attack.
+        ducd: The DUCD job, in the place of the main one.
         tracking: MLflow.
     """
 
@@ -260,6 +292,7 @@ class RunConfig:
     nim: NIMConfig = field(default_factory=NIMConfig)
     certify: CertifyConfig = field(default_factory=CertifyConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    ducd: DUCDConfig = field(default_factory=DUCDConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def public_dict(self) -> dict[str, Any]:
@@ -402,10 +435,11 @@ def check(config: RunConfig) -> None:
         if purpose != "path"
     ]
     rules += [
-        (f"data.{key}", value, value >= 1, "use at least 1")
+        (f"data.{key}", value, value >= (key != "audit_images"), "use at least 1")
         for key, value in asdict(config.data).items()
         if key.endswith("_images")
     ]
+    rules += _ducd_rules(config.ducd)
     rules.append((
         "ledger.training", config.ledger.training, config.ledger.training >= config.surrogate.query_batch,
         f"it is smaller than the first batch (surrogate.query_batch {config.surrogate.query_batch}): raise it or lower the batch",
@@ -436,6 +470,27 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"certify.laws has the labels {labels}: give each law its own (gaussian is taken by the comparison)"
         )
+
+
+def _ducd_rules(ducd: DUCDConfig) -> list[tuple[str, Any, bool, str]]:
+    shares = len(ducd.overlaps) >= 1 and all(0 <= share <= 1 for share in ducd.overlaps)
+    counts = ("choice_images", "choice_n", "candidates", "population", "references")
+    return [
+        (
+            "ducd.overlaps",
+            ducd.overlaps,
+            shares and len(set(ducd.overlaps)) == len(ducd.overlaps),
+            "use different shares in [0, 1], e.g. [0, 1]",
+        ),
+        (
+            "ducd.gaussians_255",
+            ducd.gaussians_255,
+            all(0 < sigma <= 255 for sigma in ducd.gaussians_255),
+            "use 8-bit levels above 0, e.g. 60",
+        ),
+        ("ducd.rmia_a", ducd.rmia_a, 0 <= ducd.rmia_a <= 1, "use a value in [0, 1], e.g. 0.3"),
+        *((f"ducd.{key}", getattr(ducd, key), getattr(ducd, key) >= 1, "use at least 1") for key in counts),
+    ]
 
 
 def _smallest_n(alpha: float) -> int:

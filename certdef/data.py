@@ -1,4 +1,4 @@
-"""Data sets by name, split between the target's owner, our unlabelled pool, and the held-out images.
+"""Data sets by name, split between the target's owner, our unlabelled pool, held-out images, and an auditor's.
 
 Images are float32 (N, C, H, W) in [0, 1]. The pool carries no labels at all: nothing downstream can use them by mistake.
 """
@@ -25,6 +25,8 @@ class Splits:
     pool: np.ndarray
     heldout_images: np.ndarray
     heldout_labels: np.ndarray
+    audit_images: np.ndarray
+    audit_labels: np.ndarray
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -49,14 +51,30 @@ def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Spl
         held = random.permutation(len(test))[: config.heldout_images]
         test, test_labels = test[held], test_labels[held]
     aside = 0 if own_target else config.target_images
-    owner, ours = order[:aside], order[aside:][: config.pool_images]
-    asked = {"target_images": len(owner), "pool_images": len(ours), "heldout_images": len(test)}
+    owner, ours, spare = np.split(order, [aside, aside + config.pool_images])
+    audit = spare[: config.audit_images]
+    asked = {
+        "target_images": len(owner),
+        "pool_images": len(ours),
+        "heldout_images": len(test),
+        "audit_images": len(audit),
+    }
     for key, got in asked.items():
         if got < getattr(config, key) and not (own_target and key == "target_images"):
             raise ConfigError(
                 f"data.{key} is {getattr(config, key)}, but {config.name} has only {got} images left for it: lower it"
             )
-    return Splits(config.name, classes, train[owner], train_labels[owner], train[ours], test, test_labels)
+    return Splits(
+        config.name,
+        classes,
+        train[owner],
+        train_labels[owner],
+        train[ours],
+        test,
+        test_labels,
+        train[audit],
+        train_labels[audit],
+    )
 
 
 def data_root(config: DataConfig) -> Path:
