@@ -35,10 +35,16 @@ class Condition:
     denoised: bool
     noise: certify.NoiseLaw
     headline: bool = False
+    white_box: bool = False  # the target by its own weights, free of queries
+
+    @property
+    def paid(self) -> bool:
+        return self.subject == "target" and not self.white_box
 
     @property
     def key(self) -> str:
-        return f"{self.subject}-{self.law}-{'de3' if self.denoised else 'none'}"
+        subject = f"{self.subject}-white-box" if self.white_box else self.subject
+        return f"{subject}-{self.law}-{'de3' if self.denoised else 'none'}"
 
     @property
     def metric_prefix(self) -> str:
@@ -64,13 +70,16 @@ def conditions(config: RunConfig) -> list[Condition]:
     return found
 
 
-def target_draws(config: RunConfig) -> int:
+def target_draws(config: RunConfig, paid: int | None = None) -> int:
     """Draws an image that the certification budget allows the target, at most those of the surrogate.
+
+    `paid` is the number of smoothed targets, by default that of the main job.
 
     Raises:
         ConfigError: The budget is too small to certify anything; says which one would do.
     """
-    paid = sum(condition.subject == "target" for condition in conditions(config))
+    if paid is None:
+        paid = sum(condition.paid for condition in conditions(config))
     images = config.certify.target_images * paid
     n = min(config.certify.n, config.ledger.certification // images - config.certify.n0)
     least = certify.bounds.smallest_n(0.5, config.certify.alpha)
@@ -99,18 +108,17 @@ def certify_subjects(
             every = conditions(job.config)
             curves, metrics = {}, {}
             for condition in every:
-                paid = condition.subject == "target"
                 denoiser = (
                     denoisers.get(condition.law, denoisers[job.config.headline_law])
                     if condition.denoised
                     else None
                 )
-                if paid:
-                    base = _paid(job, target, stage, condition, denoiser)
+                if condition.paid:
+                    base = paid_classifier(job, target, stage, condition, denoiser)
                 else:
                     base = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
-                curves[condition.key] = found = _certify(
-                    job, condition, base, target.num_classes, stage, draws if paid else config.n
+                curves[condition.key] = found = certify_condition(
+                    job, condition, base, target.num_classes, stage, draws if condition.paid else config.n
                 )
                 metrics |= {
                     f"{condition.metric_prefix}/certified_accuracy_at_{radius:g}": share[0]
@@ -136,8 +144,8 @@ def certify_subjects(
     return stage
 
 
-def _paid(
-    job: Job, target: surrogates.Target, stage: Stage, condition: Condition, denoiser: NIM | None
+def paid_classifier(
+    job: Job, target: surrogates.Target, stage: Stage, condition: Condition, denoiser: NIM | None = None
 ) -> Callable[[Tensor], np.ndarray]:
     """The target as a base classifier, each batch charged as this experiment's."""
     experiment = f"{stage.fingerprint}/{condition.key}"
@@ -152,12 +160,12 @@ def _paid(
     return classify
 
 
-def _certify(
+def certify_condition(
     job: Job, condition: Condition, base: Any, num_classes: int, stage: Stage, n: int
 ) -> dict[str, Any]:
     """Certify the held-out images that are not recorded yet; returns the figures of all of them."""
     config, data = job.config.certify, job.data
-    paid = condition.subject == "target"
+    paid = condition.paid
     count = min(config.target_images if paid else config.images, len(data.heldout_images))
     smoothed = certify.SmoothedClassifier(
         base,
