@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 
 import numpy as np
@@ -27,13 +27,17 @@ POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Charge:
-    """Queries of one purpose; `recalled` counts those that this process got from the ledger for free."""
+    """Queries of one purpose; `recalled` counts those that this process got from the ledger for free.
+
+    Refused queries cost nothing: they were never sent, or the target surely did no work for them.
+    """
 
     budget: int
     answered: int
     unknown: int
     in_flight: int
     recalled: int
+    refused: int = 0
 
     @property
     def spent(self) -> int:
@@ -69,7 +73,7 @@ class Bill:
     @property
     def total(self) -> Charge:
         """The sum over all purposes."""
-        names = ("budget", "answered", "unknown", "in_flight", "recalled")
+        names = [field.name for field in fields(Charge)]
         return Charge(*(sum(getattr(charge, name) for charge in self.charges.values()) for name in names))
 
 
@@ -79,6 +83,8 @@ class QueryLedger:
     path is an SQLite file (its directory must exist) that belongs to the first target attached and may be
     shared by processes on one machine. budget is the number of training queries, or a mapping from purposes
     ("training", "evaluation", "certification", "attack", "canary") to numbers; a purpose left out has none.
+    It is held before a query is sent. Only attempts that a target loses and repeats on its own
+    (Answers.lost) can pass it, by their number: they are booked as unknown and nothing more is sent.
     After a killed process nothing is missing; after a power failure the last moments may be
     (synchronous=NORMAL). Raises LedgerError.
     """
@@ -98,13 +104,13 @@ class QueryLedger:
     ) -> "PaidTarget":
         """Return the target as one that pays from this ledger's budget for `purpose`.
 
-        For training, evaluation and canary an image is asked once ever: repeated images, in one batch, later
-        or by another process, get the kept answer. For certification and attack every batch is asked afresh;
+        For training and evaluation an image is asked once ever: repeated images, in one batch, later or by
+        another process, get the kept answer. For certification and attack every batch is asked afresh;
         its answers are kept as a receipt of `experiment`, a fingerprint of what determines the queries (seed
         and configuration), so that the same experiment, run again from its start after an interruption,
         gets back what it has paid for and no other experiment ever does. Certification answers are labels
-        only. Canaries with an experiment are asked afresh too, without one they are asked once ever.
-        `experiment` is ignored for the other purposes. Raises LedgerError.
+        only. Canaries are asked afresh too; without an experiment their answers are nobody's receipt.
+        `experiment` is ignored for training and evaluation. Raises LedgerError.
         """
         if isinstance(target, PaidTarget):
             raise LedgerError(
@@ -115,7 +121,9 @@ class QueryLedger:
                 f"only an opened target can be attached, got {type(target).__name__}: open_target it"
             )
         _check_purpose(purpose)
-        if purpose in FRESH_PURPOSES and not experiment:
+        if purpose == "canary":
+            experiment = experiment or os.urandom(16).hex()  # one that nobody can repeat
+        elif purpose in FRESH_PURPOSES and not experiment:
             raise LedgerError(
                 f"purpose {purpose!r} needs an experiment, got {experiment!r}: "
                 "give a fingerprint of its seed and configuration"
@@ -133,6 +141,7 @@ class QueryLedger:
                 unknown=tally.get((purpose, "unknown"), 0),
                 in_flight=tally.get((purpose, "reserved"), 0) + tally.get((purpose, "sent"), 0),
                 recalled=self._recalled[purpose],
+                refused=tally.get((purpose, "refused"), 0),
             )
             for purpose in PURPOSES
         }
@@ -174,6 +183,9 @@ class PaidTarget(Target):
         self._target = target
         self._experiment = experiment
         self._asked: Counter[bytes] = Counter()
+
+    def _checked(self, pixels: np.ndarray) -> Answers:
+        return self._answer(pixels)  # the target behind copies what it gets and checks what it answers
 
     def _answer(self, pixels: np.ndarray) -> Answers:
         store, repeats = self.ledger._store, Counter[bytes]()
@@ -236,9 +248,7 @@ class PaidTarget(Target):
         subject = (self.identity, self.output_kind, getattr(self._target, "preprocessing", None))
         return hashlib.sha256(hashlib.sha256(repr((subject, parts)).encode()).digest())
 
-    def _send(
-        self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, range]
-    ) -> dict[bytes, Kept]:
+    def _send(self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, range]) -> dict[bytes, Kept]:
         """Ask batches one after the other, keeping each answer before the next is asked."""
         found: dict[bytes, Kept] = {}
         for position, batch in enumerate(batches):

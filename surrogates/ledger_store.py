@@ -3,14 +3,19 @@
 A batch goes reserved -> sent -> answered | unknown | refused. "sent" is committed before anything leaves, and
 answers are committed together with "answered"; so whatever the moment of a crash, an answer is either kept
 and charged, or its batch is found in "sent" and settled by the next process that looks.
+
+Rows are only ever appended, in order, which keeps a commit to a few pages however large the file: which key was
+answered where is an index that each process holds in memory (some 200 bytes a key) and extends from the file.
 """
 
+import itertools
+import json
 import os
 import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +27,15 @@ from surrogates.errors import BudgetExceeded, LedgerError
 from surrogates.targets.base import Answers
 
 APPLICATION_ID = 0x6C656467
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 60
 # A process on another host cannot be looked up: its batch is given up after this long without an answer.
 FOREIGN_LEASE_SECONDS = 3600
+KEY_BYTES = 32
+# The answer to key k of batch b is row (b << POSITION_BITS) + k.
+POSITION_BITS = 24
+
+Kept = tuple[bytes, bytes | None]  # the labels and the scores of one key, packed
 
 # A forked child opens its own connection and never closes its parent's: SQLite forbids both uses.
 _INHERITED: list[sqlite3.Connection] = []
@@ -42,8 +52,8 @@ CREATE TABLE batches (
     reserved_at REAL NOT NULL, sent_at REAL, settled_at REAL, reason TEXT
 );
 CREATE INDEX in_flight ON batches (id) WHERE settled_at IS NULL;
-CREATE TABLE answers (key BLOB PRIMARY KEY, batch INTEGER NOT NULL, labels BLOB, scores BLOB) WITHOUT ROWID;
-CREATE INDEX awaited ON answers (batch) WHERE labels IS NULL;
+CREATE TABLE asked (batch INTEGER PRIMARY KEY, keys BLOB NOT NULL);
+CREATE TABLE answers (id INTEGER PRIMARY KEY, labels BLOB NOT NULL, scores BLOB);
 CREATE TABLE tally (
     purpose TEXT, state TEXT, queries INTEGER NOT NULL, PRIMARY KEY (purpose, state)
 ) WITHOUT ROWID;
@@ -65,13 +75,14 @@ class Batch:
 
     id: int
     keys: tuple[bytes, ...]
+    purpose: str
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is known, what the caller must send (the first is marked sent), and whether others are asking."""
 
-    known: dict[bytes, Answers]
+    known: dict[bytes, Kept]
     batches: list[Batch]
     awaited: bool
 
@@ -82,6 +93,9 @@ class LedgerStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock = threading.RLock()
+        self._answered: dict[bytes, int] = {}  # key -> row of its answer; true for ever once true
+        self._unsettled: dict[int, list[bytes]] = {}  # batch -> keys that somebody is asking
+        self._seen = 0  # batches up to this one are in one of the two, or were given up
         if self.path.is_dir():
             raise LedgerError(f"ledger {self.path} is a directory: give a file name inside it")
         if not self.path.parent.is_dir():
@@ -133,45 +147,54 @@ class LedgerStore:
         budget: int,
         limit: int | None,
         charged_when_sent: bool,
-        num_classes: int,
     ) -> Plan:
         """Look up items (key -> number of queries) and reserve those that nobody has asked or is asking.
 
         Batches hold at most `limit` queries. Raises BudgetExceeded, with nothing reserved, when answered,
         unknown and in-flight queries would pass the budget.
         """
-        with self.transaction() as db:
-            self._settle_stale(db)
-            rows = _lookup(db, list(items))
-            known = {
-                key: _unpack(labels, scores, items[key], num_classes)
-                for key, (labels, scores) in rows.items()
-                if labels is not None
-            }
-            new = [key for key in items if key not in rows]
-            if new:
-                self._check_budget(db, purpose, budget, sum(items[key] for key in new))
-            batches = [
-                self._reserve(db, group, items, purpose, charged_when_sent)
-                for group in _group(new, items, limit)
-            ]
-            if batches:
-                _mark_sent(db, batches[0])
-            return Plan(known, batches, awaited=len(rows) > len(known))
+        batches: list[Batch] = []
+        awaited = False
+        if not items.keys() <= self._answered.keys():
+            with self.transaction() as db:
+                self._settle_stale(db)
+                asking = self._refresh(db)
+                new = [key for key in items if key not in self._answered and key not in asking]
+                awaited = not asking.isdisjoint(items)
+                if new:
+                    self._check_budget(db, purpose, budget, sum(items[key] for key in new))
+                batches = [
+                    self._reserve(db, group, items, purpose, charged_when_sent)
+                    for group in _group(new, items, limit)
+                ]
+                if batches:
+                    _mark_sent(db, batches[0])
+        return Plan(self._recall(items), batches, awaited)
 
-    def settle(self, batch: Batch, answers: Mapping[bytes, Answers], following: Batch | None) -> None:
-        """Keep the answers of a batch, mark it answered and, in the same commit, the following one sent."""
+    def settle(
+        self, batch: Batch, answers: Sequence[Kept], following: Batch | None, *, lost: int = 0
+    ) -> None:
+        """Keep the answers of a batch, mark it answered and, in the same commit, the following one sent.
+
+        lost is the number of queries, charged or not, of earlier attempts at this batch.
+        """
+        first = batch.id << POSITION_BITS
         with self.transaction() as db:
             db.executemany(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-                [(key, batch.id, *_pack(answers[key])) for key in batch.keys],
+                "INSERT INTO answers VALUES (?, ?, ?)",
+                [(first + position, *kept) for position, kept in enumerate(answers)],
             )
             _close(db, batch.id, "answered", None)
+            if lost:
+                self._book_lost(db, batch, lost)
             if following is not None:
                 _mark_sent(db, following)
 
-    def fail(self, batches: Sequence[Batch], reason: str) -> None:
-        """Settle batches that got no answer: a sent one that may be charged is unknown, else refused."""
+    def fail(self, batches: Sequence[Batch], reason: str, *, refused: bool = False, lost: int = 0) -> None:
+        """Settle batches that got no answer: a sent one that may be charged is unknown, else refused.
+
+        refused=True says that none was charged; lost counts queries of earlier attempts at the first.
+        """
         with self.transaction() as db:
             for batch in batches:
                 row = db.execute(
@@ -179,7 +202,10 @@ class LedgerStore:
                     (batch.id,),
                 ).fetchone()
                 if row is not None:
-                    _abandon(db, batch.id, *row, reason)
+                    state, charged_when_sent = row
+                    _abandon(db, batch.id, state, charged_when_sent and not refused, reason)
+            if lost:
+                self._book_lost(db, batches[0], lost)
 
     def close(self) -> None:
         """Close the file."""
@@ -187,14 +213,14 @@ class LedgerStore:
             self._connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection inside BEGIN IMMEDIATE ... COMMIT; database faults become LedgerError."""
+    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """Yield the connection inside BEGIN ... COMMIT; database faults become LedgerError."""
         with self._lock:
             try:
                 if self._pid != os.getpid():
                     _INHERITED.append(self._connection)
                     self._connect()
-                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute(f"BEGIN {kind}")
                 try:
                     yield self._connection
                     self._connection.execute("COMMIT")
@@ -251,6 +277,36 @@ class LedgerStore:
     def _tally(self, db: sqlite3.Connection) -> dict[tuple[str, str], int]:
         return {(purpose, state): queries for purpose, state, queries in db.execute("SELECT * FROM tally")}
 
+    def _refresh(self, db: sqlite3.Connection) -> set[bytes]:
+        """Learn what anybody asked and got answered since the last look; return the keys in flight."""
+        for batch, keys in db.execute("SELECT batch, keys FROM asked WHERE batch > ?", (self._seen,)):
+            self._unsettled[batch] = [
+                keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)
+            ]
+            self._seen = batch
+        fates = db.execute(
+            "SELECT id, state FROM batches WHERE settled_at IS NOT NULL "
+            "AND id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(self._unsettled)),),
+        )
+        for batch, state in fates:
+            keys = self._unsettled.pop(batch)
+            if state == "answered":
+                self._answered.update(zip(keys, itertools.count(batch << POSITION_BITS), strict=False))
+        return set(itertools.chain.from_iterable(self._unsettled.values()))
+
+    def _recall(self, keys: Iterable[bytes]) -> dict[bytes, Kept]:
+        """Return what is kept for those keys that are known to be answered."""
+        rows = {self._answered[key]: key for key in keys if key in self._answered}
+        if not rows:
+            return {}
+        with self.transaction("DEFERRED") as db:
+            found = db.execute(
+                "SELECT id, labels, scores FROM answers WHERE id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(rows)),),
+            )
+            return {rows[row]: (labels, scores) for row, labels, scores in found}
+
     def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, asked: int) -> None:
         tally = self._tally(db)
         spent = tally.get((purpose, "answered"), 0) + tally.get((purpose, "unknown"), 0)
@@ -272,17 +328,27 @@ class LedgerStore:
         charged_when_sent: bool,
     ) -> Batch:
         size = sum(items[key] for key in keys)
+        batch = self._insert(db, purpose, size, "reserved", charged_when_sent)
+        # These tell other processes what is being asked.
+        db.execute("INSERT INTO asked VALUES (?, ?)", (batch, b"".join(keys)))
+        return Batch(batch, tuple(keys), purpose)
+
+    def _book_lost(self, db: sqlite3.Connection, batch: Batch, queries: int) -> None:
+        """Charge attempts that got no answer and were repeated: a settled batch of their own."""
+        row = self._insert(db, batch.purpose, queries, "sent", True)
+        _close(db, row, "unknown", f"lost attempts at batch {batch.id}, asked again")
+
+    def _insert(
+        self, db: sqlite3.Connection, purpose: str, size: int, state: str, charged_when_sent: bool
+    ) -> int:
         row = db.execute(
             "INSERT INTO batches "
             "(purpose, size, state, charged_when_sent, host, pid, born, thread, reserved_at) "
-            "VALUES (?, ?, 'reserved', ?, ?, ?, ?, ?, ?)",
-            (purpose, size, charged_when_sent, *self._owner, threading.get_native_id(), time.time()),
-        )
-        # Rows without labels tell other processes that these are being asked.
-        db.executemany(
-            "INSERT INTO answers VALUES (?, ?, NULL, NULL)", [(key, row.lastrowid) for key in keys]
-        )
-        return Batch(row.lastrowid, tuple(keys))
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (purpose, size, state, charged_when_sent, *self._owner, threading.get_native_id(), time.time()),
+        ).lastrowid
+        assert row is not None
+        return row
 
     def _settle_stale(self, db: sqlite3.Connection) -> None:
         """Settle batches whose owner is gone, as `fail` would have done."""
@@ -322,7 +388,6 @@ def _close(db: sqlite3.Connection, batch: int, state: str, reason: str | None) -
 
 def _abandon(db: sqlite3.Connection, batch: int, state: str, charged_when_sent: bool, reason: str) -> None:
     _close(db, batch, "unknown" if state == "sent" and charged_when_sent else "refused", reason)
-    db.execute("DELETE FROM answers WHERE labels IS NULL AND batch = ?", (batch,))
 
 
 def _group(keys: list[bytes], items: Mapping[bytes, int], limit: int | None) -> list[list[bytes]]:
@@ -338,27 +403,33 @@ def _group(keys: list[bytes], items: Mapping[bytes, int], limit: int | None) -> 
     return groups
 
 
-def _lookup(db: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, tuple[bytes | None, bytes | None]]:
-    rows: dict[bytes, tuple[bytes | None, bytes | None]] = {}
-    for start in range(0, len(keys), 500):  # SQLite limits the number of parameters
-        part = keys[start : start + 500]
-        marks = ",".join("?" * len(part))
-        found = db.execute(f"SELECT key, labels, scores FROM answers WHERE key IN ({marks})", part)
-        rows.update((key, (labels, scores)) for key, labels, scores in found)
-    return rows
+def pack(answers: Answers, counts: Sequence[int], num_classes: int, *, scores: bool) -> list[Kept]:
+    """Return answers to consecutive groups of `counts` queries as the bytes that are kept."""
+    labels = answers.labels.astype(label_type(num_classes))
+    values = answers.scores.astype("<f4") if scores and answers.scores is not None else None
+    wide, whole = labels.itemsize, labels.tobytes()
+    row, table = (0, b"") if values is None else (values.itemsize * values.shape[1], values.tobytes())
+    ends = list(itertools.accumulate(counts))
+    spans = [(end - count, end) for count, end in zip(counts, ends, strict=True)]
+    return [
+        (whole[wide * start : wide * end], None if values is None else table[row * start : row * end])
+        for start, end in spans
+    ]
 
 
-def _pack(answers: Answers) -> tuple[bytes, bytes | None]:
-    labels = answers.labels.astype(np.min_scalar_type(int(answers.labels.max())).newbyteorder("<"))
-    scores = None if answers.scores is None else answers.scores.astype("<f4").tobytes()
-    return labels.tobytes(), scores
+def unpack(kept: Sequence[Kept], num_classes: int) -> Answers:
+    """Return kept answers, one group after the other; scores where every group has them."""
+    labels = np.frombuffer(b"".join(labels for labels, _ in kept), label_type(num_classes)).astype(np.int64)
+    tables = [scores for _, scores in kept if scores is not None]
+    if len(tables) < len(kept):
+        return Answers(labels)
+    scores = np.frombuffer(b"".join(tables), "<f4").astype(np.float32)
+    return Answers(labels, scores.reshape(len(labels), -1))
 
 
-def _unpack(labels: bytes, scores: bytes | None, count: int, num_classes: int) -> Answers:
-    kept = np.frombuffer(labels, dtype=f"<u{len(labels) // count}").astype(np.int64)
-    if scores is None:
-        return Answers(kept)
-    return Answers(kept, np.frombuffer(scores, dtype="<f4").astype(np.float32).reshape(count, num_classes))
+def label_type(num_classes: int) -> np.dtype:
+    """Return the smallest unsigned type, little-endian, that holds every label."""
+    return np.min_scalar_type(num_classes - 1).newbyteorder("<")
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -339,7 +339,7 @@ def test_bad_paths(tmp_path: Path) -> None:
     for name, message in {
         "text.db": "file is not a database",
         "other.db": "database of another program",
-        "future.db": "has schema 99, expected 1",
+        "future.db": "has schema 99, expected 2",
         "": "is a directory",
         "missing/ledger.db": "has no directory",
     }.items():
@@ -427,7 +427,8 @@ def answered_images(path: Path, total: int) -> set[int]:
     with QueryLedger(path, total) as ledger:
         keys, _ = ledger.attach(opened(Service()))._items(pool(total))
     with database(path) as db:
-        kept = {bytes(row[0]) for row in db.execute("SELECT key FROM answers WHERE labels IS NOT NULL")}
+        blobs = db.execute("SELECT keys FROM asked JOIN batches ON id = batch WHERE state = 'answered'")
+        kept = {blob[start : start + 32] for (blob,) in blobs for start in range(0, len(blob), 32)}
     return {number for number, key in enumerate(keys) if key in kept}
 
 

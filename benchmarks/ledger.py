@@ -1,0 +1,101 @@
+"""What the query ledger costs: milliseconds added to a batch, and kept answers read in a second.
+
+    python benchmarks/ledger.py [--batch 256] [--sleep 50] [--batches 40] [--kept 20000] [--shape 1 28 28]
+
+The target sleeps and answers; the same batches go to it bare and through the ledger, in turn, and the medians
+count. The ledger holds `--kept` answers beforehand. "read" asks only for images whose answers are kept, in a
+random order over the whole file. With FULL, every commit waits for the disk, so that a power failure loses
+nothing either; the ledger itself uses NORMAL.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from surrogates import QueryLedger, open_target
+
+CLASSES = 10
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure(
+    arguments: argparse.Namespace, purpose: str, synchronous: str, folder: str
+) -> tuple[float, float, float]:
+    """Return median seconds of a bare batch and of a paid one, and answers read in a second."""
+    rng = np.random.default_rng(0)
+    asleep = 0.0
+
+    def function(images: np.ndarray) -> np.ndarray:
+        time.sleep(asleep)
+        scores = np.full((len(images), CLASSES), 0.05, np.float32)
+        scores[np.arange(len(images)), (images[:, 0, 0, 0] * CLASSES).astype(int)] = 0.55
+        return scores
+
+    def images(count: int) -> np.ndarray:
+        return rng.random((count, *arguments.shape), np.float32)
+
+    bare = open_target(function, num_classes=CLASSES, identity="sleeper", batch_size=arguments.batch)
+    with QueryLedger(Path(folder) / f"{purpose}-{synchronous}.db", {purpose: 10**9}) as ledger:
+        ledger._store._connection.execute(f"PRAGMA synchronous = {synchronous}")
+        paid = ledger.attach(bare, purpose=purpose, experiment="benchmark")
+        kept = images(arguments.kept)
+        for start in range(0, len(kept), arguments.batch):
+            paid.query(kept[start : start + arguments.batch])
+        asleep = arguments.sleep / 1000
+        times: dict[str, list[float]] = {"bare": [], "paid": []}
+        for turn in tqdm(range(arguments.batches), desc=f"{purpose}, {synchronous}", leave=False):
+            batch = images(arguments.batch)
+            ways = [("bare", bare), ("paid", paid)]
+            for name, target in ways if turn % 2 else ways[::-1]:
+                times[name].append(seconds(lambda target=target, batch=batch: target.query(batch)))
+        rate = float("nan")
+        if purpose == "training":
+            asked = rng.permutation(kept)
+            chunks = [
+                asked[start : start + arguments.batch] for start in range(0, len(asked), arguments.batch)
+            ]
+            rate = len(asked) / seconds(lambda: [paid.query(chunk) for chunk in chunks])
+    return statistics.median(times["bare"]), statistics.median(times["paid"]), rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--sleep", type=float, default=50, help="milliseconds that the target takes")
+    parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--kept", type=int, default=20_000)
+    parser.add_argument("--shape", type=int, nargs=3, default=[1, 28, 28])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        f"batch {arguments.batch} of {arguments.shape}, target {arguments.sleep:g} ms, {arguments.kept} kept\n"
+    )
+    print("| purpose | synchronous | bare, ms | added, ms | added, % | read, answers/s |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        for synchronous in ("NORMAL", "FULL"):
+            for purpose in ("training", "certification"):
+                bare, paid, rate = measure(arguments, purpose, synchronous, folder)
+                added = paid - bare
+                read = "" if np.isnan(rate) else f"{rate:,.0f}"
+                print(
+                    f"| {purpose} | {synchronous} | {1000 * bare:.1f} | {1000 * added:.2f} "
+                    f"| {100 * added / bare:.1f} | {read} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
