@@ -72,12 +72,15 @@ class TargetConfig:
         num_classes: Number of classes; needed only where it can't be read off the data's labels.
         kind: What to train where no URI is given: svc (scikit-learn) or cnn.
         epochs: Training epochs of a cnn target.
+        output_kind: What it answers: labels, probabilities or logits; needed only where it can't be detected. A cnn that
+            is trained here answers probabilities or logits.
     """
 
     uri: str | None = None
     num_classes: int | None = None
     kind: str = "svc"
     epochs: int = 5
+    output_kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -418,6 +421,14 @@ def check(config: RunConfig) -> None:
             config.target.kind,
             config.target.kind in ("svc", "cnn"),
             "use svc or cnn, or give target.uri",
+        ),
+        (
+            "target.output_kind",
+            config.target.output_kind,
+            config.target.uri is not None
+            or config.target.output_kind in (None, "probabilities")
+            or (config.target.output_kind, config.target.kind) == ("logits", "cnn"),
+            "a target that is trained here answers probabilities, a cnn also logits",
         ),
         ("nim.epochs", config.nim.epochs, config.nim.epochs >= 1, "use at least 1"),
         (

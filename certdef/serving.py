@@ -19,7 +19,6 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 import certdef
 import certify
 from certdef.config import ConfigError, RunConfig
-from certdef.purifiers.nim import NIM
 from certdef.storage import PARAMS, CertifiedClassifier, load_model
 from certdef.tracking import connect
 
@@ -50,7 +49,10 @@ class ServedModel(PythonModel):
     """Any folder of ours behind MLflow's pyfunc interface."""
 
     def load_context(self, context: Any) -> None:
-        self.model = load_model(context.artifacts["model"], "cuda" if torch.cuda.is_available() else "cpu")
+        folder = Path(context.artifacts["model"])
+        self.model = load_model(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        spec = json.loads((folder / "model.json").read_text())
+        self.softmax = spec["kind"] == "classifier" and spec.get("answers") != "logits"
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
         images = np.asarray(model_input, dtype=np.float32)
@@ -61,7 +63,7 @@ class ServedModel(PythonModel):
         with torch.inference_mode():
             outputs = [self.model(batch.to(device)) for batch in torch.from_numpy(images).split(1024)]
         scores = torch.cat(outputs)
-        return (scores if isinstance(self.model, NIM) else scores.softmax(1)).cpu().numpy()
+        return (scores.softmax(1) if self.softmax else scores).cpu().numpy()
 
 
 def log_served(folder: Path, name: str, example: np.ndarray, registered_model: str | None = None) -> str:

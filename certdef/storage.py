@@ -28,9 +28,14 @@ PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH}
 
 
 def save_classifier(
-    folder: Path, model: nn.Module, name: str, image_shape: tuple[int, ...], num_classes: int
+    folder: Path,
+    model: nn.Module,
+    name: str,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    answers: str = "probabilities",
 ) -> None:
-    """Write a classifier's weights and how to rebuild it."""
+    """Write a classifier's weights, how to rebuild it, and what it answers when served: probabilities or logits."""
     _save(
         folder,
         {"classifier": model},
@@ -38,6 +43,7 @@ def save_classifier(
         model=name,
         image_shape=list(image_shape),
         num_classes=num_classes,
+        answers=answers,
     )
 
 

@@ -54,7 +54,7 @@ def _open(job: Job, uri: str) -> surrogates.Target:
             num_classes=config.num_classes,
             # Training is deterministic, so this name is too: a ledger knows the target wherever it was logged.
             identity=None if given else f"{config.kind}:{fingerprint(*job.base, asdict(config))}",
-            output_kind=None if given else "probabilities",
+            output_kind=config.output_kind or (None if given else "probabilities"),
             input_shape=job.data.image_shape,
         )
     except surrogates.TargetError as error:
@@ -95,5 +95,12 @@ def _train_and_log(job: Job, stage: Stage) -> str:
         device=job.device,
         progress=job.progress,
     )
-    storage.save_classifier(stage.path / "model", model, "cnn", data.image_shape, num_classes)
+    storage.save_classifier(
+        stage.path / "model",
+        model,
+        "cnn",
+        data.image_shape,
+        num_classes,
+        answers=job.config.target.output_kind or "probabilities",
+    )
     return serving.log_served(stage.path / "model", "target", data.heldout_images[:2])
