@@ -1,14 +1,15 @@
 """The black box as the rest of the project sees it: images in, labels and perhaps scores out."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from surrogates.errors import SurrogateError, TargetError
+from surrogates.targets.pixels import PixelFormat
 
-OUTPUT_KINDS = ("labels", "probabilities", "logits")
+OUTPUT_KINDS = ("labels", "top_k", "probabilities", "logits")
 
 # Published probabilities are often rounded, so a value may pass 0 or 1 by this much.
 PROBABILITY_SLACK = 1e-3
@@ -18,6 +19,7 @@ PROBABILITY_SLACK = 1e-3
 class Answers:
     """Labels (N,) int64 and scores (N, K) float32, or None where the target keeps its scores to itself.
 
+    Scores of a target that tells its top k alone are NaN for the classes that it did not name.
     lost counts queries of attempts that got no answer, may have been charged all the same, and were repeated.
     """
 
@@ -30,7 +32,8 @@ class Answers:
 
     def copy(self) -> "Answers":
         """Return answers that share no memory with these."""
-        return Answers(self.labels.copy(), None if self.scores is None else self.scores.copy(), self.lost)
+        scores = None if self.scores is None else self.scores.copy()
+        return replace(self, labels=self.labels.copy(), scores=scores)
 
     @staticmethod
     def concatenate(parts: "list[Answers]") -> "Answers":
@@ -46,9 +49,11 @@ class Answers:
 class Target(ABC):
     """A classifier that can only be asked.
 
-    identity names it for ever (a ledger belongs to one identity); output_kind is what it answers with;
+    identity names it for ever (a ledger belongs to one identity); output_kind is what it answers with:
+    "labels", "top_k" (probabilities of the best classes), "probabilities" or "logits";
     charged_when_sent is True when a query whose answer was lost may have been charged all the same;
-    input_shape (C, H, W) and num_features are None when unknown; batch_size splits large queries.
+    input_shape (C, H, W) and num_features are None when unknown; batch_size splits large queries;
+    pixels says in what form images go in.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Target(ABC):
         input_shape: tuple[int, int, int] | None = None,
         num_features: int | None = None,
         batch_size: int | None = None,
+        pixels: PixelFormat | None = None,
     ) -> None:
         if not isinstance(num_classes, int | np.integer) or isinstance(num_classes, bool) or num_classes < 2:
             raise TargetError(f"num_classes must be an integer of at least 2, got {num_classes!r}")
@@ -79,6 +85,12 @@ class Target(ABC):
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.num_features = num_features
         self.batch_size = batch_size
+        self.pixels = pixels or PixelFormat()
+
+    @property
+    def preprocessing(self) -> str:
+        """What this target does to pixels before the model sees them; empty for nothing."""
+        return self.pixels.name
 
     def query(self, images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> Answers:
         """Ask for images (N, C, H, W), float32 or float64 in [0, 1]; the answers are the caller's own.
@@ -94,7 +106,11 @@ class Target(ABC):
 
     @abstractmethod
     def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        """Answer (N, C, H, W) float32 with labels (N,) or scores (N, K); Answers are taken as checked."""
+        """Answer images in the target's own pixel format, by default (N, C, H, W) float32.
+
+        Returns labels (N,), scores (N, K), or Answers, which are taken as checked. For "top_k", scores have
+        NaN for the classes that are not named, or come as a pair: labels (N, k) and scores (N, k).
+        """
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if self.input_shape is not None and shape != self.input_shape:
@@ -112,7 +128,7 @@ class Target(ABC):
         count = len(pixels)
         try:
             # The target gets its own array: one that writes into its input must not change ours.
-            raw = self._answer(pixels.copy())
+            raw = self._answer(self.pixels.encode(pixels))
         except SurrogateError:
             raise
         except Exception as error:
@@ -124,13 +140,7 @@ class Target(ABC):
 
     def _understand(self, raw: object, count: int) -> Answers:
         """Turn a raw answer for `count` images into Answers, or say what was expected and what came."""
-        try:
-            array = raw.detach().cpu().float().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
-            values = array.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise TargetError(
-                f"target {self.identity} answered {type(raw).__name__}, expected numbers"
-            ) from error
+        values = self._numbers(raw)
         expected = (count,) if self.output_kind == "labels" else (count, self.num_classes)
         if self.output_kind == "labels" and values.shape == (count, 1):
             values = values[:, 0]
@@ -144,22 +154,39 @@ class Target(ABC):
             raise TargetError(f"target answered {len(values)} rows, expected {count}: one for each image")
         if values.shape != expected:
             raise TargetError(f"target answered {values.shape[1]} classes, expected {self.num_classes}")
-        if not np.isfinite(values).all():
-            bad = values[~np.isfinite(values)][0]
-            raise TargetError(f"target answered {bad}, expected finite {self.output_kind}")
+        unnamed = np.isnan(values) if self.output_kind == "top_k" else np.zeros(values.shape, bool)
+        bad = ~np.isfinite(values) & ~unnamed
+        if bad.any():
+            raise TargetError(f"target answered {values[bad][0]}, expected finite {self.output_kind}")
         if self.output_kind == "labels":
             return Answers(self._labels(values))
-        low, high = values.min(), values.max()
-        if self.output_kind == "probabilities" and (low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK):
+        if unnamed.all(axis=1).any():
+            raise TargetError("target named no class for an image, expected at least 1")
+        low, high = np.nanmin(values), np.nanmax(values)
+        bounded = self.output_kind in ("probabilities", "top_k")
+        if bounded and (low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK):
             raise TargetError(
                 f"target answered {high if high > 1 else low:.4g}, expected probabilities in [0, 1]: "
                 "open it with output_kind='logits'"
             )
         with np.errstate(over="ignore"):
             scores = values.astype(np.float32)
-        if not np.isfinite(scores).all():
+        if not (np.isfinite(scores) | unnamed).all():
             raise TargetError(f"target answered {max(high, -low):.4g}, too large for float32 scores")
-        return Answers(scores.argmax(axis=1).astype(np.int64), scores)
+        return Answers(np.nanargmax(scores, axis=1).astype(np.int64), scores)
+
+    def _numbers(self, raw: object) -> np.ndarray:
+        """Return a raw answer as float64; a pair of labels (N, k) and scores (N, k) as scores (N, K)."""
+        if self.output_kind == "top_k" and isinstance(raw, tuple):
+            labels, best = (_array(part) for part in raw)
+            if labels.ndim != 2 or labels.shape != best.shape:
+                raise TargetError(
+                    f"target answered labels {labels.shape} and scores {best.shape}, expected both (N, k)"
+                )
+            scores = np.full((len(labels), self.num_classes), np.nan)
+            np.put_along_axis(scores, self._labels(labels), best, axis=1)
+            return scores
+        return _array(raw)
 
     def _labels(self, values: np.ndarray) -> np.ndarray:
         wrong = (values != np.floor(values)) | (values < 0) | (values >= self.num_classes)
@@ -168,6 +195,14 @@ class Target(ABC):
                 f"target answered label {values[wrong][0]:g}, expected an integer in [0, {self.num_classes})"
             )
         return values.astype(np.int64)
+
+
+def _array(raw: object) -> np.ndarray:
+    try:
+        array = raw.detach().cpu().float().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise TargetError(f"target answered {type(raw).__name__}, expected numbers") from error
 
 
 def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.pixels import PixelFormat
 
 
 class CallableTarget(Target):
@@ -24,6 +25,7 @@ class CallableTarget(Target):
         identity: str | None = None,
         input_shape: tuple[int, int, int] | None = None,
         batch_size: int | None = None,
+        pixels: PixelFormat | None = None,
     ) -> None:
         super().__init__(
             identity or qualified_name(function),
@@ -32,6 +34,7 @@ class CallableTarget(Target):
             charged_when_sent=True,
             input_shape=input_shape,
             batch_size=batch_size,
+            pixels=pixels,
         )
         self._function = function
 
@@ -52,6 +55,7 @@ class TorchTarget(Target):
         input_shape: tuple[int, int, int] | None = None,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
+        pixels: PixelFormat | None = None,
     ) -> None:
         super().__init__(
             identity or f"{qualified_name(type(module))}:{weights_digest(module)}",
@@ -60,6 +64,7 @@ class TorchTarget(Target):
             charged_when_sent=False,
             input_shape=input_shape,
             batch_size=batch_size,
+            pixels=pixels,
         )
         parameter = next(module.parameters(), None)
         self._device = torch.device(device or ("cpu" if parameter is None else parameter.device))

@@ -9,6 +9,7 @@ import numpy as np
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.callables import qualified_name
+from surrogates.targets.pixels import PixelFormat
 
 
 class EstimatorTarget(Target):
@@ -26,6 +27,7 @@ class EstimatorTarget(Target):
         identity: str | None = None,
         input_shape: tuple[int, int, int] | None = None,
         batch_size: int | None = None,
+        pixels: PixelFormat | None = None,
     ) -> None:
         classes = getattr(estimator, "classes_", None)
         if num_classes is None and classes is None:
@@ -48,6 +50,7 @@ class EstimatorTarget(Target):
             input_shape=input_shape,
             num_features=None if features is None else int(features),
             batch_size=batch_size,
+            pixels=pixels,
         )
         self._estimator = estimator
         self._classes = None if classes is None else np.asarray(classes)

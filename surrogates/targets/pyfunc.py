@@ -6,6 +6,7 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.pixels import PixelFormat
 
 # Flavours whose model runs in this process and dies with it; any other may call a service that charges.
 IN_PROCESS = frozenset(
@@ -32,6 +33,7 @@ class PyfuncTarget(Target):
         identity: str | None = None,
         input_shape: tuple[int, int, int] | None = None,
         batch_size: int | None = None,
+        pixels: PixelFormat | None = None,
     ) -> None:
         signature = model.metadata.signature
         self._model = model
@@ -58,6 +60,7 @@ class PyfuncTarget(Target):
             input_shape=input_shape or shape,
             num_features=features,
             batch_size=batch_size,
+            pixels=pixels,
         )
 
     def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
