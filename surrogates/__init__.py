@@ -5,6 +5,7 @@ from surrogates.distillation import Surrogate, distill
 from surrogates.errors import BudgetExceeded, LedgerError, Refused, SurrogateError, TargetError
 from surrogates.fidelity import Fidelity, fidelity
 from surrogates.ledger import Bill, Charge, QueryLedger
+from surrogates.membership import Membership, MembershipAudit, auc_difference
 from surrogates.selection import Selection
 from surrogates.targets import Answers, Target, open_target
 from surrogates.training import Recipe
@@ -16,6 +17,8 @@ __all__ = [
     "Charge",
     "Fidelity",
     "LedgerError",
+    "Membership",
+    "MembershipAudit",
     "QueryLedger",
     "Recipe",
     "Refused",
@@ -25,6 +28,7 @@ __all__ = [
     "Target",
     "TargetError",
     "TrainingCheckpoint",
+    "auc_difference",
     "distill",
     "fidelity",
     "open_target",
