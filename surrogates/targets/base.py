@@ -98,7 +98,7 @@ class Target(ABC):
         bounded=False drops the range check alone, for images under additive noise that is not clipped.
         Raises TargetError before the target is asked (bad images) or after (bad answer, failing target).
         """
-        pixels = check_images(images, bounded=bounded)
+        pixels = check_images(images, bounded=bounded, copy=False)  # what leaves is encoded into a copy
         self._check_shape(pixels.shape[1:])
         size = self.batch_size or len(pixels)
         chunks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
@@ -205,8 +205,11 @@ def _array(raw: object) -> np.ndarray:
         raise TargetError(f"target answered {type(raw).__name__}, expected numbers") from error
 
 
-def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> np.ndarray:
-    """Return images (N, C, H, W) as a float32 array of its own, or raise TargetError naming what is wrong."""
+def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True, copy: bool = True) -> np.ndarray:
+    """Return images (N, C, H, W) as a float32 array of its own, or raise TargetError naming what is wrong.
+
+    copy=False shares the memory of images that are float32 and contiguous already.
+    """
     if not isinstance(images, torch.Tensor | np.ndarray):
         raise TargetError(f"images must be a torch tensor or a numpy array, got {type(images).__name__}")
     dtype = str(images.dtype).removeprefix("torch.")
@@ -223,7 +226,7 @@ def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> 
         raise TargetError(f"images must not be empty, got shape {tuple(images.shape)}")
     source = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
     with np.errstate(over="ignore"):
-        pixels = np.array(source, dtype=np.float32, order="C", copy=True)
+        pixels = np.array(source, dtype=np.float32, order="C", copy=copy or None)
     low, high = pixels.min(), pixels.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = low if not np.isfinite(low) else high
