@@ -19,6 +19,8 @@ DOORS = {
     "httpx": {"surrogates/targets/"},
     "requests": {"surrogates/targets/"},
     "urllib.request": {"surrogates/targets/"},
+    "tenacity": {"surrogates/targets/http.py"},
+    "onnxruntime": {"surrogates/targets/onnx.py"},
 }
 
 

@@ -7,14 +7,13 @@ import numpy as np
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.records import unpack
 
 # Flavours whose model runs in this process and dies with it; any other may call a service that charges.
 IN_PROCESS = frozenset(
     f"mlflow.{flavour}"
     for flavour in ("sklearn", "pytorch", "xgboost", "lightgbm", "catboost", "tensorflow", "keras", "onnx")
 )
-SCORE_NAMES = ("scores", "probabilities", "logits")
-LABEL_NAMES = ("labels", "label", "prediction")
 
 
 class PyfuncTarget(Target):
@@ -64,7 +63,7 @@ class PyfuncTarget(Target):
         )
 
     def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        return _values(self._model.predict(self._arrange(pixels)))
+        return unpack(self._model.predict(self._arrange(pixels)))
 
     def _arrange(self, pixels: np.ndarray) -> Any:
         if self._inputs is None:
@@ -113,27 +112,3 @@ def _outputs(outputs: Any) -> tuple[int | None, str | None]:
     if len(spec.shape) == 1:
         return None, "labels"
     return (int(spec.shape[1]), None) if len(spec.shape) == 2 and spec.shape[1] > 1 else (None, None)
-
-
-def _values(answer: Any) -> Any:
-    """Unpack a table, a list of records or a record into one array of scores or labels."""
-    if hasattr(answer, "to_numpy"):
-        return answer.to_numpy()
-    if isinstance(answer, list) and answer and all(isinstance(record, dict) for record in answer):
-        name = _field(answer[0])
-        if any(name not in record for record in answer):
-            raise TargetError(f"the model answered records of which some have no field {name!r}")
-        return np.array([record[name] for record in answer])
-    if isinstance(answer, dict):
-        return np.asarray(answer[_field(answer)])
-    return answer
-
-
-def _field(record: dict[str, Any]) -> str:
-    for name in SCORE_NAMES + LABEL_NAMES:
-        if name in record:
-            return name
-    raise TargetError(
-        f"the model answered fields {sorted(map(str, record))}, "
-        f"expected one of {', '.join(SCORE_NAMES + LABEL_NAMES)}"
-    )

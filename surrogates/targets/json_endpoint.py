@@ -1,0 +1,296 @@
+"""Any service that takes images in JSON and answers in JSON, described by a small mapping in YAML.
+
+    url: https://host/models/fashion
+    images: png                    # array, or png: base64 of an 8-bit PNG
+    request: {inputs: $images}     # where they go; $images is one image if per_request is 1, else a list
+    per_request: 1
+    answers: predictions           # where the list with one answer an image is; leave out where it is the body
+    labels: "*.label"              # inside one answer: a dotted path, * for every entry of a list
+    scores: "*.score"
+    classes: [t-shirt, trouser]    # label names in the order of their indices, or {name: index}
+
+labels alone gives hard labels, scores alone one number a class in order, both give named scores. Where each
+answer is {name: score}, `scores` is its path and `labels` is left out. A path may be "" for the answer itself.
+"""
+
+import base64
+import difflib
+import io
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surrogates.errors import TargetError
+from surrogates.targets.base import OUTPUT_KINDS
+from surrogates.targets.http import Reply
+from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.served import read_json
+
+PLACE = "$images"
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """The mapping, checked; the module's docstring shows one. Raises TargetError naming the key and the remedy."""
+
+    url: str
+    request: Any
+    images: str = "array"
+    layout: str = "chw"
+    dtype: str = "float32"
+    pixel_range: tuple[float, float] | None = None
+    per_request: int | None = 1
+    answers: str | None = None
+    labels: str | None = None
+    scores: str | None = None
+    classes: Any = None
+    num_classes: int | None = None
+    output_kind: str | None = None
+    input_shape: tuple[int, int, int] | None = None
+    token_env: str | None = None
+    token_header: str | None = None
+    identity: str | None = None
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("url", isinstance(self.url, str), "give http(s)://host/path"),
+            ("images", self.images in ("array", "png"), "use array or png"),
+            ("request", _count(self.request) == 1, f"put {PLACE} in one place of it, as a value of its own"),
+            (
+                "per_request",
+                self.per_request is None or (type(self.per_request) is int and self.per_request >= 1),
+                "use a whole number of at least 1, or null for any number",
+            ),
+            (
+                "output_kind",
+                self.output_kind in (None, *OUTPUT_KINDS),
+                f"use one of {', '.join(OUTPUT_KINDS)}",
+            ),
+            (
+                "classes",
+                self.classes is None or _indices(self.classes) is not None,
+                "list the label names in the order of their indices, or map each name to its index",
+            ),
+        ]
+        rules += [
+            (name, isinstance(getattr(self, name), str | None), "give a dotted path, e.g. data.label")
+            for name in ("answers", "labels", "scores")
+        ]
+        for name, good, remedy in rules:
+            if not good:
+                raise TargetError(f"mapping: {name} is {getattr(self, name)!r}: {remedy}")
+        if self.labels is None and self.scores is None:
+            raise TargetError("mapping: labels and scores are missing: give the path of at least one of them")
+        if self.per_request != 1 and self.answers is None:
+            raise TargetError(
+                'mapping: answers is missing: give the path of the list of answers, "" for the body'
+            )
+
+    @property
+    def kind(self) -> str:
+        """The output kind: as declared, else by what the answers hold."""
+        if self.output_kind is not None:
+            return self.output_kind
+        if self.scores is None:
+            return "labels"
+        return "probabilities" if self.labels is None else "top_k"
+
+    @property
+    def known_classes(self) -> int | None:
+        """The number of classes, where the mapping tells it."""
+        indices = None if self.classes is None else _indices(self.classes)
+        return self.num_classes if indices is None else max(indices.values()) + 1
+
+
+def read_mapping(path: str | Path) -> Mapping:
+    """Read a mapping from a YAML file; TargetError names the file and what is wrong in it."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TargetError(f"cannot read the mapping {path} ({error.strerror}): check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TargetError(f"mapping {path} is no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(data, dict):
+        raise TargetError(
+            f"mapping {path} holds a {type(data).__name__}, expected keys such as url and request"
+        )
+    known = [field.name for field in fields(Mapping)]
+    for name in data:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            remedy = f"did you mean {close[0]!r}?" if close else f"use {', '.join(known)}"
+            raise TargetError(f"mapping {path}: unknown key {name!r}: {remedy}")
+    missing = [name for name in ("url", "request") if name not in data]
+    if missing:
+        raise TargetError(f"mapping {path}: {missing[0]} is missing")
+    try:
+        return Mapping(**data)
+    except TargetError as error:
+        raise TargetError(str(error).replace("mapping:", f"mapping {path}:", 1)) from None
+
+
+@dataclass(frozen=True)
+class JsonEndpoint:
+    """The protocol that a mapping describes."""
+
+    mapping: Mapping
+    url: str
+    num_classes: int
+    output_kind: str
+
+    def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:
+        """Write a request: the template with the images in their place."""
+        if self.mapping.images == "png":
+            images: list[Any] = [base64.b64encode(png(image)).decode("ascii") for image in pixels]
+        else:
+            images = pixels.tolist()
+        value = images[0] if self.mapping.per_request == 1 else images
+        body = json.dumps(_filled(self.mapping.request, value)).encode()
+        return body, {"Content-Type": "application/json"}
+
+    def decode(self, reply: Reply, count: int) -> np.ndarray:
+        """Read labels (N,) or scores (N, K), NaN for the classes that an answer does not name."""
+        body = read_json(reply)
+        answers = [body] if self.mapping.answers is None else _at(body, self.mapping.answers)
+        if (
+            self.mapping.answers is not None
+            and self.mapping.per_request == 1
+            and not isinstance(answers, list)
+        ):
+            answers = [answers]
+        if not isinstance(answers, list) or len(answers) != count:
+            many = f"{len(answers)} answers" if isinstance(answers, list) else type(answers).__name__
+            raise TargetError(f"target answered {many}, expected a list of {count}: one for each image")
+        if self.output_kind == "labels":
+            return np.array([self._label(answer) for answer in answers])
+        return np.array([self._scores(answer) for answer in answers], dtype=np.float64)
+
+    def _label(self, answer: Any) -> int:
+        if self.mapping.labels is not None:
+            label = _at(answer, self.mapping.labels)
+            if isinstance(label, list) and self.mapping.scores is not None:  # the best of a ranking
+                return int(np.nanargmax(self._scores(answer)))
+            return self._index(label[0] if isinstance(label, list) and label else label)
+        return int(np.nanargmax(self._scores(answer)))
+
+    def _scores(self, answer: Any) -> np.ndarray:
+        scores = _at(answer, self.mapping.scores)
+        if self.mapping.labels is None and not isinstance(scores, dict):
+            if not isinstance(scores, list) or len(scores) != self.num_classes:
+                many = len(scores) if isinstance(scores, list) else type(scores).__name__
+                raise TargetError(f"target answered {many} classes, expected {self.num_classes}")
+            return _numbers(scores)
+        labels = list(scores) if isinstance(scores, dict) else _at(answer, self.mapping.labels)
+        values = list(scores.values()) if isinstance(scores, dict) else scores
+        labels, values = (part if isinstance(part, list) else [part] for part in (labels, values))
+        if len(labels) != len(values) or not labels:
+            raise TargetError(
+                f"target answered {len(labels)} labels and {len(values)} scores, expected as many"
+            )
+        numbers = _numbers(values)
+        if not np.isfinite(numbers).all():
+            raise TargetError(f"target answered {numbers[~np.isfinite(numbers)][0]}, expected finite scores")
+        row = np.full(self.num_classes, np.nan)
+        row[[self._index(label) for label in labels]] = numbers
+        if self.output_kind != "top_k" and np.isnan(row).any():
+            raise TargetError(
+                f"target named {len(labels)} of {self.num_classes} classes: open it with output_kind='top_k'"
+            )
+        return row
+
+    def _index(self, label: Any) -> int:
+        if self.mapping.classes is not None:
+            indices = _indices(self.mapping.classes)
+            if str(label) not in indices:
+                close = difflib.get_close_matches(str(label), list(indices), n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise TargetError(f"target answered label {label!r}, which classes does not list{hint}")
+            return indices[str(label)]
+        if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label < self.num_classes:
+            raise TargetError(
+                f"target answered label {label!r}, expected an integer in [0, {self.num_classes}): "
+                "list the label names under classes"
+            )
+        if label != int(label):
+            raise TargetError(f"target answered label {label!r}, expected an integer")
+        return int(label)
+
+
+def png(image: np.ndarray) -> bytes:
+    """Return an image (H, W, C) uint8 with 1 or 3 channels as a PNG."""
+    from PIL import Image
+
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise TargetError(
+            f"a PNG takes 1 or 3 channels, got an image of shape {image.shape}: use images: array"
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def pixel_format(mapping: Mapping) -> PixelFormat:
+    """Return the pixels that a mapping asks for; a PNG rounds to 8 bits."""
+    if mapping.images == "png":
+        return PixelFormat("hwc", "uint8", None, 8)
+    return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range)
+
+
+def _at(answer: Any, path: str) -> Any:
+    """Return what lies at a dotted path: names and positions, * for every entry of a list."""
+    steps = [step for step in path.split(".") if step]
+    for position, step in enumerate(steps):
+        if step == "*":
+            if not isinstance(answer, list):
+                raise TargetError(
+                    f"target answered {type(answer).__name__} at '*' of {path!r}, expected a list"
+                )
+            rest = ".".join(steps[position + 1 :])
+            return [_at(entry, rest) for entry in answer]
+        try:
+            answer = answer[int(step)] if isinstance(answer, list) else answer[step]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            found = sorted(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
+            raise TargetError(f"target answered nothing at {path!r}: {step!r} is not in {found}") from error
+    return answer
+
+
+def _filled(template: Any, value: Any) -> Any:
+    if template == PLACE:
+        return value
+    if isinstance(template, dict):
+        return {key: _filled(part, value) for key, part in template.items()}
+    if isinstance(template, list):
+        return [_filled(part, value) for part in template]
+    return template
+
+
+def _count(template: Any) -> int:
+    """Return how many places a template has for the images."""
+    if isinstance(template, dict | list):
+        parts = template.values() if isinstance(template, dict) else template
+        return sum(_count(part) for part in parts)
+    return int(template == PLACE)
+
+
+def _indices(classes: Any) -> dict[str, int] | None:
+    """Return label names with their indices; None where classes is neither a list nor a map of them."""
+    if isinstance(classes, list) and len({str(name) for name in classes}) == len(classes) >= 2:
+        return {str(name): index for index, name in enumerate(classes)}
+    if isinstance(classes, dict) and len(classes) >= 2:
+        indices = list(classes.values())
+        if all(type(index) is int and index >= 0 for index in indices):
+            return {str(name): index for name, index in classes.items()}
+    return None
+
+
+def _numbers(values: list[Any]) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64).reshape(len(values))
+    except (TypeError, ValueError) as error:
+        raise TargetError(f"target answered scores {str(values)[:60]}, expected numbers") from error

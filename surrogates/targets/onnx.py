@@ -1,0 +1,138 @@
+"""Targets that are ONNX files, run by ONNX Runtime in this process."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surrogates.errors import TargetError
+from surrogates.targets.base import Answers, Target
+from surrogates.targets.open_inference import layout_of
+from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
+
+PIXEL_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
+
+
+class OnnxTarget(Target):
+    """An ONNX model with one input; layout, number type and classes are read from its graph where it tells them.
+
+    It runs on the CPU, or on the GPU where onnxruntime was installed for one. identity is the sha256 of the
+    file and of the weights beside it (NAME.onnx.data). Scores are taken as probabilities unless output_kind
+    says otherwise. It dies with this process, so that a lost answer costs nothing. Raises TargetError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        num_classes: int | None = None,
+        output_kind: str | None = None,
+        *,
+        identity: str | None = None,
+        input_shape: tuple[int, int, int] | None = None,
+        batch_size: int | None = None,
+        pixels: PixelFormat | None = None,
+        layout: str | None = None,
+        output: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        digest = _digest(Path(path))
+        self._session = _session(Path(path), threads)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise TargetError(
+                f"model {path} takes {len(inputs)} inputs, expected 1: open a function that calls it"
+            )
+        self._input = inputs[0].name
+        if inputs[0].type not in PIXEL_TYPES:
+            raise TargetError(
+                f"model {path} takes {inputs[0].type}, expected one of {', '.join(PIXEL_TYPES)}"
+            )
+        sides = [side if isinstance(side, int) else -1 for side in inputs[0].shape]
+        chosen = self._choose(path, output, output_kind)
+        self._output = chosen.name
+        classes = chosen.shape[1] if chosen.shape and len(chosen.shape) == 2 else None
+        known = classes if isinstance(classes, int) and classes > 1 else None
+        if None not in (num_classes, known) and num_classes != known:
+            raise TargetError(
+                f"num_classes is {num_classes}, but model {path} answers {known}: leave num_classes out"
+            )
+        if num_classes is None and known is None:
+            raise TargetError(
+                f"model {path} does not tell its number of classes: give open_target(..., num_classes=...)"
+            )
+        pixels = pixels or PixelFormat()
+        layout = layout or layout_of(sides, input_shape)
+        shape = _image_shape(sides, layout)
+        super().__init__(
+            identity or f"onnx:{digest}",
+            num_classes or known,
+            output_kind or ("labels" if "int" in chosen.type else "probabilities"),
+            charged_when_sent=False,
+            input_shape=input_shape or shape,
+            num_features=sides[1] if len(sides) == 2 and sides[1] > 0 else None,
+            batch_size=batch_size or (sides[0] if sides[0] > 0 else None),
+            pixels=PixelFormat(layout, PIXEL_TYPES[inputs[0].type], pixels.pixel_range, pixels.quantise),
+        )
+
+    def _choose(self, path: Any, name: str | None, kind: str | None) -> Any:
+        """Return the output to read: the one asked for, the only one, or the one with a known name or kind."""
+        outputs = {output.name: output for output in self._session.get_outputs()}
+        if name is not None and name not in outputs:
+            raise TargetError(
+                f"output is {name!r}, but model {path} gives {', '.join(outputs)}: choose one of them"
+            )
+        if name is not None or len(outputs) == 1:
+            return outputs[name or next(iter(outputs))]
+        names = LABEL_NAMES if kind == "labels" else SCORE_NAMES + LABEL_NAMES
+        for known in names:
+            if known in outputs:
+                return outputs[known]
+        raise TargetError(f"model {path} gives outputs {', '.join(outputs)}: give output='one of them'")
+
+    def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+        answer = self._session.run([self._output], {self._input: pixels})[0]
+        if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # scikit-learn's ZipMap
+            return np.array([[row[label] for label in sorted(row)] for row in answer])
+        return answer
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise TargetError(f"{path} needs onnxruntime: pip install 'certdef[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
+    options.log_severity_level = 3  # errors only
+    # Threads that spin between batches would take the cores from whoever prepares the next one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=onnxruntime.get_available_providers()
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TargetError(f"cannot load the ONNX model {path} ({reason}): check the file") from error
+
+
+def _digest(path: Path) -> str:
+    """Return the sha256 of a model file and of the weights that PyTorch's exporter keeps beside it."""
+    digest = hashlib.sha256()
+    try:
+        for file in (path, path.with_name(path.name + ".data")):
+            if file == path or file.exists():
+                with file.open("rb") as stream:
+                    while block := stream.read(2**20):
+                        digest.update(block)
+    except OSError as error:
+        raise TargetError(f"cannot read the ONNX model {path} ({error.strerror}): check the path") from error
+    return digest.hexdigest()
+
+
+def _image_shape(sides: list[int], layout: str) -> tuple[int, int, int] | None:
+    if len(sides) != 4 or min(sides[1:]) < 1:
+        return None
+    return (sides[3], sides[1], sides[2]) if layout == "hwc" else (sides[1], sides[2], sides[3])

@@ -1,0 +1,169 @@
+"""The Open Inference Protocol, version 2, over HTTP: KServe, Triton, MLServer, OpenVINO, TorchServe.
+
+Source: the protocol's REST specification and its binary tensor extension, github.com/kserve/open-inference-protocol.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from surrogates.errors import TargetError
+from surrogates.targets.http import HttpClient, Reply
+from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
+from surrogates.targets.served import read_json
+
+PIXEL_TYPES = {"FP32": "float32", "FP64": "float64", "UINT8": "uint8"}
+NUMBER_TYPES = {
+    "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+    "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+JSON_LENGTH = "Inference-Header-Content-Length"
+DEFAULT_INPUT = {"name": "input-0", "datatype": "FP32", "shape": []}
+
+
+@dataclass(frozen=True)
+class OpenInference:
+    """One model of a server: its only input, the output that is read, and whether tensors travel as bytes."""
+
+    url: str
+    input: str
+    datatype: str
+    output: str | None
+    binary: bool
+
+    def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:
+        """Write an inference request, with its tensor as JSON or as bytes behind the JSON."""
+        tensor: dict[str, Any] = {"name": self.input, "shape": list(pixels.shape), "datatype": self.datatype}
+        request: dict[str, Any] = {"inputs": [tensor]}
+        if self.output is not None:
+            request["outputs"] = [{"name": self.output}]
+        if not self.binary:
+            tensor["data"] = pixels.ravel().tolist()
+            return json.dumps(request).encode(), {"Content-Type": "application/json"}
+        raw = pixels.astype(NUMBER_TYPES[self.datatype]).tobytes()
+        tensor["parameters"] = {"binary_data_size": len(raw)}
+        request["parameters"] = {"binary_data_output": True}
+        head = json.dumps(request).encode()
+        return head + raw, {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(head))}
+
+    def decode(self, reply: Reply, count: int) -> np.ndarray:
+        """Read the output tensor of an inference response."""
+        head, raw = reply, b""
+        if length := reply.headers.get(JSON_LENGTH):
+            if not length.isdigit() or int(length) > len(reply.body):
+                raise TargetError(f"target answered {JSON_LENGTH} {length!r} and {len(reply.body)} bytes")
+            head = Reply(reply.body[: int(length)], reply.headers)
+            raw = reply.body[int(length) :]
+        answer = read_json(head)
+        outputs = answer.get("outputs") if isinstance(answer, dict) else None
+        if not isinstance(outputs, list) or not all(isinstance(tensor, dict) for tensor in outputs):
+            raise TargetError("target answered no 'outputs': does it speak the Open Inference Protocol?")
+        start = 0
+        for tensor in outputs:  # binary tensors lie one behind the other, in the order of the outputs
+            size = (tensor.get("parameters") or {}).get("binary_data_size")
+            if tensor.get("name") == self.output or (self.output is None and len(outputs) == 1):
+                return _tensor(tensor, None if size is None else raw[start : start + size])
+            start += size or 0
+        names = [tensor.get("name") for tensor in outputs]
+        raise TargetError(f"target answered outputs {names}, asked for {self.output!r}: give output='a name'")
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a server tells about a model: its input, the output to read, and whether it takes binary tensors."""
+
+    url: str
+    input: dict[str, Any]
+    output: dict[str, Any] | None
+    binary: bool
+
+
+def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
+    """Ask a server, free of charge, what the model takes and gives; raises TargetError."""
+    match = re.fullmatch(
+        r"(.*)/v2/models/[^/?]+(/versions/[^/?]+)?", client.url.removesuffix("/infer").rstrip("/")
+    )
+    if match is None:
+        raise TargetError(
+            f"address {client.url} names no model: give .../v2/models/NAME or .../NAME/versions/V"
+        )
+    url = match.group(0)
+    model = read_json(client.get(url))
+    server = read_json(client.get(f"{match.group(1)}/v2"))
+    inputs, outputs = (_tensors(model, name) for name in ("inputs", "outputs"))
+    if len(inputs) > 1:
+        names = [tensor["name"] for tensor in inputs]
+        raise TargetError(f"model {url} takes inputs {names}, expected 1: open a function that calls it")
+    extensions = server.get("extensions") if isinstance(server, dict) else None
+    return ModelMetadata(
+        url=f"{url}/infer",
+        input=inputs[0] if inputs else DEFAULT_INPUT,
+        output=_choose(outputs, output, url),
+        binary="binary_tensor_data" in (extensions or []),
+    )
+
+
+def classes_and_kind(output: dict[str, Any] | None) -> tuple[int | None, str | None]:
+    """Return the number of classes and "labels", as far as an output's name and metadata tell them."""
+    if output is None:
+        return None, None
+    shape = output.get("shape") or []
+    whole = not str(output.get("datatype", "FP")).startswith("FP")
+    if output["name"] in LABEL_NAMES or len(shape) == 1 or (whole and shape[-1:] == [1]):
+        return None, "labels"
+    return (int(shape[-1]) if shape and int(shape[-1]) > 1 else None), None
+
+
+def layout_of(shape: list[int], input_shape: tuple[int, int, int] | None) -> str:
+    """Return the layout of an input of this shape: flat for rows, hwc where channels come last."""
+    if len(shape) == 2:
+        return "flat"
+    sides = tuple(int(side) for side in shape[-3:])
+    if input_shape is not None and sides == (*input_shape[1:], input_shape[0]) != tuple(input_shape):
+        return "hwc"
+    last = len(sides) == 3 and sides[2] in (1, 3, 4) and sides[0] not in (1, 3, 4)
+    return "hwc" if last and input_shape is None else "chw"
+
+
+def _choose(outputs: list[dict[str, Any]], wanted: str | None, url: str) -> dict[str, Any] | None:
+    """Return the output to read: the one asked for, the only one, or the one with a known name."""
+    names = [tensor["name"] for tensor in outputs]
+    if wanted is not None:
+        if names and wanted not in names:
+            raise TargetError(f"output is {wanted!r}, but {url} gives {', '.join(names)}: choose one of them")
+        return next((tensor for tensor in outputs if tensor["name"] == wanted), {"name": wanted})
+    if len(outputs) < 2:
+        return outputs[0] if outputs else None
+    for name in SCORE_NAMES + LABEL_NAMES:
+        if name in names:
+            return outputs[names.index(name)]
+    raise TargetError(f"model {url} gives outputs {', '.join(names)}: give output='one of them'")
+
+
+def _tensors(model: Any, field: str) -> list[dict[str, Any]]:
+    tensors = (model.get(field) if isinstance(model, dict) else None) or []
+    if not isinstance(tensors, list) or not all(isinstance(t, dict) and "name" in t for t in tensors):
+        raise TargetError(
+            f"target's metadata has no usable {field!r}: does it speak the Open Inference Protocol?"
+        )
+    return tensors
+
+
+def _tensor(tensor: dict[str, Any], raw: bytes | None) -> np.ndarray:
+    """Return an output tensor as an array, from its JSON data or from its bytes."""
+    datatype, shape = tensor.get("datatype"), tensor.get("shape")
+    if datatype not in NUMBER_TYPES or not isinstance(shape, list):
+        raise TargetError(f"target answered a tensor of type {datatype!r}, expected numbers")
+    try:
+        if raw is not None:
+            values = np.frombuffer(raw, dtype=NUMBER_TYPES[datatype])
+        else:
+            values = np.asarray(tensor.get("data"), dtype=np.float64).ravel()
+        return values.reshape(shape)
+    except (TypeError, ValueError) as error:
+        raise TargetError(
+            f"target answered a tensor that does not fill its shape {shape} ({error})"
+        ) from error
