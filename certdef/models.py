@@ -5,13 +5,14 @@ Normalisation is inside the model, so that attacks, noise and certificates all l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certdef.config import ConfigError
+from certdef.config import ConfigError, RunConfig
 
 
 class Classifier(nn.Module):
@@ -25,8 +26,8 @@ class Classifier(nn.Module):
         return self.network((images - self.mean) / self.std)
 
 
-def build_classifier(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Build an untrained classifier: `cnn`, `mlp`, or any timm model name.
+def build_classifier(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build an untrained classifier: `cnn`, `mlp`, `nim_p4_w64_d3_h4` (patch, width, depth, heads), or any timm model name.
 
     Raises:
         ConfigError: The name is neither ours nor timm's, or the model does not take images of this size.
@@ -36,6 +37,10 @@ def build_classifier(name: str, image_shape: tuple[int, int, int], num_classes: 
         return Classifier(_mlp(channels * height * width, num_classes))
     if name == "cnn":
         return Classifier(_cnn(channels, min(height, width), num_classes))
+    if sizes := re.fullmatch(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)", name):
+        from certdef.purifiers.nim import NIM, NIMClassifier, NIMShape
+
+        return NIMClassifier(NIM(NIMShape(image_shape, *map(int, sizes.groups()))), num_classes)
     import timm
 
     if not timm.is_model(name):
@@ -53,6 +58,13 @@ def build_classifier(name: str, image_shape: tuple[int, int, int], num_classes: 
             f"model {name!r} does not take images of shape {image_shape} ({error}): choose another"
         ) from error
     return Classifier(network)
+
+
+def surrogate_model(config: RunConfig) -> str:
+    """Name of the surrogate's architecture for build_classifier: `nim` stands for the configured encoder's sizes."""
+    nim = config.nim
+    sizes = f"nim_p{nim.patch_size}_w{nim.width}_d{nim.depth}_h{nim.heads}"
+    return sizes if config.surrogate.model == "nim" else config.surrogate.model
 
 
 def _mlp(inputs: int, num_classes: int, hidden: int = 256) -> nn.Module:
@@ -93,7 +105,7 @@ def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
 
 def train_classifier(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int, device: torch.device,
-    batch_size: int = 128, learning_rate: float = 2e-3, progress: Callable | None = None,
+    batch_size: int = 128, learning_rate: float = 2e-3, progress: Callable | None = None, desc: str = "train target",
 ) -> nn.Module:  # fmt: skip
     """Train a classifier on labelled images: what the owner of a cnn target does before anyone queries it."""
     generator = torch.Generator().manual_seed(seed)
@@ -102,7 +114,7 @@ def train_classifier(
     steps = -(-len(data) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
-    for _ in progress(range(epochs), desc="train target") if progress else range(epochs):
+    for _ in progress(range(epochs), desc=desc) if progress else range(epochs):
         for batch in torch.randperm(len(data), generator=generator).to(device).split(batch_size):
             loss = nn.functional.cross_entropy(model(data[batch]), truth[batch])
             optimizer.zero_grad()

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from decimal import ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +46,12 @@ def render(
         run_id: MLflow run of the job, if it is to be named.
         device: Device the job ran on, if it is to be named.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     stage = {each.name: each for each in done}
     result = {each.name: each.result for each in done}
     folder = stage["certify"].path
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": share, "count": count, "down": down}
     certificates = _certificates(config, result["certify"])
     radii = [0.0, *config.certify.radii]
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         data=data,
         config=config,
         image=_image(data, config.certify.radii),
@@ -85,10 +75,25 @@ def render(
         registered_model=result["served"]["registered_model"],
         versions=_headline_records(config, folder, "target").config["versions"],
         config_json=json.dumps(config.public_dict(), indent=2),
-        papers=[_paper(PAPERS[key]) for key in ("smoothing", "denoised", "nim", "ducd", "pgd")],
+        papers=papers("smoothing", "denoised", "nim", "ducd", "pgd"),
         run_id=run_id,
         device=device,
     )
+
+
+def template(name: str) -> Any:
+    """A template of this folder; what is unknown to it is an error, and what comes from outside is text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"share": share, "up": up, "count": count, "down": down}
+    return environment.get_template(name)
 
 
 # --- figures as they are printed ----------------------------------------------------------------------------
@@ -97,6 +102,11 @@ def render(
 def share(value: float) -> str:
     """A share as a percentage with one decimal: 0.575 is 57.5%."""
     return f"{100 * value:.1f}%"
+
+
+def up(value: float) -> str:
+    """An upper bound of a share as a percentage with one decimal, rounded up."""
+    return f"{Decimal(100 * value).quantize(Decimal('0.1'), ROUND_CEILING)}%"
 
 
 def count(value: int) -> str:
@@ -215,7 +225,8 @@ def _attack(config: RunConfig, data: Splits, result: dict[str, Any]) -> dict[str
     }
 
 
-def _bill(config: RunConfig, bill: Bill, certified: dict[str, Any]) -> dict[str, Any]:
+def charges(bill: Bill) -> dict[str, Any]:
+    """The charges of the purposes that were budgeted or used, and their total."""
     return {
         "charges": {
             name: {"charge": charge, "why": PURPOSES.get(name, "")}
@@ -223,13 +234,23 @@ def _bill(config: RunConfig, bill: Bill, certified: dict[str, Any]) -> dict[str,
             if charge.budget or charge.largest
         },
         "total": bill.total,
+    }
+
+
+def _bill(config: RunConfig, bill: Bill, certified: dict[str, Any]) -> dict[str, Any]:
+    return charges(bill) | {
         "smoothed_targets": sum(curve["subject"] == "target" for curve in certified["curves"].values()),
         "draws": certified["draws_target"],
         "held_back": certified["draws_target"] < config.certify.n,
     }
 
 
-def _paper(reference: str) -> dict[str, str]:
-    """A reference and the address of its arXiv page."""
-    number = re.search(r"arXiv (\d{4}\.\d{5})", reference)
-    return {"reference": reference, "address": f"https://arxiv.org/abs/{number[1]}" if number else ""}
+def papers(*keys: str) -> list[dict[str, str]]:
+    """References, each with the address of its arXiv page where it has one."""
+    found = []
+    for key in keys:
+        number = re.search(r"arXiv (\d{4}\.\d{5})", PAPERS[key])
+        found.append(
+            {"reference": PAPERS[key], "address": f"https://arxiv.org/abs/{number[1]}" if number else ""}
+        )
+    return found

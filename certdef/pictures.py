@@ -1,4 +1,4 @@
-"""The pictures of the report, as PNG bytes: what De^3 sees and returns, and accuracy under attack."""
+"""The pictures of the report, as PNG bytes: what De^3 sees and returns, accuracy under attack, membership inference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import certify
-from certify.curves import COLORS
+from certify.curves import COLORS, STYLES
 
 # Colour names the subject and line style the defence, here as in the certified-accuracy curves.
 ATTACK_LINES = {
@@ -81,6 +81,43 @@ def attack_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_xlabel("L∞ budget of the attack, ε (pixel values in [0, 1])")
     axes.set_ylabel("images classified right")
     axes.set_title("PGD on the surrogate, transferred to the target", loc="left", fontsize=11)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def membership_plot(
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], candidates: int
+) -> bytes:
+    """True against false positive rate of membership inference, both on log axes, one line a model.
+
+    `curves` have both rates (points,); rates below one of `candidates` images can't be told from 0 and are cut off.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    least = 1 / candidates
+    axes.plot([least, 1], [least, 1], color="0.6", linewidth=1, linestyle=":", label="a coin")
+    for number, (name, (false, true)) in enumerate(curves.items()):
+        axes.plot(
+            np.maximum(false, least),
+            np.maximum(true, least),
+            color=COLORS[number % len(COLORS)],
+            linestyle=STYLES[number % len(STYLES)],
+            linewidth=1.8,
+            label=name,
+        )
+    axes.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1))
+    axes.set_xlabel("non-members taken for members (false positive rate)")
+    axes.set_ylabel("members found (true positive rate)")
+    axes.set_title("Membership inference, offline RMIA", loc="left", fontsize=11)
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

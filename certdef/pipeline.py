@@ -6,7 +6,7 @@ Each verb of the command line is a function here, and each runs only what is not
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ from torch import nn
 from tqdm import tqdm
 
 import surrogates
-from certdef import page, stages
+from certdef import ducd_page, page, stages
 from certdef.config import ConfigError, RunConfig, check, without_password
 from certdef.data import load_data
-from certdef.models import build_classifier
+from certdef.models import build_classifier, surrogate_model
 from certdef.purifiers import NIM
 from certdef.stages import Job
 from certdef.tracking import Tracker
@@ -50,6 +50,8 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
     Raises:
         ConfigError, certify.CertifyError, surrogates.SurrogateError: One line each, with the remedy.
     """
+    if config.ducd.enabled:
+        return _run_ducd(config, progress, fresh)
     with open_job(config, progress, fresh) as job:
         target, surrogate, denoisers, done = _parts(job)
         denoiser = denoisers[config.headline_law]
@@ -92,18 +94,44 @@ def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> 
     return run(config, progress=progress, fresh=fresh)
 
 
+def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
+    """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
+    with open_job(config, progress, fresh, ducd=True) as job:
+        target, target_stage = stages.open_black_box(job)
+        students = stages.distil_students(job, target)
+        choice = stages.choose_noise(job, students[0])
+        compared = stages.compare_subjects(job, target, target_stage, students, choice)
+        done = [target_stage, *(student.stage for student in students), choice.stage, compared]
+        if config.target.uri is None:  # else nobody here knows what it was trained on
+            references = stages.train_references(job)
+            done += [references[1], stages.audit_membership(job, target, students, references)]
+        return _report(job, done, ducd_page.render)
+
+
 @contextmanager
-def open_job(config: RunConfig, progress: bool = True, fresh: bool = False) -> Iterator[Job]:
+def open_job(
+    config: RunConfig, progress: bool = True, fresh: bool = False, *, ducd: bool = False
+) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for."""
     check(config)
+    if config.ducd.enabled and not ducd:
+        raise ConfigError(
+            "ducd.enabled is true, and the DUCD job has no single stages: use certdef run, or --ducd.enabled false"
+        )
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     data = load_data(config.data, config.seed, own_target=config.target.uri is not None)
-    stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
-    stages.check_attack_budget(config, len(data.heldout_images))
+    if ducd:
+        stages.check_pools(config, data)
+        stages.check_choice(config, data)
+        stages.check_audit(config, data)
+    else:
+        stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
+        stages.check_attack_budget(config, len(data.heldout_images))
     with torch.random.fork_rng():  # and sizes that do not fit the images
-        stages.build_denoiser(config, data.image_shape)
-        build_classifier(config.surrogate.model, data.image_shape, len(data.classes))
+        if not ducd:
+            stages.build_denoiser(config, data.image_shape)
+        build_classifier(surrogate_model(config), data.image_shape, len(data.classes))
     with locked(config.workspace):
         if fresh:
             forget(config.workspace)
@@ -134,11 +162,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def _report(job: Job, done: list[stages.Stage]) -> Summary:
+def _report(job: Job, done: list[stages.Stage], render: Callable[..., str] = page.render) -> Summary:
     summary = _summary(job, done)
     path = job.config.workspace / "report.html"
     path.write_text(
-        page.render(job.config, job.data, done, summary.bill, run_id=summary.run_id, device=str(job.device)),
+        render(job.config, job.data, done, summary.bill, run_id=summary.run_id, device=str(job.device)),
         encoding="utf-8",
     )
     job.tracker.log_files(path)

@@ -7,6 +7,9 @@ report shows. The order, and what depends on what, is in `certdef/pipeline.py`.
 from certdef.stages.attack import attack, check_attack_budget
 from certdef.stages.certificates import Condition, certify_subjects, conditions, target_draws
 from certdef.stages.denoiser import build_denoiser, pretrain_denoisers
+from certdef.stages.ducd_certificates import check_choice, choose_noise, compare_subjects
+from certdef.stages.ducd_membership import audit_membership, check_audit, train_references
+from certdef.stages.ducd_surrogates import check_pools, distil_students
 from certdef.stages.job import Job, interval
 from certdef.stages.served import register
 from certdef.stages.surrogate import distil
@@ -18,14 +21,22 @@ __all__ = [
     "Job",
     "Stage",
     "attack",
+    "audit_membership",
     "build_denoiser",
     "certify_subjects",
     "check_attack_budget",
+    "check_audit",
+    "check_choice",
+    "check_pools",
+    "choose_noise",
+    "compare_subjects",
     "conditions",
     "distil",
+    "distil_students",
     "interval",
     "open_black_box",
     "pretrain_denoisers",
     "register",
     "target_draws",
+    "train_references",
 ]
