@@ -32,8 +32,10 @@ BUSY_SECONDS = 60
 # A process on another host cannot be looked up: its batch is given up after this long without an answer.
 FOREIGN_LEASE_SECONDS = 3600
 KEY_BYTES = 32
-# The answer to key k of batch b is row (b << POSITION_BITS) + k.
-POSITION_BITS = 24
+# Key k of batch b is at place (b << PLACE_BITS) + k, and its answer is in row place // KEYS_A_ROW. Few keys a row
+# keep the reading of one answer short, where there are many classes; few rows a batch keep its writing short.
+PLACE_BITS = 24
+KEYS_A_ROW = 16
 
 Kept = tuple[bytes, bytes | None]  # the labels and the scores of one key, packed
 
@@ -53,7 +55,7 @@ CREATE TABLE batches (
 );
 CREATE INDEX in_flight ON batches (id) WHERE settled_at IS NULL;
 CREATE TABLE asked (batch INTEGER PRIMARY KEY, keys BLOB NOT NULL);
-CREATE TABLE answers (id INTEGER PRIMARY KEY, labels BLOB NOT NULL, scores BLOB);
+CREATE TABLE answers (id INTEGER PRIMARY KEY, keys INTEGER NOT NULL, labels BLOB NOT NULL, scores BLOB);
 CREATE TABLE tally (
     purpose TEXT, state TEXT, queries INTEGER NOT NULL, PRIMARY KEY (purpose, state)
 ) WITHOUT ROWID;
@@ -93,7 +95,7 @@ class LedgerStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock = threading.RLock()
-        self._answered: dict[bytes, int] = {}  # key -> row of its answer; true for ever once true
+        self._answered: dict[bytes, int] = {}  # key -> its place; true for ever once true
         self._unsettled: dict[int, list[bytes]] = {}  # batch -> keys that somebody is asking
         self._seen = 0  # batches up to this one are in one of the two, or were given up
         if self.path.is_dir():
@@ -178,12 +180,11 @@ class LedgerStore:
 
         lost is the number of queries, charged or not, of earlier attempts at this batch.
         """
-        first = batch.id << POSITION_BITS
+        first = (batch.id << PLACE_BITS) // KEYS_A_ROW
+        parts = (answers[start : start + KEYS_A_ROW] for start in range(0, len(answers), KEYS_A_ROW))
+        rows = [(first + row, len(part), *_join(part)) for row, part in enumerate(parts)]
         with self.transaction() as db:
-            db.executemany(
-                "INSERT INTO answers VALUES (?, ?, ?)",
-                [(first + position, *kept) for position, kept in enumerate(answers)],
-            )
+            db.executemany("INSERT INTO answers VALUES (?, ?, ?, ?)", rows)
             _close(db, batch.id, "answered", None)
             if lost:
                 self._book_lost(db, batch, lost)
@@ -292,20 +293,26 @@ class LedgerStore:
         for batch, state in fates:
             keys = self._unsettled.pop(batch)
             if state == "answered":
-                self._answered.update(zip(keys, itertools.count(batch << POSITION_BITS), strict=False))
+                self._answered.update(zip(keys, itertools.count(batch << PLACE_BITS), strict=False))
         return set(itertools.chain.from_iterable(self._unsettled.values()))
 
     def _recall(self, keys: Iterable[bytes]) -> dict[bytes, Kept]:
         """Return what is kept for those keys that are known to be answered."""
-        rows = {self._answered[key]: key for key in keys if key in self._answered}
-        if not rows:
-            return {}
-        with self.transaction("DEFERRED") as db:
-            found = db.execute(
-                "SELECT id, labels, scores FROM answers WHERE id IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(rows)),),
-            )
-            return {rows[row]: (labels, scores) for row, labels, scores in found}
+        wanted: dict[int, list[tuple[int, bytes]]] = {}
+        for key in keys:
+            if (place := self._answered.get(key)) is not None:
+                wanted.setdefault(place // KEYS_A_ROW, []).append((place % KEYS_A_ROW, key))
+        found: dict[bytes, Kept] = {}
+        if wanted:
+            with self.transaction("DEFERRED") as db:
+                rows = db.execute(
+                    "SELECT * FROM answers WHERE id IN (SELECT value FROM json_each(?))",
+                    (json.dumps(list(wanted)),),
+                )
+                for row, count, labels, scores in rows:
+                    for position, key in wanted[row]:
+                        found[key] = (_share(labels, position, count), _share(scores, position, count))
+        return found
 
     def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, asked: int) -> None:
         tally = self._tally(db)
@@ -419,12 +426,24 @@ def pack(answers: Answers, counts: Sequence[int], num_classes: int, *, scores: b
 
 def unpack(kept: Sequence[Kept], num_classes: int) -> Answers:
     """Return kept answers, one group after the other; scores where every group has them."""
-    labels = np.frombuffer(b"".join(labels for labels, _ in kept), label_type(num_classes)).astype(np.int64)
+    labels, scores = _join(kept)
+    classes = np.frombuffer(labels, label_type(num_classes)).astype(np.int64)
+    if scores is None:
+        return Answers(classes)
+    return Answers(classes, np.frombuffer(scores, "<f4").astype(np.float32).reshape(len(classes), -1))
+
+
+def _join(kept: Sequence[Kept]) -> Kept:
     tables = [scores for _, scores in kept if scores is not None]
-    if len(tables) < len(kept):
-        return Answers(labels)
-    scores = np.frombuffer(b"".join(tables), "<f4").astype(np.float32)
-    return Answers(labels, scores.reshape(len(labels), -1))
+    return b"".join(labels for labels, _ in kept), b"".join(tables) if len(tables) == len(kept) else None
+
+
+def _share(blob: bytes | None, position: int, count: int) -> bytes | None:
+    """Return what belongs to one of `count` keys."""
+    if blob is None:
+        return None
+    size = len(blob) // count
+    return blob[size * position : size * (position + 1)]
 
 
 def label_type(num_classes: int) -> np.dtype:
