@@ -107,7 +107,7 @@ class SurrogateConfig:
     """The white-box stand-in, distilled from the target's answers alone.
 
     Args:
-        model: cnn, mlp, or any timm model name.
+        model: cnn, mlp, nim (the pre-trained denoiser's encoder with a linear head), or any timm model name.
         epochs: Passes over the answered images.
         batch_size: Images a step.
         query_batch: Images a query batch.
@@ -115,6 +115,21 @@ class SurrogateConfig:
         weight_decay: Weight decay of AdamW.
         shift: Random shifts of the training images by up to this many pixels.
         noise_255: Upper end of the uniform sigma (8-bit levels) of the noise on training images; 0 is off.
+        loss: auto, or what suits the answers: l1, soft_cross_entropy, kl, cross_entropy, partial.
+        strategy: Which images are asked about: random, kcenter, margin, entropy, dfal, kcenter_margin, margin_kcenter or
+            dfal_kcenter.
+        rounds: Rounds of a strategy other than random; the student is trained between them.
+        start: Share of the budget in the first round, which is random.
+        round_epochs: Passes between rounds; unset, as many as at the end.
+        features: What k-center measures distances in: student, or nim (the pre-trained denoiser's encoder).
+        erase: Side in pixels of a square blanked at random in training images.
+        ema: Decay of averaged weights, e.g. 0.99; unset, none.
+        validation: Share of the answers held out to measure agreement.
+        patience: Epochs without a better held-out agreement after which training stops.
+        precision: float32, bfloat16, or on CUDA float16.
+        unlabelled_weight: Weight of pool images that were not asked about, taught by the averaged student; 0 is off.
+        unlabelled_ratio: How many of them for each answered image.
+        confidence: Least probability of the teacher's top class for one of them to count.
     """
 
     model: str = "mlp"
@@ -125,6 +140,20 @@ class SurrogateConfig:
     weight_decay: float = 0.01
     shift: int = 0
     noise_255: float = 75.0
+    loss: str = "auto"
+    strategy: str = "random"
+    rounds: int = 5
+    start: float = 0.2
+    round_epochs: int | None = None
+    features: str = "student"
+    erase: int = 0
+    ema: float | None = None
+    validation: float | None = None
+    patience: int | None = None
+    precision: str = "float32"
+    unlabelled_weight: float = 0.0
+    unlabelled_ratio: int = 4
+    confidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -438,6 +467,12 @@ def check(config: RunConfig) -> None:
             "nim.width must be a multiple of it",
         ),
         ("surrogate.epochs", config.surrogate.epochs, config.surrogate.epochs >= 1, "use at least 1"),
+        (
+            "surrogate.features",
+            config.surrogate.features,
+            config.surrogate.features in ("student", "nim"),
+            "use student or nim",
+        ),
         ("seed", config.seed, 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"),
     ]
     rules += [

@@ -132,6 +132,8 @@ def open_job(
         if not ducd:
             stages.build_denoiser(config, data.image_shape)
         build_classifier(surrogate_model(config), data.image_shape, len(data.classes))
+    stages.recipe_of(config.surrogate)
+    stages.selection_of(config.surrogate)
     with locked(config.workspace):
         if fresh:
             forget(config.workspace)

@@ -8,10 +8,12 @@ from surrogates.targets import Answers
 
 _FIRST_IS_AUTO = {
     "labels": ("cross_entropy",),
-    "probabilities": ("soft_cross_entropy", "kl", "cross_entropy"),
+    "probabilities": ("soft_cross_entropy", "kl", "l1", "cross_entropy"),
     "logits": ("l1", "soft_cross_entropy", "kl", "cross_entropy"),
     "top_k": ("partial", "cross_entropy"),
 }
+# A probability of 0 was rounded to it; its logarithm must not rule the L1 distance.
+SMALLEST_PROBABILITY = 1e-6
 LOSSES = ("l1", "soft_cross_entropy", "kl", "cross_entropy", "partial")
 
 
@@ -31,6 +33,11 @@ def goals_of(answers: Answers, loss: str, output_kind: str) -> torch.Tensor:
     if loss == "cross_entropy":
         return torch.from_numpy(answers.labels)
     scores = torch.from_numpy(answers.scores)
+    if (
+        loss == "l1" and output_kind == "probabilities"
+    ):  # logits up to a constant, which is chosen to centre them
+        scores = scores.clamp_min(SMALLEST_PROBABILITY).log()
+        return scores - scores.mean(dim=1, keepdim=True)
     if loss == "l1":
         return scores
     if output_kind == "logits":

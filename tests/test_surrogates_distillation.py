@@ -18,6 +18,7 @@ from torch import nn
 from surrogates import (
     BudgetExceeded,
     QueryLedger,
+    Recipe,
     Surrogate,
     SurrogateError,
     TrainingCheckpoint,
@@ -26,7 +27,6 @@ from surrogates import (
     open_target,
 )
 from surrogates.augmentation import shifted
-from surrogates.selection import select_random
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -303,21 +303,8 @@ def test_shifts_stay_in_reach() -> None:
     assert torch.equal(shifted(images, 0, torch.Generator()), images)
 
 
-def test_random_selection_is_uniform_without_repeats() -> None:
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(10)
-    for _ in range(2000):
-        chosen = select_random(10, 3, generator)
-        assert len(set(chosen.tolist())) == 3
-        counts[chosen] += 1
-    # Each index is a Binomial(2000, 0.3): five standard deviations are 102.
-    assert (counts - 600).abs().max() < 102
-    with pytest.raises(SurrogateError, match=r"count must be in \[1, 10\].*got 11"):
-        select_random(10, 11, generator)
-
-
 def test_no_argument_takes_true_labels() -> None:
-    names = set(inspect.signature(distill).parameters)
+    names = set(inspect.signature(distill).parameters) | set(inspect.signature(Recipe).parameters)
     assert not names & {"labels", "y", "targets", "classes"}
 
 
@@ -334,6 +321,20 @@ def test_no_argument_takes_true_labels() -> None:
         ({"loss": "mse"}, "got 'mse'"),
         ({"shift": 8}, r"shift must be in \[0, 8\) pixels, got 8"),
         ({"validation": 1.0}, "got 1.0: try 0.1"),
+        ({"selection": "kcentre"}, "strategy must be one of random, kcenter, .*, got 'kcentre'"),
+        (
+            {"selection": "margin", "validation": 0.3},
+            "validation holds out 30 answers of a first round of 20: lower it, or raise the start",
+        ),
+        ({"erase": 8}, r"erase must be in \[0, 8\) pixels, got 8"),
+        ({"ema": 1.0}, r"ema must be a decay in \(0, 1\), got 1.0: try 0.99"),
+        ({"patience": 3}, "patience needs held-out answers: set validation, e.g. 0.1"),
+        ({"patience": 0, "validation": 0.1}, "patience must be a positive integer, got 0"),
+        ({"unlabelled_weight": 1.0}, "unlabelled_weight needs averaged weights as the teacher: set ema"),
+        ({"unlabelled_weight": -1.0}, "unlabelled_weight must be 0 or more, got -1.0"),
+        ({"confidence": 1.0}, r"confidence must be in \[0, 1\), got 1.0: try 0.8"),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16, float16, got 'half'"),
+        ({"precision": "float16"}, "precision float16 needs a CUDA device, got cpu: use bfloat16"),
         (
             {"student": nn.Sequential(nn.Flatten(), nn.Linear(64, 9))},
             r"expected \(1, 10\): give it 10 outputs",

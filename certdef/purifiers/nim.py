@@ -11,6 +11,7 @@ un-noised input, which lets an attack through and voids any certificate.)
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,23 @@ class NIM(nn.Module):
 
     def forward(self, noisy: Tensor) -> Tensor:
         return self.reconstruct(noisy).clamp(0, 1)
+
+
+class NIMClassifier(nn.Module):
+    """A NIM's encoder, copied, with a linear head: (N, C, H, W) in [0, 1] -> logits (N, K)."""
+
+    def __init__(self, nim: NIM, num_classes: int):
+        super().__init__()
+        self.embed, self.encoder = copy.deepcopy(nim.embed), copy.deepcopy(nim.encoder)
+        self.register_buffer("position", nim.position.clone(), persistent=False)
+        self.head = nn.Linear(nim.shape.width, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The mean over all patches, (N, width)."""
+        return self.encoder(self.embed(images - 0.5) + self.position).mean(dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
 
 
 class DeCubed(nn.Module):

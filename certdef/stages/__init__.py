@@ -12,7 +12,7 @@ from certdef.stages.ducd_membership import audit_membership, check_audit, train_
 from certdef.stages.ducd_surrogates import check_pools, distil_students
 from certdef.stages.job import Job, interval
 from certdef.stages.served import register
-from certdef.stages.surrogate import distil
+from certdef.stages.surrogate import distil, recipe_of, selection_of
 from certdef.stages.target import open_black_box
 from certdef.workspace import Stage
 
@@ -36,7 +36,9 @@ __all__ = [
     "interval",
     "open_black_box",
     "pretrain_denoisers",
+    "recipe_of",
     "register",
+    "selection_of",
     "target_draws",
     "train_references",
 ]

@@ -31,20 +31,22 @@ def build_denoiser(config: RunConfig, image_shape: tuple[int, int, int]) -> NIM:
 
 def pretrain_denoisers(job: Job) -> tuple[dict[str, NIM], list[Stage]]:
     """One NIM a law, by the law's label; the first is the headline's."""
-    made = [
-        _pretrain(job, law, "" if number == 0 else f"-{law.label}")
-        for number, law in enumerate(job.config.certify.laws)
-    ]
+    made = [pretrain_denoiser(job, law) for law in job.config.certify.laws]
     return {law.label: model for law, (model, _) in zip(job.config.certify.laws, made, strict=True)}, [
         stage for _, stage in made
     ]
 
 
-def _pretrain(job: Job, law: SigmaLaw, suffix: str) -> tuple[NIM, Stage]:
+def pretrained(job: Job, law: SigmaLaw) -> NIM | None:
+    """The denoiser of a law where it is done already."""
+    stage = _stage(job, law)
+    return storage.load_model(stage.path / "model", job.device) if stage.done else None
+
+
+def pretrain_denoiser(job: Job, law: SigmaLaw) -> tuple[NIM, Stage]:
     """Pre-train under one law; an interrupted pre-training ends at the same weights."""
     config, data = job.config.nim, job.data
-    name = f"nim{suffix}"
-    stage = job.stage(name, asdict(config), asdict(law))
+    stage = _stage(job, law)
     with job.tracker.stage(stage):
         if not stage.done:
             model = job.seeded(lambda: build_denoiser(job.config, data.image_shape))
@@ -64,10 +66,15 @@ def _pretrain(job: Job, law: SigmaLaw, suffix: str) -> tuple[NIM, Stage]:
             storage.save_nim(stage.path / "model", model)
             parameters = sum(weight.numel() for weight in model.parameters())
             stage.finish({
-                "uri": serving.log_served(stage.path / "model", name, data.heldout_images[:2]),
+                "uri": serving.log_served(stage.path / "model", stage.name, data.heldout_images[:2]),
                 "parameters": parameters,
                 "params": asdict(config) | asdict(law) | {"parameters": parameters},
-                "metrics": {f"{name}/loss_last": history[-1]},
-                "series": {f"{name}/loss": history},
+                "metrics": {f"{stage.name}/loss_last": history[-1]},
+                "series": {f"{stage.name}/loss": history},
             })  # fmt: skip
     return storage.load_model(stage.path / "model", job.device), stage
+
+
+def _stage(job: Job, law: SigmaLaw) -> Stage:
+    name = "nim" if law == job.config.certify.laws[0] else f"nim-{law.label}"
+    return job.stage(name, asdict(job.config.nim), asdict(law))

@@ -38,10 +38,10 @@ class Job:
         """The folder of a stage whose result depends on these values and on the job's own."""
         return Stage(self.config.workspace, name, *self.base, *depends_on)
 
-    def seeded(self, build: Callable[[], nn.Module]) -> nn.Module:
+    def seeded(self, build: Callable[[], nn.Module], seed: int | None = None) -> nn.Module:
         """Build a module whose weights depend on the seed alone; the global generator is left as it was."""
         with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed)
+            torch.manual_seed(self.config.seed if seed is None else seed)
             return build()
 
 

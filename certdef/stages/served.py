@@ -7,6 +7,7 @@ from dataclasses import asdict
 from torch import nn
 
 from certdef import serving, storage
+from certdef.models import surrogate_model
 from certdef.purifiers.nim import NIM
 from certdef.stages.job import Job
 from certdef.workspace import Stage
@@ -22,7 +23,7 @@ def register(
     with job.tracker.stage(stage):
         if not stage.done:
             spec = {
-                "model": job.config.surrogate.model,
+                "model": surrogate_model(job.config),
                 "nim": asdict(denoiser.shape),
                 "image_shape": list(data.image_shape),
                 "num_classes": num_classes,

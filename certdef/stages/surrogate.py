@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import scipy.stats
+import torch
 from torch import nn
 
 import certify
 import surrogates
 from certdef import serving, storage
-from certdef.models import build_classifier
+from certdef.config import ConfigError, SurrogateConfig
+from certdef.models import build_classifier, surrogate_model
 from certdef.noise_laws import noise_law
+from certdef.purifiers.nim import NIM, NIMClassifier
+from certdef.stages.denoiser import pretrain_denoiser
 from certdef.stages.job import Job
 from certdef.workspace import Stage
 
@@ -20,29 +26,25 @@ def distil(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage]:
     """Pay for answers within the training budget, train on them, and measure how often the two agree."""
     config, data = job.config.surrogate, job.data
     law = job.config.certify.laws[0]
-    stage = job.stage("surrogate", asdict(config), job.config.ledger.training, target.identity, asdict(law))
+    nim = encoder_for(job, config)
+    needs_nim = [] if nim is None else [asdict(job.config.nim)]
+    stage = job.stage(
+        "surrogate", asdict(config), job.config.ledger.training, target.identity, asdict(law), *needs_nim
+    )
     with job.tracker.stage(stage):
         if not stage.done:
-            model = job.seeded(lambda: build_classifier(config.model, data.image_shape, target.num_classes))
-            surrogate = surrogates.distill(
-                job.ledger.attach(target),
-                data.pool,
-                model,
+            surrogate = train_surrogate(
+                job,
+                target,
+                config,
                 budget=job.config.ledger.training,
-                query_batch=config.query_batch,
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                weight_decay=config.weight_decay,
-                shift=config.shift,
-                noise=_augmentation(config.noise_255 / 255),
                 seed=job.config.seed,
-                device=job.device,
+                nim=nim,
                 checkpoint=stage.path / "checkpoint.pt",
-                progress=job.progress,
             )
+            name = surrogate_model(job.config)
             storage.save_classifier(
-                stage.path / "model", model, config.model, data.image_shape, target.num_classes
+                stage.path / "model", surrogate.model, name, data.image_shape, target.num_classes
             )
             asked = job.ledger.attach(target, purpose="evaluation")
             agreement = {
@@ -53,11 +55,13 @@ def distil(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage]:
             }
             uri = serving.log_served(stage.path / "model", "surrogate", data.heldout_images[:2])
             metrics = {"surrogate/queries": surrogate.queries}
-            for name, found in agreement.items():
+            if surrogate.held_out_agreement is not None:
+                metrics["surrogate/agreement_validation"] = surrogate.held_out_agreement
+            for kind, found in agreement.items():
                 metrics |= {
-                    f"surrogate/agreement_{name}": found.agreement,
-                    f"surrogate/agreement_{name}_lower": found.lower,
-                    f"surrogate/agreement_{name}_upper": found.upper,
+                    f"surrogate/agreement_{kind}": found.agreement,
+                    f"surrogate/agreement_{kind}_lower": found.lower,
+                    f"surrogate/agreement_{kind}_upper": found.upper,
                 }
             stage.finish({
                 "uri": uri,
@@ -70,6 +74,77 @@ def distil(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage]:
                 "series": {"surrogate/loss": list(surrogate.history)},
             })  # fmt: skip
     return storage.load_model(stage.path / "model", job.device), stage
+
+
+def train_surrogate(
+    job: Job,
+    target: surrogates.Target,
+    config: SurrogateConfig,
+    *,
+    budget: int,
+    seed: int,
+    nim: NIM | None,
+    checkpoint: Path,
+) -> surrogates.Surrogate:
+    """Distil as configured, paying from the training budget of the job's ledger."""
+
+    def build() -> nn.Module:
+        model = build_classifier(surrogate_model(job.config), job.data.image_shape, target.num_classes)
+        if isinstance(model, NIMClassifier) and nim is not None:
+            model.load_state_dict(NIMClassifier(nim, target.num_classes).cpu().state_dict())
+        return model
+
+    return surrogates.distill(
+        job.ledger.attach(target),
+        job.data.pool,
+        job.seeded(build, seed),
+        budget=budget,
+        query_batch=min(config.query_batch, budget),
+        selection=selection_of(config, _encoder(nim) if config.features == "nim" else None),
+        recipe=recipe_of(config),
+        loss=config.loss,
+        seed=seed,
+        device=job.device,
+        checkpoint=checkpoint,
+        validation=config.validation,
+        progress=job.progress,
+    )
+
+
+def recipe_of(config: SurrogateConfig) -> surrogates.Recipe:
+    """The configured training; surrogates.SurrogateError names what can't be used."""
+    same = ("epochs", "batch_size", "learning_rate", "weight_decay", "shift", "erase", "ema", "patience", "precision",
+            "unlabelled_weight", "unlabelled_ratio", "confidence")  # fmt: skip
+    return surrogates.Recipe(
+        noise=_augmentation(config.noise_255 / 255), **{name: getattr(config, name) for name in same}
+    )
+
+
+def selection_of(
+    config: SurrogateConfig, features: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> surrogates.Selection:
+    """The configured selection; surrogates.SurrogateError names what can't be used."""
+    return surrogates.Selection(
+        config.strategy,
+        rounds=config.rounds,
+        start=config.start,
+        round_epochs=config.round_epochs,
+        features=features,
+    )
+
+
+def encoder_for(job: Job, config: SurrogateConfig) -> NIM | None:
+    """The headline's denoiser, pre-trained if it is not yet, where the surrogate starts from its encoder or looks with it."""
+    if config.model != "nim" and config.features != "nim":
+        return None
+    return pretrain_denoiser(job, job.config.certify.laws[0])[0]
+
+
+def _encoder(nim: NIM | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    if nim is None:
+        raise ConfigError("surrogate.features is 'nim', but there is no denoiser: use student")
+    device = next(nim.parameters()).device
+    return lambda images: nim.encode(images.to(device)).mean(dim=1)
 
 
 def _augmentation(highest_sigma: float) -> certify.NoiseLaw | None:
