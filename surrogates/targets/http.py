@@ -5,6 +5,7 @@ and 503 (taken at their word) among them, so surely nothing was charged. Or its 
 sending, another 5xx, a body cut short; the service may have done the work and charged for it.
 """
 
+import base64
 import email.utils
 import os
 import random
@@ -13,7 +14,6 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import httpx
 import tenacity
@@ -25,7 +25,7 @@ FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 JITTER = random.Random()  # needs no seed: it changes when a request is made, never what it asks
-SECRET_NAME = re.compile(r"key|token|secret|sig|passw|auth|credential", re.IGNORECASE)
+SECRET_NAME = r"key|token|secret|sig|passw|auth|credential"
 REMEDIES = {
     400: "check input_shape, layout, dtype and pixel_range",
     404: "check the address",
@@ -287,8 +287,9 @@ class HttpClient:
 
     def _hide(self, text: str) -> str:
         """Remove the token from a text of the service's own."""
-        token = os.environ.get(self.options.token_env or "", "").strip()
-        secrets = [token] + ([self._login[1]] if self._login else [])
+        secrets = [os.environ.get(self.options.token_env or "", "").strip()]
+        if self._login:
+            secrets += [self._login[1], base64.b64encode(":".join(self._login).encode()).decode()]
         for secret in filter(None, secrets):
             text = text.replace(secret, "…")
         return text
@@ -341,11 +342,8 @@ def retry_after(headers: httpx.Headers) -> float | None:
 
 def public_url(url: str) -> str:
     """Return an address without its user, password and the values of its secret parameters."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    query = urlencode([(name, "…" if SECRET_NAME.search(name) else value) for name, value in pairs], safe="…")
-    return urlunsplit((parts.scheme, host, parts.path, query, ""))
+    bare = re.sub(r"//[^/?#]*@", "//", url)
+    return re.sub(r"([?&][^=&#]*(?:" + SECRET_NAME + r")[^=&#]*=)[^&#]*", r"\1…", bare, flags=re.IGNORECASE)
 
 
 def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
@@ -359,7 +357,7 @@ def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise TargetError(f"{public_url(str(url))!r} is no address: give http(s)://host/path")
     for name in parsed.params:
-        if SECRET_NAME.search(name):
+        if re.search(SECRET_NAME, name, re.IGNORECASE):
             raise TargetError(
                 f"address {public_url(url)} carries a secret in {name!r}, which services and libraries log: "
                 "put it into an environment variable and give token_env and token_header"

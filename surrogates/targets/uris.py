@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def open_uri(uri: str, protocol: str | None, declared: Declared, options: dict[s
 def protocol_of(uri: str) -> str:
     """Return the protocol that an address stands for; TargetError where it tells none."""
     if uri.startswith(("http://", "https://")):
-        path = urlsplit(uri).path.rstrip("/")
+        path = re.split(r"[?#]", uri)[0].rstrip("/")
         if path.endswith("/invocations"):
             return "mlflow-server"
         if "/v2/models/" in path:
