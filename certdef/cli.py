@@ -40,7 +40,7 @@ OTHERS = {
 EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
     "pretrain": "certdef pretrain --nim.epochs 100",
-    "distill": "certdef distill --ledger.training 300",
+    "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3",
     "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
     "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50",
     "report": "certdef report",
@@ -111,7 +111,12 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         return 0
     from certdef import pipeline
 
-    summary = getattr(pipeline, verb)(config, progress=not namespace.quiet, fresh=namespace.fresh)
+    shown = {"progress": not namespace.quiet, "fresh": namespace.fresh}
+    if verb == "distill" and namespace.budgets:
+        tables = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
+        summary = pipeline.budgets(config, *tables, **shown)
+    else:
+        summary = getattr(pipeline, verb)(config, **shown)
     print(headline(config, summary))
     return 0
 
@@ -136,6 +141,20 @@ def build_parser(verb: str, preset: str) -> Any:
             "--fresh", action="store_true", help="Train and certify anew; paid answers are kept."
         )
         parser.add_argument("--quiet", action="store_true", help="No progress bars.")
+    if verb == "distill":
+        parser.add_argument(
+            "--budgets",
+            type=str | None,
+            default=None,
+            help="Agreement against queries: a surrogate for each of these numbers of queries, e.g. 100,300,600.",
+        )
+        parser.add_argument(
+            "--strategies",
+            type=str,
+            default="random",
+            help="With --budgets: strategies, e.g. random,kcenter.",
+        )
+        parser.add_argument("--seeds", type=int, default=1, help="With --budgets: seeds for each of them.")
     if verb == "serve":
         parser.add_argument(
             "--model",
@@ -147,6 +166,14 @@ def build_parser(verb: str, preset: str) -> Any:
         parser.add_argument("--port", type=int, default=5001, help="Port to listen on.")
     add_config_arguments(parser, preset)
     return parser
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between them; ConfigError otherwise."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"budgets is {text!r}: give numbers of queries, e.g. 100,300,600") from error
 
 
 def as_yaml(config: RunConfig) -> str:
@@ -166,6 +193,10 @@ def headline(config: RunConfig, summary: Summary) -> str:
         lines.append(
             f"surrogate   agrees with it on {_share(found['agreement_clean'])} clean, {_share(found['agreement_noisy'])} under the noise ({found['queries']} queries)"
         )
+    if "budgets" in results:
+        charged = sum(cell["charged"] for cell in results["budgets"]["cells"])
+        asked = sum(cell["queries"] for cell in results["budgets"]["cells"])
+        lines += [results["budgets"]["table"], f"budgets     {asked:,} queries by name, {charged:,} charged"]
     if "certify" in results:
         for curve in results["certify"]["curves"].values():
             if curve["headline"]:
@@ -181,6 +212,7 @@ def headline(config: RunConfig, summary: Summary) -> str:
             lines.append(
                 f"attack      PGD eps {row['eps']:g}: target {_share(row['target'])}, behind De^3 {_share(row['target_de3'])}"
             )
+    lines += _ducd_lines(results)
     if summary.bill:
         lines.append(
             "queries     "
@@ -199,6 +231,32 @@ def headline(config: RunConfig, summary: Summary) -> str:
     mlflow = "mlflow" if shutil.which("mlflow") else Path(sys.executable).with_name("mlflow")
     lines.append(f"runs        {mlflow} ui --backend-store-uri {summary.tracking_uri}")
     return "\n".join(lines)
+
+
+def _ducd_lines(results: dict[str, Any]) -> list[str]:
+    """What the DUCD job found; nothing for the main one."""
+    if "comparison" not in results:
+        return []
+    from certdef.stages.ducd_certificates import NAMES
+
+    lines, found = [], results["comparison"]
+    for overlap, each in found["agreement"].items():
+        lines.append(
+            f"surrogate   agrees with it on {_share(each['clean']['agreement'])} clean, {_share(each['noisy']['agreement'])} under the noise ({100 * float(overlap):g}% of its queries from the target's training set)"
+        )
+    lines.append(f"noise       {found['noise']}, chosen on {results['noise']['images']} other images")
+    for subject, key in found["conditions"].items():
+        curve = found["curves"][key]
+        shares = "  ".join(
+            f"r={r:g} {_share(a)}" for r, a in zip(found["radii"], curve["accuracy"], strict=True)
+        )
+        lines.append(
+            f"certified   {NAMES[subject]:<22} {shares}   ({curve['images']} images, n={curve['n']:,})"
+        )
+    for name, row in results.get("membership", {}).get("attacks", {}).items():
+        auc, low, high = row[results["membership"]["headline"]]["auc"]
+        lines.append(f"membership  {name:<22} AUC {auc:.3f} [{low:.3f}, {high:.3f}]")
+    return lines
 
 
 def _share(triple: list[float]) -> str:

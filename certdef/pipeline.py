@@ -6,7 +6,7 @@ Each verb of the command line is a function here, and each runs only what is not
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,6 +72,17 @@ def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) ->
     with open_job(config, progress, fresh) as job:
         target, target_stage = stages.open_black_box(job)
         return _summary(job, [target_stage, stages.distil(job, target)[1]])
+
+
+def budgets(
+    config: RunConfig, budgets: Sequence[int], strategies: Sequence[str] = ("random",), seeds: int = 1, *,
+    progress: bool = True, fresh: bool = False,
+) -> Summary:  # fmt: skip
+    """Distil once for every budget, strategy and seed: agreement against queries. All share the job's ledger."""
+    with open_job(config, progress, fresh) as job:
+        stages.check_budgets(config, budgets, strategies, seeds, len(job.data.pool))
+        target, target_stage = stages.open_black_box(job)
+        return _summary(job, [target_stage, stages.trace_budgets(job, target, budgets, strategies, seeds)])
 
 
 def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:

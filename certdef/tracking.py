@@ -160,6 +160,9 @@ class Tracker:
         for name, values in result.get("series", {}).items():
             for step, value in enumerate(values):
                 self.mlflow.log_metric(name, value, step=step)
+        for name, points in result.get("points", {}).items():
+            for step, value in points:
+                self.mlflow.log_metric(name, value, step=step)
         for pattern in result.get("artifacts", []):
             for path in sorted(folder.glob(pattern)):
                 where = str(path.parent.relative_to(folder))

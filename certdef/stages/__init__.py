@@ -5,6 +5,7 @@ report shows. The order, and what depends on what, is in `certdef/pipeline.py`.
 """
 
 from certdef.stages.attack import attack, check_attack_budget
+from certdef.stages.budgets import check_budgets, trace_budgets
 from certdef.stages.certificates import Condition, certify_subjects, conditions, target_draws
 from certdef.stages.denoiser import build_denoiser, pretrain_denoisers
 from certdef.stages.ducd_certificates import check_choice, choose_noise, compare_subjects
@@ -26,6 +27,7 @@ __all__ = [
     "certify_subjects",
     "check_attack_budget",
     "check_audit",
+    "check_budgets",
     "check_choice",
     "check_pools",
     "choose_noise",
@@ -40,5 +42,6 @@ __all__ = [
     "register",
     "selection_of",
     "target_draws",
+    "trace_budgets",
     "train_references",
 ]
