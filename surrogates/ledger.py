@@ -16,7 +16,8 @@ from types import TracebackType
 import numpy as np
 
 from surrogates.errors import BudgetExceeded, LedgerError, Refused
-from surrogates.ledger_store import Batch, Kept, LedgerStore, pack, unpack
+from surrogates.ledger_packing import Kept, pack, unpack
+from surrogates.ledger_store import Batch, LedgerStore
 from surrogates.targets.base import Answers, Target
 
 PURPOSES = ("training", "evaluation", "certification", "attack", "canary")

@@ -20,55 +20,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from surrogates.errors import BudgetExceeded, LedgerError
-from surrogates.targets.base import Answers
+from surrogates.ledger_packing import Kept, join, share
+from surrogates.ledger_schema import (
+    APPLICATION_ID,
+    BUSY_SECONDS,
+    KEY_BYTES,
+    KEYS_A_ROW,
+    PLACE_BITS,
+    enter_wal,
+    prepare,
+)
 
-APPLICATION_ID = 0x6C656467
-SCHEMA_VERSION = 2
-BUSY_SECONDS = 60
 # A process on another host cannot be looked up: its batch is given up after this long without an answer.
 FOREIGN_LEASE_SECONDS = 3600
-KEY_BYTES = 32
-# Key k of batch b is at place (b << PLACE_BITS) + k, and its answer is in row place // KEYS_A_ROW. Few keys a row
-# keep the reading of one answer short, where there are many classes; few rows a batch keep its writing short.
-PLACE_BITS = 24
-KEYS_A_ROW = 16
-
-Kept = tuple[bytes, bytes | None]  # the labels and the scores of one key, packed
 
 # A forked child opens its own connection and never closes its parent's: SQLite forbids both uses.
 _INHERITED: list[sqlite3.Connection] = []
-
-SCHEMA = """
-CREATE TABLE subject (identity TEXT NOT NULL, num_classes INTEGER NOT NULL);
-CREATE TABLE batches (
-    id INTEGER PRIMARY KEY,
-    purpose TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('reserved', 'sent', 'answered', 'unknown', 'refused')),
-    charged_when_sent INTEGER NOT NULL,
-    host TEXT NOT NULL, pid INTEGER NOT NULL, born REAL NOT NULL, thread INTEGER NOT NULL,
-    reserved_at REAL NOT NULL, sent_at REAL, settled_at REAL, reason TEXT
-);
-CREATE INDEX in_flight ON batches (id) WHERE settled_at IS NULL;
-CREATE TABLE asked (batch INTEGER PRIMARY KEY, keys BLOB NOT NULL);
-CREATE TABLE answers (id INTEGER PRIMARY KEY, keys INTEGER NOT NULL, labels BLOB NOT NULL, scores BLOB);
-CREATE TABLE tally (
-    purpose TEXT, state TEXT, queries INTEGER NOT NULL, PRIMARY KEY (purpose, state)
-) WITHOUT ROWID;
-CREATE TRIGGER tally_new AFTER INSERT ON batches BEGIN
-    INSERT INTO tally VALUES (NEW.purpose, NEW.state, NEW.size)
-        ON CONFLICT DO UPDATE SET queries = queries + NEW.size;
-END;
-CREATE TRIGGER tally_move AFTER UPDATE OF state ON batches BEGIN
-    UPDATE tally SET queries = queries - OLD.size WHERE purpose = OLD.purpose AND state = OLD.state;
-    INSERT INTO tally VALUES (NEW.purpose, NEW.state, NEW.size)
-        ON CONFLICT DO UPDATE SET queries = queries + NEW.size;
-END;
-"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +77,7 @@ class LedgerStore:
         self._connect()
         try:
             with self.transaction() as db:
-                self._check_schema(db)
+                prepare(db, self.path)
         except LedgerError:
             self.close()
             raise
@@ -182,7 +152,7 @@ class LedgerStore:
         """
         first = (batch.id << PLACE_BITS) // KEYS_A_ROW
         parts = (answers[start : start + KEYS_A_ROW] for start in range(0, len(answers), KEYS_A_ROW))
-        rows = [(first + row, len(part), *_join(part)) for row, part in enumerate(parts)]
+        rows = [(first + row, len(part), *join(part)) for row, part in enumerate(parts)]
         with self.transaction() as db:
             db.executemany("INSERT INTO answers VALUES (?, ?, ?, ?)", rows)
             _close(db, batch.id, "answered", None)
@@ -248,7 +218,7 @@ class LedgerStore:
                 raise LedgerError(
                     f"ledger {self.path} is a database of another program: give the path of a new file"
                 )
-            _enter_wal(self._connection)
+            enter_wal(self._connection)
         except LedgerError:
             self._connection.close()
             raise
@@ -261,19 +231,6 @@ class LedgerStore:
             ) from error
         self._pid = os.getpid()
         self._owner = (socket.gethostname(), self._pid, psutil.Process().create_time())
-
-    def _check_schema(self, db: sqlite3.Connection) -> None:
-        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            for statement in _statements(SCHEMA):
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version != SCHEMA_VERSION:
-            raise LedgerError(
-                f"ledger {self.path} has schema {version}, expected {SCHEMA_VERSION}: "
-                "use the version of this package that wrote it, or a new file"
-            )
 
     def _tally(self, db: sqlite3.Connection) -> dict[tuple[str, str], int]:
         return {(purpose, state): queries for purpose, state, queries in db.execute("SELECT * FROM tally")}
@@ -311,7 +268,7 @@ class LedgerStore:
                 )
                 for row, count, labels, scores in rows:
                     for position, key in wanted[row]:
-                        found[key] = (_share(labels, position, count), _share(scores, position, count))
+                        found[key] = (share(labels, position, count), share(scores, position, count))
         return found
 
     def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, asked: int) -> None:
@@ -408,67 +365,3 @@ def _group(keys: list[bytes], items: Mapping[bytes, int], limit: int | None) -> 
         groups[-1].append(key)
         room -= items[key]
     return groups
-
-
-def pack(answers: Answers, counts: Sequence[int], num_classes: int, *, scores: bool) -> list[Kept]:
-    """Return answers to consecutive groups of `counts` queries as the bytes that are kept."""
-    labels = answers.labels.astype(label_type(num_classes))
-    values = answers.scores.astype("<f4") if scores and answers.scores is not None else None
-    wide, whole = labels.itemsize, labels.tobytes()
-    row, table = (0, b"") if values is None else (values.itemsize * values.shape[1], values.tobytes())
-    ends = list(itertools.accumulate(counts))
-    spans = [(end - count, end) for count, end in zip(counts, ends, strict=True)]
-    return [
-        (whole[wide * start : wide * end], None if values is None else table[row * start : row * end])
-        for start, end in spans
-    ]
-
-
-def unpack(kept: Sequence[Kept], num_classes: int) -> Answers:
-    """Return kept answers, one group after the other; scores where every group has them."""
-    labels, scores = _join(kept)
-    classes = np.frombuffer(labels, label_type(num_classes)).astype(np.int64)
-    if scores is None:
-        return Answers(classes)
-    return Answers(classes, np.frombuffer(scores, "<f4").astype(np.float32).reshape(len(classes), -1))
-
-
-def _join(kept: Sequence[Kept]) -> Kept:
-    tables = [scores for _, scores in kept if scores is not None]
-    return b"".join(labels for labels, _ in kept), b"".join(tables) if len(tables) == len(kept) else None
-
-
-def _share(blob: bytes | None, position: int, count: int) -> bytes | None:
-    """Return what belongs to one of `count` keys."""
-    if blob is None:
-        return None
-    size = len(blob) // count
-    return blob[size * position : size * (position + 1)]
-
-
-def label_type(num_classes: int) -> np.dtype:
-    """Return the smallest unsigned type, little-endian, that holds every label."""
-    return np.min_scalar_type(num_classes - 1).newbyteorder("<")
-
-
-def _statements(script: str) -> Iterator[str]:
-    """Split a script into statements, keeping triggers whole (executescript would commit the transaction)."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-def _enter_wal(connection: sqlite3.Connection) -> None:
-    """Switch to WAL, waiting for processes that do the same: SQLite does not wait here by itself."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)

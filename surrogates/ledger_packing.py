@@ -1,0 +1,52 @@
+"""Answers as the bytes that a ledger keeps: labels in the smallest type that holds them, scores as float32."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from surrogates.targets.base import Answers
+
+Kept = tuple[bytes, bytes | None]  # the labels and the scores of one key
+
+
+def pack(answers: Answers, counts: Sequence[int], num_classes: int, *, scores: bool) -> list[Kept]:
+    """Return answers to consecutive groups of `counts` queries as the bytes that are kept."""
+    labels = answers.labels.astype(label_type(num_classes))
+    values = answers.scores.astype("<f4") if scores and answers.scores is not None else None
+    wide, whole = labels.itemsize, labels.tobytes()
+    row, table = (0, b"") if values is None else (values.itemsize * values.shape[1], values.tobytes())
+    ends = list(itertools.accumulate(counts))
+    spans = [(end - count, end) for count, end in zip(counts, ends, strict=True)]
+    return [
+        (whole[wide * start : wide * end], None if values is None else table[row * start : row * end])
+        for start, end in spans
+    ]
+
+
+def unpack(kept: Sequence[Kept], num_classes: int) -> Answers:
+    """Return kept answers, one group after the other; scores where every group has them."""
+    labels, scores = join(kept)
+    classes = np.frombuffer(labels, label_type(num_classes)).astype(np.int64)
+    if scores is None:
+        return Answers(classes)
+    return Answers(classes, np.frombuffer(scores, "<f4").astype(np.float32).reshape(len(classes), -1))
+
+
+def join(kept: Sequence[Kept]) -> Kept:
+    """Return the answers of several keys as those of one; scores where every key has them."""
+    tables = [scores for _, scores in kept if scores is not None]
+    return b"".join(labels for labels, _ in kept), b"".join(tables) if len(tables) == len(kept) else None
+
+
+def share(blob: bytes | None, position: int, count: int) -> bytes | None:
+    """Return what belongs to one of `count` keys."""
+    if blob is None:
+        return None
+    size = len(blob) // count
+    return blob[size * position : size * (position + 1)]
+
+
+def label_type(num_classes: int) -> np.dtype:
+    """Return the smallest unsigned type, little-endian, that holds every label."""
+    return np.min_scalar_type(num_classes - 1).newbyteorder("<")
