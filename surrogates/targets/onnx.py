@@ -33,8 +33,9 @@ class OnnxTarget(Target):
         identity: str | None = None,
         input_shape: tuple[int, int, int] | None = None,
         batch_size: int | None = None,
-        pixels: PixelFormat | None = None,
         layout: str | None = None,
+        pixel_range: tuple[float, float] | None = None,
+        quantise: int | None = None,
         output: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -63,7 +64,6 @@ class OnnxTarget(Target):
             raise TargetError(
                 f"model {path} does not tell its number of classes: give open_target(..., num_classes=...)"
             )
-        pixels = pixels or PixelFormat()
         layout = layout or layout_of(sides, input_shape)
         shape = _image_shape(sides, layout)
         super().__init__(
@@ -74,7 +74,7 @@ class OnnxTarget(Target):
             input_shape=input_shape or shape,
             num_features=sides[1] if len(sides) == 2 and sides[1] > 0 else None,
             batch_size=batch_size or (sides[0] if sides[0] > 0 else None),
-            pixels=PixelFormat(layout, PIXEL_TYPES[inputs[0].type], pixels.pixel_range, pixels.quantise),
+            pixels=PixelFormat(layout, PIXEL_TYPES[inputs[0].type], pixel_range, quantise),
         )
 
     def _choose(self, path: Any, name: str | None, kind: str | None) -> Any:

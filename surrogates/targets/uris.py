@@ -116,8 +116,9 @@ def _open_onnx(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         identity=declared.identity,
         input_shape=declared.input_shape,
         batch_size=declared.batch_size,
-        pixels=declared.pixels,
         layout=declared.layout,
+        pixel_range=declared.pixel_range,
+        quantise=declared.quantise,
         **options,
     )
 
