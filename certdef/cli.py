@@ -36,6 +36,7 @@ OTHERS = {
     "serve": "serve the registered certified classifier with MLflow's scoring server",
     "doctor": "versions, devices, tracking store, and what is missing",
     "cite": "the papers behind the options of a run",
+    "ledger": "the bill of a ledger's file: queries by purpose, what they may cost, and their export",
 }
 EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
@@ -47,6 +48,7 @@ EXAMPLES = {
     "serve": 'certdef serve --port 5001\n  curl -d \'{"inputs": [...], "params": {"n": 2000}}\' -H \'Content-Type: application/json\' http://127.0.0.1:5001/invocations',
     "doctor": "certdef doctor",
     "cite": "certdef cite --preset fashion-mnist",
+    "ledger": "certdef ledger runs/digits/ledger.db\n  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet",
 }
 
 
@@ -81,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
+    if verb == "ledger":
+        return _ledger(arguments)
     parser = build_parser(verb, preset_of(arguments))
     if any(argument in ("-h", "--help") for argument in arguments):
         parser.print_help()
@@ -118,6 +122,43 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     else:
         summary = getattr(pipeline, verb)(config, **shown)
     print(headline(config, summary))
+    return 0
+
+
+def _ledger(arguments: list[str]) -> int:
+    """Show and export a ledger: a file, not a job, so that it takes none of the job's options."""
+    from argparse import ArgumentError, ArgumentParser
+
+    text = OTHERS["ledger"]
+    parser = ArgumentParser(
+        prog="certdef ledger", exit_on_error=False, formatter_class=RawDescriptionHelpFormatter, add_help=False,
+        description=f"{text[0].upper()}{text[1:]}. The file is only read, also while a job is writing.\n\nexamples:\n  {EXAMPLES['ledger']}",
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE", nargs="?", help="A ledger, e.g. runs/digits/ledger.db.")
+    parser.add_argument("--price", type=float, metavar="USD", help="Price of 1,000 queries, for the cost.")
+    parser.add_argument("--export", metavar="OUT", help="Write every query to OUT, .parquet or .csv.")
+    parser.add_argument("--quiet", action="store_true", help="No progress bar.")
+    parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    try:
+        namespace, rest = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(f"{error}: certdef ledger --help shows the options") from error
+    if namespace.help:
+        parser.print_help()
+        return 0
+    if rest or namespace.file is None:
+        problem = f"unknown option {rest[0]!r}" if rest else "no file given"
+        raise ConfigError(f"{problem}: certdef ledger FILE [--price USD] [--export OUT]")
+    from certdef.ledger_view import render
+
+    print(render(namespace.file, namespace.price))
+    if namespace.export:
+        from tqdm import tqdm
+
+        from surrogates.ledger_export import export
+
+        rows = export(namespace.file, namespace.export, progress=None if namespace.quiet else tqdm)
+        print(f"export   {namespace.export}: {rows:,} queries")
     return 0
 
 

@@ -67,9 +67,8 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
             purpose: Account(*counts)
             for purpose, *counts in db.execute(
                 "SELECT purpose, "
-                "sum(size) FILTER (WHERE state = 'answered'), sum(size) FILTER (WHERE state = 'unknown'), "
-                "sum(size) FILTER (WHERE state IN ('reserved', 'sent')), "
-                "sum(size) FILTER (WHERE state = 'refused'), "
+                "sum(size * (state = 'answered')), sum(size * (state = 'unknown')), "
+                "sum(size * (state IN ('reserved', 'sent'))), sum(size * (state = 'refused')), "
                 "min(reserved_at), max(coalesce(settled_at, sent_at, reserved_at)) "
                 "FROM batches GROUP BY purpose ORDER BY min(id)"
             )
