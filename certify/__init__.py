@@ -11,6 +11,9 @@ bounds         exact binomial bounds
 two_sided      bounds of the runner-up too; top-k
 soft           certified scores instead of votes
 sequential     stop drawing as soon as the answer is known
+guided         a test that pays for few votes, with a surrogate as guide
+calibration    what the guide's confidence says about the target's votes
+guide          certify one image or a set with a guide, with or without a budget
 votes          the vote engine
 smoothing      SmoothedClassifier, certify_votes, Certificate
 records        append-only per-image records, resumable
@@ -21,7 +24,9 @@ parallel       many workers, the same votes
 
 from certify import curves
 from certify.bounds import binomial_interval, binomial_lower_bound, binomial_upper_bound
+from certify.calibration import Calibration
 from certify.errors import CertifyError
+from certify.guide import Guide, certify_guided
 from certify.inclusion import Inclusion
 from certify.noise import Gaussian, Laplace, NoiseLaw, Uniform, UniformLinf
 from certify.numerical import IID, generalised_normal
@@ -40,10 +45,12 @@ from certify.two_sided import top_k_radius
 __all__ = [
     "ABSTAIN",
     "IID",
+    "Calibration",
     "Certificate",
     "CertifyError",
     "Gaussian",
     "GaussianScaleMixture",
+    "Guide",
     "Inclusion",
     "Laplace",
     "NoiseChoice",
@@ -55,6 +62,7 @@ __all__ = [
     "binomial_interval",
     "binomial_lower_bound",
     "binomial_upper_bound",
+    "certify_guided",
     "certify_parallel",
     "certify_splitting",
     "certify_stratified",

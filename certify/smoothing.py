@@ -8,7 +8,7 @@ bounded from below by votes, with an error probability of at most alpha over the
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from certify.votes import (
     count_votes,
     resolve_device,
 )
+
+if TYPE_CHECKING:
+    from certify.guide import Guide
 
 ABSTAIN = -1
 
@@ -107,7 +110,7 @@ def _certificate(
 
 
 def certify_votes(
-    draw: Callable[[int], ArrayLike],
+    draw: Callable[[Any], ArrayLike],
     noise: NoiseLaw,
     num_classes: int,
     *,
@@ -117,6 +120,7 @@ def certify_votes(
     method: str = "fixed",
     radii: Sequence[float] | None = None,
     subject: str = "callable",
+    guide: "Guide | None" = None,
 ) -> Certificate:
     """Certify one image from votes alone.
 
@@ -124,9 +128,21 @@ def certify_votes(
     independent draw of ``noise``; it is called once for the selection (n0), then for the estimation: once (n)
     by "fixed" and "two_sided" (Gaussian, Laplace: bounds the runner-up too), and by "sequential" and
     "group_sequential" look after look until every one of ``radii`` (default: 0, 0.25, 0.5, ...) is claimed,
-    given up or out of reach of n draws. Raises CertifyError for bad arguments before the first draw, and for
-    bad labels.
+    given up or out of reach of n draws.
+
+    With a ``guide``, a surrogate whose answers are free, ``draw(inputs)`` labels the inputs that it is given,
+    out of those that the guide proposed; the guide names the class (no n0) and picks one of ``radii`` to
+    test, by at most n paid votes; ``method`` is "guided" and stays at its default. Raises CertifyError for
+    bad arguments before the first draw, and for bad labels.
     """
+    if guide is not None:
+        from certify.guide import certify_with_guide
+
+        check_count("num_classes", num_classes, 2)
+        if method != "fixed":
+            raise CertifyError(f"method is not used with a guide, got {method!r}: leave it out")
+        settings = {"radii": radii, "n": n, "alpha": check_alpha(alpha), "subject": subject}
+        return certify_with_guide(draw, guide, noise, num_classes, **settings)
     alpha, plan = _check_plan(num_classes, noise, n0, n, alpha, method, radii)
     selection = _count_drawn(draw, n0, num_classes)
     if plan is None:
