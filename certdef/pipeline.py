@@ -82,7 +82,9 @@ def budgets(
     with open_job(config, progress, fresh) as job:
         stages.check_budgets(config, budgets, strategies, seeds, len(job.data.pool))
         target, target_stage = stages.open_black_box(job)
-        return _summary(job, [target_stage, stages.trace_budgets(job, target, budgets, strategies, seeds)])
+        stage = stages.trace_budgets(job, target, budgets, strategies, seeds)
+        summary = _summary(job, [target_stage, stage])
+        return replace(summary, results={"target": target_stage.result, "budgets": stage.result})
 
 
 def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:

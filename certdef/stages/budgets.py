@@ -18,7 +18,7 @@ from certdef.purifiers.nim import NIM
 from certdef.stages.denoiser import pretrained
 from certdef.stages.job import Job
 from certdef.stages.surrogate import encoder_for, selection_of, train_surrogate
-from certdef.workspace import Stage, write_json
+from certdef.workspace import Stage, fingerprint, write_json
 
 
 def check_budgets(
@@ -58,7 +58,10 @@ def trace_budgets(
     needs_nim = [] if nim is None and denoiser is None else [asdict(job.config.nim), denoiser is not None]
     settings = [asdict(replace(config, strategy="random")), target.identity, asdict(law), *needs_nim]
     cells_stage = job.stage("budget-cells", *settings)  # a larger table finds the cells of a smaller one
-    stage = job.stage("budgets", *settings, list(budgets), list(strategies), seeds)
+    table = [sorted(budgets), list(strategies), seeds]
+    stage = job.stage(
+        f"budgets-{fingerprint(*table)[:6]}", *settings, *table
+    )  # each table has a run of its own
     with job.tracker.stage(stage):
         if not stage.done:
             wanted = [
@@ -78,7 +81,7 @@ def trace_budgets(
                 "cells": budget_curves.plain(cells),
                 "table": budget_curves.as_markdown(cells),
                 "params": asdict(config) | {
-                    "budgets": list(budgets), "strategies": list(strategies), "seeds": seeds,
+                    "budgets": table[0], "strategies": list(strategies), "seeds": seeds,
                 },
                 "metrics": {
                     "budgets/queries_nominal": sum(cell.queries for cell in cells),
