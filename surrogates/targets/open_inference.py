@@ -73,9 +73,13 @@ class OpenInference:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server tells about a model: its input, the output to read, and whether it takes binary tensors."""
+    """What a server tells about a model: its input, the output to read, and whether it takes binary tensors.
+
+    name is its address with the version, where the server tells that it has only one.
+    """
 
     url: str
+    name: str
     input: dict[str, Any]
     output: dict[str, Any] | None
     binary: bool
@@ -97,9 +101,12 @@ def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
     if len(inputs) > 1:
         names = [tensor["name"] for tensor in inputs]
         raise TargetError(f"model {url} takes inputs {names}, expected 1: open a function that calls it")
+    versions = model.get("versions") if isinstance(model, dict) else None
+    single = isinstance(versions, list) and len(versions) == 1 and match.group(2) is None
     extensions = server.get("extensions") if isinstance(server, dict) else None
     return ModelMetadata(
         url=f"{url}/infer",
+        name=f"{url}/versions/{versions[0]}" if single else url,
         input=inputs[0] if inputs else DEFAULT_INPUT,
         output=_choose(outputs, output, url),
         binary="binary_tensor_data" in (extensions or []),

@@ -168,7 +168,7 @@ def _open_open_inference(uri: str, declared: Declared, options: dict[str, Any]) 
         None if model.output is None else model.output["name"],
         model.binary if binary is None else bool(binary),
     )
-    name = model.url.removesuffix("/infer") + (f"#{output}" if output else "")
+    name = model.name + (f"#{output}" if output else "")
     return _target(
         wire,
         client,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Apart from ours: MLServer pins an old FastAPI.
-MLSERVER = ("mlserver==1.7.1", "mlserver-sklearn==1.7.1", "scikit-learn==1.9.1", "tritonclient==2.73.0")
+# In environments of their own: MLServer pins an old FastAPI, PyTriton an old numpy.
+MLSERVER = ("mlserver==1.7.1", "mlserver-sklearn==1.7.1", "scikit-learn==1.9.1")
+TRITON = ("nvidia-pytriton==0.7.0",)
 
 
 def free_port() -> int:
@@ -82,30 +84,57 @@ def mlserver(models: Path, folder: Path) -> Iterator[str]:
     settings |= {"parallel_workers": 0, "debug": False}
     (models / "settings.json").write_text(json.dumps(settings))
     address = f"http://127.0.0.1:{http}"
-    command = [str(mlserver_python().parent / "mlserver"), "start", str(models)]
+    python = environment("mlserver", MLSERVER)
+    command = [str(python.parent / "mlserver"), "start", str(models)]
     with running(command, f"{address}/v2/health/ready", folder / "mlserver.log"):
         yield address
 
 
-def mlserver_python() -> Path:
-    """Return the python of MLServer's own environment: $CERTDEF_MLSERVER_PYTHON, else one made in .cache.
+@contextmanager
+def triton(models: Path, folder: Path) -> Iterator[str]:
+    """Yield the address of NVIDIA's Triton Inference Server, which the PyTriton wheel brings, on the CPU.
+
+    Its Python backend gets the packages of its environment in the variable TRITON_PACKAGES.
+    """
+    python = environment("triton", TRITON)
+    packages = (
+        python.parents[1] / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    )
+    server = packages / "pytriton" / "tritonserver"
+    backends = folder / "backends"
+    shutil.copytree(server / "backends", backends)
+    stub = server / "python_backend_stubs" / f"{sys.version_info[0]}.{sys.version_info[1]}"
+    shutil.copy(stub / "triton_python_backend_stub", backends / "python")
+    port = free_port()
+    command = [str(server / "bin" / "tritonserver"), f"--model-repository={models}"]
+    command += [f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={port}"]
+    command += ["--allow-grpc=false", "--allow-metrics=false"]
+    address = f"http://127.0.0.1:{port}"
+    variables = {"TRITON_PACKAGES": str(packages)}
+    with running(command, f"{address}/v2/health/ready", folder / "triton.log", variables):
+        yield address
+
+
+def environment(name: str, packages: Sequence[str]) -> Path:
+    """Return the python of a server's own environment: $CERTDEF_<NAME>_PYTHON, else one made in .cache.
 
     Skips where pip cannot reach a registry; in CI that fails.
     """
-    if given := os.environ.get("CERTDEF_MLSERVER_PYTHON"):
+    variable = f"CERTDEF_{name.upper()}_PYTHON"
+    if given := os.environ.get(variable):
         return Path(given)
-    digest = hashlib.sha256(repr((MLSERVER, sys.version_info[:2])).encode()).hexdigest()[:8]
-    folder = ROOT / ".cache" / f"mlserver-{digest}"
+    digest = hashlib.sha256(repr((packages, sys.version_info[:2])).encode()).hexdigest()[:8]
+    folder = ROOT / ".cache" / f"{name}-{digest}"
     python = folder / "bin" / "python"
     ready = folder / ".ready"
     if not ready.exists():
         venv.create(folder, with_pip=True, clear=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *MLSERVER]
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
         done = subprocess.run(install, capture_output=True, text=True, timeout=1200)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
             if os.environ.get("CI"):
-                pytest.fail(f"MLServer cannot be installed: {reason}")
-            pytest.skip(f"MLServer cannot be installed ({reason}): set CERTDEF_MLSERVER_PYTHON")
+                pytest.fail(f"{name} cannot be installed: {reason}")
+            pytest.skip(f"{name} cannot be installed ({reason}): set {variable}")
         ready.touch()
     return python
