@@ -276,11 +276,12 @@ class PaidTarget(Target):
 
     def _check_overspent(self, lost: int) -> None:
         """Stop a query whose repeated attempts may have used up what its other batches had reserved."""
-        charge = self.ledger.bill()[self.purpose]
-        if charge.largest > charge.budget:
+        budget = self.ledger.budget[self.purpose]
+        spent, in_flight = self.ledger._store.charged(self.purpose)
+        if spent + in_flight > budget:
             raise BudgetExceeded(
-                f"{self.purpose} budget is {charge.budget} queries, {charge.spent} spent now that {lost} were lost "
-                f"on the way and asked again: raise ledger.{self.purpose} to at least {charge.largest}"
+                f"{self.purpose} budget is {budget} queries, {spent} spent now that {lost} were lost on the way "
+                f"and asked again: raise ledger.{self.purpose} to at least {spent + in_flight}"
             )
 
 

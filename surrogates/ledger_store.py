@@ -111,6 +111,11 @@ class LedgerStore:
             self._settle_stale(db)
             return self._tally(db)
 
+    def charged(self, purpose: str) -> tuple[int, int]:
+        """Return the queries of a purpose that are spent and in flight, settling nothing: a caller may be asking."""
+        with self.transaction("DEFERRED") as db:
+            return _charged(self._tally(db), purpose)
+
     def plan(
         self,
         items: Mapping[bytes, int],
@@ -272,9 +277,7 @@ class LedgerStore:
         return found
 
     def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, asked: int) -> None:
-        tally = self._tally(db)
-        spent = tally.get((purpose, "answered"), 0) + tally.get((purpose, "unknown"), 0)
-        in_flight = tally.get((purpose, "reserved"), 0) + tally.get((purpose, "sent"), 0)
+        spent, in_flight = _charged(self._tally(db), purpose)
         if spent + in_flight + asked > budget:
             flying = f" and {in_flight} in flight" if in_flight else ""
             raise BudgetExceeded(
@@ -337,6 +340,14 @@ class LedgerStore:
             return True
         except psutil.AccessDenied:
             return False
+
+
+def _charged(tally: Mapping[tuple[str, str], int], purpose: str) -> tuple[int, int]:
+    spent, in_flight = (
+        sum(tally.get((purpose, state), 0) for state in states)
+        for states in (("answered", "unknown"), ("reserved", "sent"))
+    )
+    return spent, in_flight
 
 
 def _mark_sent(db: sqlite3.Connection, batch: Batch) -> None:

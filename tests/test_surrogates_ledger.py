@@ -19,8 +19,17 @@ import numpy as np
 import pytest
 import torch
 
-from surrogates import BudgetExceeded, LedgerError, QueryLedger, SurrogateError, TargetError, open_target
-from surrogates.targets.base import Target
+from surrogates import (
+    BudgetExceeded,
+    LedgerError,
+    QueryLedger,
+    Refused,
+    SurrogateError,
+    TargetError,
+    open_target,
+)
+from surrogates.ledger_reader import read_statement
+from surrogates.targets.base import Answers, Target
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -242,6 +251,135 @@ def test_a_query_without_an_answer(path: Path, failure: Any, message: str, remot
         service.failure = None
         target.query(pool(3))
         assert ledger.bill()["training"].spent == (6 if remote else 3)
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_refused_query_is_never_charged(path: Path, remote: bool) -> None:
+    service = Service()
+    with QueryLedger(path, 10) as ledger:
+        target = ledger.attach(opened(service, remote=remote, batch_size=4))
+        service.failure = Refused("too many requests")
+        for _ in range(3):
+            with pytest.raises(Refused):
+                target.query(pool(10))
+        charge = ledger.bill()["training"]
+        assert (charge.spent, charge.largest, charge.refused) == (0, 0, 30)
+        service.failure = None
+        target.query(pool(10))
+        charge = ledger.bill()["training"]
+        assert (charge.answered, charge.smallest, charge.largest) == (10, 10, 10)
+
+
+class Lossy(Target):
+    """A service that repeats lost attempts by itself, and says how many queries they were."""
+
+    def __init__(self, lost: int, error: TargetError | None = None) -> None:
+        super().__init__("box", CLASSES, "probabilities", charged_when_sent=True, batch_size=4)
+        self.service, self.lost, self.error = Service(), lost, error
+
+    def _answer(self, pixels: np.ndarray) -> Answers:
+        if self.error is not None:
+            self.error.lost = self.lost
+            raise self.error
+        scores = self.service(pixels)
+        return Answers(scores.argmax(axis=1).astype(np.int64), scores, lost=self.lost)
+
+
+def test_lost_attempts_are_charged_as_unknown(path: Path) -> None:
+    with QueryLedger(path, 100) as ledger:
+        target = ledger.attach(Lossy(4))
+        assert target.query(pool(8)).labels.tolist() == [number % CLASSES for number in range(8)]
+        charge = ledger.bill()["training"]
+        assert (charge.answered, charge.unknown, charge.in_flight) == (8, 8, 0)
+        assert (charge.smallest, charge.largest, charge.remaining) == (8, 16, 84)
+        target.query(pool(8))
+        assert ledger.bill()["training"].spent == 16
+
+
+@pytest.mark.parametrize(
+    ("error", "unknown", "refused"), [(TargetError("timeout"), 4 + 8, 6), (Refused("busy"), 8, 10)]
+)
+def test_lost_attempts_of_a_failure_are_charged_too(
+    path: Path, error: TargetError, unknown: int, refused: int
+) -> None:
+    with QueryLedger(path, 100) as ledger:
+        with pytest.raises(type(error)):
+            ledger.attach(Lossy(8, error)).query(pool(10))
+        charge = ledger.bill()["training"]
+        assert (charge.answered, charge.unknown, charge.refused, charge.in_flight) == (0, unknown, refused, 0)
+
+
+def test_a_query_that_lost_its_budget_on_the_way_stops(path: Path) -> None:
+    lossy = Lossy(4)
+    with QueryLedger(path, 13) as ledger:
+        target = ledger.attach(lossy)
+        with pytest.raises(BudgetExceeded, match=r"13 queries, 8 spent now that 4 were lost .* at least 16"):
+            target.query(pool(12))
+        assert lossy.service.served == [0, 1, 2, 3]
+        charge = ledger.bill()["training"]
+        assert (charge.answered, charge.unknown, charge.refused, charge.in_flight) == (4, 4, 8, 0)
+        assert target.query(pool(4)).labels.tolist() == [0, 1, 2, 3]  # and what was paid is kept
+    with QueryLedger(path, 9) as ledger:  # the last attempts of all can pass the budget, and are told
+        ledger.attach(Lossy(4)).query(pool(1, first=50))
+        charge = ledger.bill()["training"]
+        assert (charge.largest, charge.remaining) == (13, 0)
+        with pytest.raises(BudgetExceeded):
+            ledger.attach(lossy).query(pool(1, first=60))
+
+
+def test_canaries_are_asked_afresh(path: Path) -> None:
+    service = Service()
+    with QueryLedger(path, {"training": 10, "canary": 10}) as ledger:
+        ledger.attach(opened(service)).query(pool(3))
+        canary = ledger.attach(opened(service), purpose="canary")
+        canary.query(pool(3))
+        canary.query(pool(3))
+        ledger.attach(opened(service), purpose="canary").query(pool(3))
+        assert service.served == [0, 1, 2] * 4
+        assert ledger.bill()["canary"].answered == 9
+
+
+def test_images_that_are_prepared_otherwise_are_other_queries(path: Path) -> None:
+    service = Service()
+    with QueryLedger(path, 30) as ledger:
+        for options in ({}, {"quantise": 8}, {"quantise": 8}, {"pixel_range": (-1.0, 1.0)}):
+            ledger.attach(opened(service, **options)).query(pool(2))
+        assert len(service.served) == 6
+
+
+def test_images_of_another_shape_or_sign_are_other_queries(path: Path) -> None:
+    service = Service()
+    with QueryLedger(path, 30) as ledger:
+        target = ledger.attach(opened(service))
+        for shape in ((1, 2, 2), (1, 1, 4), (2, 2, 1)):
+            target.query(np.zeros((1, *shape), np.float32))
+        target.query(-np.zeros((1, 1, 2, 2), np.float32))
+        assert len(service.served) == 4
+
+
+def test_many_classes_and_unnamed_ones_come_back_exactly(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.dirichlet(np.ones(300), size=100).astype(np.float32)
+    table[table < np.sort(table)[:, -5:-4]] = np.nan  # the five best of each
+    asked: list[int] = []
+
+    def function(images: np.ndarray) -> np.ndarray:
+        asked.extend(numbers(images))
+        return table[numbers(images)]
+
+    def top() -> Target:
+        return open_target(function, num_classes=300, identity="box", output_kind="top_k", batch_size=37)
+
+    with QueryLedger(path, 100) as ledger:
+        first = ledger.attach(top()).query(pool(100))
+    with QueryLedger(path, 100) as ledger:
+        order = rng.permutation(np.repeat(np.arange(100), 2))
+        again = ledger.attach(top()).query(pool(100)[order])
+    assert sorted(asked) == list(range(100))
+    np.testing.assert_array_equal(first.scores, table)
+    np.testing.assert_array_equal(first.labels, np.nanargmax(table, axis=1))
+    np.testing.assert_array_equal(again.scores, table[order])
+    np.testing.assert_array_equal(again.labels, first.labels[order])
 
 
 def test_an_interrupt_keeps_what_was_answered_and_frees_what_was_not_sent(path: Path) -> None:
@@ -505,6 +643,9 @@ def scenario_race(folder: Path) -> None:
     children = [forked(lambda first=50 * k: work(first)) for k in range(3)]
     with QueryLedger(path, 150) as ours:  # the fourth uses a ledger that its parent opened
         children.append(forked(lambda: spend(ours, 150)))
+        for _ in range(50):  # at every moment, for whoever looks
+            assert read_statement(path).total.largest <= 150
+            time.sleep(0.002)
         assert ours.bill()["training"].largest <= 150
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
     served = [int(line) for line in file.read_text().split()]
@@ -512,6 +653,27 @@ def scenario_race(folder: Path) -> None:
     assert len(set(served)) == 150, "an image was paid twice"
     with QueryLedger(path, 150) as ledger:
         assert ledger.bill()["training"].answered == 150
+
+
+def scenario_duplicates(folder: Path) -> None:
+    """Four processes ask the same images at once, each in its own order; every image is paid once."""
+    path, file = folder / "ledger.db", folder / "witness"
+    file.touch()
+
+    def work(seed: int) -> None:
+        order = random.Random(seed).sample(range(60), 60)
+        with QueryLedger(path, 60) as ledger:  # one duplicate more would pass the budget
+            target = ledger.attach(opened(Witness(file, 0.003), batch_size=4))
+            for start in range(0, 60, 10):
+                part = order[start : start + 10]
+                assert target.query(pool(60)[part]).labels.tolist() == [number % CLASSES for number in part]
+
+    children = [forked(lambda seed=seed: work(seed)) for seed in range(4)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    assert sorted(int(line) for line in file.read_text().split()) == list(range(60))
+    with QueryLedger(path, 60) as ledger:
+        charge = ledger.bill()["training"]
+    assert (charge.smallest, charge.largest) == (60, 60)
 
 
 def scenario_death(folder: Path) -> None:
@@ -599,14 +761,12 @@ def test_killed_processes(tmp_path: Path, remote: str) -> None:
     scenario("kills", tmp_path, "20", remote)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("remote", ["remote", "local"])
-def test_many_killed_processes(tmp_path: Path, remote: str) -> None:
-    scenario("kills", tmp_path, "150", remote)
-
-
 def test_four_processes_never_exceed_the_budget(tmp_path: Path) -> None:
     scenario("race", tmp_path)
+
+
+def test_four_processes_ask_a_duplicate_once(tmp_path: Path) -> None:
+    scenario("duplicates", tmp_path)
 
 
 def test_a_death_before_any_statement(tmp_path: Path) -> None:
@@ -622,6 +782,9 @@ if __name__ == "__main__":
     if name == "kills":
         scenario_kills(Path(folder), int(arguments[0]), arguments[1] == "remote")
     else:
-        {"race": scenario_race, "death": scenario_death, "statements": scenario_statements}[name](
-            Path(folder)
-        )
+        {
+            "race": scenario_race,
+            "duplicates": scenario_duplicates,
+            "death": scenario_death,
+            "statements": scenario_statements,
+        }[name](Path(folder))
