@@ -281,9 +281,9 @@ def _ducd_lines(results: dict[str, Any]) -> list[str]:
     from certdef.stages.ducd_certificates import NAMES
 
     lines, found = [], results["comparison"]
-    for overlap, each in found["agreement"].items():
+    for name, each in found["agreement"].items():
         lines.append(
-            f"surrogate   agrees with it on {_share(each['clean']['agreement'])} clean, {_share(each['noisy']['agreement'])} under the noise ({100 * float(overlap):g}% of its queries from the target's training set)"
+            f"surrogate   agrees with it on {_share(each['clean']['agreement'])} clean, {_share(each['noisy']['agreement'])} under the noise ({100 * results[name]['overlap']:g}% of its queries from the target's training set)"
         )
     lines.append(f"noise       {found['noise']}, chosen on {results['noise']['images']} other images")
     for subject, key in found["conditions"].items():

@@ -108,7 +108,7 @@ def _students(result: dict[str, Any]) -> list[dict[str, Any]]:
             "overlap": each["overlap"],
             "queries": each["queries"],
             "loss": each["loss"],
-            **result["comparison"]["agreement"][f"{each['overlap']:g}"],
+            **result["comparison"]["agreement"][name],
         }
         for name, each in result.items()
         if name.startswith("surrogate-overlap-")
@@ -122,7 +122,8 @@ def _audit(result: dict[str, Any]) -> dict[str, Any] | None:
     found = result["membership"]
     gains = [row[found["headline"]] for row in found["benefit"].values()]
     names = {
-        name: f"surrogate, {_share(name)} of its queries from the training set" for name in found["benefit"]
+        name: f"surrogate, {100 * result[name]['overlap']:g}% of its queries from the training set"
+        for name in found["benefit"]
     }
     return found | {
         "names": {"target": "target"} | names,
@@ -132,7 +133,3 @@ def _audit(result: dict[str, Any]) -> dict[str, Any] | None:
         "last_gain": gains[-1],
         "shrinks": len(gains) > 1 and gains[0][1] > gains[-1][2],
     }
-
-
-def _share(name: str) -> str:
-    return f"{100 * float(name.removeprefix('surrogate-overlap-')):g}%"

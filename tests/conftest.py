@@ -65,6 +65,38 @@ def tiny_job(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory):
         os.chdir(here)
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    """Headless Chromium that calls nowhere; skips where there is none, unless CERTDEF_REQUIRE_BROWSER is 1."""
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        if os.environ.get("CERTDEF_REQUIRE_BROWSER") == "1":
+            pytest.fail("CERTDEF_REQUIRE_BROWSER is 1, but chromium or chromedriver is not on the PATH")
+        pytest.skip("chromium or chromedriver is not on the PATH")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "disable-dev-shm-usage",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
 @pytest.fixture
 def data_root() -> Path:
     """The folder of real data sets; skips where there is none."""

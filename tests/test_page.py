@@ -4,9 +4,7 @@ import base64
 import io
 import json
 import math
-import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,37 +44,6 @@ def done(config, job):
         stage.name, stage.fingerprint, stage.path = name, path.name.removeprefix(f"{name}-"), path
         found.append(stage)
     return found
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        if os.environ.get("CERTDEF_REQUIRE_BROWSER") == "1":
-            pytest.fail("CERTDEF_REQUIRE_BROWSER is 1, but chromium or chromedriver is not on the PATH")
-        pytest.skip("chromium or chromedriver is not on the PATH")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "disable-dev-shm-usage",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture(scope="module")

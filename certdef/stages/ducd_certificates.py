@@ -114,9 +114,7 @@ def compare_subjects(
                 )
                 for condition, base in bases.items()
             }
-            agreement = {
-                f"{each.overlap:g}": _agreement(job, target, each, choice.noise) for each in students
-            }
+            agreement = {each.name: _agreement(job, target, each, choice.noise) for each in students}
             records = {each.key: _records(stage, each) for each in bases}
             _draw(job, stage, list(bases))
             stage.finish({
@@ -213,9 +211,9 @@ def _metrics(
         found = curves[condition.key]
         at = zip([0, *job.config.certify.radii], [found["accuracy_at_0"], *found["accuracy"]], strict=True)
         metrics |= {f"{subject_of(condition)}/certified_accuracy_at_{r:g}": share[0] for r, share in at}
-    for overlap, measured in agreement.items():
+    for student, measured in agreement.items():
         for name, each in measured.items():
-            prefix = f"surrogate-overlap-{overlap}/agreement_{name}"
+            prefix = f"{student}/agreement_{name}"
             share, lower, upper = each["agreement"]
             metrics |= {prefix: share, f"{prefix}_lower": lower, f"{prefix}_upper": upper}
     headline = curves[next(iter(bases)).key]

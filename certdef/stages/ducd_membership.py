@@ -129,12 +129,11 @@ def audit_membership(
                 a=ducd.rmia_a,
             )
             asked = job.ledger.attach(target, purpose="evaluation")
-            found = {"target": audit(asked)} | {
-                f"surrogate-overlap-{each.overlap:g}": audit(each.probabilities) for each in students
-            }
+            found = {"target": audit(asked)} | {each.name: audit(each.probabilities) for each in students}
             _keep_scores(stage, found)
             headline = "rmia"
-            curves = {name: each[headline].roc() for name, each in found.items()}
+            titles = ["target", *(f"surrogate, {100 * each.overlap:g}% overlap" for each in students)]
+            curves = {title: row[headline].roc() for title, row in zip(titles, found.values(), strict=True)}
             (stage.path / "membership_roc.png").write_bytes(pictures.membership_plot(curves, ducd.candidates))
             stage.finish({
                 "candidates": ducd.candidates,

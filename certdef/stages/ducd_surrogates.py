@@ -29,6 +29,10 @@ class Student:
     model: nn.Module
     stage: Stage
 
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
     def probabilities(self, images: Tensor) -> Tensor:
         """Rows of probabilities (N, K), float64, for images (N, C, H, W)."""
         device = next(self.model.parameters()).device
@@ -69,7 +73,7 @@ def distil_students(job: Job, target: surrogates.Target) -> list[Student]:
 
 def _distil(job: Job, target: surrogates.Target, overlap: float) -> Student:
     config, data = job.config.surrogate, job.data
-    name = f"surrogate-overlap-{overlap:g}"
+    name = f"surrogate-overlap-{100 * overlap:g}".replace(".", "_")  # MLflow's names of models have no dots
     stage = job.stage(name, asdict(config), overlap, target.identity)
     with job.tracker.stage(stage):
         if not stage.done:
