@@ -67,15 +67,14 @@ def mlflow_models(logistic: LogisticRegression, tmp_path_factory: pytest.TempPat
             logits = model_input.reshape(len(model_input), -1) @ logistic.coef_.T + logistic.intercept_
             return [{"logits": row.tolist(), "seconds": 0.1} for row in logits]
 
-    with pytest.warns(UserWarning, match="type hints"):
-        mlflow.pyfunc.save_model(
-            folder / "records", python_model=Records(), pip_requirements=["numpy", "scikit-learn"]
-        )
+    mlflow.pyfunc.save_model(
+        folder / "records", python_model=Records(), pip_requirements=["numpy", "scikit-learn"]
+    )
     return {name: folder / name for name in ("sklearn", "records")}
 
 
 @pytest.mark.acceptance
-@pytest.mark.parametrize("name", ["sklearn", "records"])
+@pytest.mark.parametrize("name", ["sklearn", pytest.param("records", marks=pytest.mark.slow)])
 def test_the_scoring_server_of_mlflow(
     name: str, mlflow_models: dict[str, Path], logistic: Any, images: np.ndarray, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import time
 import urllib.request
 import venv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -57,11 +57,13 @@ def running(
                 time.sleep(0.1)
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=20)
 
 
@@ -72,7 +74,9 @@ def mlflow_server(model: Path, folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(model)]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     address = f"http://127.0.0.1:{port}"
-    with running(command, f"{address}/ping", folder / f"mlflow-{port}.log"):
+    # It starts uvicorn by name, which is not on the path where the environment is not active.
+    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    with running(command, f"{address}/ping", folder / f"mlflow-{port}.log", path):
         yield f"{address}/invocations"
 
 
@@ -110,7 +114,8 @@ def triton(models: Path, folder: Path) -> Iterator[str]:
     command += [f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={port}"]
     command += ["--allow-grpc=false", "--allow-metrics=false"]
     address = f"http://127.0.0.1:{port}"
-    variables = {"TRITON_PACKAGES": str(packages)}
+    libraries = [packages / "nvidia_pytriton.libs", server / "external_libs", server / "lib"]
+    variables = {"TRITON_PACKAGES": str(packages), "LD_LIBRARY_PATH": ":".join(map(str, libraries))}
     with running(command, f"{address}/v2/health/ready", folder / "triton.log", variables):
         yield address
 
