@@ -122,14 +122,13 @@ class SurrogateConfig:
         start: Share of the budget in the first round, which is random.
         round_epochs: Passes between rounds; unset, as many as at the end.
         features: What k-center measures distances in: student, or nim (the pre-trained denoiser's encoder).
-        erase: Side in pixels of a square blanked at random in training images.
         ema: Decay of averaged weights, e.g. 0.99; unset, none.
         validation: Share of the answers held out to measure agreement.
         patience: Epochs without a better held-out agreement after which training stops.
         precision: float32, bfloat16, or on CUDA float16.
-        unlabelled_weight: Weight of pool images that were not asked about, taught by the averaged student; 0 is off.
+        committee: Further students whose mean teaches the pool images that were not asked about; 0 is off.
+        unlabelled_weight: Weight of those images.
         unlabelled_ratio: How many of them for each answered image.
-        confidence: Least probability of the teacher's top class for one of them to count.
     """
 
     model: str = "mlp"
@@ -146,14 +145,13 @@ class SurrogateConfig:
     start: float = 0.2
     round_epochs: int | None = None
     features: str = "student"
-    erase: int = 0
     ema: float | None = None
     validation: float | None = None
     patience: int | None = None
     precision: str = "float32"
-    unlabelled_weight: float = 0.0
+    committee: int = 0
+    unlabelled_weight: float = 1.0
     unlabelled_ratio: int = 4
-    confidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -200,6 +198,8 @@ class CertifyConfig:
         batch_size: Noisy images a forward pass.
         method: fixed (n draws), two_sided, or one that stops early at the radii: sequential, group_sequential;
             n is then a cap.
+        guide: Certify the target with the surrogate as guide, for fewer paid votes: off, decide (one of the radii an
+            image, by as few votes as decide it) or budget (ledger.certification goes where it certifies most images).
         backend: Certify the surrogate on several workers: loky (this machine), dask or ray; unset, in this process.
             The counts are the same.
         workers: How many workers.
@@ -215,6 +215,7 @@ class CertifyConfig:
     radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     batch_size: int = 2048
     method: str = "fixed"
+    guide: str = "off"
     backend: str | None = None
     workers: int = 2
     scheduler: str | None = None
@@ -432,6 +433,12 @@ def check(config: RunConfig) -> None:
             f"use one of {', '.join(METHODS)}",
         ),
         (
+            "certify.guide",
+            config.certify.guide,
+            config.certify.guide in ("off", "decide", "budget"),
+            "use off, decide or budget",
+        ),
+        (
             "certify.backend",
             config.certify.backend,
             config.certify.backend in (None, "loky", "dask", "ray"),
@@ -473,6 +480,7 @@ def check(config: RunConfig) -> None:
             config.surrogate.features in ("student", "nim"),
             "use student or nim",
         ),
+        ("surrogate.committee", config.surrogate.committee, config.surrogate.committee >= 0, "use 0 or more"),
         ("seed", config.seed, 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"),
     ]
     rules += [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import certdef
+import certify
 import surrogates
 from certdef import stages
 from certdef.cli import main
@@ -168,6 +169,33 @@ def test_a_method_that_stops_early_draws_less(tiny_job, uncertified):
     assert all(curve["samples_per_image"] <= 100 + 2000 for curve in free)
     assert np.mean([curve["samples_per_image"] for curve in free]) < 1500
     assert all(curve["sound"] for curve in free)
+
+
+def guided(job, folder, mode, queries):
+    """The job with a guide, paying from a ledger of its own."""
+    certify = dataclasses.replace(job.certify, guide=mode, radii=(0.1, 0.25), target_images=6)
+    ledger = dataclasses.replace(job.ledger, path=str(folder / f"{mode}.db"), certification=queries)
+    return dataclasses.replace(job, certify=certify, ledger=ledger)
+
+
+def test_a_guide_pays_for_fewer_votes_and_never_twice(uncertified, tmp_path):
+    config = guided(uncertified, tmp_path, "decide", 9_000)
+    first = certdef.certify(config, progress=False)
+    spent = first.bill["certification"].answered
+    assert 0 < spent < 5 * 6 * 200
+    (folder,) = uncertified.workspace.glob("certify-*")
+    found = certify.read_records(folder / "records" / f"target-{config.headline_law}-de3.jsonl")
+    assert found.method == "guided"
+    assert set(found.radius) <= {0.0, 0.1, 0.25}
+    shutil.rmtree(folder)
+    again = certdef.certify(config, progress=False)
+    assert again.bill["certification"].answered == spent
+    assert again.results["certify"]["curves"].keys() == first.results["certify"]["curves"].keys()
+
+
+def test_a_guide_keeps_the_budget_of_the_set(uncertified, tmp_path):
+    found = certdef.certify(guided(uncertified, tmp_path, "budget", 1_000), progress=False)
+    assert 0 < found.bill["certification"].answered <= 1_000
 
 
 def test_the_target_gets_what_its_budget_allows():

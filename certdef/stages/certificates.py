@@ -6,6 +6,7 @@ experiment, so an interrupted job goes on with the same counts and pays for noth
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,8 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
     """
     if paid is None:
         paid = sum(condition.paid for condition in conditions(config))
+    if config.certify.guide == "budget":  # the budget is the set's, not the image's
+        return _within_reach(config, config.certify.n)
     images = config.certify.target_images * paid
     n = min(config.certify.n, config.ledger.certification // images - config.certify.n0)
     least = certify.bounds.smallest_n(0.5, config.certify.alpha)
@@ -89,6 +92,14 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
             f"{config.certify.target_images} images need {config.certify.n0} + {least} draws each, at least "
             f"{images * (config.certify.n0 + least)}; raise it or lower certify.target_images"
         )
+    return _within_reach(config, n)
+
+
+def _within_reach(config: RunConfig, n: int) -> int:
+    """Refuse a guide where n votes could prove none of the radii."""
+    if config.certify.guide != "off":
+        for condition in conditions(config):
+            certify.guide.reachable_radii(condition.noise, config.certify.radii, n, config.certify.alpha)
     return n
 
 
@@ -113,13 +124,15 @@ def certify_subjects(
                     if condition.denoised
                     else None
                 )
+                stand_in = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
                 if condition.paid:
                     base = paid_classifier(job, target, stage, condition, denoiser)
                 else:
-                    base = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
+                    base = stand_in
                 curves[condition.key] = found = certify_condition(
-                    job, condition, base, target.num_classes, stage, draws if condition.paid else config.n
-                )
+                    job, condition, base, target.num_classes, stage, draws if condition.paid else config.n,
+                    guide=stand_in if condition.paid and config.guide != "off" else None,
+                )  # fmt: skip
                 metrics |= {
                     f"{condition.metric_prefix}/certified_accuracy_at_{radius:g}": share[0]
                     for radius, share in zip(
@@ -161,9 +174,18 @@ def paid_classifier(
 
 
 def certify_condition(
-    job: Job, condition: Condition, base: Any, num_classes: int, stage: Stage, n: int
+    job: Job,
+    condition: Condition,
+    base: Any,
+    num_classes: int,
+    stage: Stage,
+    n: int,
+    guide: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Certify the held-out images that are not recorded yet; returns the figures of all of them."""
+    """Certify the held-out images that are not recorded yet; returns the figures of all of them.
+
+    With a `guide` every image is certified again: what the ledger kept costs nothing, and each teaches the next.
+    """
     config, data = job.config.certify, job.data
     paid = condition.paid
     count = min(config.target_images if paid else config.images, len(data.heldout_images))
@@ -184,7 +206,7 @@ def certify_condition(
         "n0": config.n0,
         "n": n,
         "alpha": config.alpha,
-        "method": config.method,
+        "method": "guided" if guide else config.method,
         "seed": job.config.seed,
         "chunk_size": CHUNK,
         "stage": stage.fingerprint,
@@ -202,7 +224,18 @@ def certify_condition(
             log.append(index, int(data.heldout_labels[index]), certificate, seconds)
             bar.update()
 
-        if left:
+        if left and guide is not None:
+            budget = job.config.ledger.certification // sum(each.paid for each in conditions(job.config))
+            started = time.perf_counter()
+            certificates = certify.certify_guided(
+                base, guide, torch.from_numpy(data.heldout_images[:count]), condition.noise, num_classes,
+                radii=config.radii, n=n, alpha=config.alpha, budget=budget if config.guide == "budget" else None,
+                seed=job.config.seed, device=job.device, on_certificate=lambda *_: bar.update(),
+            )  # fmt: skip
+            seconds = (time.perf_counter() - started) / count
+            for index in left:
+                log.append(index, int(data.heldout_labels[index]), certificates[index], seconds)
+        elif left:
             images = torch.from_numpy(data.heldout_images[left])
             options = {"n0": config.n0, "n": n, "alpha": config.alpha, "method": config.method}
             if config.method in STOPPING:
@@ -228,7 +261,7 @@ def certify_condition(
         "noise": condition.noise.describe(),
         "sound": condition.noise.sound,
         "n": n,
-        "samples_per_image": float(config.n0 + np.mean(np.sum(records.counts, axis=1))),
+        "samples_per_image": float((0 if guide else config.n0) + np.mean(np.sum(records.counts, axis=1))),
         "images": count,
         "accuracy_at_0": shares[0],
         "accuracy": shares[1:],
