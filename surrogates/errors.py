@@ -18,6 +18,10 @@ class Refused(TargetError):
     """The target surely did no work for this query: it is not charged, and may be asked again."""
 
 
+class DriftError(TargetError):
+    """The target no longer answers as it did: what was learnt about it may be wrong."""
+
+
 class LedgerError(SurrogateError):
     """The ledger file cannot be used, or is used for the wrong target."""
 

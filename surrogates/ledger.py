@@ -15,6 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
+from surrogates.canaries import Canaries
 from surrogates.errors import BudgetExceeded, LedgerError, Refused
 from surrogates.ledger_packing import Kept, pack, unpack
 from surrogates.ledger_store import Batch, LedgerStore
@@ -87,11 +88,18 @@ class QueryLedger:
     It is held before a query is sent. Only attempts that a target loses and repeats on its own
     (Answers.lost) can pass it, by their number: they are booked as unknown and nothing more is sent.
     After a killed process nothing is missing; after a power failure the last moments may be
-    (synchronous=NORMAL). Raises LedgerError.
+    (synchronous=NORMAL). canaries, if given, are asked from their own budget while others pay; a target that
+    has changed stops the query with DriftError. Raises LedgerError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], budget: int | Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        budget: int | Mapping[str, int],
+        canaries: Canaries | None = None,
+    ) -> None:
         self.budget = _checked_budget(budget)
+        self.canaries = canaries
         self._store = LedgerStore(path)
         self._recalled: Counter[str] = Counter()
 
@@ -211,6 +219,8 @@ class PaidTarget(Target):
                 time.sleep(POLL_SECONDS)  # another process is asking the same images
         self._asked += repeats  # only now: a query that failed is repeated under its own keys
         self.ledger._recalled[self.purpose] += len(pixels) - asked
+        if self.ledger.canaries is not None and self.purpose != "canary":
+            self.ledger.canaries.count(asked, self.ledger, self._target)
         return unpack([found[key] for key in order], self.num_classes)
 
     def _items(self, pixels: np.ndarray) -> tuple[list[bytes], dict[bytes, range]]:
