@@ -68,12 +68,28 @@ class TargetConfig:
     """The deployed black box.
 
     Args:
-        uri: MLflow model URI of your own target; unset, one is trained, logged and loaded back.
+        uri: Your own target: an MLflow model URI, http(s)://.../invocations (MLflow scoring server),
+            http(s)://.../v2/models/NAME (Open Inference Protocol), NAME.onnx, or a NAME.yaml that maps any JSON
+            endpoint; unset, one is trained, logged and loaded back.
         num_classes: Number of classes; needed only where it can't be read off the data's labels.
         kind: What to train where no URI is given: svc (scikit-learn) or cnn.
         epochs: Training epochs of a cnn target.
-        output_kind: What it answers: labels, probabilities or logits; needed only where it can't be detected. A cnn that
-            is trained here answers probabilities or logits.
+        output_kind: What it answers: labels, top_k, probabilities or logits; needed only where it can't be detected. A
+            cnn that is trained here answers probabilities or logits.
+        protocol: mlflow, mlflow-server, open-inference, onnx or json, where the URI doesn't tell.
+        output: Name of the output to read, where a model has several.
+        layout: Of the images that it takes: chw, hwc or flat.
+        dtype: Of the pixels that it takes: float32, float64 or uint8.
+        pixel_range: What pixels of 0 and 1 become for it, e.g. 0,255.
+        quantise: Bits that it rounds pixels to; 8 for a service that takes PNG images.
+        batch_size: Most images a query, of a service a request.
+        token_env: Name of the environment variable that holds a service's token.
+        token_header: Header that the token goes out in, with what stands before it; "X-Api-Key:" for the token alone.
+        timeout: Seconds that a service may take for an answer.
+        rate: Most images a second.
+        concurrency: Most requests at once.
+        canary_every: Paid queries after which four fixed images are asked again, so that a service that has changed
+            stops the run; 0 is off.
     """
 
     uri: str | None = None
@@ -81,6 +97,46 @@ class TargetConfig:
     kind: str = "svc"
     epochs: int = 5
     output_kind: str | None = None
+    protocol: str | None = None
+    output: str | None = None
+    layout: str | None = None
+    dtype: str | None = None
+    pixel_range: tuple[float, float] | None = None
+    quantise: int | None = None
+    batch_size: int | None = None
+    token_env: str | None = None
+    token_header: str | None = None
+    timeout: float | None = None
+    rate: float | None = None
+    concurrency: int | None = None
+    canary_every: int = 2_000
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What a target that is trained here depends on."""
+        names = ("uri", "num_classes", "kind", "epochs", "output_kind")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """In what form your own target is asked, as far as its answers depend on it; what is unset is left out."""
+        names = (
+            "num_classes",
+            "output_kind",
+            "protocol",
+            "output",
+            "layout",
+            "dtype",
+            "pixel_range",
+            "quantise",
+        )
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def transport(self) -> dict[str, Any]:
+        """How your own target is reached, which no answer depends on; what is unset is left out."""
+        names = ("batch_size", "token_env", "token_header", "timeout", "rate", "concurrency")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)
@@ -93,6 +149,7 @@ class LedgerConfig:
         evaluation: Queries on held-out images (clean accuracy, agreement).
         certification: Queries under noise that certify the target itself.
         attack: Queries that test transferred adversarial images.
+        canary: Queries that notice a changed service (target.canary_every).
     """
 
     path: str | None = None
@@ -100,6 +157,7 @@ class LedgerConfig:
     evaluation: int = 2_000
     certification: int = 525_000
     attack: int = 5_000
+    canary: int = 2_000
 
 
 @dataclass(frozen=True)
@@ -466,6 +524,12 @@ def check(config: RunConfig) -> None:
             or (config.target.output_kind, config.target.kind) == ("logits", "cnn"),
             "a target that is trained here answers probabilities, a cnn also logits",
         ),
+        (
+            "target.canary_every",
+            config.target.canary_every,
+            config.target.canary_every >= 0,
+            "use a number of queries, or 0 for off",
+        ),
         ("nim.epochs", config.nim.epochs, config.nim.epochs >= 1, "use at least 1"),
         (
             "nim.heads",
@@ -498,6 +562,21 @@ def check(config: RunConfig) -> None:
         "ledger.training", config.ledger.training, config.ledger.training >= config.surrogate.query_batch,
         f"it is smaller than the first batch (surrogate.query_batch {config.surrogate.query_batch}): raise it or lower the batch",
     ))  # fmt: skip
+    if config.target.uri is None:
+        own = {
+            name
+            for name in (*config.target.form, *config.target.transport)
+            if name not in config.target.training
+        }
+        rules += [
+            (
+                f"target.{name}",
+                getattr(config.target, name),
+                False,
+                "it is for your own target: give target.uri",
+            )
+            for name in sorted(own)
+        ]
     for law in config.certify.laws:
         rules.append(
             (

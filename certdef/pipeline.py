@@ -152,6 +152,8 @@ def open_job(
             forget(config.workspace)
         tracker = Tracker(config)
         budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
+        if not (config.target.uri and config.target.canary_every):
+            del budget["canary"]
         config.ledger_path.parent.mkdir(parents=True, exist_ok=True)
         with surrogates.QueryLedger(config.ledger_path, budget) as ledger, tracker.job(data):
             yield Job(config, data, device, tracker, ledger, tqdm if progress else _silent)
@@ -189,6 +191,8 @@ def _report(job: Job, done: list[stages.Stage], render: Callable[..., str] = pag
 
 
 def _summary(job: Job, done: list[stages.Stage]) -> Summary:
+    if job.ledger.canaries is not None:
+        job.ledger.canaries.finish()  # nothing is reported of a target that has changed
     bill = job.ledger.bill()
     job.tracker.log_bill(bill)
     results = {stage.name: stage.result for stage in done}

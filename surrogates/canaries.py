@@ -34,11 +34,13 @@ class Canaries:
         self.tolerance = tolerance
         self.deterministic: bool | None = None  # unknown until asked
         self._since: int | None = None  # queries since the last check
+        self._subject: tuple[QueryLedger, Target] | None = None
 
     def count(self, asked: int, ledger: QueryLedger, target: Target) -> None:
         """Take note of `asked` paid queries and check where it is time; raises DriftError."""
         if not asked or self.deterministic is False:
             return
+        self._subject = (ledger, target)
         if self._since is None or self._since + asked >= self.every:
             self._since = None  # a check that fails is made again
             self.check(ledger, target)
@@ -46,10 +48,10 @@ class Canaries:
         else:
             self._since += asked
 
-    def finish(self, ledger: QueryLedger, target: Target) -> None:
+    def finish(self) -> None:
         """Check what was asked since the last check, if anything; raises DriftError."""
-        if self._since and self.deterministic is not False:
-            self.check(ledger, target)
+        if self._subject is not None and self._since != 0 and self.deterministic is not False:
+            self.check(*self._subject)
             self._since = 0
 
     def check(self, ledger: QueryLedger, target: Target) -> None:

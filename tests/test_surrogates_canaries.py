@@ -45,8 +45,8 @@ def test_a_target_that_stays_the_same_is_asked_now_and_then(kind: str, tmp_path:
         assert ledger.bill()["canary"].answered == 3 + 4 * 3
         paid.query(IMAGES)  # known answers are free, also of canaries
         assert ledger.bill()["canary"].answered == 15
-        ledger.canaries.finish(ledger, target)
-        ledger.canaries.finish(ledger, target)  # nothing was asked since
+        ledger.canaries.finish()
+        ledger.canaries.finish()  # nothing was asked since
         assert ledger.bill()["canary"].answered == 18
         assert service.asked == ledger.bill().total.answered == 58
 
@@ -101,7 +101,7 @@ def test_a_target_with_a_will_of_its_own_is_recorded_and_left_alone(tmp_path: Pa
         assert ledger.canaries.deterministic is False
         asked = ledger.bill()["canary"].answered
         paid.query(IMAGES[5:])
-        ledger.canaries.finish(ledger, target)
+        ledger.canaries.finish()
         assert ledger.bill()["canary"].answered == asked == 9
 
 

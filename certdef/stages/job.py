@@ -32,7 +32,10 @@ class Job:
     @property
     def base(self) -> list[Any]:
         """What every stage depends on."""
-        return [asdict(self.config.data), self.config.target.uri, self.config.seed, self.device.type]
+        target = self.config.target
+        # Another form of asking is another target, whatever its address.
+        form = [target.form] if target.uri and target.form else []
+        return [asdict(self.config.data), target.uri, self.config.seed, self.device.type, *form]
 
     def stage(self, name: str, *depends_on: Any) -> Stage:
         """The folder of a stage whose result depends on these values and on the job's own."""

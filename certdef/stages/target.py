@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import surrogates
 from certdef import serving, storage
-from certdef.config import ConfigError
+from certdef.config import ConfigError, without_password
 from certdef.models import build_classifier, train_classifier, train_svc
 from certdef.stages.job import Job, interval
 from certdef.tracking import tracking_uri
 from certdef.workspace import Stage, fingerprint
 
+CANARIES = 4
+
 
 def open_black_box(job: Job) -> tuple[surrogates.Target, Stage]:
     """Open the target. From here on it is reached through the ledger alone."""
     config, data = job.config.target, job.data
-    stage = job.stage("target", asdict(config), tracking_uri(job.config))
+    depends_on = config.training if config.uri is None else [config.uri, config.form]
+    stage = job.stage("target", depends_on, tracking_uri(job.config))
     with job.tracker.stage(stage):
         uri = config.uri or (stage.result["uri"] if stage.done else None)
         if uri and not config.uri and not _loads(uri):
@@ -25,16 +27,27 @@ def open_black_box(job: Job) -> tuple[surrogates.Target, Stage]:
             uri = None
         uri = uri or _train_and_log(job, stage)
         target = _open(job, uri)
+        if config.uri and target.charged_when_sent and config.canary_every:
+            job.ledger.canaries = surrogates.Canaries(
+                data.heldout_images[:CANARIES], every=config.canary_every
+            )
         if not stage.done:
             asked = job.ledger.attach(target, purpose="evaluation")
             right = int((asked.query(data.heldout_images).labels == data.heldout_labels).sum())
             accuracy = interval(right, len(data.heldout_labels))
+            about = {
+                "uri": without_password(uri),
+                "identity": target.identity,
+                "output_kind": target.output_kind,
+                "preprocessing": target.preprocessing or "none",
+                "deterministic": _deterministic(job),
+            }
             stage.finish({
-                "uri": uri,
+                "uri": about["uri"],
                 "identity": target.identity,
                 "output_kind": target.output_kind,
                 "accuracy": accuracy,
-                "params": {"uri": uri, "identity": target.identity, "output_kind": target.output_kind},
+                "params": about,
                 "metrics": {
                     "target/clean_accuracy": accuracy[0],
                     "target/clean_accuracy_lower": accuracy[1],
@@ -51,24 +64,33 @@ def _open(job: Job, uri: str) -> surrogates.Target:
     try:
         target = surrogates.open_target(
             uri,
-            num_classes=config.num_classes,
             # Training is deterministic, so this name is too: a ledger knows the target wherever it was logged.
-            identity=None if given else f"{config.kind}:{fingerprint(*job.base, asdict(config))}",
-            output_kind=config.output_kind or (None if given else "probabilities"),
+            identity=None if given else f"{config.kind}:{fingerprint(*job.base, config.training)}",
             input_shape=job.data.image_shape,
+            **(
+                config.form | config.transport
+                if given
+                else {"output_kind": config.output_kind or "probabilities"}
+            ),
         )
     except surrogates.TargetError as error:
         if given and "num_classes" in str(error):
             raise ConfigError(
-                f"target {uri!r} does not tell its number of classes: give --target.num_classes"
+                f"target {without_password(uri)!r} does not tell its number of classes: give --target.num_classes"
             ) from error
         raise
     if target.num_classes < classes:
         raise ConfigError(
-            f"target {uri!r} answers {target.num_classes} classes, but the labels of {job.data.name} go up to "
+            f"target {without_password(uri)!r} answers {target.num_classes} classes, but the labels of {job.data.name} go up to "
             f"{classes - 1}: give the data that it was made for"
         )
     return target
+
+
+def _deterministic(job: Job) -> str:
+    """What the canaries say; nobody asks a model in this process twice."""
+    asked = None if job.ledger.canaries is None else job.ledger.canaries.deterministic
+    return {True: "yes", False: "no", None: "not asked"}[asked]
 
 
 def _loads(uri: str) -> bool:
