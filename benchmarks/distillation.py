@@ -35,13 +35,13 @@ SHAPE, CLASSES = (1, 28, 28), 10
 # Tuned for random at 1,000 queries, and the same for all. Passes between rounds are half of those at the end.
 RECIPE = {"batch_size": 64, "learning_rate": 5e-3, "weight_decay": 0.01, "ema": 0.99}
 EPOCHS = {1_000: 120, 5_000: 40, 20_000: 15}
-UNLABELLED = {"unlabelled_weight": 1.0, "unlabelled_ratio": 4}
+COMMITTEE = 4
 ROWS: dict[str, dict[str, Any]] = {
     **{strategy: {"selection": strategy, "loss": "l1"} for strategy in STRATEGIES},
     "random_soft_cross_entropy": {"selection": "random", "loss": "soft_cross_entropy"},
     "margin_soft_cross_entropy": {"selection": "margin", "loss": "soft_cross_entropy"},
-    "random_unlabelled": {"selection": "random", "loss": "l1", **UNLABELLED},
-    "margin_unlabelled": {"selection": "margin", "loss": "l1", **UNLABELLED},
+    "random_committee": {"selection": "random", "loss": "l1", "committee": COMMITTEE},
+    "margin_committee": {"selection": "margin", "loss": "l1", "committee": COMMITTEE},
     "art_random": {},
     "art_adaptive": {},
 }
@@ -87,6 +87,7 @@ def measure(row: str, budget: int, seed: int, epochs: int) -> dict[str, Any]:
         options = dict(ROWS[row])
         selection = surrogates.Selection(options.pop("selection"), round_epochs=-(-epochs // 2))
         model = student(seed)
+        members = [student(1000 * (seed + 1) + number) for number in range(options.pop("committee", 0))]
         surrogates.distill(
             _data["target"],
             _data["pool"],
@@ -94,6 +95,7 @@ def measure(row: str, budget: int, seed: int, epochs: int) -> dict[str, Any]:
             budget=budget,
             query_batch=500,
             selection=selection,
+            committee=members,
             seed=seed,
             epochs=epochs,
             **RECIPE,

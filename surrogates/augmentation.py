@@ -1,4 +1,4 @@
-"""What a student sees of an image: shifted, with a patch blanked, under noise."""
+"""What a student sees of an image: shifted, and under noise."""
 
 from typing import Any, Protocol
 
@@ -28,18 +28,3 @@ def shifted(images: torch.Tensor, shift: int, generator: torch.Generator) -> tor
     image = torch.arange(count, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[None, :, None, None]
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def erased(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Blank a square of `side` pixels, centred anywhere in each image (cutout, arXiv 1708.04552)."""
-    if side == 0:
-        return images
-    count, _, height, width = images.shape
-
-    def covered(length: int) -> torch.Tensor:
-        centre = torch.randint(length, (count, 1), generator=generator, device=images.device)
-        place = torch.arange(length, device=images.device) - centre + side // 2  # 0 where the square begins
-        return (place >= 0) & (place < side)
-
-    square = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
-    return images.masked_fill(square, 0.0)

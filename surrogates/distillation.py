@@ -4,8 +4,9 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from surrogates.augmentation import Noise
 from surrogates.errors import SurrogateError
 from surrogates.inference import device_of, evaluating, predict
-from surrogates.losses import check_loss, goals_of
+from surrogates.losses import check_loss, goals_of, pseudo_goals
 from surrogates.selection import Selection, select_random
 from surrogates.targets import Answers, Target, check_images
 from surrogates.training import Lesson, Recipe, train
@@ -88,6 +89,7 @@ def distill(
     budget: int,
     query_batch: int = 64,
     selection: Selection | str = "random",
+    committee: Sequence[nn.Module] = (),
     recipe: Recipe | None = None,
     loss: str = "auto",
     seed: int = 0,
@@ -102,9 +104,11 @@ def distill(
     pool is (N, C, H, W) float32 in [0, 1]. The student maps images to logits (N, K) and is trained in place by
     the recipe; options are fields of Recipe and win over it: epochs=20, noise=law, ema=0.99. selection is a
     Selection, or the name of its strategy; all images of a round are chosen before the first is asked.
+    A committee of further students, untrained and unlike each other, learns from the same answers, and its mean
+    then teaches the student the images that were not asked about (self-training; ensembles, arXiv 1612.01474).
     loss is l1, soft_cross_entropy, kl, cross_entropy or partial; "auto" takes what suits the answers.
     validation is the share of answers, drawn at random, held out to measure agreement. progress is a factory
-    like tqdm. checkpoint is a file (each round but the last has one beside it) from which an interrupted call
+    like tqdm. checkpoint is a file (each round and member has one beside it) from which an interrupted call
     resumes to the same bits, asking again for what a ledger then recalls; one seed gives the same bits on a
     CPU. Raises SurrogateError before anything is asked, or what the target raises.
     """
@@ -121,11 +125,8 @@ def distill(
             f"budget is {budget} queries, less than the first batch of {query_batch}: "
             f"raise the budget or set query_batch to at most {budget}"
         )
-    for name in ("shift", "erase"):
-        if not 0 <= getattr(recipe, name) < min(images.shape[2:]):
-            raise SurrogateError(
-                f"{name} must be in [0, {min(images.shape[2:])}) pixels, got {getattr(recipe, name)}"
-            )
+    if not 0 <= recipe.shift < min(images.shape[2:]):
+        raise SurrogateError(f"shift must be in [0, {min(images.shape[2:])}) pixels, got {recipe.shift}")
     loss = check_loss(loss, target.output_kind)
     sizes = selection.sizes(count)
     held_out = _held_out_count(validation, count, sizes[0])
@@ -135,50 +136,43 @@ def distill(
     device = torch.device(device or device_of(student))
     if recipe.precision == "float16" and device.type != "cuda":
         raise SurrogateError(f"precision float16 needs a CUDA device, got {device.type}: use bfloat16")
-    student.to(device)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = select_random(len(images), sizes[0], generator)
-    _check_student(student, check_images(images[chosen[:1].numpy()]), target.num_classes, device)
-    untrained = copy.deepcopy(student.state_dict())
+    for model in (student, *committee):
+        _check_student(model.to(device), check_images(images[:1]), target.num_classes, device)
 
+    untrained = copy.deepcopy(student.state_dict())
+    taught = partial(_taught, checkpoint=checkpoint, progress=progress)
+    generator = torch.Generator().manual_seed(seed)
     # Only these look at images that are not asked about, which may be too many to keep a copy of.
-    looks = len(sizes) > 1 or recipe.unlabelled_weight > 0
+    looks = len(sizes) > 1 or committee
     whole = torch.from_numpy(check_images(images)) if looks else None
+    chosen = torch.empty(0, dtype=torch.int64)
     asked: list[np.ndarray] = []
-    kept: list[Answers] = []
+    answers: list[Answers] = []
     for number, size in enumerate(sizes):
-        if number:
+        if number == 0:
+            more = select_random(len(images), size, generator)
+        else:
             more = selection.select(
                 whole, chosen, student, size, batch_size=recipe.batch_size, generator=generator
             )
-            chosen = torch.cat([chosen, more])
-            if not selection.continued:
-                student.load_state_dict(untrained)
-        asked.append(check_images(images[chosen[-size:].numpy()]))
-        kept += [
+        chosen = torch.cat([chosen, more])
+        asked.append(check_images(images[more.numpy()]))
+        answers += [
             target.query(asked[-1][start : start + query_batch]) for start in range(0, size, query_batch)
         ]
-        last = number == len(sizes) - 1
-        now = recipe if last else replace(recipe, epochs=selection.round_epochs or recipe.epochs)
         lesson = _lesson(
-            torch.from_numpy(np.concatenate(asked)),
-            Answers.concatenate(kept),
-            loss,
-            target.output_kind,
-            held_out,
-            _others(whole, chosen) if recipe.unlabelled_weight else None,
+            np.concatenate(asked), Answers.concatenate(answers), loss, target.output_kind, held_out
         )
-        path = _round_path(checkpoint, None if last else number)
-        history = train(
-            student,
-            lesson,
-            now,
-            seed=seed + number,
-            checkpoint=path,
-            fingerprint=_fingerprint(now, seed, lesson, student) if path else "",
-            progress=progress,
-            title="distil" if last else f"distil, round {number + 1} of {len(sizes)}",
-        )
+        if not selection.continued:
+            student.load_state_dict(untrained)
+        if number < len(sizes) - 1:
+            shorter = replace(recipe, epochs=selection.round_epochs or recipe.epochs)
+            taught(student, lesson, shorter, seed + number + 1, f"round {number + 1}")
+    for number, member in enumerate(committee, start=1):
+        taught(member, lesson, recipe, seed + number, f"member {number}")
+    if committee:
+        lesson = replace(lesson, unlabelled=_taught_by(committee, whole, chosen, loss))
+    history = taught(student, lesson, recipe, seed)
     agreement = None
     if lesson.held_out is not None:
         agreement = float((predict_labels(student, lesson.held_out[0], 256) == lesson.held_out[1]).mean())
@@ -200,26 +194,49 @@ def predict_labels(model: Surrogate | nn.Module, images: torch.Tensor, batch_siz
     return predict(module, images, batch_size).argmax(dim=1).numpy()
 
 
-def _lesson(
-    images: torch.Tensor,
-    answers: Answers,
-    loss: str,
-    output_kind: str,
-    held_out: int,
-    unlabelled: tuple[torch.Tensor, torch.Tensor] | None,
-) -> Lesson:
+def _taught(
+    model: nn.Module,
+    lesson: Lesson,
+    recipe: Recipe,
+    seed: int,
+    part: str = "",
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: Callable[..., Iterable[int]] | None,
+) -> list[float]:
+    """Train a model; each part has its checkpoint beside the given one, e.g. student.round-1.pt."""
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and part:
+        path = path.with_name(f"{path.stem}.{part.replace(' ', '-')}{path.suffix}")
+    return train(
+        model,
+        lesson,
+        recipe,
+        seed=seed,
+        checkpoint=path,
+        fingerprint=_fingerprint(recipe, seed, lesson, model) if path else "",
+        progress=progress,
+        title=f"distil, {part}" if part else "distil",
+    )
+
+
+def _lesson(images: np.ndarray, answers: Answers, loss: str, output_kind: str, held_out: int) -> Lesson:
     """The first `held_out` answers measure, the others teach; the first round is random, hence so are these."""
-    goals = goals_of(answers, loss, output_kind)
-    measured = (images[:held_out], answers.labels[:held_out]) if held_out else None
-    return Lesson(images[held_out:], goals[held_out:], loss, measured, unlabelled)
+    shown, goals = torch.from_numpy(images), goals_of(answers, loss, output_kind)
+    measured = (shown[:held_out], answers.labels[:held_out]) if held_out else None
+    return Lesson(shown[held_out:], goals[held_out:], loss, measured)
 
 
-def _others(pool: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The pool and the indices of its images that were not asked about, None where none is left."""
+def _taught_by(
+    committee: Sequence[nn.Module], pool: torch.Tensor, chosen: torch.Tensor, loss: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """The pool, the indices of its images that were not asked about, and the committee's goals for them."""
     free = torch.ones(len(pool), dtype=torch.bool)
     free[chosen] = False
     rest = free.nonzero().squeeze(1)
-    return (pool, rest) if len(rest) else None
+    if not len(rest):
+        return None
+    return pool, rest, pseudo_goals(loss, [predict(member, pool[rest], 256) for member in committee])
 
 
 def _check_pool(pool: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -280,11 +297,3 @@ def _fingerprint(recipe: Recipe, seed: int, lesson: Lesson, student: nn.Module) 
     for array in arrays:
         digest.update(np.ascontiguousarray(array.numpy()))
     return digest.hexdigest()
-
-
-def _round_path(checkpoint: str | os.PathLike[str] | None, number: int | None) -> Path | None:
-    """The checkpoint of a round: the file itself for the last, student.round1.pt for the first of several."""
-    if checkpoint is None or number is None:
-        return None if checkpoint is None else Path(checkpoint)
-    path = Path(checkpoint)
-    return path.with_name(f"{path.stem}.round{number + 1}{path.suffix}")

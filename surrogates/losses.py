@@ -65,18 +65,11 @@ def distance(loss: str, logits: torch.Tensor, goals: torch.Tensor) -> torch.Tens
     return F.cross_entropy(logits, goals)
 
 
-def consistency(
-    loss: str, logits: torch.Tensor, teacher: torch.Tensor, confidence: float = 0.0
-) -> torch.Tensor:
-    """Distance of the student's logits from a teacher's, counting images whose top class it gives `confidence`.
-
-    The mean is over all images, so that an unsure teacher also teaches less.
-    """
-    probabilities = teacher.softmax(dim=1)
-    sure = (probabilities.amax(dim=1) >= confidence).to(logits.dtype)
+def pseudo_goals(loss: str, members: list[torch.Tensor]) -> torch.Tensor:
+    """Return the goals (N, K) that several students' logits (N, K) give together: mean logits for l1, else mean probabilities."""
     if loss == "l1":
-        return ((logits - teacher).abs().mean(dim=1) * sure).mean()
-    return (F.cross_entropy(logits, probabilities, reduction="none") * sure).mean()
+        return torch.stack(members).mean(dim=0)
+    return torch.stack([logits.softmax(dim=1) for logits in members]).mean(dim=0)
 
 
 def _partial(logits: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:

@@ -11,16 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from surrogates.augmentation import Noise, erased, shifted
+from surrogates.augmentation import Noise, shifted
 from surrogates.checkpoint import TrainingCheckpoint
 from surrogates.errors import SurrogateError
 from surrogates.inference import device_of, predict
-from surrogates.losses import consistency, distance
+from surrogates.losses import distance
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WARMUP = (
-    0.3  # share of the steps over which un-queried images gain their weight: the teacher must learn first
-)
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,12 @@ class Recipe:
     """How a student is trained.
 
     epochs passes with batch_size images a step; AdamW with learning_rate, cosine to 0, and weight_decay.
-    noise (not clipped), shifts by up to `shift` pixels and a blanked square of `erase` pixels augment images.
-    ema is the decay of averaged weights, which then are the result; patience stops the training after so many
-    epochs without a better held-out agreement, and the best epoch is the result. precision is float32,
-    bfloat16 or float16 (CUDA).
+    noise (not clipped) and shifts by up to `shift` pixels augment images. ema is the decay of averaged weights,
+    which then are the result; patience stops the training after so many epochs without a better held-out
+    agreement, and the best epoch is the result. precision is float32, bfloat16 or float16 (CUDA).
 
-    unlabelled_weight > 0 also trains on images that were not asked about: every step adds unlabelled_ratio
-    times as many of them, augmented, with what the averaged student says of the plain ones as goals (mean
-    teacher, arXiv 1703.01780), where it gives its top class at least `confidence` (FixMatch, arXiv
-    2001.07685). Raises SurrogateError.
+    Where a committee teaches images that were not asked about, every step adds unlabelled_ratio times as many
+    of them, and their distance counts unlabelled_weight times. Raises SurrogateError.
     """
 
     epochs: int = 50
@@ -45,13 +39,11 @@ class Recipe:
     weight_decay: float = 1e-4
     noise: Noise | None = None
     shift: int = 0
-    erase: int = 0
     ema: float | None = None
     patience: int | None = None
     precision: str = "float32"
-    unlabelled_weight: float = 0.0
+    unlabelled_weight: float = 1.0
     unlabelled_ratio: int = 4
-    confidence: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "unlabelled_ratio", "patience"):
@@ -67,18 +59,12 @@ class Recipe:
                 raise SurrogateError(f"{name} must be 0 or more, got {getattr(self, name)!r}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise SurrogateError(f"ema must be a decay in (0, 1), got {self.ema!r}: try 0.99")
-        if not 0 <= self.confidence < 1:
-            raise SurrogateError(f"confidence must be in [0, 1), got {self.confidence!r}: try 0.8")
-        if self.unlabelled_weight and self.ema is None:
-            raise SurrogateError(
-                "unlabelled_weight needs averaged weights as the teacher: set ema, e.g. 0.99"
-            )
         if self.precision not in PRECISIONS:
             raise SurrogateError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     def augmented(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Shifted, blanked and noisy images, each by its own draw."""
-        images = erased(shifted(images, self.shift, generator), self.erase, generator)
+        """Shifted and noisy images, each by its own draw."""
+        images = shifted(images, self.shift, generator)
         if self.noise is None:
             return images
         return images + self.noise.sample(tuple(images.shape), generator=generator, device=images.device)
@@ -88,14 +74,15 @@ class Recipe:
 class Lesson:
     """What is learned: images (N, C, H, W) with goals; images held out with the target's labels; the others.
 
-    unlabelled is the whole pool and the indices of those images that were not asked about.
+    unlabelled is the whole pool, the indices (M,) of its images that were not asked about, and what a committee
+    says of those (M, K).
     """
 
     images: torch.Tensor
     goals: torch.Tensor
     loss: str
     held_out: tuple[torch.Tensor, np.ndarray] | None = None
-    unlabelled: tuple[torch.Tensor, torch.Tensor] | None = None
+    unlabelled: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
 
 def train(
@@ -142,13 +129,8 @@ def train(
             order = torch.randperm(len(images), generator=generator, device=device)
             # Even parts: batch norm cannot train on a last single image.
             for step, rows in enumerate(order.tensor_split(batches)):
-                weight = recipe.unlabelled_weight * min(
-                    1.0, (epoch * batches + step) / (WARMUP * recipe.epochs * batches)
-                )
                 with torch.autocast(device.type, PRECISIONS[recipe.precision], recipe.precision != "float32"):
-                    value = _step_loss(
-                        student, average, lesson, images[rows], goals[rows], weight, recipe, generator
-                    )
+                    value = _step_loss(student, lesson, images[rows], goals[rows], recipe, generator)
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(value).backward()
                 scaler.step(optimizer)
@@ -174,29 +156,24 @@ def train(
 
 def _step_loss(
     student: nn.Module,
-    average: "_Average",
     lesson: Lesson,
     images: torch.Tensor,
     goals: torch.Tensor,
-    weight: float,
     recipe: Recipe,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Distance from the answers, plus `weight` times the distance from the teacher on images without one."""
+    """Distance from the answers, plus the weighted distance from the committee on images without one."""
     seen = recipe.augmented(images, generator)
-    if lesson.unlabelled is None or average.model is None:
+    if lesson.unlabelled is None:
         return distance(lesson.loss, student(seen).float(), goals)
-    pool, rest = lesson.unlabelled
-    drawn = torch.randint(
-        len(rest), (recipe.unlabelled_ratio * len(images),), generator=generator, device=images.device
-    )
-    plain = pool[rest[drawn.cpu()]].to(images.device)
-    with torch.no_grad():
-        teacher = average.model(plain).float()
-    logits = student(torch.cat([seen, recipe.augmented(plain, generator)])).float()
-    ours, others = logits[: len(images)], logits[len(images) :]
-    return distance(lesson.loss, ours, goals) + weight * consistency(
-        lesson.loss, others, teacher, recipe.confidence
+    pool, rest, said = lesson.unlabelled
+    many = recipe.unlabelled_ratio * len(images)
+    drawn = torch.randint(len(rest), (many,), generator=generator, device=images.device).cpu()
+    others = recipe.augmented(pool[rest[drawn]].to(images.device), generator)
+    logits = student(torch.cat([seen, others])).float()  # one pass: one set of batch statistics
+    loss = "l1" if lesson.loss == "l1" else "soft_cross_entropy"
+    return distance(lesson.loss, logits[: len(images)], goals) + recipe.unlabelled_weight * distance(
+        loss, logits[len(images) :], said[drawn].to(images.device)
     )
 
 

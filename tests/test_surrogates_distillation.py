@@ -326,13 +326,14 @@ def test_no_argument_takes_true_labels() -> None:
             {"selection": "margin", "validation": 0.3},
             "validation holds out 30 answers of a first round of 20: lower it, or raise the start",
         ),
-        ({"erase": 8}, r"erase must be in \[0, 8\) pixels, got 8"),
         ({"ema": 1.0}, r"ema must be a decay in \(0, 1\), got 1.0: try 0.99"),
         ({"patience": 3}, "patience needs held-out answers: set validation, e.g. 0.1"),
         ({"patience": 0, "validation": 0.1}, "patience must be a positive integer, got 0"),
-        ({"unlabelled_weight": 1.0}, "unlabelled_weight needs averaged weights as the teacher: set ema"),
         ({"unlabelled_weight": -1.0}, "unlabelled_weight must be 0 or more, got -1.0"),
-        ({"confidence": 1.0}, r"confidence must be in \[0, 1\), got 1.0: try 0.8"),
+        (
+            {"committee": [nn.Sequential(nn.Flatten(), nn.Linear(64, 9))]},
+            r"expected \(1, 10\): give it 10 outputs",
+        ),
         ({"precision": "half"}, "precision must be one of float32, bfloat16, float16, got 'half'"),
         ({"precision": "float16"}, "precision float16 needs a CUDA device, got cpu: use bfloat16"),
         (

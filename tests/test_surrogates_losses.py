@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from surrogates.losses import consistency, distance, goals_of
+from surrogates.losses import distance, goals_of, pseudo_goals
 from surrogates.targets import Answers
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -89,10 +89,9 @@ def test_goals_of_answers() -> None:
     assert torch.equal(partial.isnan(), torch.from_numpy(np.isnan(best)))
 
 
-def test_consistency_counts_what_the_teacher_is_sure_of() -> None:
-    teacher = torch.tensor([[5.0, 0.0, 0.0], [0.1, 0.0, 0.0]])
-    ours = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    rows = -(teacher.softmax(dim=1) * ours.log_softmax(dim=1)).sum(dim=1)
-    assert consistency("kl", ours, teacher).item() == pytest.approx(rows.mean().item())
-    assert consistency("kl", ours, teacher, 0.9).item() == pytest.approx(rows[0].item() / 2)
-    assert consistency("l1", ours, teacher).item() == pytest.approx((ours - teacher).abs().mean().item())
+def test_a_committee_speaks_with_its_mean() -> None:
+    members = [logits(1), logits(2), logits(3)]
+    assert torch.allclose(pseudo_goals("l1", members), sum(members) / 3)
+    soft = pseudo_goals("kl", members)
+    assert torch.allclose(soft, sum(member.softmax(dim=1) for member in members) / 3)
+    assert torch.allclose(soft.sum(dim=1), torch.ones(6, dtype=torch.float64))

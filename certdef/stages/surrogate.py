@@ -101,6 +101,7 @@ def train_surrogate(
         budget=budget,
         query_batch=min(config.query_batch, budget),
         selection=selection_of(config, _encoder(nim) if config.features == "nim" else None),
+        committee=[job.seeded(build, seed + 1 + number) for number in range(config.committee)],
         recipe=recipe_of(config),
         loss=config.loss,
         seed=seed,
@@ -113,8 +114,8 @@ def train_surrogate(
 
 def recipe_of(config: SurrogateConfig) -> surrogates.Recipe:
     """The configured training; surrogates.SurrogateError names what can't be used."""
-    same = ("epochs", "batch_size", "learning_rate", "weight_decay", "shift", "erase", "ema", "patience", "precision",
-            "unlabelled_weight", "unlabelled_ratio", "confidence")  # fmt: skip
+    same = ("epochs", "batch_size", "learning_rate", "weight_decay", "shift", "ema", "patience", "precision",
+            "unlabelled_weight", "unlabelled_ratio")  # fmt: skip
     return surrogates.Recipe(
         noise=_augmentation(config.noise_255 / 255), **{name: getattr(config, name) for name in same}
     )
