@@ -8,16 +8,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import scipy.stats
 from torch import Tensor, nn
 
-import certify
 import surrogates
 from certdef import serving, storage
 from certdef.config import ConfigError, RunConfig
 from certdef.data import Splits
 from certdef.models import build_classifier
 from certdef.stages.job import Job
+from certdef.stages.surrogate import recipe_of
 from certdef.workspace import Stage
 
 
@@ -48,6 +47,10 @@ def query_pool(data: Splits, overlap: float) -> np.ndarray:
 def check_pools(config: RunConfig, data: Splits) -> None:
     """Refuse pools that can't be made or paid for, before anything is spent."""
     size, overlaps = len(data.pool), config.ducd.overlaps
+    if config.surrogate.model == "nim":
+        raise ConfigError(
+            "surrogate.model is 'nim', but the DUCD job trains no denoiser: use cnn, mlp or a timm model name"
+        )
     if config.target.uri and max(overlaps) > 0:
         raise ConfigError(
             f"ducd.overlaps is {list(overlaps)}: which images your own target was trained on is not known; use [0]"
@@ -83,17 +86,14 @@ def _distil(job: Job, target: surrogates.Target, overlap: float) -> Student:
                 job.ledger.attach(target),
                 pool,
                 model,
-                budget=len(pool),
+                budget=len(pool),  # all of it: there is nothing to select
                 query_batch=min(config.query_batch, len(pool)),
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                weight_decay=config.weight_decay,
-                shift=config.shift,
-                noise=_augmentation(config.noise_255 / 255),
+                recipe=recipe_of(config),
+                loss=config.loss,
                 seed=job.config.seed,
                 device=job.device,
                 checkpoint=stage.path / "checkpoint.pt",
+                validation=config.validation,
                 progress=job.progress,
             )
             storage.save_classifier(
@@ -109,7 +109,3 @@ def _distil(job: Job, target: surrogates.Target, overlap: float) -> Student:
                 "series": {f"{name}/loss": list(found.history)},
             })  # fmt: skip
     return Student(overlap, storage.load_model(stage.path / "model", job.device), stage)
-
-
-def _augmentation(highest_sigma: float) -> certify.NoiseLaw | None:
-    return certify.GaussianScaleMixture(scipy.stats.uniform(0, highest_sigma)) if highest_sigma else None
