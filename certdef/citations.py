@@ -38,4 +38,18 @@ def cite(config: RunConfig) -> str:
         "timm": "transformer blocks, and every model by name",
         config.data.name: "the images",
     }
+    if config.ducd.enabled:
+        ducd = {
+            "unicr": "the noise, chosen among several on held-out images",
+            "rmia": "membership inference by likelihood ratios, offline",
+            "lira": "membership inference by a normal law of reference models, offline",
+            "loss": "membership inference by a threshold on the loss",
+            "delong": "the intervals of its AUC",
+        }
+        used = (
+            {key: used[key] for key in ("smoothing", "bound", "ducd")}
+            | ducd
+            | {config.data.name: "the images"}
+        )
+        used["ducd"] = f"the job; {len(config.ducd.overlaps)} surrogates ({config.surrogate.model})"
     return "\n".join(f"{purpose}\n    {PAPERS[key]}" for key, purpose in used.items() if key in PAPERS)

@@ -309,6 +309,15 @@ def test_the_terminal_says_what_was_found(job):
         assert words in text
 
 
+def test_the_papers_are_those_of_the_job(job):
+    from certdef.citations import cite
+
+    text = cite(job[0])
+    for words in ("2408.10647", "2312.03262", "2112.03570", "1709.01604", "DeLong", "2 surrogates"):
+        assert words in text
+    assert "2302.01056" not in text, "there is no De^3 in it"
+
+
 # --- what is refused, before anything is spent --------------------------------------------------------------
 
 BAD = [
