@@ -238,7 +238,7 @@ def test_patience_returns_the_best_epoch(images: np.ndarray) -> None:
 
 
 def test_a_committee_teaches_images_that_were_not_asked_about(images: np.ndarray, tmp_path: Path) -> None:
-    """Against the same students without it: better in the mean of five seeds, for no query more."""
+    """Against the same students without it: better with each of three seeds, for no query more."""
     machine = SVC(C=10, probability=True, random_state=0)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         machine.fit(images[:900].reshape(900, -1), load_digits().target[:900])
@@ -251,7 +251,7 @@ def test_a_committee_teaches_images_that_were_not_asked_about(images: np.ndarray
 
     def agreement(members: int) -> list[float]:
         found = []
-        for seed in range(5):
+        for seed in range(3):
             with QueryLedger(tmp_path / f"{members}-{seed}.db", 60) as ledger:
                 surrogate = distill(
                     ledger.attach(target),
@@ -261,7 +261,7 @@ def test_a_committee_teaches_images_that_were_not_asked_about(images: np.ndarray
                     query_batch=60,
                     seed=seed,
                     committee=[student(100 * (seed + 1) + member) for member in range(members)],
-                    epochs=100,
+                    epochs=60,
                     batch_size=20,
                     learning_rate=5e-3,
                     ema=0.97,
@@ -270,9 +270,9 @@ def test_a_committee_teaches_images_that_were_not_asked_about(images: np.ndarray
             found.append(fidelity(surrogate, target, images[900:]).agreement)
         return found
 
-    gained = np.array(agreement(4)) - np.array(agreement(0))
+    gained = np.array(agreement(3)) - np.array(agreement(0))
     assert gained.mean() > 0.01
-    assert (gained > 0).sum() >= 4
+    assert (gained > 0).all()
 
 
 def test_bfloat16_trains(images: np.ndarray, box: Any) -> None:
