@@ -402,12 +402,15 @@ def test_an_interrupt_ends_the_retries_and_leaves_a_bill(
     target = opened(url, batch_size=2, concurrency=2, max_wait=10_000, repeats=5)
     faults.will("refuse", times=9, status=503)
 
+    from surrogates.targets import served
+
+    settled = served.wait
+
     def interrupted(futures: Any) -> None:
+        monkeypatch.setattr(served, "wait", settled)
         while len(faults.seen) < 2:
             time.sleep(0.01)
         raise KeyboardInterrupt
-
-    from surrogates.targets import served
 
     monkeypatch.setattr(served, "wait", interrupted)
     with QueryLedger(tmp_path / "ledger.db", budget=100) as ledger:
@@ -415,6 +418,24 @@ def test_an_interrupt_ends_the_retries_and_leaves_a_bill(
             ledger.attach(target).query(IMAGES)
         assert ledger.bill()["training"].unknown == 4
     assert len(faults.seen) == 2
+
+
+def test_an_interrupt_counts_the_attempts_before_it(
+    service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, faults = service
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    target = opened(url)
+    monkeypatch.setattr(http.tenacity, "sleep_using_event", lambda event: interrupted)
+    faults.will("reset")
+    with QueryLedger(tmp_path / "ledger.db", budget=100) as ledger:
+        with pytest.raises(KeyboardInterrupt):
+            ledger.attach(target).query(IMAGES)
+        charge = ledger.bill()["training"]
+    assert charge.answered <= faults.charged == 4 <= charge.largest
 
 
 BAD_OPTIONS = {

@@ -74,6 +74,8 @@ def test_a_service_is_distilled_and_its_token_kept(
     assert TOKEN not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_password_in_the_address_is_not_published(service: Any, store: str, tmp_path: Path) -> None:
     url, faults = service
     address = url.replace("://", f"://user:{TOKEN}@")
@@ -99,6 +101,8 @@ def test_a_service_that_changes_stops_the_job(
     assert faults.charged < 250  # and not the whole budget
 
 
+@pytest.mark.slow
+@pytest.mark.acceptance
 def test_another_form_of_asking_is_another_target(service: Any, store: str, tmp_path: Path) -> None:
     url, faults = service
     options = {"target__num_classes": 10, "target__canary_every": 0}

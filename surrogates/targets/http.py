@@ -181,6 +181,9 @@ class HttpClient:
             )
             error.lost = max(0, unknown - 1) * queries
             raise error from None
+        except BaseException as error:  # an interrupt: the attempt under way counts as the batch itself
+            error.lost = unknown * queries
+            raise
         return Reply(reply.body, reply.headers, reply.status, lost=unknown * queries)
 
     def _attempt(

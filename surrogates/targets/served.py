@@ -2,7 +2,7 @@
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -75,16 +75,14 @@ class HttpTarget(Target):
             futures = [pool.submit(self._ask, request, stop) for request in requests]
             try:
                 wait(futures)
-            except BaseException:
+            except BaseException as error:
                 stop.set()  # an interrupt ends retries too
+                wait(futures)
+                error.lost = max(0, _charged(requests, futures) - len(pixels))
                 raise
-        errors = [future.exception() for future in futures]
-        if any(errors):
-            charged = sum(
-                len(request) + future.result().lost if error is None else _charged(error, len(request))
-                for request, future, error in zip(requests, futures, errors, strict=True)
-            )
-            raise _joined([error for error in errors if error is not None], charged, len(pixels))
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            raise _joined(errors, _charged(requests, futures), len(pixels))
         return Answers.concatenate([future.result() for future in futures])
 
     def _ask(self, pixels: np.ndarray, stop: threading.Event) -> Answers:
@@ -95,6 +93,10 @@ class HttpTarget(Target):
         except TargetError as error:
             error.lost = reply.lost
             raise
+        except Exception as error:  # what no protocol foresaw is an answer all the same
+            wrong = TargetError(f"target's answer cannot be read ({type(error).__name__}: {error})")
+            wrong.lost = reply.lost
+            raise wrong from error
         return replace(answers, lost=reply.lost)
 
 
@@ -124,9 +126,14 @@ def read_json(reply: Reply) -> Any:
         ) from error
 
 
-def _charged(error: BaseException, count: int) -> int:
-    """Return how many queries of a failed request of `count` images may have been charged."""
-    return 0 if isinstance(error, Refused) else count + getattr(error, "lost", 0)
+def _charged(requests: list[np.ndarray], futures: list[Future[Answers]]) -> int:
+    """Return how many queries the requests of a query may have been charged in all their attempts."""
+    charged = 0
+    for request, future in zip(requests, futures, strict=True):
+        error = future.exception()
+        if not isinstance(error, Refused):
+            charged += len(request) + (future.result().lost if error is None else getattr(error, "lost", 0))
+    return charged
 
 
 def _joined(errors: list[BaseException], charged: int, count: int) -> BaseException:
