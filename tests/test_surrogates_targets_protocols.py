@@ -497,6 +497,20 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path) -> None:
         open_target(tmp_path / "nowhere.yaml")
 
 
+def test_the_mappings_of_the_documentation_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_TOKEN", "token")
+    text = (Path(__file__).parents[1] / "docs" / "targets.md").read_text()
+    opened = []
+    for block in text.split("```yaml\n")[1:]:
+        (tmp_path / "mapping.yaml").write_text(block.split("```")[0])
+        opened.append(open_target(tmp_path / "mapping.yaml"))
+    assert [(target.output_kind, target.batch_size) for target in opened] == [
+        ("top_k", 1),
+        ("probabilities", 64),
+    ]
+    assert [target.num_classes for target in opened] == [10, 10]
+
+
 # Pixels
 
 
