@@ -131,5 +131,5 @@ def _audit(result: dict[str, Any]) -> dict[str, Any] | None:
         "last": next(reversed(found["benefit"])),
         "first_gain": gains[0],
         "last_gain": gains[-1],
-        "shrinks": len(gains) > 1 and gains[0][1] > gains[-1][2],
+        "lost": found["shrinkage"][found["headline"]],
     }

@@ -28,7 +28,7 @@ SHOWN = 8  # held-out images in the picture strip: the first ones, not picked
 SUBJECTS = ("target", "surrogate")
 PURPOSES = {
     "training": "labels for the surrogate's training images",
-    "evaluation": "clean accuracy and agreement on held-out images",
+    "evaluation": "accuracy, agreement and membership inference: answers that need not be fresh",
     "certification": "noise votes that certify the target itself",
     "attack": "transferred adversarial images",
     "canary": "repeated questions that notice a changed target",

@@ -225,6 +225,10 @@ def test_membership_figures_follow_from_the_scores(job, results):
                 if name != "target":
                     gain = found["attacks"]["target"][attack]["auc"][0] - pairs.mean()
                     assert found["benefit"][name][attack][0] == pytest.approx(gain)
+        for attack, (lost, low, high) in found["shrinkage"].items():
+            gains = [row[attack][0] for row in found["benefit"].values()]
+            assert lost == pytest.approx(gains[0] - gains[-1])
+            assert low < lost < high
 
 
 def test_an_overfitted_target_gives_its_training_set_away(job, data):
@@ -301,6 +305,24 @@ def test_interrupted_it_goes_on(job, monkeypatch, tmp_path):
         drop = lambda text: re.sub(r'"[^"]*seconds[^"]*": [\d.e-]+', "", text)  # noqa: E731
         assert drop(json.dumps(found)) == drop(json.dumps(expected))
     assert again.bill.total.answered == summary.bill.total.answered
+
+
+def test_a_target_of_ones_own_is_asked_but_never_opened(job, monkeypatch, tmp_path):
+    """No weights and no training set are known: certificates by queries alone, and no membership inference."""
+    config, summary, folder = job
+    monkeypatch.chdir(folder)
+    own = change(
+        dataclasses.replace(config, work_dir=str(tmp_path / "own")),
+        target={"uri": summary.results["target"]["uri"]},
+        ducd={"overlaps": (0.0,)},
+        data={"audit_images": 0},
+    )
+    found = certdef.run(own, progress=False)
+    assert list(found.results) == ["target", "surrogate-overlap-0", "noise", "comparison"]
+    assert list(found.results["comparison"]["conditions"]) == ["surrogate", "target"]
+    text = found.report.read_text(encoding="utf-8")
+    assert 'id="membership"' not in text
+    assert len(cells(text, "subjects")) == 2
 
 
 def test_the_terminal_says_what_was_found(job):

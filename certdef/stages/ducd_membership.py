@@ -143,6 +143,7 @@ def audit_membership(
                 "headline": headline,
                 "attacks": {name: {attack: _plain(each) for attack, each in row.items()} for name, row in found.items()},
                 "benefit": _benefit(found),
+                "shrinkage": _shrinkage([found[each.name] for each in students]),
                 "params": {key: getattr(ducd, key) for key in ("candidates", "population", "references", "rmia_a")},
                 "metrics": _metrics(found),
                 "artifacts": ["*.png", "scores.npz"],
@@ -165,6 +166,12 @@ def _benefit(found: dict[str, dict[str, surrogates.Membership]]) -> dict[str, di
         for name, row in found.items()
         if name != "target"
     }
+
+
+def _shrinkage(rows: list[dict[str, surrogates.Membership]]) -> dict[str, list[float]]:
+    """What the last surrogate gives away beyond the first: AUC difference with the paired 95% interval, by attack."""
+    first, last = rows[0], rows[-1]
+    return {attack: list(surrogates.auc_difference(last[attack], first[attack])) for attack in first}
 
 
 def _plain(found: surrogates.Membership) -> dict[str, Any]:
