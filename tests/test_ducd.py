@@ -356,6 +356,7 @@ BAD = [
     ({"ledger": {"certification": 439}}, "ledger.certification is 439", "at least 440"),
     ({"data": {"target_images": 250}}, "ducd.overlaps", "lower data.pool_images"),
     ({"target": {"uri": "models:/x/1"}}, "ducd.overlaps", "use [0]"),
+    ({"certify": {"guide": "decide"}}, "certify.guide is 'decide'", "use off"),
     ({"surrogate": {"model": "nim"}}, "surrogate.model", "use cnn, mlp"),
     ({"target": {"kind": "svc"}}, "target.output_kind", "a cnn also logits"),
 ]

@@ -44,6 +44,10 @@ def check_choice(config: RunConfig, data: Splits) -> None:
     """Refuse noise laws, a split or a budget that can't be used, before anything is spent."""
     if len(candidate_noises(config)) < len(config.ducd.gaussians_255) + len(config.certify.laws):
         raise ConfigError("certify.laws has a label of a Gaussian of ducd.gaussians_255: rename it")
+    if config.certify.guide != "off":
+        raise ConfigError(
+            f"certify.guide is {config.certify.guide!r}: the DUCD job compares votes without a guide; use off"
+        )
     held_out = len(data.heldout_images)
     need = config.certify.images + config.ducd.choice_images
     if need > held_out:
