@@ -59,12 +59,11 @@ def running(
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=20)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # also children that it left behind
+        process.wait(timeout=20)
 
 
 @contextmanager
@@ -112,7 +111,7 @@ def triton(models: Path, folder: Path) -> Iterator[str]:
     port = free_port()
     command = [str(server / "bin" / "tritonserver"), f"--model-repository={models}"]
     command += [f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={port}"]
-    command += ["--allow-grpc=false", "--allow-metrics=false"]
+    command += ["--allow-grpc=false", "--allow-metrics=false", "--exit-timeout-secs=5"]
     address = f"http://127.0.0.1:{port}"
     libraries = [packages / "nvidia_pytriton.libs", server / "external_libs", server / "lib"]
     variables = {"TRITON_PACKAGES": str(packages), "LD_LIBRARY_PATH": ":".join(map(str, libraries))}
