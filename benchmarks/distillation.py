@@ -93,7 +93,7 @@ def measure(row: str, budget: int, seed: int, epochs: int) -> dict[str, Any]:
             _data["pool"],
             model,
             budget=budget,
-            query_batch=500,
+            query_batch=min(500, budget),
             selection=selection,
             committee=members,
             seed=seed,
