@@ -3,7 +3,9 @@
 Decide: every image gets one radius, chosen by the guide before any vote is paid for, and as few paid votes as
 decide it. Budgeted: the votes of a whole set are given; they go, look after look, to the image whose claim is
 likeliest for what it is expected to cost. Every bet is fixed before the votes that it is about, whichever image
-it was paid for, so each certificate has its full alpha.
+it was paid for, so each certificate has its full alpha. Where the votes contradict the class that the guide named,
+the target's own is tested by fresh votes, at a small share of alpha that was kept for it: at most two tests, whose
+errors add up to alpha.
 """
 
 import hashlib
@@ -23,6 +25,7 @@ from certify.smoothing import ABSTAIN, Certificate
 from certify.votes import _eval_mode, check_images, check_indices, resolve_device
 
 WORTH = 0.5  # chance of a claim from which a larger radius is preferred
+SECOND = 0.05  # of alpha, kept for the class that the target prefers where that is not the guide's
 SELECTION = 32  # paid votes that choose the class where the guide's own choice is not trusted
 JUDGED = 8  # paid votes from which the guide's choice is judged
 CHUNK = 4096  # free draws made at a time
@@ -75,16 +78,18 @@ class GuidedImage:
                 f"({guide.pilot}, {num_classes}): check its number of classes"
             )
         self._pilot = logits
-        self._selection = np.zeros(num_classes, dtype=np.int64)
+        self._selection, self._again = np.zeros(num_classes, dtype=np.int64), False
         self.top = self._named = int(np.bincount(logits.argmax(axis=1), minlength=num_classes).argmax())
         self.plan()
 
     def plan(self) -> None:
         """Choose the radius by what the guide predicts, anew until the first paid vote: that costs no alpha."""
         strata = strata_of(self._pilot, self.top)
+        level = self._alpha * (SECOND if self._again else 1 - SECOND)
         for radius in reversed(self._radii):
             self.radius, p = radius, self._noise.p_required(radius)
-            self.test = GuidedTest(p, self._alpha, self._n, self.guide.calibration, strata)
+            left = self._n - int(self._selection.sum()) if self._again else self._n
+            self.test = GuidedTest(p, level, left, self.guide.calibration, strata)
             self.chance, self.cost = self.test.outlook()
             if self.chance >= WORTH:
                 break
@@ -92,7 +97,7 @@ class GuidedImage:
 
     def look(self, limit: int | None = None) -> int:
         """Pay for one look, at most ``limit`` votes; returns how many."""
-        if not self.guide.calibration.trusts_class and not self._selection.any() and not self.test.paid:
+        if not (self.guide.calibration.trusts_class or self._selection.any() or self.test.paid):
             return self._select(SELECTION if limit is None else min(SELECTION, limit))
         bets = self.test.bets()
         if bets is None:
@@ -149,7 +154,18 @@ class GuidedImage:
         )
 
     def _finish(self) -> None:
-        self.done = self.test.claimed or self.test.paid >= self._n or self.chance == 0
+        self.done = self.test.claimed or self.test.paid >= self.test.n or self.chance == 0
+        rival, paid = int(self._votes.argmax()), int(self._votes.sum())
+        preferred = rival != self.top and paid >= JUDGED and 2 * self._votes[rival] > paid
+        if self.done and preferred and not self.test.claimed and not self._again:
+            self._try_again(rival)
+
+    def _try_again(self, rival: int) -> None:
+        """Test the class that the target prefers, by votes of its own and the share of alpha kept for this."""
+        self.guide.calibration.observe(self.test.successes, self.test.trials)
+        self._again, self.top = True, rival
+        self._selection, self._votes = self._selection + self._votes, np.zeros_like(self._votes)
+        self.plan()
 
 
 def certify_with_guide(
@@ -181,7 +197,7 @@ def reachable_radii(noise: NoiseLaw, radii: Sequence[float] | None, n: int, alph
         raise CertifyError(f"a guide needs finite radii >= 0, got {radii!r}: try radii=[0.5]")
     levels = np.array([noise.p_required(radius) for radius in values])
     with np.errstate(divide="ignore"):
-        least = (-np.log(alpha) + MARGIN) / -np.log(np.minimum(levels, 1.0))
+        least = (-np.log(alpha * (1 - SECOND)) + MARGIN) / -np.log(np.minimum(levels, 1.0))
     within = values[least <= n]
     if len(within) == 0:
         remedy = f"use n >= {int(np.ceil(least[0]))}" if least[0] < 1e12 else "ask for a smaller radius"
