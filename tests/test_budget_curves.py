@@ -119,6 +119,7 @@ def test_a_real_table(store, tmp_path, monkeypatch, capsys):
     """Interrupted, resumed, enlarged: the charges add up to the bill, and a finished cell is not trained again."""
     config = certdef.load_config(
         work_dir=str(tmp_path / "work"),
+        tracking__uri=store,
         tracking__system_metrics=False,
         surrogate__epochs=3,
         surrogate__rounds=2,
@@ -184,6 +185,7 @@ def test_a_real_table(store, tmp_path, monkeypatch, capsys):
 def test_the_encoder_of_the_denoiser_is_a_student(store, tmp_path):
     config = certdef.load_config(
         work_dir=str(tmp_path / "work"),
+        tracking__uri=store,
         tracking__system_metrics=False,
         surrogate__model="nim",
         surrogate__features="nim",
