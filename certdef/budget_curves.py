@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from certify.curves import COLORS, STYLES
+from certdef.pictures import budget_plot
 
 CONDITIONS = {
     "clean": "clean images",
@@ -112,51 +110,9 @@ def _shown(point: Point) -> str:
 
 
 def plot(cells: Sequence[Cell]) -> bytes:
-    """PNG: a panel a condition, a line a strategy through its medians; bars are intervals, bands the spread of seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
-
-    shown = {name: found for name in CONDITIONS if (found := curves(cells, name))}
-    figure = Figure(figsize=(1.2 + 4.2 * len(shown), 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (condition, found) in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
-    ):
-        for number, (strategy, points) in enumerate(found.items()):
-            queries, median, lower, upper, lowest, highest = np.array(
-                [[p.queries, p.median, p.lower, p.upper, p.lowest, p.highest] for p in points]
-            ).T
-            color, style = COLORS[number % len(COLORS)], STYLES[number // len(COLORS) % len(STYLES)]
-            apart = 1.015 ** (number - (len(found) - 1) / 2)  # so that error bars do not hide each other
-            axes.errorbar(
-                queries * apart,
-                median,
-                yerr=np.clip([median - lower, upper - median], 0, None),
-                color=color,
-                linestyle=style,
-                marker="o",
-                markersize=4,
-                capsize=2,
-                linewidth=1.6,
-                label=strategy,
-            )
-            axes.fill_between(queries * apart, lowest, highest, color=color, alpha=0.12, linewidth=0)
-        axes.set_xscale("log")
-        axes.set_xticks(sorted({cell.queries for cell in cells}))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_title(CONDITIONS[condition], loc="left", fontsize=10)
-        axes.set_xlabel("queries")
-        axes.grid(color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("agreement with the target")
-    figure.axes[-1].legend(frameon=False, fontsize=8, loc="lower right")
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    """PNG: a panel a condition, a line a strategy."""
+    panels = {title: found for name, title in CONDITIONS.items() if (found := curves(cells, name))}
+    return budget_plot(panels)
 
 
 def plain(cells: Sequence[Cell]) -> list[dict[str, Any]]:

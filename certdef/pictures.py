@@ -127,6 +127,56 @@ def membership_plot(
     return file.getvalue()
 
 
+def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
+    """Agreement against queries: a panel a title, a line a strategy through its medians over seeds.
+
+    Points have queries, median, lower, upper, lowest and highest: bars are intervals, bands the spread of seeds.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
+
+    figure = Figure(figsize=(1.2 + 4.2 * len(panels), 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, found) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for number, (strategy, points) in enumerate(found.items()):
+            queries, median, lower, upper, lowest, highest = np.array(
+                [[p.queries, p.median, p.lower, p.upper, p.lowest, p.highest] for p in points]
+            ).T
+            color, style = COLORS[number % len(COLORS)], STYLES[number // len(COLORS) % len(STYLES)]
+            apart = 1.015 ** (number - (len(found) - 1) / 2)  # so that error bars do not hide each other
+            axes.errorbar(
+                queries * apart,
+                median,
+                yerr=np.clip([median - lower, upper - median], 0, None),
+                color=color,
+                linestyle=style,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                linewidth=1.6,
+                label=strategy,
+            )
+            axes.fill_between(queries * apart, lowest, highest, color=color, alpha=0.12, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({point.queries for points in found.values() for point in points}))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("queries")
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("agreement with the target")
+    figure.axes[-1].legend(frameon=False, fontsize=8, loc="lower right")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
 def data_uri(content: bytes) -> str:
     """PNG bytes as a `data:` address, so that a page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
