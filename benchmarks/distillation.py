@@ -71,10 +71,10 @@ def prepare(root: str, folder: str, threads: int) -> None:
     }
 
 
-def student(seed: int) -> nn.Module:
-    """The untrained student; its weights depend on the seed alone."""
+def student(seed: int, member: int = 0) -> nn.Module:
+    """The untrained student; its weights depend on the seed alone, and are not those that the target began with."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(1_000_003 * (member + 1) + seed)
         return build_classifier("cnn", SHAPE, CLASSES)
 
 
@@ -87,7 +87,7 @@ def measure(row: str, budget: int, seed: int, epochs: int) -> dict[str, Any]:
         options = dict(ROWS[row])
         selection = surrogates.Selection(options.pop("selection"), round_epochs=-(-epochs // 2))
         model = student(seed)
-        members = [student(1000 * (seed + 1) + number) for number in range(options.pop("committee", 0))]
+        members = [student(seed, number + 1) for number in range(options.pop("committee", 0))]
         surrogates.distill(
             _data["target"],
             _data["pool"],

@@ -7,8 +7,10 @@ import io
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import certdef
+import surrogates
 from certdef import pipeline
 from certdef.budget_curves import Cell, Point, as_csv, as_markdown, curves, metrics, plot
 from certdef.cli import main
@@ -17,6 +19,7 @@ from certdef.models import build_classifier, surrogate_model
 from certdef.purifiers.nim import NIM, NIMClassifier, NIMShape
 from certdef.stages import budgets as budgets_stage
 from certdef.stages import check_budgets
+from certdef.stages import target as target_stage
 
 
 def cell(strategy: str, budget: int, seed: int, share: float, charged: int = 0) -> Cell:
@@ -218,3 +221,36 @@ def test_the_student_starts_from_the_encoder():
     assert surrogate_model(config) == "nim_p4_w64_d3_h4"
     assert isinstance(build_classifier("nim_p4_w64_d3_h4", (1, 8, 8), 10), NIMClassifier)
     assert surrogate_model(certdef.load_config()) == "mlp"
+
+
+def test_the_surrogate_does_not_start_from_the_weights_that_the_target_started_from(
+    store, tmp_path, monkeypatch
+):
+    """Same architecture, same seed of the job: shared first weights would be knowledge that no outsider has."""
+    config = certdef.load_config(
+        work_dir=str(tmp_path / "work"),
+        tracking__uri=store,
+        tracking__system_metrics=False,
+        target__kind="cnn",
+        target__epochs=1,
+        surrogate__model="cnn",
+        surrogate__epochs=1,
+        surrogate__committee=2,
+        ledger__training=100,
+        data__heldout_images=50,
+    )
+    started: list[bytes] = []
+    for module, name in ((target_stage, "train_classifier"), (surrogates, "distill")):
+        whole = getattr(module, name)
+
+        def noted(*arguments, _whole=whole, **options):
+            models = [
+                value for value in (*arguments, *options.get("committee", ())) if isinstance(value, nn.Module)
+            ]
+            started.extend(next(model.parameters()).detach().numpy().tobytes() for model in models)
+            return _whole(*arguments, **options)
+
+        monkeypatch.setattr(module, name, noted)
+    pipeline.distill(config, progress=False)
+    assert len(started) == 4  # the target, the student and its committee
+    assert len(set(started)) == 4

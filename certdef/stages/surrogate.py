@@ -21,6 +21,10 @@ from certdef.stages.denoiser import pretrain_denoiser
 from certdef.stages.job import Job
 from certdef.workspace import Stage
 
+# A target that is trained here starts from the weights of the job's seed, which nobody outside would know: a student
+# of the same architecture that started from them too would agree with it more than it has learned.
+OTHER_WEIGHTS = 1_000_003
+
 
 def distil(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage]:
     """Pay for answers within the training budget, train on them, and measure how often the two agree."""
@@ -97,11 +101,13 @@ def train_surrogate(
     return surrogates.distill(
         job.ledger.attach(target),
         job.data.pool,
-        job.seeded(build, seed),
+        job.seeded(build, OTHER_WEIGHTS + seed),
         budget=budget,
         query_batch=min(config.query_batch, budget),
         selection=selection_of(config, _encoder(nim) if config.features == "nim" else None),
-        committee=[job.seeded(build, seed + 1 + number) for number in range(config.committee)],
+        committee=[
+            job.seeded(build, OTHER_WEIGHTS * (2 + number) + seed) for number in range(config.committee)
+        ],
         recipe=recipe_of(config),
         loss=config.loss,
         seed=seed,
