@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from certdef.config import ConfigError, RunConfig, SigmaLaw, check, flatten, nearest, preset_path
+from certdef.config import ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
+from certdef.config_checks import check
 
 
 def add_config_arguments(parser: Any, preset: str) -> None:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 import surrogates
 from certdef import ducd_page, page, stages
-from certdef.config import ConfigError, RunConfig, check, without_password
+from certdef.config import ConfigError, RunConfig, without_password
+from certdef.config_checks import check
 from certdef.data import load_data
 from certdef.models import build_classifier, surrogate_model
 from certdef.purifiers import NIM

@@ -1,0 +1,134 @@
+"""Values out of range are refused here, in one line, before anything is trained or paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from math import floor, log
+
+from certdef.config import (
+    AttackConfig,
+    CertifyConfig,
+    ConfigError,
+    DataConfig,
+    DUCDConfig,
+    LedgerConfig,
+    NIMConfig,
+    RunConfig,
+    SurrogateConfig,
+    TargetConfig,
+    preset_path,
+)
+
+METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
+GUIDES = ("off", "decide", "budget")
+
+# The name of a value, whether it is good, and what to do otherwise.
+Rules = Iterator[tuple[str, bool, str]]
+
+
+def check(config: RunConfig) -> None:
+    """Raise ConfigError, naming the value and the remedy, for the first value that cannot be used."""
+    preset_path(config.preset)
+    _refuse(config, "", _job(config))
+    for section, rules in {
+        "certify": _certify(config.certify),
+        "attack": _attack(config.attack),
+        "target": _target(config.target),
+        "nim": _nim(config.nim),
+        "surrogate": _surrogate(config.surrogate),
+        "ledger": _ledger(config.ledger, config.surrogate.query_batch),
+        "data": _data(config.data),
+        "ducd": _ducd(config.ducd),
+    }.items():
+        _refuse(getattr(config, section), f"{section}.", rules)
+    for law in config.certify.laws:
+        if not 0 < law.scale_255 <= 255:
+            raise ConfigError(
+                f"scale_255 of law {law.label!r} is {law.scale_255!r}: use 8-bit levels above 0, e.g. 3"
+            )
+    labels = [law.label for law in config.certify.laws]
+    if len(set(labels)) < len(labels) or "gaussian" in labels:
+        raise ConfigError(
+            f"certify.laws has the labels {labels}: give each law its own (gaussian is taken by the comparison)"
+        )
+
+
+def _refuse(section: object, prefix: str, rules: Rules) -> None:
+    for name, good, remedy in rules:
+        if not good:
+            raise ConfigError(f"{prefix}{name} is {getattr(section, name)!r}: {remedy}")
+
+
+def _job(config: RunConfig) -> Rules:
+    yield "device", config.device in ("auto", "cpu", "cuda"), "use auto, cpu or cuda"
+    yield "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"
+
+
+def _certify(certify: CertifyConfig) -> Rules:
+    yield "alpha", 0 < certify.alpha < 0.5, "use a value in (0, 0.5), e.g. 0.001"
+    yield "n0", certify.n0 >= 1, "use at least 1, e.g. 100"
+    yield "images", certify.images >= 1, "use at least 1"
+    yield "target_images", certify.target_images >= 1, "use at least 1"
+    yield "batch_size", certify.batch_size >= 1, "use at least 1"
+    yield "laws", len(certify.laws) >= 1, "name at least one law"
+    yield "radii", all(radius >= 0 for radius in certify.radii), "use radii of 0 or more"
+    yield "method", certify.method in METHODS, f"use one of {', '.join(METHODS)}"
+    yield "guide", certify.guide in GUIDES, f"use one of {', '.join(GUIDES)}"
+    yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
+    yield "workers", certify.workers >= 1, "use at least 1"
+    # n unbroken successes bound p by alpha**(1/n), which must exceed 1/2
+    smallest = floor(log(certify.alpha) / log(0.5)) + 1
+    yield "n", certify.n >= smallest, f"alpha {certify.alpha:g} certifies nothing below n={smallest}"
+
+
+def _attack(attack: AttackConfig) -> Rules:
+    yield "eps", all(0 <= eps <= 1 for eps in attack.eps), "use [0,1] pixel units: 8/255 is 0.0314"
+    yield "steps", attack.steps >= 1, "use at least 1"
+
+
+def _target(target: TargetConfig) -> Rules:
+    yield "kind", target.kind in ("svc", "cnn"), "use svc or cnn, or give target.uri"
+    yield "canary_every", target.canary_every >= 0, "use a number of queries, or 0 for off"
+    if target.uri is None:
+        makes = (None, "probabilities", "logits") if target.kind == "cnn" else (None, "probabilities")
+        remedy = "a target that is trained here answers probabilities, a cnn also logits"
+        yield "output_kind", target.output_kind in makes, remedy
+        for name in sorted({*target.form, *target.transport} - {*target.training}):
+            yield name, False, "it is for your own target: give target.uri"
+
+
+def _nim(nim: NIMConfig) -> Rules:
+    yield "epochs", nim.epochs >= 1, "use at least 1"
+    yield "heads", nim.heads >= 1 and nim.width % nim.heads == 0, "nim.width must be a multiple of it"
+
+
+def _surrogate(surrogate: SurrogateConfig) -> Rules:
+    yield "epochs", surrogate.epochs >= 1, "use at least 1"
+    yield "features", surrogate.features in ("student", "nim"), "use student or nim"
+    yield "committee", surrogate.committee >= 0, "use 0 or more"
+
+
+def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
+    for purpose, budget in asdict(ledger).items():
+        if purpose != "path":
+            yield purpose, budget > 0, "a budget must be at least 1 query"
+    remedy = f"it is smaller than the first batch (surrogate.query_batch {query_batch}): raise it or lower the batch"
+    yield "training", ledger.training >= query_batch, remedy
+
+
+def _data(data: DataConfig) -> Rules:
+    for name, value in asdict(data).items():
+        if name.endswith("_images"):
+            yield name, value >= (name != "audit_images"), "use at least 1"
+
+
+def _ducd(ducd: DUCDConfig) -> Rules:
+    shares = ducd.overlaps
+    good = len(shares) >= 1 and all(0 <= share <= 1 for share in shares) and len(set(shares)) == len(shares)
+    yield "overlaps", good, "use different shares in [0, 1], e.g. [0, 1]"
+    levels = all(0 < sigma <= 255 for sigma in ducd.gaussians_255)
+    yield "gaussians_255", levels, "use 8-bit levels above 0, e.g. 60"
+    yield "rmia_a", 0 <= ducd.rmia_a <= 1, "use a value in [0, 1], e.g. 0.3"
+    for name in ("choice_images", "choice_n", "candidates", "population", "references"):
+        yield name, getattr(ducd, name) >= 1, "use at least 1"
