@@ -81,13 +81,7 @@ def attack_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_xlabel("L∞ budget of the attack, ε (pixel values in [0, 1])")
     axes.set_ylabel("images classified right")
     axes.set_title("PGD on the surrogate, transferred to the target", loc="left", fontsize=11)
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return _drawn(axes)
 
 
 def membership_plot(
@@ -118,13 +112,7 @@ def membership_plot(
     axes.set_xlabel("non-members taken for members (false positive rate)")
     axes.set_ylabel("members found (true positive rate)")
     axes.set_title("Membership inference, offline RMIA", loc="left", fontsize=11)
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return _drawn(axes)
 
 
 def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
@@ -180,3 +168,14 @@ def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
 def data_uri(content: bytes) -> str:
     """PNG bytes as a `data:` address, so that a page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+
+
+def _drawn(axes: Any) -> bytes:
+    """The figure of finished axes as PNG, with a light grid and a legend."""
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    file = io.BytesIO()
+    axes.figure.savefig(file, format="png")
+    return file.getvalue()

@@ -168,20 +168,8 @@ class GuidedImage:
         self.plan()
 
 
-def certify_with_guide(
-    draw: Callable[[Any], ArrayLike],
-    guide: Guide,
-    noise: NoiseLaw,
-    num_classes: int,
-    *,
-    radii: Sequence[float],
-    n: int,
-    alpha: float,
-    subject: str,
-) -> Certificate:
-    """Decide one image; ``certify_votes(..., guide=...)`` is its public form."""
-    settings = {"radii": radii, "n": n, "alpha": alpha, "subject": subject}
-    image = GuidedImage(draw, guide, noise, num_classes, **settings)
+def decide(image: GuidedImage) -> Certificate:
+    """Pay for votes until the image is decided; ``certify_votes(..., guide=...)`` is the public form."""
     while not image.done:
         image.look()
     image.teach()

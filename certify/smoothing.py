@@ -136,13 +136,13 @@ def certify_votes(
     bad arguments before the first draw, and for bad labels.
     """
     if guide is not None:
-        from certify.guide import certify_with_guide
+        from certify.guide import GuidedImage, decide
 
         check_count("num_classes", num_classes, 2)
         if method != "fixed":
             raise CertifyError(f"method is not used with a guide, got {method!r}: leave it out")
         settings = {"radii": radii, "n": n, "alpha": check_alpha(alpha), "subject": subject}
-        return certify_with_guide(draw, guide, noise, num_classes, **settings)
+        return decide(GuidedImage(draw, guide, noise, num_classes, **settings))
     alpha, plan = _check_plan(num_classes, noise, n0, n, alpha, method, radii)
     selection = _count_drawn(draw, n0, num_classes)
     if plan is None:
