@@ -15,7 +15,8 @@ guided         a test that pays for few votes, with a surrogate as guide
 calibration    what the guide's confidence says about the target's votes
 guide          certify one image or a set with a guide, with or without a budget
 votes          the vote engine
-smoothing      SmoothedClassifier, certify_votes, Certificate
+certificate    Certificate: what is claimed, and of whom
+smoothing      SmoothedClassifier, certify_votes
 records        append-only per-image records, resumable
 recertify      another alpha, norm or bound from the votes that were kept
 curves         certified accuracy against radius
@@ -25,6 +26,7 @@ parallel       many workers, the same votes
 from certify import curves
 from certify.bounds import binomial_interval, binomial_lower_bound, binomial_upper_bound
 from certify.calibration import Calibration
+from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError
 from certify.guide import Guide, certify_guided
 from certify.inclusion import Inclusion
@@ -35,7 +37,7 @@ from certify.recertify import recertify, recover_successes
 from certify.records import RecordLog, read_records
 from certify.scale_mixture import GaussianScaleMixture, nim_noise
 from certify.selection import NoiseChoice, choose_noise
-from certify.smoothing import ABSTAIN, Certificate, SmoothedClassifier, certify_votes
+from certify.smoothing import SmoothedClassifier, certify_votes
 from certify.soft import score_lower_bound, score_radius, score_upper_bound
 from certify.splitting import certify_splitting
 from certify.stratified import certify_stratified

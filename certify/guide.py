@@ -18,15 +18,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from certify.calibration import Calibration, strata_of
+from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.guided import MARGIN, GuidedTest, pick_draws
 from certify.noise import NoiseLaw
-from certify.smoothing import ABSTAIN, Certificate
 from certify.votes import _eval_mode, check_images, check_indices, resolve_device
 
 WORTH = 0.5  # chance of a claim from which a larger radius is preferred
 SECOND = 0.05  # of alpha, kept for the class that the target prefers where that is not the guide's
-SELECTION = 32  # paid votes that choose the class where the guide's own choice is not trusted
+CHOICE = 32  # paid votes that choose the class where the guide's own choice is not trusted
 JUDGED = 8  # paid votes from which the guide's choice is judged
 CHUNK = 4096  # free draws made at a time
 
@@ -98,7 +98,7 @@ class GuidedImage:
     def look(self, limit: int | None = None) -> int:
         """Pay for one look, at most ``limit`` votes; returns how many."""
         if not (self.guide.calibration.trusts_class or self._selection.any() or self.test.paid):
-            return self._select(SELECTION if limit is None else min(SELECTION, limit))
+            return self._select(CHOICE if limit is None else min(CHOICE, limit))
         bets = self.test.bets()
         if bets is None:
             self.done = True

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from certify.certificate import Certificate
 from certify.errors import CertifyError, check_count
-from certify.smoothing import Certificate, SmoothedClassifier
+from certify.smoothing import SmoothedClassifier
 from certify.votes import check_images, check_indices
 
 BACKENDS = ("loky", "dask", "ray")

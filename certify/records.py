@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from certify.certificate import Certificate
 from certify.errors import CertifyError, check_count
-from certify.smoothing import Certificate
 
 FORMAT = "certify-records-1"
 TSV_HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"

@@ -7,15 +7,17 @@ bounded from below by votes, with an error probability of at most alpha over the
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from certify.bounds import binomial_lower_bound, smallest_n
+from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError, check_alpha, check_count
+from certify.guide import Guide, GuidedImage, decide
 from certify.noise import NoiseLaw
 from certify.sequential import UNIT, Outcome, Plan, make_plan
 from certify.two_sided import check_two_sided, rival_groups, two_sided_radius
@@ -29,43 +31,7 @@ from certify.votes import (
     resolve_device,
 )
 
-if TYPE_CHECKING:
-    from certify.guide import Guide
-
-ABSTAIN = -1
-
 METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """``prediction`` holds within ``radius`` of the image, with probability >= 1 - ``alpha`` over the draws.
-
-    ``prediction`` is the smoothed ``subject``'s class, or ABSTAIN with radius 0. ``radius`` is in ``norm``
-    and [0, 1] pixel units. ``p_lower`` bounds the top class's probability from ``counts``, the votes of the
-    ``n`` estimation draws (``n0`` others selected the class). ``noise`` is the law's ``describe()``;
-    ``sound`` says that the radius is proven rather than approximate. ``selected`` is the class that was
-    bounded, also where the prediction is ABSTAIN.
-    """
-
-    prediction: int
-    radius: float
-    norm: str
-    p_lower: float
-    counts: tuple[int, ...]
-    n0: int
-    n: int
-    alpha: float
-    method: str
-    noise: dict[str, Any]
-    subject: str
-    sound: bool
-    selected: int = ABSTAIN
-
-    @property
-    def abstained(self) -> bool:
-        """Whether no class was certified."""
-        return self.prediction == ABSTAIN
 
 
 def _certificate(
@@ -120,7 +86,7 @@ def certify_votes(
     method: str = "fixed",
     radii: Sequence[float] | None = None,
     subject: str = "callable",
-    guide: "Guide | None" = None,
+    guide: Guide | None = None,
 ) -> Certificate:
     """Certify one image from votes alone.
 
@@ -136,8 +102,6 @@ def certify_votes(
     bad arguments before the first draw, and for bad labels.
     """
     if guide is not None:
-        from certify.guide import GuidedImage, decide
-
         check_count("num_classes", num_classes, 2)
         if method != "fixed":
             raise CertifyError(f"method is not used with a guide, got {method!r}: leave it out")

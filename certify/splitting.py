@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError, check_count, check_positive
-from certify.smoothing import ABSTAIN, Certificate
 from certify.votes import check_images, check_indices, resolve_device, tally_labels
 
 

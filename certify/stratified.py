@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from certify.bounds import binomial_lower_bound, smallest_n
+from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise import ROUNDING, FloatArray
 from certify.scale_mixture import FLOAT32, SLACK, GaussianScaleMixture
 from certify.scale_mixture import _Quantiles as Quantiles
-from certify.smoothing import ABSTAIN, Certificate, SmoothedClassifier
+from certify.smoothing import SmoothedClassifier
 from certify.truncation import truncated
 from certify.votes import PREDICTION, SELECTION, check_images, check_indices
 

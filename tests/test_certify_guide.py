@@ -10,7 +10,7 @@ from scipy.special import expit
 
 import certify
 from certify.calibration import CUTS, STRATA, Calibration, strata_of
-from certify.guide import SELECTION, certify_set
+from certify.guide import CHOICE, certify_set
 from certify.guided import Bets, GuidedTest, pick_draws, project
 
 NOISE = certify.nim_noise()
@@ -189,7 +189,7 @@ def prices(kind: str, rounds: int = 12, n: int = 2000) -> tuple[float, float, fl
         guided.append((found.n0 + found.n, not found.abstained))
         plain = certify.certify_votes(
             lambda count, p=p: np.where(random.random(count) < p, 0, 1),
-            NOISE, 2, n=n, n0=SELECTION, alpha=0.001, radii=[RADIUS], method="sequential",
+            NOISE, 2, n=n, n0=CHOICE, alpha=0.001, radii=[RADIUS], method="sequential",
         )  # fmt: skip
         direct.append((plain.n0 + plain.n, not plain.abstained))
     return (*np.mean(guided, axis=0), *np.mean(direct, axis=0))
@@ -221,7 +221,7 @@ def test_a_guide_that_names_wrong_classes_is_found_out():
     assert kept[0].prediction == 0
     assert kept[0].n0 >= 8
     assert kept[-1].prediction == 0
-    assert kept[-1].n0 == SELECTION
+    assert kept[-1].n0 == CHOICE
     assert all(each.n0 + each.n <= 500 for each in kept)
 
 
