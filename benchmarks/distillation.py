@@ -42,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "margin_soft_cross_entropy": {"selection": "margin", "loss": "soft_cross_entropy"},
     "random_committee": {"selection": "random", "loss": "l1", "committee": COMMITTEE},
     "margin_committee": {"selection": "margin", "loss": "l1", "committee": COMMITTEE},
+    "dfal_committee": {"selection": "dfal", "loss": "l1", "committee": COMMITTEE},
     "art_random": {},
     "art_adaptive": {},
 }
