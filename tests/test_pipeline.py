@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 
+import mlflow
 import numpy as np
 import pytest
 
@@ -49,6 +50,7 @@ def test_the_bill_adds_up(tiny_job):
 def test_the_surrogate_saw_answers_of_pool_images_only(tiny_job):
     """The ledger holds the target's answers to 600 pool images; no held-out image is among the paid training queries."""
     config, summary, _ = tiny_job
+    mlflow.set_tracking_uri(config.tracking.uri)  # other tests point it elsewhere
     data = load_data(config.data, config.seed)
     target = surrogates.open_target(
         summary.results["target"]["uri"], identity=summary.results["target"]["identity"]

@@ -25,7 +25,9 @@ def pool(count: int, seed: int = 0) -> np.ndarray:
 def service(images: np.ndarray) -> np.ndarray:
     """Scores that depend on the image, with a label of their own."""
     scores = np.tile(np.linspace(0.1, 0.2, CLASSES, dtype=np.float32), (len(images), 1))
-    scores[np.arange(len(images)), (images[:, 0, 0, 0] * CLASSES).astype(int)] += 0.7 * images[:, 0, 0, 0] + 0.1
+    scores[np.arange(len(images)), (images[:, 0, 0, 0] * CLASSES).astype(int)] += (
+        0.7 * images[:, 0, 0, 0] + 0.1
+    )
     return scores
 
 

@@ -88,7 +88,9 @@ def train_references(job: Job) -> tuple[list[nn.Module], Stage]:
                     continue  # trained before an interruption
                 seed = config.seed + 1 + number
                 chosen = np.random.default_rng(seed).permutation(len(labels))[:count]
-                model = job.seeded(lambda: build_classifier(name, data.image_shape, len(data.classes)))
+                model = job.seeded(
+                    lambda: build_classifier(name, data.image_shape, len(data.classes)), seed
+                )  # not from the weights that the target started from
                 train_classifier(
                     model,
                     images[chosen],

@@ -16,7 +16,7 @@ from certdef.config import ConfigError, RunConfig
 from certdef.data import Splits
 from certdef.models import build_classifier
 from certdef.stages.job import Job
-from certdef.stages.surrogate import recipe_of
+from certdef.stages.surrogate import OTHER_WEIGHTS, recipe_of
 from certdef.workspace import Stage
 
 
@@ -81,7 +81,10 @@ def _distil(job: Job, target: surrogates.Target, overlap: float) -> Student:
     with job.tracker.stage(stage):
         if not stage.done:
             pool = query_pool(data, overlap)
-            model = job.seeded(lambda: build_classifier(config.model, data.image_shape, target.num_classes))
+            model = job.seeded(
+                lambda: build_classifier(config.model, data.image_shape, target.num_classes),
+                OTHER_WEIGHTS + job.config.seed,
+            )
             found = surrogates.distill(
                 job.ledger.attach(target),
                 pool,
