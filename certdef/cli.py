@@ -42,7 +42,7 @@ OTHERS = {
 EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
     "pretrain": "certdef pretrain --nim.epochs 100",
-    "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3",
+    "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
     "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
     "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50",
     "report": "certdef report",
