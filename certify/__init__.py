@@ -11,7 +11,7 @@ bounds         exact binomial bounds
 two_sided      bounds of the runner-up too; top-k
 soft           certified scores instead of votes
 sequential     stop drawing as soon as the answer is known
-guided         a test that pays for few votes, with a surrogate as guide
+guided_bets    a test that pays for few votes, with a surrogate as guide
 calibration    what the guide's confidence says about the target's votes
 guide          certify one image or a set with a guide, with or without a budget
 votes          the vote engine

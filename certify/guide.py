@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from certify.calibration import Calibration, strata_of
 from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError, check_alpha, check_count
-from certify.guided import MARGIN, GuidedTest, pick_draws
+from certify.guided_bets import MARGIN, GuidedTest, pick_draws
 from certify.noise import NoiseLaw
 from certify.votes import _eval_mode, check_images, check_indices, resolve_device
 

@@ -51,11 +51,15 @@ def _copy(template: Path, folder: Path) -> str:
 @pytest.fixture(scope="session")
 def tiny_job(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory):
     """A whole job at its smallest, run once: (configuration, summary, folder)."""
+    return run_once(tmp_path_factory.mktemp("job"), migrated_store, **TINY)
+
+
+def run_once(folder: Path, template: Path, **settings):
+    """Run a whole job in a folder with a store of its own: (configuration, summary, folder)."""
     import certdef
 
-    folder = tmp_path_factory.mktemp("job")
     config = certdef.load_config(
-        work_dir=str(folder / "work"), tracking__uri=_copy(migrated_store, folder), **TINY
+        work_dir=str(folder / "work"), tracking__uri=_copy(template, folder), **settings
     )
     here = Path.cwd()
     os.chdir(folder)  # MLflow keeps artifacts beside where it is run
@@ -63,6 +67,15 @@ def tiny_job(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory):
         return config, certdef.run(config, progress=False), folder
     finally:
         os.chdir(here)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For models too small to share: threads that wait for each other only cost time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

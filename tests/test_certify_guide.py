@@ -11,7 +11,7 @@ from scipy.special import expit
 import certify
 from certify.calibration import CUTS, STRATA, Calibration, strata_of
 from certify.guide import CHOICE, certify_set
-from certify.guided import Bets, GuidedTest, pick_draws, project
+from certify.guided_bets import Bets, GuidedTest, pick_draws, project
 
 NOISE = certify.nim_noise()
 RADIUS = 0.25

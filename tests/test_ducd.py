@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from html import unescape
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from certdef.stages.ducd_membership import draw_candidates
 from certdef.stages.ducd_surrogates import query_pool
 from certdef.storage import load_model
 from certdef.workspace import Stage
+from tests.conftest import run_once
 
 TINY_DUCD = {
     "ducd__enabled": True,
@@ -54,18 +53,7 @@ TINY_DUCD = {
 @pytest.fixture(scope="module")
 def job(migrated_store, tmp_path_factory):
     """The job, run once: (configuration, summary, folder)."""
-    folder = tmp_path_factory.mktemp("ducd")
-    (folder / "mlruns").mkdir()
-    shutil.copy(migrated_store, folder / "mlruns" / "mlflow.db")
-    config = certdef.load_config(
-        work_dir=str(folder / "work"), tracking__uri=f"sqlite:///{folder}/mlruns/mlflow.db", **TINY_DUCD
-    )
-    here = Path.cwd()
-    os.chdir(folder)  # MLflow keeps artifacts beside where it is run
-    try:
-        return config, certdef.run(config, progress=False), folder
-    finally:
-        os.chdir(here)
+    return run_once(tmp_path_factory.mktemp("ducd"), migrated_store, **TINY_DUCD)
 
 
 @pytest.fixture

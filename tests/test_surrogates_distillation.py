@@ -28,16 +28,7 @@ from surrogates import (
 )
 from surrogates.augmentation import shifted
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are too small to share: threads that wait for each other only cost time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

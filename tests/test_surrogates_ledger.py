@@ -30,6 +30,7 @@ from surrogates import (
 )
 from surrogates.ledger_reader import read_statement
 from surrogates.targets.base import Answers, Target
+from tests.end_to_end.test_ledger_kill import forked
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -548,18 +549,6 @@ class Witness:
         return Service()(images)
 
 
-def forked(work: Any) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        work()
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-    os._exit(0)
-
-
 def answered_images(path: Path, total: int) -> set[int]:
     """Which images the ledger could answer for free, read from its tables."""
     with QueryLedger(path, total) as ledger:
@@ -751,8 +740,9 @@ def states_or_none(path: Path) -> Counter[str] | None:
 
 def scenario(name: str, folder: Path, *arguments: str) -> None:
     result = subprocess.run(
-        [sys.executable, __file__, name, str(folder), *arguments], capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-m", "tests.test_surrogates_ledger", name, str(folder), *arguments],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
 
 
