@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from certdef.config_purifiers import BlindSpotConfig, DiffusionConfig, GSConfig, NIMConfig, ReversalConfig
+
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -212,35 +214,6 @@ class SurrogateConfig:
 
 
 @dataclass(frozen=True)
-class NIMConfig:
-    """Noisy image modelling: a masked autoencoder with noise in the place of masks, one for each law of certify.laws.
-
-    Args:
-        patch_size: Side of a patch in pixels.
-        width: Width of the ViT encoder.
-        depth: Blocks of the encoder.
-        heads: Attention heads of encoder and decoder.
-        decoder_width: Width of the decoder.
-        decoder_depth: Blocks of the decoder.
-        epochs: Passes over the unlabelled pool.
-        batch_size: Images a step.
-        base_learning_rate: Rate for a batch of 256; scaled with the batch.
-        warmup: Share of the epochs with a linearly rising rate.
-    """
-
-    patch_size: int = 4
-    width: int = 64
-    depth: int = 3
-    heads: int = 4
-    decoder_width: int = 64
-    decoder_depth: int = 1
-    epochs: int = 300
-    batch_size: int = 128
-    base_learning_rate: float = 6e-3
-    warmup: float = 0.05
-
-
-@dataclass(frozen=True)
 class CertifyConfig:
     """Randomized smoothing of both subjects.
 
@@ -363,7 +336,12 @@ class RunConfig:
         target: The deployed black box.
         ledger: Query budgets.
         surrogate: The white-box stand-in.
-        nim: The denoiser.
+        purifier: What stands in front of the classifier, as denoiser and as defence; certdef purifiers lists the names.
+        nim: Noisy image modelling: the purifiers de3, de3-simmim and mim.
+        gs: Gaussian smoothing: the purifiers gs and ncis.
+        blind_spot: The blind-spot network: the purifiers ncis and blind-spot.
+        reversal: The purifier reversal.
+        diffusion: The diffusion model: the purifiers one-step, diffpure, uad-rs and agdm.
         certify: Randomized smoothing.
         attack: The transferred attack.
         ducd: The DUCD job, in the place of the main one.
@@ -379,7 +357,12 @@ class RunConfig:
     target: TargetConfig = field(default_factory=TargetConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
+    purifier: str = "de3"
     nim: NIMConfig = field(default_factory=NIMConfig)
+    gs: GSConfig = field(default_factory=GSConfig)
+    blind_spot: BlindSpotConfig = field(default_factory=BlindSpotConfig)
+    reversal: ReversalConfig = field(default_factory=ReversalConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     certify: CertifyConfig = field(default_factory=CertifyConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     ducd: DUCDConfig = field(default_factory=DUCDConfig)

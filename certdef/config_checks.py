@@ -13,12 +13,12 @@ from certdef.config import (
     DataConfig,
     DUCDConfig,
     LedgerConfig,
-    NIMConfig,
     RunConfig,
     SurrogateConfig,
     TargetConfig,
     preset_path,
 )
+from certdef.config_purifiers import NIMConfig
 
 METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
 GUIDES = ("off", "decide", "budget")

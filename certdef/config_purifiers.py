@@ -1,0 +1,128 @@
+"""How each purifier is made, as configured. certdef/purifiers/catalogue.py says which purifier needs which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NIMConfig:
+    """Noisy image modelling: a masked autoencoder with noise in the place of masks, one for each law of certify.laws.
+
+    Args:
+        patch_size: Side of a patch in pixels.
+        width: Width of the ViT encoder.
+        depth: Blocks of the encoder.
+        heads: Attention heads of encoder and decoder.
+        decoder_width: Width of the decoder.
+        decoder_depth: Blocks of the decoder.
+        epochs: Passes over the unlabelled pool.
+        batch_size: Images a step.
+        base_learning_rate: Rate for a batch of 256; scaled with the batch.
+        warmup: Share of the epochs with a linearly rising rate.
+    """
+
+    patch_size: int = 4
+    width: int = 64
+    depth: int = 3
+    heads: int = 4
+    decoder_width: int = 64
+    decoder_depth: int = 1
+    epochs: int = 300
+    batch_size: int = 128
+    base_learning_rate: float = 6e-3
+    warmup: float = 0.05
+
+
+@dataclass(frozen=True)
+class GSConfig:
+    """Iterative Gaussian smoothing, of its own and inside NCIS.
+
+    Args:
+        kernel: Side of the kernel in pixels.
+        sigma: Width of the kernel in pixels.
+        passes: How often it is applied.
+    """
+
+    kernel: int = 5
+    sigma: float = 0.7
+    passes: int = 1
+
+
+@dataclass(frozen=True)
+class BlindSpotConfig:
+    """The blind-spot network of NCIS, trained by self-supervision.
+
+    Args:
+        filters: Channels of the hidden layers.
+        blocks: Layers with a blind centre; 8 to 17 in the paper.
+        images: What it is trained on: pool, or natural (the folder natural of data.root).
+        crops: Crops an epoch, from natural images.
+        epochs: Passes over the images or crops.
+        batch_size: Images a step.
+        learning_rate: Peak rate of AdamW.
+        iterations: Passes of smoothing and restoring at inference.
+    """
+
+    filters: int = 32
+    blocks: int = 6
+    images: str = "pool"
+    crops: int = 2_000
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    iterations: int = 1
+
+
+@dataclass(frozen=True)
+class ReversalConfig:
+    """Reversal of an attack by self-supervised tasks on the surrogate's features.
+
+    Args:
+        tasks: Which tasks: contrastive, rotation, jigsaw.
+        eps: The attack that is reversed, L-infinity in [0,1] pixel units; the correction goes up to twice that.
+        steps: Sign steps.
+        step_255: Size of a step (8-bit levels).
+        epochs: Passes over the pool that train the tasks' heads.
+        batch_size: Images a step.
+        learning_rate: Peak rate of AdamW.
+    """
+
+    tasks: tuple[str, ...] = ("contrastive", "rotation", "jigsaw")
+    eps: float = 0.1
+    steps: int = 40
+    step_255: float = 2.0
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The diffusion model behind DiffPure, UAD-RS, AGDM and one-step denoising.
+
+    Args:
+        pretrained: Hub name or folder of a UNet or DDPM of diffusers; unset, one is trained on the pool.
+        channels: Channels of the UNet's levels.
+        epochs: Passes over the pool.
+        batch_size: Images a step.
+        learning_rate: Peak rate of AdamW.
+        ema: Decay of the averaged weights.
+        t: Step of 1,000 to diffuse to.
+        steps: Reverse steps from there; unset, all of them.
+        grid: Steps t that UAD-RS chooses among.
+        choice_images: Attacked images that it chooses on.
+        guidance: Scale of AGDM's guidance.
+    """
+
+    pretrained: str | None = None
+    channels: tuple[int, ...] = (32, 64)
+    epochs: int = 60
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    ema: float = 0.995
+    t: int = 100
+    steps: int | None = 20
+    grid: tuple[int, ...] = (20, 40, 60, 80, 100, 150, 200)
+    choice_images: int = 200
+    guidance: float = 1.0
