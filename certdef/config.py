@@ -44,7 +44,8 @@ class DataConfig:
     """The images.
 
     Args:
-        name: digits (ships with scikit-learn), fashion-mnist, or npz for your own file.
+        name: digits (ships with scikit-learn), fashion-mnist, cifar10-part (8,152 + 1,017 images of CIFAR-10), aerial (UC
+            Merced scenes, 64x64), or npz for your own file.
         root: Folder of the data sets; default $CERTDEF_DATA_ROOT, else ../shared/data.
         path: For npz: a file with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], and `labels` (N,).
         target_images: Labelled images that the owner of the target trains on (no one else sees them); none are set aside if
@@ -73,8 +74,9 @@ class TargetConfig:
             http(s)://.../v2/models/NAME (Open Inference Protocol), NAME.onnx, or a NAME.yaml that maps any JSON
             endpoint; unset, one is trained, logged and loaded back.
         num_classes: Number of classes; needed only where it can't be read off the data's labels.
-        kind: What to train where no URI is given: svc (scikit-learn) or cnn.
-        epochs: Training epochs of a cnn target.
+        kind: What to train where no URI is given: svc (scikit-learn), cnn, or any timm model name.
+        epochs: Training epochs of a cnn or timm target.
+        augment: Mirror and shift its training images; for natural images.
         output_kind: What it answers: labels, top_k, probabilities or logits; needed only where it can't be detected. A
             cnn that is trained here answers probabilities or logits.
         protocol: mlflow, mlflow-server, open-inference, onnx or json, where the URI doesn't tell.
@@ -97,6 +99,7 @@ class TargetConfig:
     num_classes: int | None = None
     kind: str = "svc"
     epochs: int = 5
+    augment: bool = False
     output_kind: str | None = None
     protocol: str | None = None
     output: str | None = None
@@ -115,7 +118,7 @@ class TargetConfig:
     @property
     def training(self) -> dict[str, Any]:
         """What a target that is trained here depends on."""
-        names = ("uri", "num_classes", "kind", "epochs", "output_kind")
+        names = ("uri", "num_classes", "kind", "epochs", "augment", "output_kind")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -327,7 +330,7 @@ class RunConfig:
     """One job, from the black box to the report.
 
     Args:
-        preset: Named starting point: digits, fashion-mnist or ducd-fashion-mnist.
+        preset: Named starting point: digits, fashion-mnist, cifar10, aerial or ducd-fashion-mnist.
         seed: Seed of everything that is random.
         device: auto, cpu or cuda.
         threads: Processor threads of torch; default all cores.

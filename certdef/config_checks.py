@@ -88,11 +88,10 @@ def _attack(attack: AttackConfig) -> Rules:
 
 
 def _target(target: TargetConfig) -> Rules:
-    yield "kind", target.kind in ("svc", "cnn"), "use svc or cnn, or give target.uri"
     yield "canary_every", target.canary_every >= 0, "use a number of queries, or 0 for off"
     if target.uri is None:
-        makes = (None, "probabilities", "logits") if target.kind == "cnn" else (None, "probabilities")
-        remedy = "a target that is trained here answers probabilities, a cnn also logits"
+        makes = (None, "probabilities") if target.kind == "svc" else (None, "probabilities", "logits")
+        remedy = "a target that is trained here answers probabilities, a network also logits"
         yield "output_kind", target.output_kind in makes, remedy
         for name in sorted({*target.form, *target.transport} - {*target.training}):
             yield name, False, "it is for your own target: give target.uri"

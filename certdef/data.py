@@ -111,6 +111,30 @@ def _fashion_mnist(config: DataConfig):
     return *parts, tuple(part.classes)
 
 
+def _cifar10_part(config: DataConfig):
+    arrays = _arrays(data_root(config) / "cifar10" / "cifar10_lossless.npz")
+    return (
+        as_images(arrays["x_train"]), arrays["y_train"].astype(np.int64), as_images(arrays["x_test"]),
+        arrays["y_test"].astype(np.int64), tuple(str(name) for name in arrays["class_names"]),
+    )  # fmt: skip
+
+
+def _aerial(config: DataConfig):
+    arrays = _arrays(data_root(config) / "ucmerced64" / "ucmerced64.npz")
+    images, labels, test = as_images(arrays["x"]), arrays["y"].astype(np.int64), arrays["split"] == 1
+    return (
+        images[~test], labels[~test], images[test], labels[test], tuple(str(name) for name in arrays["class_names"]),
+    )  # fmt: skip
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one of our data sets; ConfigError if it is not there."""
+    if not path.is_file():
+        raise ConfigError(f"{str(path)!r} is no file: data.root must be the folder of the data sets")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 def _npz(config: DataConfig):
     if not config.path:
         raise ConfigError(
@@ -158,4 +182,10 @@ def as_images(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images, dtype=np.float32)
 
 
-LOADERS = {"digits": _digits, "fashion-mnist": _fashion_mnist, "npz": _npz}
+LOADERS = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10-part": _cifar10_part,
+    "aerial": _aerial,
+    "npz": _npz,
+}

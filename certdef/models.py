@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from certdef.config import ConfigError, RunConfig
+from surrogates.augmentation import shifted
 
 
 class Classifier(nn.Module):
@@ -27,7 +28,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Build an untrained classifier: `cnn`, `mlp`, `nim_p4_w64_d3_h4` (patch, width, depth, heads), or any timm model name.
+    """Build an untrained classifier: `cnn`, `mlp`, `resnet`, `nim_p4_w64_d3_h4` (patch, width, depth, heads), or any timm model name.
 
     Raises:
         ConfigError: The name is neither ours nor timm's, or the model does not take images of this size.
@@ -37,6 +38,8 @@ def build_classifier(name: str, image_shape: tuple[int, int, int], num_classes: 
         return Classifier(_mlp(channels * height * width, num_classes))
     if name == "cnn":
         return Classifier(_cnn(channels, min(height, width), num_classes))
+    if name == "resnet":
+        return Classifier(_resnet(channels, min(height, width), num_classes))
     if sizes := re.fullmatch(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)", name):
         from certdef.purifiers.nim import NIM, NIMClassifier, NIMShape
 
@@ -45,7 +48,7 @@ def build_classifier(name: str, image_shape: tuple[int, int, int], num_classes: 
 
     if not timm.is_model(name):
         raise ConfigError(
-            f"unknown model {name!r}: use cnn, mlp or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
+            f"unknown model {name!r}: use cnn, mlp, resnet or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
         )
     try:
         sized = {"img_size": (height, width)} if "vit" in name else {}
@@ -94,6 +97,50 @@ def _cnn(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Modu
     )  # fmt: skip
 
 
+class _Residual(nn.Module):
+    """Two convolutions around a shortcut (He et al., CVPR 2016); a stride halves the image."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
+        )  # fmt: skip
+        self.shortcut = (
+            nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def _resnet(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Module:
+    """A residual network that trains on a processor: three levels of one block each, down to a mean over the image."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, 2 if size > 32 else 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        _Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes),
+    )  # fmt: skip
+
+
+def features(classifier: nn.Module, images: Tensor) -> Tensor:
+    """What a classifier's last linear layer is given: pooled features (N, D), differentiable in the images (N, C, H, W).
+
+    Raises:
+        ConfigError: The classifier has no linear layer.
+    """
+    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ConfigError(f"{type(classifier).__name__} has no linear layer to take features from: use another")
+    seen: list[Tensor] = []
+    handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        classifier(images)
+    finally:
+        handle.remove()
+    return seen[-1].flatten(1)
+
+
 def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
     """The digits target: an RBF support vector machine with calibrated probabilities, on flattened images."""
     from sklearn.calibration import CalibratedClassifierCV
@@ -105,10 +152,17 @@ def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
 
 def train_classifier(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int, device: torch.device,
-    batch_size: int = 128, learning_rate: float = 2e-3, progress: Callable | None = None, desc: str = "train target",
+    batch_size: int = 128, learning_rate: float = 2e-3, augment: bool = False, perturb: Callable | None = None,
+    progress: Callable | None = None, desc: str = "train target",
 ) -> nn.Module:  # fmt: skip
-    """Train a classifier on labelled images: what the owner of a cnn target does before anyone queries it."""
+    """Train a classifier on labelled images: what the owner of a cnn target does before anyone queries it.
+
+    Args:
+        augment: Mirror half of the images and shift each by up to an eighth of its height; for natural images.
+        perturb: perturb(model, images, labels) -> images, e.g. an attack: adversarial training (Madry et al., ICLR 2018).
+    """
     generator = torch.Generator().manual_seed(seed)
+    moves = torch.Generator(device).manual_seed(seed)
     data, truth = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     model.to(device).train()
     steps = -(-len(data) // batch_size)
@@ -116,9 +170,24 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
     for _ in progress(range(epochs), desc=desc) if progress else range(epochs):
         for batch in torch.randperm(len(data), generator=generator).to(device).split(batch_size):
-            loss = nn.functional.cross_entropy(model(data[batch]), truth[batch])
+            shown = data[batch]
+            if augment:
+                shown = _moved(shown, moves)
+            if perturb:
+                model.eval()
+                shown = perturb(model, shown, truth[batch])
+                model.train()
+            loss = nn.functional.cross_entropy(model(shown), truth[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     return model.eval()
+
+
+def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images mirrored, all shifted; the border is repeated."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
+    return shifted(
+        torch.where(mirrored, images.flip(-1), images), max(1, images.shape[2] // 8), generator
+    )

@@ -107,12 +107,14 @@ def _train_and_log(job: Job, stage: Stage) -> str:
     if job.config.target.kind == "svc":
         machine = train_svc(data.target_images, data.target_labels, job.config.seed)
         return serving.log_estimator(machine, "target", math.prod(data.image_shape), num_classes)
-    model = job.seeded(lambda: build_classifier("cnn", data.image_shape, num_classes))
+    kind = job.config.target.kind
+    model = job.seeded(lambda: build_classifier(kind, data.image_shape, num_classes))
     train_classifier(
         model,
         data.target_images,
         data.target_labels,
         epochs=job.config.target.epochs,
+        augment=job.config.target.augment,
         seed=job.config.seed,
         device=job.device,
         progress=job.progress,
@@ -120,7 +122,7 @@ def _train_and_log(job: Job, stage: Stage) -> str:
     storage.save_classifier(
         stage.path / "model",
         model,
-        "cnn",
+        kind,
         data.image_shape,
         num_classes,
         answers=job.config.target.output_kind or "probabilities",

@@ -1,0 +1,46 @@
+"""Networks that are trained once: weights as safetensors in the stage's folder and in MLflow, loaded ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from certdef import serving, storage
+from certdef.stages.job import Job
+from certdef.workspace import Stage
+
+
+def kept(
+    job: Job,
+    name: str,
+    depends_on: list[Any],
+    build: Callable[[], nn.Module],
+    train: Callable[[nn.Module, Stage], list[float]],
+    params: dict[str, Any] | None = None,
+) -> tuple[nn.Module, Stage]:
+    """The network of a stage, in eval mode on the job's device; trained only if no run has done it.
+
+    Args:
+        depends_on: JSON-able values that the weights depend on, beside the job's own.
+        build: Makes the untrained network; the seed of its weights is the job's.
+        train: train(network, stage) -> the loss of each epoch; stage.path / "checkpoint.pt" is a place for a checkpoint.
+        params: For MLflow.
+    """
+    stage = job.stage(name, *depends_on)
+    network = job.seeded(build)
+    with job.tracker.stage(stage):
+        if not stage.done:
+            history = train(network.to(job.device), stage)
+            storage.save_network(stage.path / "model", network)
+            weights = sum(weight.numel() for weight in network.parameters())
+            stage.finish({
+                "parameters": weights,
+                "params": (params or {}) | {"parameters": weights},
+                "metrics": {f"{name}/loss_last": history[-1]} if history else {},
+                "series": {f"{name}/loss": history},
+                "artifacts": ["model/*"],
+            })  # fmt: skip
+    storage.load_weights(stage.path / "model", network)
+    return network.to(job.device).eval(), stage
