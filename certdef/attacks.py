@@ -1,33 +1,121 @@
-"""Attacks on images, from torchattacks: inputs and outputs (N, C, H, W) in [0, 1], eps in the same units."""
+"""Attacks by gradients and by scores, from torchattacks. Images are (N, C, H, W) in [0, 1], distances in the same units.
+
+The library draws from, and reseeds, the global generator: it is forked around every call. What an attack returns is not
+taken on trust either: it leaves here within eps of the original and in [0, 1].
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+# Distances are floats: a radius is kept to with this relative slack.
+SLACK = 1e-6
 
-def pgd(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int, batch_size: int = 256,
-        progress: Callable | None = None) -> Tensor:  # fmt: skip
+
+def pgd(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int, eot: int = 1,
+        batch_size: int = 256, progress: Callable | None = None) -> Tensor:  # fmt: skip
     """Untargeted L-infinity PGD with a random start (Madry et al., ICLR 2018); step size 2.5 eps / steps.
 
-    `labels` are what the attacker wants to leave, (N,). Returns adversarial images in [0, 1] within eps.
+    Args:
+        labels: What the attacker wants to leave, (N,).
+        eot: Expectation over transformation (Athalye et al., ICML 2018): each step follows the mean gradient over this
+            many passes through a model that draws noise.
+
+    Returns:
+        Adversarial images in [0, 1] within eps.
+    """
+    import torchattacks
+
+    step = {"eps": eps, "alpha": 2.5 * eps / steps, "steps": steps, "random_start": True}
+    attack = torchattacks.EOTPGD(model, **step, eot_iter=eot) if eot > 1 else torchattacks.PGD(model, **step)
+    device = next(model.parameters()).device
+    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    found = []
+    with evaluating(model), forked(seed, device):
+        for batch, label in progress(batches, desc=f"PGD {eps:g}") if progress else batches:
+            found.append(attack(batch.to(device), label.to(device)).cpu())
+    return within(torch.cat(found), images, eps)
+
+
+def pgd_l2(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: Tensor, steps: int, seed: int, progress: Callable | None = None
+) -> Tensor:  # fmt: skip
+    """Untargeted L2 PGD, each image within a distance of its own: eps (N,); one image after the other, no random start.
+
+    Step size 2.5 eps / steps. Before a smoothed classifier (certdef.smoothed_attack) it is the attack of Salman et al.,
+    NeurIPS 2019 ("Provably robust deep learning via adversarially trained smoothed classifiers").
     """
     import torchattacks
 
     device = next(model.parameters()).device
+    rows = list(zip(images.split(1), labels.split(1), eps.tolist(), strict=True))
+    found = []
+    with evaluating(model), forked(seed, device):
+        for image, label, radius in progress(rows, desc="PGD L2") if progress else rows:
+            attack = torchattacks.PGDL2(model, radius, 2.5 * radius / steps, steps, random_start=False)
+            found.append(attack(image.to(device), label.to(device)).cpu() if radius > 0 else image)
+    return within_l2(torch.cat(found), images, eps)
+
+
+def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int) -> Tensor:
+    """L-infinity Square (Andriushchenko et al., ECCV 2020): random squares that are kept if they lower the margin.
+
+    `model` returns logits (N, K), or anything that orders classes alike; no gradient is asked of it. Each image is asked
+    about at most steps + 3 times, and no more once it is misclassified.
+    """
+    import torchattacks
+
+    device = next(model.parameters()).device
+    attack = torchattacks.Square(model, eps=eps, n_queries=steps, seed=seed)
+    with evaluating(model), forked(seed, device):
+        found = attack(images.to(device), labels.to(device)).cpu()
+    return within(found, images, eps)
+
+
+class StraightThrough(nn.Module):
+    """A purifier for BPDA (Athalye et al., ICML 2018): its output, with the gradient of the identity."""
+
+    def __init__(self, purifier: nn.Module):
+        super().__init__()
+        self.purifier = purifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            moved = self.purifier(images) - images
+        return images + moved
+
+
+def within(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
+    """The nearest images within eps (L-infinity) of the originals and in [0, 1]."""
+    return torch.minimum(torch.maximum(adversarial, images - eps), images + eps).clamp(0, 1)
+
+
+def within_l2(adversarial: Tensor, images: Tensor, eps: Tensor) -> Tensor:
+    """Images on the way from the originals, in [0, 1], at most eps (N,) away in L2, less the slack of floats."""
+    moved = adversarial.clamp(0, 1) - images
+    length = moved.flatten(1).norm(dim=1)
+    share = (eps * (1 - SLACK) / length.clamp_min(1e-12)).clamp_max(1)
+    return images + moved * share[:, None, None, None]
+
+
+@contextmanager
+def forked(seed: int, device: torch.device) -> Iterator[None]:
+    """The global generators start from `seed` inside and are as they were outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode inside, as it was outside."""
     training = model.training
     model.eval()
-    attack = torchattacks.PGD(model, eps=eps, alpha=2.5 * eps / steps, steps=steps, random_start=True)
-    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
-    found = []
-    forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=forked):  # the library draws from, and reseeds, the global generator
-        torch.manual_seed(seed)
-        for batch, label in progress(batches, desc=f"PGD {eps:g}") if progress else batches:
-            found.append(attack(batch.to(device), label.to(device)).cpu())
-    model.train(training)
-    adversarial = torch.cat(found)
-    # Not taken on trust: what leaves here is an image within eps of the original.
-    return torch.minimum(torch.maximum(adversarial, images - eps), images + eps).clamp(0, 1)
+    try:
+        yield
+    finally:
+        model.train(training)

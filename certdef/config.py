@@ -281,6 +281,42 @@ class AttackConfig:
 
 
 @dataclass(frozen=True)
+class LadderConfig:
+    """The threat ladder: attackers who know more and more, against each system (certdef attack --ladder).
+
+    Args:
+        systems: Purifiers to compare, beside none and the job's own.
+        eps: L-infinity budget of every rung, in [0,1] pixel units.
+        large_eps: Budget at which nothing should be left, a control of the attack.
+        images: Held-out images that the surrogate is attacked on (free).
+        target_images: Held-out images that the target is attacked on (paid).
+        steps: PGD steps.
+        eot: Noise draws a step, where the purifier draws noise.
+        square_queries: Queries an image of Square, which needs scores; 0 leaves it out.
+        decision_queries: Queries an image of HopSkipJump, which needs labels (extra attacks); 0 leaves it out.
+        looks: Queries that Square and HopSkipJump average over where the purifier draws noise.
+        resubmissions: How often the same image is shown in the worst-of-N rung and its clean control.
+        smoothed_images: Held-out images whose certificate is drawn with the accuracy under PGD on the smoothed classifier;
+            0 leaves it out.
+        smoothed_draws: Noise draws a step of that attack.
+    """
+
+    systems: tuple[str, ...] = ()
+    eps: float = 0.1
+    large_eps: float = 0.5
+    images: int = 60
+    target_images: int = 20
+    steps: int = 50
+    eot: int = 20
+    square_queries: int = 500
+    decision_queries: int = 500
+    looks: int = 1
+    resubmissions: int = 10
+    smoothed_images: int = 20
+    smoothed_draws: int = 16
+
+
+@dataclass(frozen=True)
 class DUCDConfig:
     """DUCD: distil, choose the noise, certify the surrogate, compare it with the target (Li et al., arXiv 2408.10647).
 
@@ -347,6 +383,7 @@ class RunConfig:
         diffusion: The diffusion model: the purifiers one-step, diffpure, uad-rs and agdm.
         certify: Randomized smoothing.
         attack: The transferred attack.
+        ladder: The threat ladder.
         ducd: The DUCD job, in the place of the main one.
         tracking: MLflow.
     """
@@ -368,6 +405,7 @@ class RunConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     certify: CertifyConfig = field(default_factory=CertifyConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    ladder: LadderConfig = field(default_factory=LadderConfig)
     ducd: DUCDConfig = field(default_factory=DUCDConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -12,6 +12,7 @@ from certdef.config import (
     ConfigError,
     DataConfig,
     DUCDConfig,
+    LadderConfig,
     LedgerConfig,
     RunConfig,
     SurrogateConfig,
@@ -34,6 +35,7 @@ def check(config: RunConfig) -> None:
     for section, rules in {
         "certify": _certify(config.certify),
         "attack": _attack(config.attack),
+        "ladder": _ladder(config.ladder),
         "target": _target(config.target),
         "nim": _nim(config.nim),
         "surrogate": _surrogate(config.surrogate),
@@ -85,6 +87,29 @@ def _certify(certify: CertifyConfig) -> Rules:
 def _attack(attack: AttackConfig) -> Rules:
     yield "eps", all(0 <= eps <= 1 for eps in attack.eps), "use [0,1] pixel units: 8/255 is 0.0314"
     yield "steps", attack.steps >= 1, "use at least 1"
+
+
+def _ladder(ladder: LadderConfig) -> Rules:
+    from certdef.purifiers.catalogue import CATALOGUE
+
+    yield (
+        "systems",
+        not (unknown := {*ladder.systems} - {*CATALOGUE, "none"}),
+        (f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"),
+    )
+    yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
+    yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"
+    for name in ("images", "target_images", "steps", "eot", "looks", "resubmissions", "smoothed_draws"):
+        yield name, getattr(ladder, name) >= 1, "use at least 1"
+    yield "smoothed_images", ladder.smoothed_images >= 0, "use 0 or more"
+    for name in ("square_queries", "decision_queries"):
+        queries = getattr(ladder, name)
+        least = 4 * ladder.looks
+        yield (
+            name,
+            queries == 0 or queries >= least,
+            f"use 0 for off, or at least {least} (4 times ladder.looks)",
+        )
 
 
 def _target(target: TargetConfig) -> Rules:
