@@ -1,0 +1,165 @@
+"""Attacks on a restoration: push its output away from the truth, with the input within eps of what the camera saw.
+
+Every attack takes a module (N, C, H, W) -> (N, C, H, W), the degraded images and the truth, all in [0, 1], and returns
+images in [0, 1] within eps (L-infinity, same units) of the degraded ones. It maximises the squared distance of output and
+truth, each image for itself. The published evaluation (Song et al., arXiv 2402.13629) names PGD, C&W and SimBA; how each
+is carried over from classes to images is unread there and said here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def squared_error(output: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error of each image, (N,): what the attacks maximise; PSNR is -10 log10 of it."""
+    return (output - truth).square().mean(dim=(1, 2, 3))
+
+
+def pgd(
+    model: nn.Module, degraded: Tensor, truth: Tensor, *, eps: float, steps: int = 20, draws: int = 1, seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:  # fmt: skip
+    """Projected gradient ascent (Madry et al., ICLR 2018): a random start, then sign steps of 2.5 eps / steps.
+
+    Args:
+        draws: Passes whose gradients are averaged in each step (EOT), for a model that draws noise.
+        seed: Of the start.
+    """
+    low, high = _box(degraded, truth, eps)
+    generator = torch.Generator(degraded.device).manual_seed(seed)
+    start = torch.rand(degraded.shape, generator=generator, device=degraded.device) * 2 - 1
+    start = (degraded + eps * start).clamp(low, high)
+
+    def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        for _ in range(steps):
+            images = images.detach().requires_grad_()
+            distance = sum(squared_error(model(images), truth).sum() for _ in range(draws))
+            (gradient,) = torch.autograd.grad(distance, images)
+            images = (images.detach() + 2.5 * eps / steps * gradient.sign()).clamp(low, high)
+        return images
+
+    return _batched(attack, batch_size, start, truth, low, high)
+
+
+def carlini_wagner(
+    model: nn.Module, degraded: Tensor, truth: Tensor, *, eps: float, steps: int = 40, penalty: float = 0.1,
+    learning_rate: float = 0.1, batch_size: int = 64,
+) -> Tensor:  # fmt: skip
+    """C&W-like: Adam on squared error of the output - penalty * squared size of the perturbation, in tanh space.
+
+    As in Carlini & Wagner (S&P 2017) the size is weighed against success and the box costs no projection:
+    image = low + (high - low) (1 + tanh w) / 2. The box is that of eps, so that one budget holds for all attacks, and the
+    output's distance takes the place of the margin of logits. The best image of all steps is returned. No draws.
+
+    Args:
+        penalty: Weight of the perturbation's mean square, relative to the output's.
+    """
+    low, high = _box(degraded, truth, eps)
+
+    def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        share = ((images - low) / (high - low)).clamp(0.01, 0.99)  # tanh is flat at the ends of the box
+        free = torch.logit(share) / 2  # = atanh(2 share - 1)
+        free.requires_grad_()
+        optimizer = torch.optim.Adam([free], lr=learning_rate)
+        best, reached = images.clone(), torch.full((len(images),), -math.inf, device=images.device)
+        for _ in range(steps):
+            candidate = low + (high - low) * (1 + free.tanh()) / 2
+            distance = squared_error(model(candidate), truth)
+            better = (distance > reached).detach()
+            best[better], reached[better] = candidate.detach()[better], distance.detach()[better]
+            objective = distance - penalty * squared_error(candidate, images)
+            (free.grad,) = torch.autograd.grad(-objective.sum(), free)
+            optimizer.step()
+        return best.clamp(low, high)
+
+    return _batched(attack, batch_size, degraded, truth, low, high)
+
+
+@torch.no_grad()
+def simba(
+    model: nn.Module, degraded: Tensor, truth: Tensor, *, eps: float, queries: int = 300, seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:  # fmt: skip
+    """SimBA-like (Guo et al., ICML 2019): only outputs are asked for. Try a random basis direction, keep what helps.
+
+    Directions are the two-dimensional cosine basis of one channel, in a random order of each image's own, drawn without
+    replacement, as in the published SimBA-DCT but over all frequencies: the camera's blur is undone most at high ones.
+    Each is scaled to a peak of eps and added, else subtracted; the sum is cut to the box.
+
+    Args:
+        queries: At most so many passes an image; every direction takes one or two.
+        seed: Of the directions.
+    """
+    low, high = _box(degraded, truth, eps)
+    generator = torch.Generator(degraded.device).manual_seed(seed)
+    channels, height, width = degraded.shape[1:]
+    count = min(queries, channels * height * width)
+    order = torch.stack(
+        [torch.randperm(channels * height * width, generator=generator, device=degraded.device)[:count] for _ in degraded]
+    )  # (N, directions)  # fmt: skip
+    rows, columns = (cosine_basis(length).to(degraded) for length in (height, width))
+
+    def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor, order: Tensor) -> Tensor:
+        distance = squared_error(model(images), truth)
+        left = torch.full((len(images),), queries - 1, device=images.device)
+        for chosen in order.T:
+            place, channel = chosen % (height * width), chosen // (height * width)
+            wave = rows[place // width, :, None] * columns[place % width, None, :]  # (N, H, W)
+            step = torch.zeros_like(images)
+            step[torch.arange(len(images)), channel] = eps * wave / wave.abs().amax(dim=(1, 2), keepdim=True)
+            asked = torch.arange(len(images), device=images.device)
+            for sign in (1, -1):
+                asked = asked[left[asked] > 0]
+                if not len(asked):
+                    break
+                candidate = (images[asked] + sign * step[asked]).clamp(low[asked], high[asked])
+                reached = squared_error(model(candidate), truth[asked])
+                left[asked] -= 1
+                better = reached > distance[asked]
+                images[asked[better]], distance[asked[better]] = candidate[better], reached[better]
+                asked = asked[~better]  # these try the other way
+        return images
+
+    return _batched(attack, batch_size, degraded.clone(), truth, low, high, order)
+
+
+def cosine_basis(length: int) -> Tensor:
+    """The orthonormal cosine basis (DCT-II): (length, length), one vector a row."""
+    position = (torch.arange(length) + 0.5) / length
+    basis = torch.cos(math.pi * torch.arange(length)[:, None] * position[None])
+    return basis / basis.norm(dim=1, keepdim=True)
+
+
+class StraightThrough(nn.Module):
+    """A purifier whose gradient is taken for that of the identity (BPDA; Athalye et al., ICML 2018)."""
+
+    def __init__(self, purifier: nn.Module):
+        super().__init__()
+        self.purifier = purifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            purified = self.purifier(images)
+        return purified + (images - images.detach())
+
+
+def _box(degraded: Tensor, truth: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Lowest and highest pixels that an attack may use."""
+    if not 0 < eps < math.inf:
+        raise ValueError(
+            f"eps must be positive in [0,1] pixel units, got {eps}: 8 8-bit levels are {8 / 255:.4f}"
+        )
+    if degraded.shape != truth.shape:
+        raise ValueError(
+            f"degraded images {tuple(degraded.shape)} and truth {tuple(truth.shape)} must have one shape"
+        )
+    return (degraded - eps).clamp(min=0), (degraded + eps).clamp(max=1)
+
+
+def _batched(attack, batch_size: int, *tensors: Tensor) -> Tensor:
+    parts = zip(*(tensor.split(batch_size) for tensor in tensors), strict=True)
+    return torch.cat([attack(*part).detach() for part in parts])

@@ -1,0 +1,88 @@
+"""Purify the input by diffusion, then teach the restoration what purified inputs look like (Song et al., arXiv 2402.13629).
+
+The defended restoration is `nn.Sequential(purifier, network)`. How far to diffuse is chosen on training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certdef.purifiers.training import Training, fit
+from certdef.restoration.attacks import squared_error
+from certdef.restoration.network import RestorationNetwork, restoration_loss
+
+
+@dataclass(frozen=True)
+class Level:
+    """How far the purifier diffuses, `t`, and the mean PSNR in dB of what is then restored for each t that was tried."""
+
+    t: int
+    psnr: dict[int, float]
+
+
+def choose_level(
+    purifier: Callable[[int], nn.Module], network: nn.Module, attacked: Tensor, truth: Tensor, grid: Sequence[int],
+    batch_size: int = 64,
+) -> Level:  # fmt: skip
+    """The t of the grid whose purified images are restored best; the smallest of equals.
+
+    Args:
+        purifier: t -> a purifier that diffuses to t.
+        attacked: Attacked training images (N, C, H, W) in [0, 1], and `truth`; never the test images.
+    """
+    if not grid:
+        raise ValueError("the grid of t is empty: give at least one step")
+    found = {}
+    for t in sorted(grid):
+        defended = nn.Sequential(purifier(t), network)
+        error = squared_error(apply(defended, attacked, batch_size), truth)
+        found[t] = float(-10 * error.clamp(min=1e-12).log10().mean())
+    return Level(max(found, key=lambda t: found[t]), found)
+
+
+def purify_varied(
+    purifier: Callable[[int], nn.Module],
+    images: Tensor,
+    levels: Sequence[int],
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Purify each image (N, C, H, W) at a t of its own, drawn from the levels: the level as augmentation."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(levels), (len(images),), generator=generator).to(images.device)
+    purified = torch.empty_like(images)
+    for number, t in enumerate(levels):
+        if (drawn == number).any():
+            purified[drawn == number] = apply(purifier(t), images[drawn == number], batch_size)
+    return purified
+
+
+def finetune_restoration(
+    network: RestorationNetwork, purified: Tensor, truth: Tensor, training: Training, *, gradient: float = 0.1, seed: int = 0,
+    device: torch.device | str = "cpu", checkpoint: Any = None, progress: Callable | None = None,
+) -> list[float]:  # fmt: skip
+    """Go on training in place, purified images (N, C, H, W) -> truth, L2 + perceptual. Returns the loss of each epoch.
+
+    Which images are purified is unread in the source; give clean and attacked ones in equal parts, and the network
+    neither forgets the one nor ignores the other.
+    """
+
+    def loss(
+        model: RestorationNetwork, purified: Tensor, truth: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        return restoration_loss(model.restore(purified), truth, gradient)
+
+    return fit(
+        network, (purified, truth), loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def apply(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
+    """A model's output for images (N, C, H, W), in batches, without gradients."""
+    return torch.cat([model(batch) for batch in images.split(batch_size)])
