@@ -10,7 +10,8 @@ from torch import nn
 import surrogates
 from certdef import attacks
 from certdef.config import ConfigError, RunConfig
-from certdef.purifiers.nim import NIM, DeCubed
+from certdef.purifiers.de3 import DeCubed
+from certdef.purifiers.nim import NIM
 from certdef.stages.job import Job, interval
 from certdef.workspace import Stage
 
