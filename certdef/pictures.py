@@ -165,6 +165,25 @@ def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
     return file.getvalue()
 
 
+def image_strip(columns: Mapping[str, Tensor]) -> bytes:
+    """What becomes of some images, a row each: columns of images (N, C, H, W) in [0, 1], each under its title."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = len(next(iter(columns.values())))
+    figure = Figure(figsize=(1.3 * len(columns), 1.3 * rows + 0.3), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid: Any = figure.subplots(rows, len(columns), squeeze=False)
+    for number, (title, images) in enumerate(columns.items()):
+        grid[0, number].set_title(title, fontsize=8)
+        for axes, image in zip(grid[:, number], images.detach().cpu().clamp(0, 1), strict=True):
+            axes.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
 def data_uri(content: bytes) -> str:
     """PNG bytes as a `data:` address, so that a page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")

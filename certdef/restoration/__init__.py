@@ -1,6 +1,6 @@
 """Restoration of photographs taken through a display, attacks on it, and its defence by purification."""
 
-from certdef.restoration.attacks import StraightThrough, carlini_wagner, pgd, simba
+from certdef.restoration.attacks import carlini_wagner, pgd, simba
 from certdef.restoration.defence import Level, apply, choose_level, finetune_restoration, purify_varied
 from certdef.restoration.display import Display, point_spread, under_display
 from certdef.restoration.metrics import psnr, ssim
@@ -16,7 +16,6 @@ __all__ = [
     "Level",
     "RestorationNetwork",
     "RestorationShape",
-    "StraightThrough",
     "apply",
     "carlini_wagner",
     "choose_level",

@@ -20,13 +20,13 @@ def squared_error(output: Tensor, truth: Tensor) -> Tensor:
 
 
 def pgd(
-    model: nn.Module, degraded: Tensor, truth: Tensor, *, eps: float, steps: int = 20, draws: int = 1, seed: int = 0,
+    model: nn.Module, degraded: Tensor, truth: Tensor, *, eps: float, steps: int = 20, eot: int = 1, seed: int = 0,
     batch_size: int = 64,
 ) -> Tensor:  # fmt: skip
     """Projected gradient ascent (Madry et al., ICLR 2018): a random start, then sign steps of 2.5 eps / steps.
 
     Args:
-        draws: Passes whose gradients are averaged in each step (EOT), for a model that draws noise.
+        eot: Passes whose gradients are averaged in each step, for a model that draws noise.
         seed: Of the start.
     """
     low, high = _box(degraded, truth, eps)
@@ -37,7 +37,7 @@ def pgd(
     def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor) -> Tensor:
         for _ in range(steps):
             images = images.detach().requires_grad_()
-            distance = sum(squared_error(model(images), truth).sum() for _ in range(draws))
+            distance = sum(squared_error(model(images), truth).sum() for _ in range(eot))
             (gradient,) = torch.autograd.grad(distance, images)
             images = (images.detach() + 2.5 * eps / steps * gradient.sign()).clamp(low, high)
         return images
@@ -132,19 +132,6 @@ def cosine_basis(length: int) -> Tensor:
     position = (torch.arange(length) + 0.5) / length
     basis = torch.cos(math.pi * torch.arange(length)[:, None] * position[None])
     return basis / basis.norm(dim=1, keepdim=True)
-
-
-class StraightThrough(nn.Module):
-    """A purifier whose gradient is taken for that of the identity (BPDA; Athalye et al., ICML 2018)."""
-
-    def __init__(self, purifier: nn.Module):
-        super().__init__()
-        self.purifier = purifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            purified = self.purifier(images)
-        return purified + (images - images.detach())
 
 
 def _box(degraded: Tensor, truth: Tensor, eps: float) -> tuple[Tensor, Tensor]:
