@@ -112,10 +112,11 @@ def forked(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside, as it was outside."""
-    training = model.training
+    """The model in eval mode inside; each of its parts as it was outside."""
+    modes = {part: part.training for part in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for part, training in modes.items():
+            part.training = training
