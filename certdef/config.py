@@ -152,7 +152,7 @@ class LedgerConfig:
         training: Queries that label the surrogate's training images.
         evaluation: Queries on held-out images (clean accuracy, agreement).
         certification: Queries under noise that certify the target itself.
-        attack: Queries that test transferred adversarial images.
+        attack: Queries that test adversarial images: the transferred attack and, where it is asked for, the ladder.
         canary: Queries that notice a changed service (target.canary_every).
     """
 
@@ -160,7 +160,7 @@ class LedgerConfig:
     training: int = 600
     evaluation: int = 2_000
     certification: int = 525_000
-    attack: int = 5_000
+    attack: int = 50_000
     canary: int = 2_000
 
 
@@ -285,6 +285,7 @@ class LadderConfig:
     """The threat ladder: attackers who know more and more, against each system (certdef attack --ladder).
 
     Args:
+        enabled: Climb it in the whole job too, so that the report shows it.
         systems: Purifiers to compare, beside none and the job's own.
         eps: L-infinity budget of every rung, in [0,1] pixel units.
         large_eps: Budget at which nothing should be left, a control of the attack.
@@ -301,6 +302,7 @@ class LadderConfig:
         smoothed_draws: Noise draws a step of that attack.
     """
 
+    enabled: bool = False
     systems: tuple[str, ...] = ()
     eps: float = 0.1
     large_eps: float = 0.5
