@@ -16,6 +16,7 @@ _HOME = {
     "distill": "certdef.pipeline",
     "certify": "certdef.pipeline",
     "attack": "certdef.pipeline",
+    "purify": "certdef.pipeline",
     "report": "certdef.pipeline",
     "serve": "certdef.serving",
     "doctor": "certdef.health",

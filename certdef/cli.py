@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from certdef import __version__
 from certdef.config import ConfigError, RunConfig, nearest
 from certdef.config_files import add_config_arguments, from_namespace, parse, preset_of
+from certdef.purifiers.catalogue import CATALOGUE, title
 
 if TYPE_CHECKING:
     from certdef.pipeline import Summary
@@ -26,14 +27,16 @@ Certify a classifier whose weights are out of reach.
   certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
 """
 JOBS = {
-    "run": "the whole job: target, surrogate, denoiser, certificates, attack, report",
+    "run": "the whole job: target, surrogate, purifier, certificates, attack, report",
     "pretrain": "pre-train the denoiser of De^3 on the unlabelled pool",
     "distill": "query the target within its budget and distil the surrogate",
     "certify": "certify target and surrogate by randomized smoothing",
-    "attack": "PGD on the surrogate, transferred to the target, with and without De^3",
+    "attack": "PGD on the surrogate, transferred to the target, with and without the purifier",
+    "purify": "purify images of your own, or the held-out ones, with the job's purifier",
     "report": "write the page of the job again",
 }
 OTHERS = {
+    "purifiers": "every purifier by name: what it does, its source, and the attacker that it was proposed against",
     "serve": "serve the registered certified classifier with MLflow's scoring server",
     "doctor": "versions, devices, tracking store, and what is missing",
     "cite": "the papers behind the options of a run",
@@ -44,7 +47,9 @@ EXAMPLES = {
     "pretrain": "certdef pretrain --nim.epochs 100",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
     "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
-    "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50",
+    "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs]",
+    "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
+    "purifiers": "certdef purifiers",
     "report": "certdef report",
     "serve": 'certdef serve --port 5001\n  curl -d \'{"inputs": [...], "params": {"n": 2000}}\' -H \'Content-Type: application/json\' http://127.0.0.1:5001/invocations',
     "doctor": "certdef doctor",
@@ -86,6 +91,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "ledger":
         return _ledger(arguments)
+    if verb == "purifiers":
+        print(purifiers_listed())
+        return 0
+    arguments = with_ladder(arguments)
     parser = build_parser(verb, preset_of(arguments))
     if any(argument in ("-h", "--help") for argument in arguments):
         parser.print_help()
@@ -120,6 +129,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "distill" and namespace.budgets:
         tables = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
         summary = pipeline.budgets(config, *tables, **shown)
+    elif verb == "purify":
+        summary = pipeline.purify(config, namespace.images, namespace.out, **shown)
     else:
         summary = getattr(pipeline, verb)(config, **shown)
     print(headline(config, summary))
@@ -197,6 +208,19 @@ def build_parser(verb: str, preset: str) -> Any:
             help="With --budgets: strategies, e.g. random,kcenter.",
         )
         parser.add_argument("--seeds", type=int, default=1, help="With --budgets: seeds for each of them.")
+    if verb == "purify":
+        parser.add_argument(
+            "--images",
+            type=str | None,
+            default=None,
+            help="An .npz file with the array images, as for data.path; default the job's held-out images.",
+        )
+        parser.add_argument(
+            "--out",
+            type=str | None,
+            default=None,
+            help="Where to write the purified ones (.npz); default purified.npz in the work directory.",
+        )
     if verb == "serve":
         parser.add_argument(
             "--model",
@@ -208,6 +232,28 @@ def build_parser(verb: str, preset: str) -> Any:
         parser.add_argument("--port", type=int, default=5001, help="Port to listen on.")
     add_config_arguments(parser, preset)
     return parser
+
+
+def purifiers_listed() -> str:
+    """The catalogue, four lines a purifier."""
+    lines = []
+    for name, entry in CATALOGUE.items():
+        lines += [
+            f"{name}\n    {entry.line}",
+            f"    source     {entry.source}",
+            f"    attacker   {entry.threat}",
+            f"    certified  {'with ' + entry.denoiser + ' between noise and classifier' if entry.denoiser else 'no: it is no denoiser'}",
+        ]
+    return "\n".join(
+        [*lines, "", "certdef run --purifier NAME puts one in front; certdef attack --ladder tests it."]
+    )
+
+
+def with_ladder(arguments: list[str]) -> list[str]:
+    """The arguments with a bare --ladder written out: --ladder.enabled true."""
+    following = [*arguments[1:], "--"]
+    bare = [a == "--ladder" and b.startswith("-") for a, b in zip(arguments, following, strict=True)]
+    return ["--ladder.enabled=true" if each else a for a, each in zip(arguments, bare, strict=True)]
 
 
 def numbers(text: str) -> list[int]:
@@ -252,9 +298,16 @@ def headline(config: RunConfig, summary: Summary) -> str:
     if "attack" in results:
         for row in results["attack"]["rows"][1:]:
             lines.append(
-                f"attack      PGD eps {row['eps']:g}: target {_share(row['target'])}, behind De^3 {_share(row['target_de3'])}"
+                f"attack      PGD eps {row['eps']:g}: target {_share(row['target'])}, behind {title(config.purifier)} {_share(row['target_purified'])}"
             )
+    lines += _ladder_lines(results)
     lines += _ducd_lines(results)
+    if "purify" in results:
+        found = results["purify"]
+        lines += [
+            f"purified    {found['images']} images by {found['purifier']}: {found['path']}",
+            f"            changed by {found['mean_change']:.4f} a pixel on average, {found['largest_change']:.3f} at most (pixels in [0, 1])",
+        ]
     if summary.bill:
         lines.append(
             "queries     "
@@ -273,6 +326,26 @@ def headline(config: RunConfig, summary: Summary) -> str:
     mlflow = "mlflow" if shutil.which("mlflow") else Path(sys.executable).with_name("mlflow")
     lines.append(f"runs        {mlflow} ui --backend-store-uri {summary.tracking_uri}")
     return "\n".join(lines)
+
+
+def _ladder_lines(results: dict[str, Any]) -> list[str]:
+    """The ladder's tables, its headlines and its alarms; nothing where it was not climbed."""
+    if "ladder" not in results:
+        return []
+    lines, found = [], results["ladder"]
+    for subject, systems in found["subjects"].items():
+        lines += [f"{subject}, eps {found['eps']:g} (L-infinity): right in % [95% interval]; bold: the lowest rung"]
+        lines += [found["tables"][subject], ""]
+        for name, climbed in systems.items():
+            least = climbed["headline"]
+            lines.append(f"ladder      {subject} behind {name}: {_share(least['accuracy'])} ({least['rung']})")
+            lines += [f"alarm       {subject} behind {name}: {alarm}" for alarm in climbed["alarms"]]
+        lines.append("")
+    for row in found["curve"]:
+        lines.append(
+            f"smoothed    r={row['radius']:g}: certified {_share(row['certified'])}, right under PGD on the vote {_share(row['attacked'])}"
+        )
+    return lines
 
 
 def _ducd_lines(results: dict[str, Any]) -> list[str]:

@@ -17,9 +17,11 @@ from certdef.config import (
     RunConfig,
     SurrogateConfig,
     TargetConfig,
+    nearest,
     preset_path,
 )
 from certdef.config_purifiers import NIMConfig
+from certdef.purifiers.catalogue import CATALOGUE
 
 METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
 GUIDES = ("off", "decide", "budget")
@@ -63,6 +65,8 @@ def _refuse(section: object, prefix: str, rules: Rules) -> None:
 
 
 def _job(config: RunConfig) -> Rules:
+    known = f"certdef purifiers lists them{nearest(config.purifier, list(CATALOGUE))}"
+    yield "purifier", config.purifier in CATALOGUE, known
     yield "device", config.device in ("auto", "cpu", "cuda"), "use auto, cpu or cuda"
     yield "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"
 

@@ -140,24 +140,37 @@ def _npz(config: DataConfig):
         raise ConfigError(
             "data.path is not set: data.name npz needs a file with the arrays images and labels"
         )
-    path = Path(config.path)
-    if not path.is_file():
-        raise ConfigError(
-            f"data.path {str(path)!r} is no file: give an .npz with the arrays images and labels"
-        )
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except (KeyError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"data.path {str(path)!r} can't be read ({error}): give an .npz with the arrays images and labels"
-        ) from error
+    images, labels = _read(config.path, "data.path", "images", "labels")
     images = as_images(images)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ConfigError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}: expected {len(images)} whole numbers from 0"
         )
     return images, labels.astype(np.int64), None, None, tuple(str(k) for k in range(int(labels.max()) + 1))
+
+
+def read_images(path: str, image_shape: tuple[int, ...]) -> np.ndarray:
+    """The array images of an .npz as float32 (N, C, H, W) in [0, 1]; ConfigError unless each has the shape (C, H, W)."""
+    images = as_images(*_read(path, "images", "images"))
+    if images.shape[1:] != tuple(image_shape):
+        raise ConfigError(
+            f"images of {path!r} have shape {images.shape[1:]}: the job's are {tuple(image_shape)}"
+        )
+    return images
+
+
+def _read(path: str, what: str, *names: str) -> list[np.ndarray]:
+    """Arrays of an .npz by name; ConfigError that calls the path by what it is."""
+    wanted = " and ".join(names)
+    if not Path(path).is_file():
+        raise ConfigError(f"{what} {str(path)!r} is no file: give an .npz with the arrays {wanted}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except (KeyError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{what} {str(path)!r} can't be read ({error}): give an .npz with the arrays {wanted}"
+        ) from error
 
 
 def as_images(images: np.ndarray) -> np.ndarray:

@@ -27,12 +27,19 @@ class Classifier(nn.Module):
         return self.network((images - self.mean) / self.std)
 
 
-def build_classifier(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def build_classifier(model: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Build an untrained classifier: `cnn`, `mlp`, `resnet`, `nim_p4_w64_d3_h4` (patch, width, depth, heads), or any timm model name.
 
     Raises:
         ConfigError: The name is neither ours nor timm's, or the model does not take images of this size.
     """
+    classifier = _build(model, image_shape, num_classes)
+    # How to build it again, for whoever saves its weights.
+    classifier.built = {"model": model, "image_shape": tuple(image_shape), "num_classes": num_classes}
+    return classifier
+
+
+def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     channels, height, width = image_shape
     if name == "mlp":
         return Classifier(_mlp(channels * height * width, num_classes))
@@ -131,7 +138,9 @@ def features(classifier: nn.Module, images: Tensor) -> Tensor:
     """
     layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ConfigError(f"{type(classifier).__name__} has no linear layer to take features from: use another")
+        raise ConfigError(
+            f"{type(classifier).__name__} has no linear layer to take features from: use another"
+        )
     seen: list[Tensor] = []
     handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
@@ -188,6 +197,4 @@ def train_classifier(
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
     """Half of the images mirrored, all shifted; the border is repeated."""
     mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
-    return shifted(
-        torch.where(mirrored, images.flip(-1), images), max(1, images.shape[2] // 8), generator
-    )
+    return shifted(torch.where(mirrored, images.flip(-1), images), max(1, images.shape[2] // 8), generator)

@@ -15,10 +15,11 @@ from typing import Any
 
 import certify
 from certdef import pictures, stages
-from certdef.citations import PAPERS
+from certdef.citations import PAPERS, PURIFIER_PAPERS
 from certdef.config import RunConfig, SigmaLaw, without_password
 from certdef.data import Splits
 from certdef.noise_laws import noise_law
+from certdef.purifiers.catalogue import CATALOGUE, title
 from certdef.storage import load_model
 from certdef.workspace import Stage
 from surrogates import Bill
@@ -41,7 +42,7 @@ def render(
     """The whole page as HTML that loads nothing: styles and pictures are inside.
 
     Args:
-        done: The finished stages target, surrogate, nim, certify, attack and served, in any order.
+        done: The finished stages target, surrogate, certify, attack and served, in any order.
         bill: The query bill of the target.
         run_id: MLflow run of the job, if it is to be named.
         device: Device the job ran on, if it is to be named.
@@ -57,7 +58,10 @@ def render(
         image=_image(data, config.certify.radii),
         target=result["target"],
         surrogate=result["surrogate"],
-        nim=result["nim"],
+        front=title(config.purifier).replace("^3", "³"),
+        about=CATALOGUE[config.purifier],
+        certified_front=bool(CATALOGUE[config.purifier].denoiser),
+        networks={name: each["parameters"] for name, each in result.items() if "parameters" in each},
         certificates=certificates,
         radii=radii,
         headline_at=next((at for at, radius in enumerate(radii) if radius > 0), 0),
@@ -68,14 +72,14 @@ def render(
             for name, file in {"both": "certified_accuracy"}.items()
             | {subject: f"certified_accuracy_{subject}" for subject in SUBJECTS}.items()
         },
-        strip=_strip(config, data, stage["nim"], folder),
+        strip=_strip(config, data, stage["served"], folder),
         attack=_attack(config, data, result["attack"]),
         bill=_bill(config, bill, result["certify"]),
         uris={name: without_password(each["uri"]) for name, each in result.items() if "uri" in each},
         registered_model=result["served"]["registered_model"],
         versions=_headline_records(config, folder, "target").config["versions"],
         config_json=json.dumps(config.public_dict(), indent=2),
-        papers=papers("smoothing", "denoised", "nim", "ducd", "pgd"),
+        papers=papers("smoothing", "denoised", *PURIFIER_PAPERS[config.purifier], "ducd", "pgd"),
         run_id=run_id,
         device=device,
     )
@@ -145,7 +149,7 @@ def _image(data: Splits, radii: Sequence[float]) -> dict[str, Any]:
 
 
 def _certificates(config: RunConfig, result: dict[str, Any]) -> dict[str, Any]:
-    """For each subject what its rows share, and a row for each law with and without De^3; headline first."""
+    """For each subject what its rows share, and a row for each law with and without the purifier; headline first."""
     words = {law.label: law_in_words(law) for law in config.certify.laws}
     found: dict[str, Any] = {subject: {"rows": []} for subject in SUBJECTS}
     for condition in stages.conditions(config):
@@ -174,11 +178,13 @@ def _headline_records(config: RunConfig, folder: Path, subject: str) -> certify.
     return certify.read_records(folder / "records" / f"{first.key}.jsonl")
 
 
-def _strip(config: RunConfig, data: Splits, nim: Stage, folder: Path) -> list[dict[str, Any]]:
-    """The first held-out images: clean, under one noise draw, denoised, and both subjects' verdicts."""
+def _strip(config: RunConfig, data: Splits, served: Stage, folder: Path) -> list[dict[str, Any]]:
+    """The first held-out images: clean, under one noise draw, denoised where they are, and both subjects' verdicts."""
     images = data.heldout_images[:SHOWN]
     noise = noise_law(config.certify.laws[0])
-    noisy, denoised = pictures.de_cubed_steps(load_model(nim.path / "model"), noise, images, config.seed)
+    noisy, denoised = pictures.denoising_steps(
+        load_model(served.path / "model").denoiser, noise, images, config.seed
+    )
     verdicts = {}
     for subject in SUBJECTS:
         records = _headline_records(config, folder, subject)
@@ -215,13 +221,17 @@ def _attack(config: RunConfig, data: Splits, result: dict[str, Any]) -> dict[str
         "images": result["images"],
         "clean": result["rows"][0],
         "worst": max(result["rows"], key=lambda row: row["eps"]),
-        "helped": [f"{row['eps']:g}" for row in result["rows"] if row["target_de3"][1] > row["target"][2]],
-        "hurt": [f"{row['eps']:g}" for row in result["rows"] if row["target_de3"][2] < row["target"][1]],
+        "helped": [
+            f"{row['eps']:g}" for row in result["rows"] if row["target_purified"][1] > row["target"][2]
+        ],
+        "hurt": [f"{row['eps']:g}" for row in result["rows"] if row["target_purified"][2] < row["target"][1]],
         "steps": config.attack.steps,
         "sigma": config.attack.sigma_255 / 255,
         "sigma_255": config.attack.sigma_255,
         "root": math.sqrt(math.prod(data.image_shape)),
-        "plot": pictures.data_uri(pictures.attack_plot(result["rows"])),
+        "plot": pictures.data_uri(
+            pictures.attack_plot(result["rows"], title(config.purifier).replace("^3", "³"))
+        ),
     }
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the report, as PNG bytes: what De^3 sees and returns, accuracy under attack, membership inference."""
+"""The pictures of the report, as PNG bytes: what the denoiser sees and returns, accuracy under attack, membership inference."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from certify.curves import COLORS, STYLES
 # Colour names the subject and line style the defence, here as in the certified-accuracy curves.
 ATTACK_LINES = {
     "target": ("target", COLORS[0], "--"),
-    "target_de3": ("target behind De³", COLORS[0], "-"),
+    "target_purified": ("target behind {}", COLORS[0], "-"),
     "surrogate": ("surrogate", COLORS[1], "--"),
-    "surrogate_de3": ("surrogate behind De³", COLORS[1], "-"),
+    "surrogate_purified": ("surrogate behind {}", COLORS[1], "-"),
 }
 
 
-def de_cubed_steps(
-    denoiser: nn.Module, noise: certify.NoiseLaw, images: NDArray[np.float32], seed: int
+def denoising_steps(
+    denoiser: nn.Module | None, noise: certify.NoiseLaw, images: NDArray[np.float32], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """One noise draw an image (N, C, H, W) in [0, 1] and what the denoiser makes of it: (noisy, denoised)."""
+    """One noise draw an image (N, C, H, W) in [0, 1] and what the denoiser, if any, makes of it: (noisy, denoised)."""
     clean = torch.from_numpy(images)
     noisy = clean + noise.sample(tuple(clean.shape), generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
-        return noisy, denoiser(noisy)
+        return noisy, denoiser(noisy) if denoiser else noisy
 
 
 def png(image: NDArray[Any] | Tensor) -> bytes:
@@ -46,8 +46,8 @@ def png(image: NDArray[Any] | Tensor) -> bytes:
     return file.getvalue()
 
 
-def attack_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Accuracy against eps with 95% intervals, one line each for target and surrogate, with and without De^3.
+def attack_plot(rows: Sequence[Mapping[str, Any]], purifier: str) -> bytes:
+    """Accuracy against eps with 95% intervals, one line each for target and surrogate, with and without the purifier.
 
     `rows` have `eps` and, for each line, [accuracy, lower, upper].
     """
@@ -73,7 +73,7 @@ def attack_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
             markerfacecolor=color if style == "-" else "white",
             markersize=5,
             capsize=3,
-            label=name,
+            label=name.format(purifier),
         )
     axes.set_ylim(0, 1.02)
     axes.set_xticks(eps)
@@ -179,6 +179,60 @@ def image_strip(columns: Mapping[str, Tensor]) -> bytes:
         for axes, image in zip(grid[:, number], images.detach().cpu().clamp(0, 1), strict=True):
             axes.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def trade_off_plot(
+    purifiers: Mapping[str, Sequence[Mapping[str, Sequence[float]]]],
+    marked: Mapping[str, Mapping[str, Sequence[float]]],
+    panels: Mapping[str, str],
+) -> bytes:
+    """Accuracy under attack against clean accuracy: a panel for each title and key, a point for each of a purifier's settings.
+
+    Settings have [accuracy, lower, upper] by key, `clean` and the panels'; the first purifier's are joined. `marked` are
+    drawn on top, with their intervals.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(1.2 + 4.2 * len(panels), 5.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, key) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for number, (name, settings) in enumerate(purifiers.items()):
+            clean, attacked = (np.array([each[column][0] for each in settings]) for column in ("clean", key))
+            line = "none" if number else "-"
+            axes.plot(clean, attacked, "o", linestyle=line, color=COLORS[number], markersize=4, label=name)
+        for number, (name, row) in enumerate(marked.items(), len(purifiers)):
+            (clean, left, right), (attacked, lower, upper) = row["clean"], row[key]
+            axes.errorbar(
+                clean,
+                attacked,
+                xerr=[[clean - left], [right - clean]],
+                yerr=[[attacked - lower], [upper - attacked]],
+                fmt="sDX^v"[number % 5],
+                color=COLORS[number % len(COLORS)],
+                markersize=7,
+                capsize=3,
+                linewidth=1.2,
+                label=name,
+            )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylim(bottom=-0.01)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("classified right, clean")
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("classified right, under attack")
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The main job: target -> ledger -> surrogate -> denoiser -> certificates -> attack -> report, tracked in MLflow.
+"""The main job: target -> ledger -> surrogate -> purifier -> certificates -> attack -> report, tracked in MLflow.
 
 Each verb of the command line is a function here, and each runs only what is not done yet.
 """
@@ -20,9 +20,8 @@ import surrogates
 from certdef import ducd_page, page, stages
 from certdef.config import ConfigError, RunConfig, without_password
 from certdef.config_checks import check
-from certdef.data import load_data
+from certdef.data import load_data, read_images
 from certdef.models import build_classifier, surrogate_model
-from certdef.purifiers import NIM
 from certdef.stages import Job
 from certdef.tracking import Tracker
 from certdef.workspace import forget, locked
@@ -54,18 +53,18 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
     if config.ducd.enabled:
         return _run_ducd(config, progress, fresh)
     with open_job(config, progress, fresh) as job:
-        target, surrogate, denoisers, done = _parts(job)
-        denoiser = denoisers[config.headline_law]
-        certified = stages.certify_subjects(job, target, surrogate, denoisers, done[1:])
-        attacked = stages.attack(job, target, surrogate, denoiser, done[1:])
-        served = stages.register(job, target.num_classes, surrogate, denoiser, done[1:])
-        return _report(job, [*done, certified, attacked, served])
+        target, surrogate, purifier, done = _parts(job)
+        certified = stages.certify_subjects(job, target, surrogate, purifier, done[1:])
+        attacked = stages.attack(job, target, surrogate, purifier, done[1:])
+        served = stages.register(job, target.num_classes, surrogate, purifier, done[1:])
+        climbed = _climb(job, target, surrogate, purifier, done)
+        return _report(job, [*done, certified, attacked, served, *climbed])
 
 
 def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
-    """Pre-train the denoiser of De^3 on the unlabelled pool. No query is spent."""
+    """Pre-train the denoisers of De^3, one a law of noise, on the unlabelled pool. No query is spent."""
     with open_job(config, progress, fresh) as job:
-        return _summary(job, stages.pretrain_denoisers(job)[1])
+        return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
 
 
 def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -91,16 +90,36 @@ def budgets(
 def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Certify the target by queries and the surrogate for free; does first what is missing for it."""
     with open_job(config, progress, fresh) as job:
-        target, surrogate, denoisers, done = _parts(job)
-        return _summary(job, [*done, stages.certify_subjects(job, target, surrogate, denoisers, done[1:])])
+        target, surrogate, purifier, done = _parts(job)
+        return _summary(job, [*done, stages.certify_subjects(job, target, surrogate, purifier, done[1:])])
 
 
 def attack(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
-    """Attack the surrogate and transfer to the target, with and without De^3; does first what is missing for it."""
+    """Attack the surrogate and transfer to the target, with and without the purifier; does first what is missing for it."""
     with open_job(config, progress, fresh) as job:
-        target, surrogate, denoisers, done = _parts(job)
-        denoiser = denoisers[config.headline_law]
-        return _summary(job, [*done, stages.attack(job, target, surrogate, denoiser, done[1:])])
+        target, surrogate, purifier, done = _parts(job)
+        attacked = stages.attack(job, target, surrogate, purifier, done[1:])
+        return _summary(job, [*done, attacked, *_climb(job, target, surrogate, purifier, done)])
+
+
+def purify(
+    config: RunConfig, images: str | None = None, out: str | None = None, *, progress: bool = True, fresh: bool = False
+) -> Summary:  # fmt: skip
+    """Purify the images of a file, or the held-out ones, and write them; does first what is missing for it.
+
+    Args:
+        images: An .npz with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1].
+        out: The .npz to write, `images` (N,C,H,W) float32 in [0,1]; default purified.npz in the work directory.
+    """
+    with open_job(config, progress, fresh) as job:
+        shown = read_images(images, job.data.image_shape) if images else job.data.heldout_images
+        path = Path(out) if out else config.workspace / "purified.npz"
+        if not path.parent.is_dir() or path.suffix != ".npz":
+            raise ConfigError(f"out {str(path)!r}: give an .npz file in a folder that is there")
+        _, _, purifier, done = _parts(job)
+        result = stages.purify_images(job, purifier, shown, path)
+        summary = _summary(job, done)
+        return replace(summary, results=summary.results | {"purify": result})
 
 
 def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -142,9 +161,13 @@ def open_job(
     else:
         stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
         stages.check_attack_budget(config, len(data.heldout_images))
+        if config.ladder.enabled:
+            stages.check_ladder_budget(config, len(data.heldout_images))
     with torch.random.fork_rng():  # and sizes that do not fit the images
         if not ducd:
-            stages.build_denoiser(config, data.image_shape)
+            stages.check_purifier(config, data.image_shape)
+        if config.target.uri is None and config.target.kind != "svc":
+            build_classifier(config.target.kind, data.image_shape, len(data.classes))
         build_classifier(surrogate_model(config), data.image_shape, len(data.classes))
     stages.recipe_of(config.surrogate)
     stages.selection_of(config.surrogate)
@@ -160,15 +183,32 @@ def open_job(
             yield Job(config, data, device, tracker, ledger, tqdm if progress else _silent)
 
 
-def _parts(job: Job) -> tuple[surrogates.Target, nn.Module, dict[str, NIM], list[stages.Stage]]:
-    """Target, surrogate, denoisers by law, and their stages: the target's first, then those that a result depends on.
+def _parts(job: Job) -> tuple[surrogates.Target, nn.Module, stages.Purifier, list[stages.Stage]]:
+    """Target, surrogate, purifier, and their stages: the target's first, then those that a result depends on.
 
     (The surrogate's stage depends on the target's identity, not on where the target was logged.)
     """
     target, target_stage = stages.open_black_box(job)
     surrogate, surrogate_stage = stages.distil(job, target)
-    denoisers, nim_stages = stages.pretrain_denoisers(job)
-    return target, surrogate, denoisers, [target_stage, surrogate_stage, *nim_stages]
+    purifier = stages.prepare_purifier(job, job.config.purifier, surrogate, surrogate_stage)
+    return target, surrogate, purifier, [target_stage, surrogate_stage, *purifier.stages]
+
+
+def _climb(
+    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: stages.Purifier, done: list[stages.Stage]
+) -> list[stages.Stage]:  # fmt: skip
+    """Where it is asked for, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
+    if not job.config.ladder.enabled:
+        return []
+    made = {job.config.purifier: purifier}
+    for name in stages.ladder_systems(job.config):
+        if name not in ("none", *made):
+            made[name] = stages.prepare_purifier(job, name, surrogate, done[1])
+    systems = {"none": None} | {
+        name: each.defence(torch.Generator(job.device)).to(job.device) for name, each in made.items()
+    }
+    used = [stage for each in made.values() for stage in each.stages]
+    return [stages.climb_ladder(job, target, surrogate, systems, purifier.denoiser(), [done[1], *used])]
 
 
 def choose_device(name: str) -> torch.device:

@@ -50,7 +50,8 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["model"])
-        self.model = load_model(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = load_model(folder, self.device)
         spec = json.loads((folder / "model.json").read_text())
         self.softmax = spec["kind"] == "classifier" and spec.get("answers") != "logits"
 
@@ -59,9 +60,8 @@ class ServedModel(PythonModel):
         if isinstance(self.model, CertifiedClassifier):
             certificates, seed = self.model.certify(images, **(params or {}))
             return [answer(certificate, seed) for certificate in certificates]
-        device = next(self.model.parameters()).device
         with torch.inference_mode():
-            outputs = [self.model(batch.to(device)) for batch in torch.from_numpy(images).split(1024)]
+            outputs = [self.model(batch.to(self.device)) for batch in torch.from_numpy(images).split(1024)]
         scores = torch.cat(outputs)
         return (scores.softmax(1) if self.softmax else scores).cpu().numpy()
 
@@ -76,10 +76,11 @@ def log_served(folder: Path, name: str, example: np.ndarray, registered_model: s
         params = ParamSchema(
             [ParamSpec(key, KINDS[type(value)], value) for key, value in (PARAMS | spec["defaults"]).items()]
         )
-    elif spec["kind"] == "nim":
+    elif spec["kind"] in ("network", "purifier"):
         outputs = inputs
     else:
-        outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, spec["num_classes"]))])
+        num_classes = spec["networks"]["classifier"]["num_classes"]
+        outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))])
     info = mlflow.pyfunc.log_model(
         name=name,
         python_model=str(Path(__file__).with_name("served_model.py")),

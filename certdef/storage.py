@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,84 +23,122 @@ import certify
 from certdef.config import ConfigError, SigmaLaw
 from certdef.models import build_classifier
 from certdef.noise_laws import noise_law
-from certdef.purifiers.nim import NIM, NIMShape
+from certdef.purifiers import build
 
 # As a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.
 FRESH = -1
 PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH}
+# A network's class, and the module that has it and the dataclass of its shape.
+NETWORKS = {
+    "NIM": ("certdef.purifiers.nim", "NIMShape"),
+    "MIM": ("certdef.purifiers.nim", "MIMShape"),
+    "BlindSpotNetwork": ("certdef.purifiers.blind_spot", "BlindSpotShape"),
+    "DiffusionNetwork": ("certdef.purifiers.diffusion", "DiffusionShape"),
+    "TaskNetwork": ("certdef.purifiers.tasks", "TaskShape"),
+    "RestorationNetwork": ("certdef.restoration.network", "RestorationShape"),
+}
 
 
-def save_classifier(
-    folder: Path,
-    model: nn.Module,
-    name: str,
-    image_shape: tuple[int, ...],
-    num_classes: int,
-    answers: str = "probabilities",
-) -> None:
+def save_classifier(folder: Path, model: nn.Module, answers: str = "probabilities") -> None:
     """Write a classifier's weights, how to rebuild it, and what it answers when served: probabilities or logits."""
-    _save(
-        folder,
-        {"classifier": model},
-        kind="classifier",
-        model=name,
-        image_shape=list(image_shape),
-        num_classes=num_classes,
-        answers=answers,
-    )
+    _save(folder, {"classifier": model}, kind="classifier", answers=answers)
 
 
-def save_nim(folder: Path, model: NIM) -> None:
-    """Write a NIM's weights and shape."""
-    _save(
-        folder,
-        {"nim": model},
-        kind="nim",
-        nim=vars(model.shape) | {"image_shape": list(model.shape.image_shape)},
-    )
+def save_network(folder: Path, network: nn.Module) -> None:
+    """Write a purifier's network, e.g. a NIM: images in, images out."""
+    _save(folder, {"network": network}, kind="network")
 
 
-def save_certified(folder: Path, classifier: nn.Module, nim: NIM, spec: dict[str, Any]) -> None:
-    """Write the certified classifier: surrogate, denoiser, noise law and the defaults of a certificate."""
-    _save(folder, {"classifier": classifier, "nim": nim}, kind="certified", **spec)
+def save_purifier(
+    folder: Path, name: str, settings: dict[str, Any], networks: Mapping[str, nn.Module]
+) -> None:
+    """Write a purifier of the catalogue: its settings and networks."""
+    _save(folder, networks, kind="purifier", purifier=name, settings=settings)
 
 
-def _save(folder: Path, modules: dict[str, nn.Module], **spec: Any) -> None:
+def save_certified(
+    folder: Path,
+    classifier: nn.Module,
+    name: str,
+    settings: dict[str, Any],
+    networks: Mapping[str, nn.Module],
+    **spec: Any,
+) -> None:
+    """Write the certified classifier: surrogate, purifier, noise law and the defaults of a certificate."""
+    parts = {"surrogate": classifier} | dict(networks)
+    _save(folder, parts, kind="certified", purifier=name, settings=settings, **spec)
+
+
+def _save(folder: Path, modules: Mapping[str, nn.Module], **spec: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in modules.items():
         weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
         save_file(weights, folder / f"{name}.safetensors")
+    spec |= {"networks": {name: _described(module) for name, module in modules.items()}}
     (folder / "model.json").write_text(json.dumps(spec | {"certdef": certdef.__version__}, indent=1))
 
 
-def load_model(folder: Path | str, device: str | torch.device = "cpu") -> Any:
-    """What was saved in a folder: a classifier, a NIM, or a CertifiedClassifier, in eval mode."""
-    folder = Path(folder)
-    if not (folder / "model.json").is_file():
+def _described(module: nn.Module) -> dict[str, Any]:
+    kind = type(module).__name__
+    return (
+        {"type": kind} | asdict(module.shape) if kind in NETWORKS else {"type": "classifier"} | module.built
+    )
+
+
+def _rebuilt(described: dict[str, Any]) -> nn.Module:
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
+    kind = arguments.pop("type")
+    if kind == "classifier":
+        return build_classifier(**arguments)
+    module = import_module(NETWORKS[kind][0])
+    return getattr(module, kind)(getattr(module, NETWORKS[kind][1])(**arguments))
+
+
+def load_weights(folder: Path, network: nn.Module) -> nn.Module:
+    """The weights of a single network that was saved in a folder, into one that is built already."""
+    name = next(iter(read_spec(folder)["networks"]))
+    network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    return network
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """What `model.json` says.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
         raise ConfigError(
             f"{str(folder)!r} holds no certdef model (no model.json): give the folder of a logged model"
         )
-    spec = json.loads((folder / "model.json").read_text())
-    parts: dict[str, nn.Module] = {}
-    if "model" in spec:
-        parts["classifier"] = build_classifier(spec["model"], tuple(spec["image_shape"]), spec["num_classes"])
-    if "nim" in spec:
-        parts["nim"] = NIM(NIMShape(**spec["nim"] | {"image_shape": tuple(spec["nim"]["image_shape"])}))
-    for name, module in parts.items():
+    return json.loads(path.read_text())
+
+
+def load_model(folder: Path | str, device: str | torch.device = "cpu") -> Any:
+    """What was saved in a folder: a classifier, a network, a purifier or a CertifiedClassifier, in eval mode."""
+    folder = Path(folder)
+    spec = read_spec(folder)
+    networks = {name: _rebuilt(described) for name, described in spec["networks"].items()}
+    for name, module in networks.items():
         module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         module.to(device).eval()
     if spec["kind"] == "certified":
-        return CertifiedClassifier(parts["classifier"], parts["nim"], spec, device)
-    return next(iter(parts.values()))
+        return CertifiedClassifier(networks, spec, device)
+    if spec["kind"] == "purifier":
+        return build.purifier(spec["purifier"], spec["settings"], networks).to(device).eval()
+    return next(iter(networks.values()))
 
 
 class CertifiedClassifier:
-    """The smoothed surrogate behind De^3: images in, certificates out."""
+    """The smoothed surrogate behind its purifier's denoiser: images in, certificates out."""
 
     def __init__(
-        self, classifier: nn.Module, nim: nn.Module, spec: dict[str, Any], device: str | torch.device = "cpu"
+        self, networks: dict[str, nn.Module], spec: dict[str, Any], device: str | torch.device = "cpu"
     ):
-        self.base = nn.Sequential(nim, classifier)
+        self.denoiser = build.denoiser(spec["purifier"], spec["settings"], networks)
+        parts = [self.denoiser, networks["surrogate"]] if self.denoiser else [networks["surrogate"]]
+        self.base = nn.Sequential(*parts).to(device).eval()
         self.noise = noise_law(SigmaLaw(**spec["law"] | {"shape": tuple(spec["law"]["shape"])}))
         self.num_classes, self.image_shape = spec["num_classes"], tuple(spec["image_shape"])
         self.defaults = PARAMS | spec["defaults"]

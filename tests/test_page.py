@@ -166,7 +166,7 @@ def test_attack_table_equals_the_result(page, job):
     for cells, row in zip(found, result, strict=True):
         assert float(cells[0].split()[0]) == row["eps"]
         assert cells[2:] == [
-            shown(row[key]) for key in ("target", "target_de3", "surrogate", "surrogate_de3")
+            shown(row[key]) for key in ("target", "target_purified", "surrogate", "surrogate_purified")
         ]
 
 
@@ -293,7 +293,7 @@ def test_picture_strip_uses_one_draw_of_the_law_and_no_global_state():
     images = np.full((4, 1, 8, 8), 0.5, np.float32)
 
     def steps(seed):
-        return pictures.de_cubed_steps(torch.nn.Flatten(), certify.nim_noise(), images, seed)
+        return pictures.denoising_steps(torch.nn.Flatten(), certify.nim_noise(), images, seed)
 
     state = torch.get_rng_state()
     noisy, denoised = steps(3)

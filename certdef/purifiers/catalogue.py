@@ -70,3 +70,10 @@ CATALOGUE: dict[str, Entry] = {
         "knows classifier and purifier", ("robust", "diffusion"), "one diffusion step",
     ),
 }  # fmt: skip
+
+TITLES = {"de3": "De^3"}
+
+
+def title(name: str) -> str:
+    """A purifier's name as tables and pictures print it."""
+    return TITLES.get(name, name)

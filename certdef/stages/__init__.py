@@ -7,11 +7,14 @@ report shows. The order, and what depends on what, is in `certdef/pipeline.py`.
 from certdef.stages.attack import attack, check_attack_budget
 from certdef.stages.budgets import check_budgets, trace_budgets
 from certdef.stages.certificates import Condition, certify_subjects, conditions, target_draws
-from certdef.stages.denoiser import build_denoiser, pretrain_denoisers
+from certdef.stages.denoiser import pretrain_denoiser
 from certdef.stages.ducd_certificates import check_choice, choose_noise, compare_subjects
 from certdef.stages.ducd_membership import audit_membership, check_audit, train_references
 from certdef.stages.ducd_surrogates import check_pools, distil_students
 from certdef.stages.job import Job, interval
+from certdef.stages.kept import kept
+from certdef.stages.ladder import check_ladder_budget, climb_ladder, ladder_systems
+from certdef.stages.purifier import Purifier, check_purifier, prepare_purifier, purify_images
 from certdef.stages.served import register
 from certdef.stages.surrogate import distil, recipe_of, selection_of
 from certdef.stages.target import open_black_box
@@ -20,24 +23,31 @@ from certdef.workspace import Stage
 __all__ = [
     "Condition",
     "Job",
+    "Purifier",
     "Stage",
     "attack",
     "audit_membership",
-    "build_denoiser",
     "certify_subjects",
     "check_attack_budget",
     "check_audit",
     "check_budgets",
     "check_choice",
+    "check_ladder_budget",
     "check_pools",
+    "check_purifier",
     "choose_noise",
+    "climb_ladder",
     "compare_subjects",
     "conditions",
     "distil",
     "distil_students",
     "interval",
+    "kept",
+    "ladder_systems",
     "open_black_box",
-    "pretrain_denoisers",
+    "prepare_purifier",
+    "pretrain_denoiser",
+    "purify_images",
     "recipe_of",
     "register",
     "selection_of",

@@ -1,4 +1,4 @@
-"""PGD on the surrogate, transferred to the target, each with and without De^3 in front."""
+"""PGD on the surrogate, transferred to the target, each with and without the purifier in front."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from torch import nn
 import surrogates
 from certdef import attacks
 from certdef.config import ConfigError, RunConfig
-from certdef.purifiers.de3 import DeCubed
-from certdef.purifiers.nim import NIM
 from certdef.stages.job import Job, interval
+from certdef.stages.purifier import Purifier
 from certdef.workspace import Stage
+
+BATCH = 100  # images purified at a time: a diffusion chain takes memory
 
 # What each column is: the attacker knows the surrogate's weights, and neither the target's nor the denoiser.
 RUNGS = {
     "surrogate": "white_box_pgd_surrogate",
-    "surrogate_de3": "blind_pgd_surrogate_de3",
+    "surrogate_purified": "blind_pgd_surrogate_purified",
     "target": "transfer_pgd_target",
-    "target_de3": "transfer_pgd_target_de3",
+    "target_purified": "transfer_pgd_target_purified",
 }
 
 
 def attack(
-    job: Job, target: surrogates.Target, surrogate: nn.Module, denoiser: NIM, depends_on: list[Stage]
+    job: Job, target: surrogates.Target, surrogate: nn.Module, made: Purifier, depends_on: list[Stage]
 ) -> Stage:
     """Accuracy with intervals at each eps; eps 0 is the clean control, through the same defences."""
     config, data = job.config.attack, job.data
@@ -36,7 +37,7 @@ def attack(
             images = torch.from_numpy(data.heldout_images[:count])
             labels = torch.from_numpy(data.heldout_labels[:count])
             generator = torch.Generator(job.device).manual_seed(job.config.seed)
-            purifier = DeCubed(denoiser, config.sigma_255 / 255, generator).to(job.device)
+            purifier = made.defence(generator).to(job.device)
             asked = job.ledger.attach(target, purpose="attack", experiment=stage.fingerprint)
             known = job.ledger.attach(target, purpose="evaluation")
             rows = []
@@ -48,12 +49,12 @@ def attack(
                         progress=job.progress,
                     )  # fmt: skip
                 with torch.inference_mode():
-                    purified = purifier(shown.to(job.device))
+                    purified = torch.cat([purifier(batch.to(job.device)) for batch in shown.split(BATCH)])
                     guesses = {
                         "surrogate": surrogate(shown.to(job.device)).argmax(1).cpu().numpy(),
-                        "surrogate_de3": surrogate(purified).argmax(1).cpu().numpy(),
+                        "surrogate_purified": surrogate(purified).argmax(1).cpu().numpy(),
                         "target": (asked if eps else known).query(shown).labels,
-                        "target_de3": asked.query(purified.cpu()).labels,
+                        "target_purified": asked.query(purified.cpu()).labels,
                     }
                 right = {name: int((guess == labels.numpy()).sum()) for name, guess in guesses.items()}
                 rows.append({"eps": eps} | {name: interval(hits, count) for name, hits in right.items()})
@@ -73,6 +74,6 @@ def check_attack_budget(config: RunConfig, heldout: int) -> None:
     need = count * (2 * levels + 1)
     if need > budget:
         raise ConfigError(
-            f"ledger.attack is {budget}: {count} images at {levels} eps, with and without De^3, need {need}; "
+            f"ledger.attack is {budget}: {count} images at {levels} eps, with and without the purifier, need {need}; "
             "raise it or lower attack.images"
         )

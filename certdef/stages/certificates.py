@@ -19,8 +19,9 @@ import certify
 import surrogates
 from certdef.config import ConfigError, RunConfig
 from certdef.noise_laws import noise_law
-from certdef.purifiers.nim import NIM
+from certdef.purifiers.catalogue import CATALOGUE, title
 from certdef.stages.job import Job, versions
+from certdef.stages.purifier import Purifier
 from certdef.workspace import Stage
 
 STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
@@ -29,14 +30,18 @@ CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
 
 @dataclass(frozen=True)
 class Condition:
-    """One smoothed classifier: a subject under a noise law, with or without De^3."""
+    """One smoothed classifier: a subject under a noise law, with or without a purifier between noise and classifier."""
 
     subject: str  # target or surrogate
     law: str
-    denoised: bool
+    purifier: str | None
     noise: certify.NoiseLaw
     headline: bool = False
     white_box: bool = False  # the target by its own weights, free of queries
+
+    @property
+    def denoised(self) -> bool:
+        return self.purifier is not None
 
     @property
     def paid(self) -> bool:
@@ -45,7 +50,7 @@ class Condition:
     @property
     def key(self) -> str:
         subject = f"{self.subject}-white-box" if self.white_box else self.subject
-        return f"{subject}-{self.law}-{'de3' if self.denoised else 'none'}"
+        return f"{subject}-{self.law}-{self.purifier or 'none'}"
 
     @property
     def metric_prefix(self) -> str:
@@ -53,21 +58,23 @@ class Condition:
 
     @property
     def title(self) -> str:
-        return f"{self.law} noise, {'De^3' if self.denoised else 'no denoiser'}"
+        return f"{self.law} noise, {title(self.purifier) if self.purifier else 'no denoiser'}"
 
 
 def conditions(config: RunConfig) -> list[Condition]:
-    """Both subjects under each law with and without De^3, the headline first; beside them a Gaussian of the first
-    law's mean sigma, with Cohen's radius."""
+    """Both subjects under each law with and without the purifier, the headline first; beside them a Gaussian of the
+    first law's mean sigma, with Cohen's radius. Of a purifier that is no denoiser, the rows without are left."""
     laws = [(law.label, noise_law(law)) for law in config.certify.laws]
     first = laws[0][0]
     gaussian = certify.Gaussian(laws[0][1].mean_sigma)
+    name = config.purifier if CATALOGUE[config.purifier].denoiser else None
     found = []
     for subject in ("target", "surrogate"):
         for label, noise in laws:
-            found.append(Condition(subject, label, True, noise, headline=label == first))
-            found.append(Condition(subject, label, False, noise))
-        found.append(Condition(subject, "gaussian", True, gaussian))
+            found.append(Condition(subject, label, name, noise, headline=label == first))
+            if name:
+                found.append(Condition(subject, label, None, noise))
+        found.append(Condition(subject, "gaussian", name, gaussian))
     return found
 
 
@@ -107,7 +114,7 @@ def certify_subjects(
     job: Job,
     target: surrogates.Target,
     surrogate: nn.Module,
-    denoisers: dict[str, NIM],
+    purifier: Purifier,
     depends_on: list[Stage],
 ) -> Stage:
     """Certify every condition, then draw the curves."""
@@ -119,11 +126,7 @@ def certify_subjects(
             every = conditions(job.config)
             curves, metrics = {}, {}
             for condition in every:
-                denoiser = (
-                    denoisers.get(condition.law, denoisers[job.config.headline_law])
-                    if condition.denoised
-                    else None
-                )
+                denoiser = purifier.denoiser(condition.law) if condition.denoised else None
                 stand_in = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
                 if condition.paid:
                     base = paid_classifier(job, target, stage, condition, denoiser)
@@ -158,7 +161,7 @@ def certify_subjects(
 
 
 def paid_classifier(
-    job: Job, target: surrogates.Target, stage: Stage, condition: Condition, denoiser: NIM | None = None
+    job: Job, target: surrogates.Target, stage: Stage, condition: Condition, denoiser: nn.Module | None = None
 ) -> Callable[[Tensor], np.ndarray]:
     """The target as a base classifier, each batch charged as this experiment's."""
     experiment = f"{stage.fingerprint}/{condition.key}"
@@ -201,7 +204,7 @@ def certify_condition(
     )
     header = {
         "subject": condition.subject,
-        "denoiser": "de3" if condition.denoised else "none",
+        "denoiser": condition.purifier or "none",
         "noise": condition.noise.describe(),
         "n0": config.n0,
         "n": n,
@@ -278,8 +281,13 @@ def _draw(job: Job, stage: Stage, every: list[Condition]) -> None:
         furthest = max(0.25, 1.1 * float(records.radius.max()))
         lines[condition] = certify.curves.certified_accuracy(records, np.linspace(0, furthest, 400))
     headline = {each.subject: line for each, line in lines.items() if each.headline}
-    title = f"{job.data.name}: certified accuracy behind De^3"
-    certify.curves.plot(headline, stage.path / "certified_accuracy.png", title=title)
+    front = next(each.purifier for each in every if each.headline)
+    words = f"behind {title(front)}" if front else "without a denoiser"
+    certify.curves.plot(
+        headline,
+        stage.path / "certified_accuracy.png",
+        title=f"{job.data.name}: certified accuracy {words}",
+    )
     for subject in ("target", "surrogate"):
         named = {each.title: line for each, line in lines.items() if each.subject == subject}
         path = stage.path / f"certified_accuracy_{subject}.png"

@@ -5,76 +5,79 @@ Each noise law that is certified has its own, pre-trained under that law: the sm
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
+from typing import Any
 
 import torch
 
-from certdef import serving, storage
+from certdef import storage
 from certdef.config import ConfigError, RunConfig, SigmaLaw
 from certdef.noise_laws import noise_law
-from certdef.purifiers.nim import NIM, NIMShape, pretrain_nim
+from certdef.purifiers.nim import MIM, NIM, MIMShape, NIMShape, pretrain_nim
 from certdef.stages.job import Job
+from certdef.stages.kept import kept
 from certdef.workspace import Stage
 
 
-def build_denoiser(config: RunConfig, image_shape: tuple[int, int, int]) -> NIM:
-    """An untrained NIM of the configured size; ConfigError if the image is not a whole number of patches."""
-    sizes = {
-        name: getattr(config.nim, name) for name in NIMShape.__dataclass_fields__ if name != "image_shape"
-    }
+def build_denoiser(
+    config: RunConfig, image_shape: tuple[int, int, int], *, masked: bool = False, linear_head: bool = False
+) -> NIM:
+    """An untrained NIM, or MIM, of the configured size; ConfigError if the image is not a whole number of patches."""
+    known = {each.name for each in fields(NIMShape)} - {"image_shape"}
+    sizes = {name: value for name, value in asdict(config.nim).items() if name in known}
+    if linear_head:
+        sizes["decoder_depth"] = 0
     try:
-        return NIM(NIMShape(image_shape, **sizes))
+        return MIM(MIMShape(image_shape, **sizes)) if masked else NIM(NIMShape(image_shape, **sizes))
     except ValueError as error:
         raise ConfigError(f"nim: {error}") from error
 
 
-def pretrain_denoisers(job: Job) -> tuple[dict[str, NIM], list[Stage]]:
-    """One NIM a law, by the law's label; the first is the headline's."""
-    made = [pretrain_denoiser(job, law) for law in job.config.certify.laws]
-    return {law.label: model for law, (model, _) in zip(job.config.certify.laws, made, strict=True)}, [
-        stage for _, stage in made
-    ]
-
-
 def pretrained(job: Job, law: SigmaLaw) -> NIM | None:
     """The denoiser of a law where it is done already."""
-    stage = _stage(job, law)
+    stage = job.stage(*_named(job, law))
     return storage.load_model(stage.path / "model", job.device) if stage.done else None
 
 
-def pretrain_denoiser(job: Job, law: SigmaLaw) -> tuple[NIM, Stage]:
-    """Pre-train under one law; an interrupted pre-training ends at the same weights."""
-    config, data = job.config.nim, job.data
-    stage = _stage(job, law)
-    with job.tracker.stage(stage):
-        if not stage.done:
-            model = job.seeded(lambda: build_denoiser(job.config, data.image_shape))
-            history = pretrain_nim(
-                model,
-                torch.from_numpy(data.pool),
-                noise_law(law),
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                base_learning_rate=config.base_learning_rate,
-                warmup=config.warmup,
-                seed=job.config.seed,
-                device=job.device,
-                checkpoint=stage.path / "checkpoint.pt",
-                progress=partial(job.progress, desc=f"pre-train NIM, {law.label} noise"),
-            )
-            storage.save_nim(stage.path / "model", model)
-            parameters = sum(weight.numel() for weight in model.parameters())
-            stage.finish({
-                "uri": serving.log_served(stage.path / "model", stage.name, data.heldout_images[:2]),
-                "parameters": parameters,
-                "params": asdict(config) | asdict(law) | {"parameters": parameters},
-                "metrics": {f"{stage.name}/loss_last": history[-1]},
-                "series": {f"{stage.name}/loss": history},
-            })  # fmt: skip
-    return storage.load_model(stage.path / "model", job.device), stage
+def pretrain_denoiser(job: Job, law: SigmaLaw, *, linear_head: bool = False) -> tuple[NIM, Stage]:
+    """NIM-MAE under one law, or with a linear head NIM-SimMIM; an interrupted pre-training ends at the same weights."""
+    name, *depends_on = _named(job, law, "nim-simmim" if linear_head else "nim")
+    return _pretrain(job, name, depends_on, law, linear_head=linear_head)
 
 
-def _stage(job: Job, law: SigmaLaw) -> Stage:
-    name = "nim" if law == job.config.certify.laws[0] else f"nim-{law.label}"
-    return job.stage(name, asdict(job.config.nim), asdict(law))
+def pretrain_mim(job: Job) -> tuple[NIM, Stage]:
+    """The masked baseline, which knows no law of noise."""
+    return _pretrain(job, "mim", [asdict(job.config.nim)], None, masked=True)
+
+
+def _pretrain(
+    job: Job, name: str, depends_on: list[Any], law: SigmaLaw | None, **form: bool
+) -> tuple[NIM, Stage]:
+    config = job.config.nim
+
+    def train(model: NIM, stage: Stage) -> list[float]:
+        return pretrain_nim(
+            model,
+            torch.from_numpy(job.data.pool),
+            law and noise_law(law),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            base_learning_rate=config.base_learning_rate,
+            warmup=config.warmup,
+            seed=job.config.seed,
+            device=job.device,
+            checkpoint=stage.path / "checkpoint.pt",
+            progress=partial(job.progress, desc=f"pre-train {name}"),
+        )
+
+    return kept(
+        job, name, depends_on, lambda: build_denoiser(job.config, job.data.image_shape, **form), train,
+        asdict(config) | (asdict(law) if law else {}), serve=True,
+    )  # fmt: skip
+
+
+def _named(job: Job, law: SigmaLaw, kind: str = "nim") -> list[Any]:
+    """Name of the stage of a law's denoiser, and what it depends on."""
+    name = kind if law == job.config.certify.laws[0] else f"{kind}-{law.label}"
+    return [name, asdict(job.config.nim), asdict(law)]

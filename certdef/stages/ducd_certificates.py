@@ -147,12 +147,12 @@ def _bases(
     job: Job, target: surrogates.Target, target_stage: Stage, student: Student, choice: Choice, stage: Stage
 ) -> dict[Condition, Any]:
     """Each smoothed classifier with what is smoothed; the target's own weights only where they are ours."""
-    surrogate = Condition("surrogate", choice.label, False, choice.noise, headline=True)
-    paid = Condition("target", choice.label, False, choice.noise, headline=True)
+    surrogate = Condition("surrogate", choice.label, None, choice.noise, headline=True)
+    paid = Condition("target", choice.label, None, choice.noise, headline=True)
     found: dict[Condition, Any] = {surrogate: student.model}
     if (target_stage.path / "model" / "model.json").is_file():
         weights: nn.Module = storage.load_model(target_stage.path / "model", job.device)
-        found[Condition("target", choice.label, False, choice.noise, white_box=True)] = weights
+        found[Condition("target", choice.label, None, choice.noise, white_box=True)] = weights
     return found | {paid: paid_classifier(job, target, stage, paid)}
 
 

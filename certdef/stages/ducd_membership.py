@@ -101,7 +101,7 @@ def train_references(job: Job) -> tuple[list[nn.Module], Stage]:
                     progress=job.progress,
                     desc=f"train reference {number + 1} of {len(folders)}",
                 )
-                storage.save_classifier(folder, model, name, data.image_shape, len(data.classes))
+                storage.save_classifier(folder, model)
             stage.finish({
                 "images": count,
                 "references": len(folders),

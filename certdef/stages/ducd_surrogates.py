@@ -99,9 +99,7 @@ def _distil(job: Job, target: surrogates.Target, overlap: float) -> Student:
                 validation=config.validation,
                 progress=job.progress,
             )
-            storage.save_classifier(
-                stage.path / "model", model, config.model, data.image_shape, target.num_classes
-            )
+            storage.save_classifier(stage.path / "model", model)
             stage.finish({
                 "uri": serving.log_served(stage.path / "model", name, data.heldout_images[:2]),
                 "overlap": overlap,

@@ -19,6 +19,8 @@ def kept(
     build: Callable[[], nn.Module],
     train: Callable[[nn.Module, Stage], list[float]],
     params: dict[str, Any] | None = None,
+    *,
+    serve: bool = False,
 ) -> tuple[nn.Module, Stage]:
     """The network of a stage, in eval mode on the job's device; trained only if no run has done it.
 
@@ -27,6 +29,7 @@ def kept(
         build: Makes the untrained network; the seed of its weights is the job's.
         train: train(network, stage) -> the loss of each epoch; stage.path / "checkpoint.pt" is a place for a checkpoint.
         params: For MLflow.
+        serve: Log it in MLflow as a model that can be served: images in, images out.
     """
     stage = job.stage(name, *depends_on)
     network = job.seeded(build)
@@ -35,12 +38,13 @@ def kept(
             history = train(network.to(job.device), stage)
             storage.save_network(stage.path / "model", network)
             weights = sum(weight.numel() for weight in network.parameters())
-            stage.finish({
+            uri = serve and serving.log_served(stage.path / "model", name, job.data.heldout_images[:2])
+            stage.finish(({"uri": uri} if uri else {}) | {
                 "parameters": weights,
                 "params": (params or {}) | {"parameters": weights},
                 "metrics": {f"{name}/loss_last": history[-1]} if history else {},
                 "series": {f"{name}/loss": history},
-                "artifacts": ["model/*"],
+                "artifacts": [] if uri else ["model/*"],
             })  # fmt: skip
     storage.load_weights(stage.path / "model", network)
     return network.to(job.device).eval(), stage

@@ -46,10 +46,7 @@ def distil(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage]:
                 nim=nim,
                 checkpoint=stage.path / "checkpoint.pt",
             )
-            name = surrogate_model(job.config)
-            storage.save_classifier(
-                stage.path / "model", surrogate.model, name, data.image_shape, target.num_classes
-            )
+            storage.save_classifier(stage.path / "model", surrogate.model)
             asked = job.ledger.attach(target, purpose="evaluation")
             agreement = {
                 "clean": surrogates.fidelity(surrogate, asked, data.heldout_images),

@@ -122,9 +122,6 @@ def _train_and_log(job: Job, stage: Stage) -> str:
     storage.save_classifier(
         stage.path / "model",
         model,
-        kind,
-        data.image_shape,
-        num_classes,
         answers=job.config.target.output_kind or "probabilities",
     )
     return serving.log_served(stage.path / "model", "target", data.heldout_images[:2])
