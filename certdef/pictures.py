@@ -1,4 +1,4 @@
-"""The pictures of the report, as PNG bytes: what the denoiser sees and returns, accuracy under attack, membership inference."""
+"""The pictures of the report, as PNG bytes: what the denoiser sees and returns, accuracy under attack, the ladder, membership inference."""
 
 from __future__ import annotations
 
@@ -233,6 +233,70 @@ def trade_off_plot(
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
     )
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def ladder_plot(
+    subjects: Mapping[str, Mapping[str, Sequence[Any]]], curve: Sequence[Mapping[str, Any]], eps: float
+) -> bytes:
+    """The threat ladder and the certificate: a panel a subject, a rung a row, a colour a system, with 95% intervals.
+
+    `subjects` have rungs by system; `curve` has, at each L2 radius, what is certified and what an attack on the vote
+    leaves, [accuracy, lower, upper] each, and may be empty. The lowest rung of a system is filled.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    from certdef.ladder import KNOWS, headline
+
+    panels = len(subjects) + bool(curve)
+    figure = Figure(figsize=(1.5 + 4.6 * panels, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    every = list(figure.subplots(1, panels, squeeze=False)[0])
+    for axes, (subject, systems) in zip(every, subjects.items(), strict=False):
+        tried = {rung.name for rungs in systems.values() for rung in rungs if rung.accuracy}
+        names = [name for name in KNOWS if name in tried]
+        for number, (system, rungs) in enumerate(systems.items()):
+            color, lowest = COLORS[number % len(COLORS)], headline(rungs)
+            shown = [rung for rung in rungs if rung.accuracy]
+            accuracy, lower, upper = np.array([rung.accuracy for rung in shown]).T
+            apart = 0.7 / len(systems) * (number - (len(systems) - 1) / 2)
+            rows = np.array([names.index(rung.name) for rung in shown]) + apart
+            errors = np.clip([accuracy - lower, upper - accuracy], 0, None)
+            label = f"in front: {system}"
+            axes.errorbar(
+                accuracy, rows, xerr=errors, fmt="o", color=color, markerfacecolor="white", capsize=2, label=label
+            )  # fmt: skip
+            axes.plot(accuracy[shown.index(lowest)], rows[shown.index(lowest)], "o", color=color, zorder=5)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(-0.02, 1.02)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel(f"images classified right, ε = {eps:g} (L∞)")
+        axes.set_title(f"{subject}; filled: the lowest rung", loc="left", fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+    if curve:
+        axes = every[-1]
+        radii = np.array([row["radius"] for row in curve])
+        for key, name, color, style in (
+            ("attacked", "right under PGD on the vote", COLORS[1], "--"),
+            ("certified", "certified", COLORS[0], "-"),
+        ):
+            accuracy, lower, upper = np.array([row[key] for row in curve]).T
+            axes.plot(radii, accuracy, color=color, linestyle=style, marker="o", markersize=4, label=name)
+            axes.fill_between(radii, lower, upper, color=color, alpha=0.12, linewidth=0)
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel("L2 radius (pixel values in [0, 1])")
+        axes.set_title("smoothed surrogate", loc="left", fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+    for axes in every:
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
