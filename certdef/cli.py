@@ -334,11 +334,15 @@ def _ladder_lines(results: dict[str, Any]) -> list[str]:
         return []
     lines, found = [], results["ladder"]
     for subject, systems in found["subjects"].items():
-        lines += [f"{subject}, eps {found['eps']:g} (L-infinity): right in % [95% interval]; bold: the lowest rung"]
+        lines += [
+            f"{subject}, eps {found['eps']:g} (L-infinity): right in % [95% interval]; bold: the lowest rung"
+        ]
         lines += [found["tables"][subject], ""]
         for name, climbed in systems.items():
             least = climbed["headline"]
-            lines.append(f"ladder      {subject} behind {name}: {_share(least['accuracy'])} ({least['rung']})")
+            lines.append(
+                f"ladder      {subject} behind {name}: {_share(least['accuracy'])} ({least['rung']})"
+            )
             lines += [f"alarm       {subject} behind {name}: {alarm}" for alarm in climbed["alarms"]]
         lines.append("")
     for row in found["curve"]:

@@ -17,7 +17,7 @@ from torch import nn
 import certify
 import surrogates
 from certdef import black_box, ladder, pictures, smoothed_attack
-from certdef.config import ConfigError, LadderConfig, RunConfig
+from certdef.config import ConfigError, RunConfig
 from certdef.noise_laws import noise_law
 from certdef.stages.job import Job
 from certdef.workspace import Stage, write_json
@@ -45,9 +45,8 @@ def climb_ladder(
         denoiser: What stands between the noise and the surrogate in the smoothed vote; None for nothing.
     """
     config = job.config.ladder
-    stage = job.stage(
-        "ladder", _settings(config), list(systems), *(other.fingerprint for other in depends_on)
-    )
+    settings = _settings(job.config)
+    stage = job.stage("ladder", settings, list(systems), *(other.fingerprint for other in depends_on))
     with job.tracker.stage(stage):
         if not stage.done:
             subjects: dict[str, dict[str, list[ladder.Rung]]] = {"surrogate": {}, "target": {}}
@@ -77,7 +76,7 @@ def climb_ladder(
                 "curve": curve,
                 "eps": config.eps,
                 "system": job.config.purifier,
-                "params": _settings(config) | {"systems": list(systems)},
+                "params": settings | {"systems": list(systems)},
                 "metrics": _metrics(subjects, job.config.purifier, curve),
                 "artifacts": ["*.png", "*.md"],
             })  # fmt: skip
@@ -139,9 +138,12 @@ def _smoothed(job: Job, surrogate: nn.Module, denoiser: nn.Module | None) -> lis
     )  # fmt: skip
 
 
-def _settings(config: LadderConfig) -> dict[str, Any]:
-    """What a figure depends on: the systems are named with their stages."""
-    return {key: value for key, value in asdict(config).items() if key not in ("enabled", "systems")}
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What a figure depends on, beside the systems: they are named with their stages."""
+    smoothed = {"law": asdict(config.certify.laws[0])}
+    smoothed |= {name: getattr(config.certify, name) for name in ("n0", "n", "alpha", "radii")}
+    own = {key: value for key, value in asdict(config.ladder).items() if key not in ("enabled", "systems")}
+    return own | {"smoothed": smoothed if config.ladder.smoothed_images else None}
 
 
 def _shown(rungs: list[ladder.Rung]) -> dict[str, Any]:
