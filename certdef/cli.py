@@ -333,17 +333,16 @@ def _ladder_lines(results: dict[str, Any]) -> list[str]:
     if "ladder" not in results:
         return []
     lines, found = [], results["ladder"]
-    for subject, systems in found["subjects"].items():
+    for subject, shown in found["tables"].items():
         lines += [
-            f"{subject}, eps {found['eps']:g} (L-infinity): right in % [95% interval]; bold: the lowest rung"
+            f"{subject}, in % [95% interval], L-infinity eps {found['eps']:g}; bold: the lowest rung",
+            shown,
+            "",
         ]
-        lines += [found["tables"][subject], ""]
-        for name, climbed in systems.items():
-            least = climbed["headline"]
-            lines.append(
-                f"ladder      {subject} behind {name}: {_share(least['accuracy'])} ({least['rung']})"
-            )
-            lines += [f"alarm       {subject} behind {name}: {alarm}" for alarm in climbed["alarms"]]
+        for name, climbed in found["systems"].items():
+            least = climbed[subject]["headline"]
+            lines.append(f"ladder      {subject}, {name}: {_share(least['accuracy'])} ({least['rung']})")
+            lines += [f"alarm       {subject}, {name}: {alarm}" for alarm in climbed[subject]["alarms"]]
         lines.append("")
     for row in found["curve"]:
         lines.append(

@@ -248,7 +248,10 @@ class _Climber:
         )
         front = attacks.StraightThrough(system.purifier) if straight else system.purifier
         defended = known if front is None else nn.Sequential(front, known)
-        return self._pgd(defended, eps, seed, 1 if name == "one_draw" else self.eot)
+        draws = {"one_draw": 1, "large_eps": -(-self.eot // 4)}.get(
+            name, self.eot
+        )  # far away a rough gradient does
+        return self._pgd(defended, eps, seed, draws)
 
     def _straight_is_best(self) -> bool:
         white = [rung for rung in self.rungs if rung.name in WHITE_BOX and rung.accuracy]

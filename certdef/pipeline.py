@@ -200,15 +200,11 @@ def _climb(
     """Where it is asked for, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
-    made = {job.config.purifier: purifier}
+    systems = {"none": None, job.config.purifier: purifier}
     for name in stages.ladder_systems(job.config):
-        if name not in ("none", *made):
-            made[name] = stages.prepare_purifier(job, name, surrogate, done[1])
-    systems = {"none": None} | {
-        name: each.defence(torch.Generator(job.device)).to(job.device) for name, each in made.items()
-    }
-    used = [stage for each in made.values() for stage in each.stages]
-    return [stages.climb_ladder(job, target, surrogate, systems, purifier.denoiser(), [done[1], *used])]
+        if name not in systems:
+            systems[name] = stages.prepare_purifier(job, name, surrogate, done[1])
+    return [stages.climb_ladder(job, target, surrogate, done[1], systems)]
 
 
 def choose_device(name: str) -> torch.device:
