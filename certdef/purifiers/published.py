@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -42,6 +43,8 @@ def load_encoder(model: NIM, name: str, file: str | os.PathLike[str] | None = No
     Raises:
         ValueError: Sizes that differ, a network that is no plain ViT, or weights that cannot be had.
     """
+    if file is not None and not Path(file).is_file():
+        raise ValueError(f"{os.fspath(file)} is no file: give one with the weights of {name}")
     shape = model.shape
     sizes = encoder_sizes(name)
     for size in ("width", "depth", "heads", "class_token"):
