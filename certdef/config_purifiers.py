@@ -70,7 +70,7 @@ class BlindSpotConfig:
     crops: int = 2_000
     epochs: int = 20
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     iterations: int = 1
 
 
