@@ -302,6 +302,41 @@ def ladder_plot(
     return file.getvalue()
 
 
+def dial_plot(panels: Mapping[str, Mapping[str, Sequence[Any]]], attack: str) -> bytes:
+    """Accuracy against the dial of a defence: a panel a dial, a colour a network; solid attacked, dashed clean.
+
+    Points are [dial, clean, attacked], the last two [accuracy, lower, upper, ...] with 95% intervals; `attack` is its name.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(1.2 + 4.6 * len(panels), 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    every = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (dial, networks) in zip(every, panels.items(), strict=True):
+        for number, (name, points) in enumerate(networks.items()):
+            at, color = [point[0] for point in points], COLORS[number % len(COLORS)]
+            for column, style in ((1, "--"), (2, "-")):
+                accuracy, lower, upper = np.array([point[column][:3] for point in points]).T
+                axes.plot(
+                    at, accuracy, style, color=color, marker="o", markersize=4, label=name if style == "-" else None
+                )  # fmt: skip
+                axes.fill_between(at, lower, upper, color=color, alpha=0.12, linewidth=0)
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel(dial)
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    every[0].set_ylabel("images classified right")
+    every[0].set_title(f"solid: {attack}; dashed: clean", loc="left", fontsize=10)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
 def data_uri(content: bytes) -> str:
     """PNG bytes as a `data:` address, so that a page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
