@@ -279,20 +279,34 @@ class Shift(nn.Module):
 
 
 class TestDefence:
-    def test_the_level_is_the_one_that_restores_best(self):
-        truth = 0.2 + 0.5 * torch.rand(4, 1, 8, 8, generator=seeded())
-        level = choose_level(Shift, nn.Identity(), truth - 0.08, truth, [20, 10, 0, 5], batch_size=3)
-        assert level.t == 10
-        assert list(level.psnr) == [0, 5, 10, 20]
-        assert level.psnr[20] == pytest.approx(-20 * np.log10(0.12), abs=1e-3)
+    def test_the_level_is_the_one_that_restores_attacked_images_best(self):
+        truth = 0.3 + 0.3 * torch.rand(4, 1, 8, 8, generator=seeded())
+        attacked = [truth - 0.08, truth - 0.12]
+        chosen = choose_level(
+            Shift, nn.Identity(), truth, attacked, truth, [20, 10, 0, 5], loss=200.0, batch_size=3
+        )
+        assert chosen.t == 10
+        assert list(chosen.clean) == list(chosen.attacked) == [0, 5, 10, 20]
+        assert chosen.clean[20] == pytest.approx(-20 * np.log10(0.2), abs=1e-3)
+        assert chosen.attacked[20] == pytest.approx(-10 * np.log10(0.12 * 0.08), abs=1e-3)
+
+    @pytest.mark.parametrize(("loss", "t"), [(21.0, 10), (14.5, 4), (13.0, 3), (0.1, 1)])
+    def test_clean_images_set_a_limit(self, loss, t):
+        """The clean error of .01 grows to .02, .04, .05, .11: losses of 6.0, 12.0, 14.0 and 20.8 dB."""
+        truth = torch.full((2, 1, 4, 4), 0.5)
+        seen = truth + 0.01
+        chosen = choose_level(Shift, nn.Identity(), seen, [truth - 0.1], truth, [1, 3, 4, 10], loss=loss)
+        assert chosen.t == t
 
     def test_of_equals_the_smallest(self):
-        same = choose_level(lambda t: nn.Identity(), nn.Identity(), scenes(2), scenes(2), [9, 3, 6])
+        same = choose_level(
+            lambda t: nn.Identity(), nn.Identity(), scenes(2), [scenes(2)], scenes(2), [9, 3, 6]
+        )
         assert same.t == 3
 
     def test_an_empty_grid(self):
         with pytest.raises(ValueError, match="grid of t is empty"):
-            choose_level(Shift, nn.Identity(), scenes(1), scenes(1), [])
+            choose_level(Shift, nn.Identity(), scenes(1), [scenes(1)], scenes(1), [])
 
     def test_every_image_is_purified_at_a_level_of_its_own(self):
         images = torch.full((40, 1, 4, 4), 0.2)

@@ -19,30 +19,42 @@ from certdef.restoration.network import RestorationNetwork, restoration_loss
 
 @dataclass(frozen=True)
 class Level:
-    """How far the purifier diffuses, `t`, and the mean PSNR in dB of what is then restored for each t that was tried."""
+    """How far the purifier diffuses, `t`, and the mean PSNR in dB of what is restored at every t that was tried."""
 
     t: int
-    psnr: dict[int, float]
+    clean: dict[int, float]
+    attacked: dict[int, float]
 
 
 def choose_level(
-    purifier: Callable[[int], nn.Module], network: nn.Module, attacked: Tensor, truth: Tensor, grid: Sequence[int],
-    batch_size: int = 64,
+    purifier: Callable[[int], nn.Module], network: nn.Module, seen: Tensor, attacked: Sequence[Tensor], truth: Tensor,
+    grid: Sequence[int], *, loss: float = 0.5, batch_size: int = 64,
 ) -> Level:  # fmt: skip
-    """The t of the grid whose purified images are restored best; the smallest of equals.
+    """The t that restores attacked images best, of those that cost clean ones no more than `loss`.
+
+    The source varies t and says not how to choose it (unread). Where no t of the grid is cheap enough it is the smallest.
 
     Args:
         purifier: t -> a purifier that diffuses to t.
-        attacked: Attacked training images (N, C, H, W) in [0, 1], and `truth`; never the test images.
+        seen: Degraded training images (N, C, H, W) in [0, 1], and `truth`; never the test images.
+        attacked: The same images under one attack or several.
+        loss: Largest loss of mean PSNR on clean images, in dB, before any fine-tuning.
     """
     if not grid:
         raise ValueError("the grid of t is empty: give at least one step")
-    found = {}
+
+    def quality(model: nn.Module, images: Tensor) -> float:
+        error = squared_error(apply(model, images, batch_size), truth)
+        return float(-10 * error.clamp(min=1e-12).log10().mean())
+
+    clean, under = {}, {}
     for t in sorted(grid):
         defended = nn.Sequential(purifier(t), network)
-        error = squared_error(apply(defended, attacked, batch_size), truth)
-        found[t] = float(-10 * error.clamp(min=1e-12).log10().mean())
-    return Level(max(found, key=lambda t: found[t]), found)
+        clean[t] = quality(defended, seen)
+        under[t] = sum(quality(defended, images) for images in attacked) / len(attacked)
+    least = quality(network, seen) - loss
+    affordable = [t for t in clean if clean[t] >= least] or [min(clean)]
+    return Level(max(affordable, key=lambda t: under[t]), clean, under)
 
 
 def purify_varied(

@@ -34,9 +34,9 @@ class Display:
     airy: float = 1.0
     colours: tuple[float, ...] = (0.85, 1.0, 1.15)
     kernel: int = 15
-    transmission: float = 0.2
-    full_well: float = 8000.0
-    read_noise: float = 4.0
+    transmission: float = 0.03
+    full_well: float = 10_000.0
+    read_noise: float = 3.0
 
     def __post_init__(self) -> None:
         if self.kernel < 1 or self.kernel % 2 == 0:
@@ -78,7 +78,7 @@ def under_display(images: Tensor, generator: torch.Generator, display: Display =
 
     Blur by `point_spread` with mirrored borders; electrons = transmission * full_well * pixel; Poisson shot noise and
     Gaussian read noise; divided by transmission * full_well, so that white is 1 again; cut to [0, 1]. Pixel values count
-    as linear light. As set, white is 1,600 electrons: noise of 2.5% at white, of 1% at a tenth of it.
+    as linear light. As set, white is 300 electrons: noise of 5.9% of white at white, of 2.1% at a tenth of it.
 
     Args:
         generator: Source of the noise, on the images' device.
