@@ -29,7 +29,7 @@ class Choice:
 def anls(
     network: DiffusionNetwork, classifier: nn.Module, clean: Tensor, adversarial: Tensor, grid: Iterable[int], *,
     steps: int | None = None, shrinkage: float = 0.1, seed: int = 0, batch_size: int = 128,
-    progress: Callable | None = None,
+    seen: Callable[[int, Tensor], None] | None = None, progress: Callable | None = None,
 ) -> Choice:  # fmt: skip
     """Purify at each t of a grid and choose the one whose features are nearest to clean ones.
 
@@ -42,6 +42,7 @@ def anls(
         steps: Reverse steps of each purification; unset, all of them.
         shrinkage: Of the covariances, for fewer images than the paper's (see `frechet`).
         seed: Of the purification; every t gets the same draws, so that differences are of t.
+        seen: seen(t, purified) is called with what each t makes of the attacked images.
         progress: Wraps the grid, e.g. tqdm.
     """
     grid = sorted(set(grid))
@@ -53,6 +54,8 @@ def anls(
         generator = torch.Generator(adversarial.device).manual_seed(seed)
         purified = purify(DiffPure(network, t, steps, generator), adversarial, batch_size)
         distances[t] = frechet(_features(classifier, purified, batch_size), wanted, shrinkage)
+        if seen:
+            seen(t, purified)
     return Choice(min(distances, key=distances.__getitem__), distances)
 
 
