@@ -251,7 +251,7 @@ def purifiers_listed() -> str:
 
 def with_ladder(arguments: list[str]) -> list[str]:
     """The arguments with a bare --ladder written out: --ladder.enabled true."""
-    following = [*arguments[1:], "--"]
+    following = [*arguments[1:], "-"][: len(arguments)]
     bare = [a == "--ladder" and b.startswith("-") for a, b in zip(arguments, following, strict=True)]
     return ["--ladder.enabled=true" if each else a for a, each in zip(arguments, bare, strict=True)]
 

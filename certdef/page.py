@@ -42,7 +42,8 @@ def render(
     """The whole page as HTML that loads nothing: styles and pictures are inside.
 
     Args:
-        done: The finished stages target, surrogate, certify, attack and served, in any order.
+        done: The finished stages target, surrogate, certify, attack and served, and the ladder if it was climbed, in any
+            order.
         bill: The query bill of the target.
         run_id: MLflow run of the job, if it is to be named.
         device: Device the job ran on, if it is to be named.
@@ -74,6 +75,7 @@ def render(
         },
         strip=_strip(config, data, stage["served"], folder),
         attack=_attack(config, data, result["attack"]),
+        ladder=_ladder(stage["ladder"]) if "ladder" in stage else None,
         bill=_bill(config, bill, result["certify"]),
         uris={name: without_password(each["uri"]) for name, each in result.items() if "uri" in each},
         registered_model=result["served"]["registered_model"],
@@ -232,6 +234,41 @@ def _attack(config: RunConfig, data: Splits, result: dict[str, Any]) -> dict[str
         "plot": pictures.data_uri(
             pictures.attack_plot(result["rows"], title(config.purifier).replace("^3", "³"))
         ),
+    }
+
+
+def _ladder(stage: Stage) -> dict[str, Any]:
+    """Each subject's table, a row a rung and a column a system; with the picture and whatever is suspicious."""
+    result = stage.result
+    tables = {}
+    for subject in SUBJECTS:
+        climbed = {name: shown[subject] for name, shown in result["systems"].items()}
+        rungs = {name: {rung["name"]: rung for rung in each["rungs"]} for name, each in climbed.items()}
+        names = list(dict.fromkeys(rung["name"] for each in climbed.values() for rung in each["rungs"]))
+        tables[subject] = {
+            "images": max(each["images"] for each in climbed.values()),
+            "queries": sum(each["queries"] for each in climbed.values()),
+            "lowest": {name: each["headline"] for name, each in climbed.items()},
+            "alarms": [f"{name}: {alarm}" for name, each in climbed.items() for alarm in each["alarms"]],
+            "rows": [
+                {
+                    "name": name.replace("_", " "),
+                    "knows": next(found[name]["knows"] for found in rungs.values() if name in found),
+                    "cells": [
+                        (rungs[system].get(name), climbed[system]["headline"]["rung"] == name)
+                        for system in climbed
+                    ],
+                }
+                for name in names
+            ],
+        }
+    return {
+        "tables": tables,
+        "systems": list(result["systems"]),
+        "own": result["own"],
+        "eps": result["eps"],
+        "curve": result["curve"],
+        "plot": pictures.data_uri((stage.path / "ladder.png").read_bytes()),
     }
 
 

@@ -1,12 +1,18 @@
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+import certdef
 import surrogates
 from certdef import ladder
-from certdef.config import LadderConfig
+from certdef.cli import headline as headline_of
+from certdef.cli import with_ladder
+from certdef.config import ConfigError, LadderConfig
+from certdef.config_checks import check
+from tests.conftest import TINY, run_once
 from tests.trained import digits_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -209,3 +215,95 @@ def test_a_target_is_attacked_by_queries_that_the_ledger_pays(victim, tmp_path, 
 def test_rungs_are_plain_values(bare):
     rungs = list(bare.values())
     assert [ladder.Rung(**row | {"right": tuple(row["right"])}) for row in ladder.plain(rungs)] == rungs
+
+
+# --- in the job ---------------------------------------------------------------------------------------------
+
+TINY_LADDER = {
+    "purifier": "gs",  # nothing to train
+    "ladder__enabled": True,
+    "ladder__images": 12,
+    "ladder__target_images": 5,
+    "ladder__steps": 5,
+    "ladder__eot": 2,
+    "ladder__square_queries": 30,
+    "ladder__decision_queries": 30,
+    "ladder__smoothed_images": 4,
+    "ladder__smoothed_draws": 4,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_the_job_climbs_pays_shows_and_never_climbs_twice(migrated_store, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("climbed")
+    config, summary, _ = run_once(folder, migrated_store, **TINY | TINY_LADDER)
+    found = summary.results["ladder"]
+    assert list(found["systems"]) == ["none", "gs"]
+    for shown in found["systems"].values():
+        for subject, images in (("surrogate", 12), ("target", 5)):
+            assert shown[subject]["images"] == images
+            tried = {rung["name"]: rung["accuracy"] for rung in shown[subject]["rungs"] if rung["accuracy"]}
+            assert {"clean", "square", "hop_skip_jump"} <= set(tried)
+            least = shown[subject]["headline"]
+            assert least["accuracy"] == tried[least["rung"]]
+    assert "surrogate_transfer_eot" in {rung["name"] for rung in found["systems"]["gs"]["target"]["rungs"]}
+    asked = sum(shown["target"]["queries"] for shown in found["systems"].values())
+    attack = 20 * (2 * len(config.attack.eps) + 1)
+    assert summary.bill["attack"].answered == asked + attack
+    assert [row["radius"] for row in found["curve"]] == [0, *config.certify.radii]
+
+    monkeypatch.chdir(folder)
+    import mlflow
+
+    logged = mlflow.MlflowClient(config.tracking.uri).get_run(summary.run_id).data.metrics
+    for rung in found["systems"]["gs"]["surrogate"]["rungs"]:
+        assert logged[f"attack/{rung['name']}/accuracy"] == rung["accuracy"][0]
+    for rung in found["systems"]["none"]["target"]["rungs"]:
+        assert logged[f"attack/target/none/{rung['name']}/accuracy"] == rung["accuracy"][0]
+
+    text = summary.report.read_text()
+    for subject in ("target", "surrogate"):
+        section = text[text.index(f'<table id="ladder-{subject}"') :].split("</table>")[0]
+        assert section.count("<tr>") == 1 + len(
+            {rung["name"] for shown in found["systems"].values() for rung in shown[subject]["rungs"]}
+        )
+        assert section.count(" lowest<") == 2
+    assert headline_of(config, summary).count("ladder      ") == 4
+
+    again = certdef.run(config, progress=False)
+    assert again.reused
+    assert again.bill["attack"].answered == asked + attack
+    (whole,) = config.workspace.glob("ladder-" + "[0-9a-f]" * 16)
+    shutil.rmtree(whole)  # interrupted after the systems
+    resumed = certdef.attack(config, progress=False)
+    assert resumed.results["ladder"]["systems"] == found["systems"]
+    assert resumed.bill["attack"].answered == asked + attack
+
+
+def test_a_ladder_that_the_budget_does_not_cover_is_refused_before_anything_is_spent(store):
+    config = certdef.load_config(ladder__enabled=True, ledger__attack=3_000)
+    with pytest.raises(ConfigError, match=r"ledger\.attack is 3000.*raise it to 4[0-9]{4}"):
+        certdef.attack(config, progress=False)
+    assert not (config.workspace / "ledger.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"ladder__systems": ("gs", "magic")}, "magic is no purifier"),
+        ({"ladder__eps": 8.0}, r"\[0,1\] pixel units"),
+        ({"ladder__square_queries": 3}, "0 for off, or at least 4"),
+        ({"ladder__eot": 0}, "at least 1"),
+    ],
+)
+def test_what_the_ladder_cannot_use_is_refused(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        check(certdef.load_config(**settings))
+
+
+def test_a_bare_ladder_is_short_for_enabled():
+    assert with_ladder(["--ladder", "--quiet"]) == ["--ladder.enabled=true", "--quiet"]
+    assert with_ladder(["--ladder"]) == ["--ladder.enabled=true"]
+    assert with_ladder(["--ladder", "my.yaml"]) == ["--ladder", "my.yaml"]
+    assert with_ladder([]) == []
