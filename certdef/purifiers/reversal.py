@@ -1,0 +1,80 @@
+"""Self-supervised reversal: the attack undone by an attack of our own (Mao et al., ICCV 2021; Lawhon, Mao, Yang 2022,
+arXiv 2204.03714).
+
+An image that was attacked through a classifier's features does self-supervised tasks on these features worse than a
+clean one. The purifier looks for the correction r, |r|_inf <= 2 eps, under which it does them well again: 40 sign
+steps of 2/255 on the summed losses, from a random start. Several tasks at once, so that r over-fits none of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from certdef.purifiers.tasks import TaskNetwork, check_denoiser
+
+
+class Reversal(nn.Module):
+    """Images (N, C, H, W) in [0, 1] -> corrected images (N, C, H, W) in [0, 1].
+
+    Deterministic: the random start is drawn once from `seed` and shared by all images, as the views of the tasks are,
+    so that the result for an image depends on neither the others nor its place among them.
+
+    Not differentiable from end to end: the output carries no gradient (40 sign steps have a useless one). Attack it
+    with BPDA, the identity in its place backwards; an attacker can also hold the self-supervised loss low himself.
+
+    Args:
+        classifier: The frozen classifier whose features the tasks read; the one that was attacked, or alike.
+        network: Trained heads, see train_tasks.
+        tasks: Which of the network's tasks are summed.
+        eps: The attack to undo, L-infinity in [0,1] pixel units; r goes up to twice that.
+        steps: Sign steps.
+        step: Size of a step in [0,1] pixel units.
+        seed: Of the start.
+        denoiser: For the denoising task, the one that the network was trained with.
+
+    Raises:
+        ValueError: A task that the network was not trained for, no denoiser for denoising, or a number out of range.
+    """
+
+    def __init__(
+        self, classifier: nn.Module, network: TaskNetwork, tasks: tuple[str, ...], eps: float, steps: int = 40,
+        step: float = 2 / 255, *, seed: int = 0, denoiser: nn.Module | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        if not tasks or any(task not in network.tasks for task in tasks):
+            raise ValueError(
+                f"tasks {tuple(tasks)}: name one or more that the network was trained for, {', '.join(network.tasks)}"
+            )
+        if not 0 < eps <= 1:
+            raise ValueError(
+                f"eps must be in (0, 1] in [0,1] pixel units, got {eps}: 8 8-bit levels are 0.031"
+            )
+        if steps < 1 or not step > 0:
+            raise ValueError(f"steps must be 1 or more and step positive, got {steps} of {step}")
+        check_denoiser(tuple(tasks), denoiser)
+        self.classifier, self.network, self.denoiser = classifier, network, denoiser
+        self.tasks, self.limit, self.steps, self.step = tuple(tasks), 2 * eps, steps, step
+        start = torch.rand(network.shape.image_shape, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("start", self.limit * (2 * start - 1))  # (C, H, W)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Reversal:
+        """Stays in eval mode: batch normalisation in training mode would mix the images of a batch."""
+        return super().train(False)
+
+    def self_supervised_loss(self, images: Tensor) -> Tensor:
+        """The sum of the standardised losses (N,): about 0 for clean images, more for attacked ones. Differentiable."""
+        return self.network.losses(self.classifier, images, self.tasks, self.denoiser).sum(dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # The caller may forbid gradients; the reversal is made of them.
+        with torch.inference_mode(False), torch.enable_grad():
+            images = images.detach().clone()
+            correction = self.start.expand_as(images)
+            for _ in range(self.steps):
+                shown = (images + correction).clamp(0, 1).requires_grad_()
+                (slope,) = torch.autograd.grad(self.self_supervised_loss(shown).sum(), shown)
+                correction = shown.detach() - images - self.step * slope.sign()
+                correction = correction.clamp(-self.limit, self.limit)
+            return (images + correction).clamp(0, 1)
