@@ -158,7 +158,7 @@ class TestNetwork:
 
     def test_training_undoes_the_display(self):
         network, fresh = build(), scenes(32, seed=5)
-        history = train_restoration(network, scenes(96), Training(20, 8, 5e-3), seed=1)
+        history = train_restoration(network, scenes(64), Training(15, 8, 5e-3), seed=1)
         assert history[-1] < history[0]
         seen = under_display(fresh, seeded(7))
         assert psnr(apply(network, seen), fresh).mean() > psnr(seen, fresh).mean() + 1
@@ -323,7 +323,7 @@ class TestDefence:
         seen = under_display(fresh, seeded(4))
         defended = nn.Sequential(purifier, network)
         before = psnr(apply(defended, seen), fresh).mean()
-        finetune_restoration(network, purified, truth, Training(20, 8, 5e-3))
+        finetune_restoration(network, purified, truth, Training(12, 8, 5e-3))
         assert psnr(apply(defended, seen), fresh).mean() > before + 3
 
 
