@@ -26,7 +26,7 @@ KNOWS = {
     "clean": "no attack",
     "blind": "the classifier's weights, nothing of the purifier",
     "surrogate_transfer": "a surrogate's weights, nothing of the purifier",
-    "surrogate_transfer_eot": "a surrogate's weights and the purifier",
+    "surrogate_transfer_eot": "a surrogate's weights and the purifier, averaged over its noise",
     "square": "scores of the whole system",
     "hop_skip_jump": "labels of the whole system",
     "bpda_eot": "every weight; the purifier's gradient is taken for the identity's",
@@ -144,7 +144,7 @@ def alarms(rungs: Sequence[Rung]) -> list[str]:
     if "large_eps" in tried and tried["large_eps"].accuracy[1] > NOTHING:
         far = tried["large_eps"]
         found.append(
-            f"{_share(far)} are left at eps {far.eps:g}, where any image can be turned into another: the attack is too weak"
+            f"{_share(far)} are left at eps {far.eps:g}, where nothing should be: the attack is too weak"
         )
     return found
 
@@ -223,7 +223,7 @@ class _Climber:
         """Why a rung that would apply cannot be tried; empty if it can."""
         if name == "square" and not self.endpoint.scored:
             return "the target answers labels alone"
-        if name in ("full_eot", "surrogate_transfer_eot") and not self.differentiable:
+        if name == "full_eot" and not self.differentiable:
             return "no gradient passes through the purifier"
         return ""
 

@@ -17,7 +17,7 @@ from tests.trained import digits_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = LadderConfig(
-    eps=0.2, steps=15, eot=8, square_queries=300, decision_queries=200, resubmissions=8, images=40
+    eps=0.2, steps=15, eot=5, square_queries=300, decision_queries=200, resubmissions=8, images=40
 )
 
 

@@ -13,6 +13,7 @@ MAY_IMPORT = {"certify": {"certify"}, "surrogates": {"surrogates"}, "certdef": s
 DOORS = {
     "timm": {"certdef/models.py", "certdef/purifiers/"},
     "torchattacks": {"certdef/attacks.py"},
+    "art": {"certdef/black_box.py"},
     "mlflow": {"certdef/tracking.py", "certdef/serving.py", "surrogates/targets/pyfunc.py"},
     "joblib": {"certify/parallel.py"},
     "matplotlib": {"certify/curves.py", "certdef/pictures.py"},
