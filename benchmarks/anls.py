@@ -30,7 +30,7 @@ from certdef.purifiers.training import Training
 from certdef.scene_attacks import ATTACKS, scene_attack
 
 GRID = tuple(range(10, 81, 10))
-STEPS = 6  # reverse steps, of every purifier here
+STEPS = 4  # reverse steps, of every purifier here
 DIFFUSION = {"channels": (32, 64), "longest": 200}
 RECIPE = {"epochs": 40, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.998, "precision": "bfloat16"}
 ROBUST = {"epochs": 8, "eps_255": 4, "steps": 3, "learning_rate": 1e-3}
@@ -80,7 +80,7 @@ def attacked(
 ) -> dict[str, torch.Tensor]:
     """The images under each attack on the target alone; what mixup and mixcut mix is one training scene of each class."""
     data = job.data
-    firsts = [np.flatnonzero(data.target_labels == label)[0] for label in range(len(data.classes))]
+    firsts = np.unique(data.target_labels, return_index=True)[1]
     others = torch.from_numpy(data.target_images[firsts])
     return {
         name: scene_attack(name, target, images, labels, eps=EPS, seed=job.config.seed, others=others)
@@ -131,7 +131,7 @@ def choose_guidance(
 ) -> dict:
     """Accuracy of each scale and distance on attacked pool images, each at its attack's t; the target's labels are the truth."""
     images = torch.from_numpy(job.data.pool[:count])
-    with torch.inference_mode():
+    with torch.no_grad():
         labels = networks["target"](images.to(job.device)).argmax(1).cpu()
     shown = {
         name: attack
@@ -233,8 +233,8 @@ def main() -> None:
     )
     parser.add_argument("--data-root", default=None, help="Folder of the data sets.")
     parser.add_argument("--work-dir", type=Path, default=Path("runs"), help="Folder of the jobs.")
-    parser.add_argument("--images", type=int, default=300, help="Test scenes.")
-    parser.add_argument("--choice-images", type=int, default=100, help="Pool scenes that AGDM is chosen on.")
+    parser.add_argument("--images", type=int, default=250, help="Test scenes.")
+    parser.add_argument("--choice-images", type=int, default=60, help="Pool scenes that AGDM is chosen on.")
     arguments = parser.parse_args()
     config = certdef.load_config(
         preset="aerial",
