@@ -165,7 +165,9 @@ def open_job(
             stages.check_ladder_budget(config, len(data.heldout_images))
     with torch.random.fork_rng():  # and sizes that do not fit the images
         if not ducd:
-            stages.check_purifier(config, data.image_shape)
+            for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
+                if name != "none":
+                    stages.check_purifier(replace(config, purifier=name), data.image_shape)
         if config.target.uri is None and config.target.kind != "svc":
             build_classifier(config.target.kind, data.image_shape, len(data.classes))
         build_classifier(surrogate_model(config), data.image_shape, len(data.classes))
