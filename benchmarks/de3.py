@@ -3,8 +3,8 @@
     python benchmarks/de3.py --data-root FOLDER
 
 The target is the CNN of the preset `fashion-mnist`; the attack is L-infinity PGD within 0.1. Networks are pre-trained on the
-preset's pool without labels: NIM-MAE under Gamma(25, 3)/255 noise (three training seeds) and under constant 75/255, NIM-SimMIM,
-and the masked baseline.
+preset's pool without labels: NIM-MAE under Gamma(25, 3)/255 noise and under constant 75/255, NIM-SimMIM, and the masked
+baseline; then NIM-MAE again with other training seeds.
 
 - blind: PGD on the target alone; every row at noise level 75/255, or with three quarters of the patches hidden. Each seed has
   an attack and noise of its own.
@@ -16,6 +16,7 @@ and plot are kept in MLflow.
 """
 
 import argparse
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,35 +35,33 @@ from certdef.stages.kept import kept
 EPS, SIGMA_255, VOTES = 0.1, 75, 15
 SIGMAS_255 = (0, 15, 30, 45, 60, 75, 90, 105, 120, 140)
 RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9)
-TRAINING_SEEDS = 3
 UNDEFENDED, HEADLINE = "nothing", "De³, gamma noise"
 
 
+def pretrained(job: stages.Job, name: str, noise: certify.NoiseLaw, seed: int) -> tuple[NIM, stages.Stage]:
+    """A NIM-MAE under a noise and a training seed of its own."""
+    config = job.config.nim
+
+    def build() -> NIM:
+        torch.manual_seed(seed)  # inside the fork of kept
+        return build_denoiser(job.config, job.data.image_shape)
+
+    def train(model: NIM, stage: stages.Stage) -> list[float]:
+        return pretrain_nim(
+            model, torch.from_numpy(job.data.pool), noise, epochs=config.epochs, batch_size=config.batch_size,
+            base_learning_rate=config.base_learning_rate, warmup=config.warmup, seed=seed, device=job.device,
+            checkpoint=stage.path / "checkpoint.pt", progress=job.progress,
+        )  # fmt: skip
+
+    return kept(job, name, [noise.describe(), seed, vars(config)], build, train)
+
+
 def networks(job: stages.Job) -> tuple[dict[str, NIM], list[stages.Stage]]:
-    """Every network by name, trained only once."""
-    config, law = job.config.nim, job.config.certify.laws[0]
-
-    def another(name: str, noise: certify.NoiseLaw, seed: int) -> tuple[NIM, stages.Stage]:
-        def build() -> NIM:
-            torch.manual_seed(seed)  # inside the fork of kept
-            return build_denoiser(job.config, job.data.image_shape)
-
-        def train(model: NIM, stage: stages.Stage) -> list[float]:
-            return pretrain_nim(
-                model, torch.from_numpy(job.data.pool), noise, epochs=config.epochs, batch_size=config.batch_size,
-                base_learning_rate=config.base_learning_rate, warmup=config.warmup, seed=seed, device=job.device,
-                checkpoint=stage.path / "checkpoint.pt", progress=job.progress,
-            )  # fmt: skip
-
-        return kept(job, name, [noise.describe(), seed, vars(config)], build, train)
-
+    """Every network of the comparison by name, trained only once."""
+    law, constant = job.config.certify.laws[0], certify.Gaussian(SIGMA_255 / 255)
     made = {
         HEADLINE: pretrain_denoiser(job, law),
-        **{
-            f"{HEADLINE}, training seed {seed}": another(f"nim-seed{seed}", noise_law(law), seed)
-            for seed in range(1, TRAINING_SEEDS)
-        },
-        "De³, constant noise": another("nim-constant", certify.Gaussian(SIGMA_255 / 255), job.config.seed),
+        "De³, constant noise": pretrained(job, "nim-constant", constant, job.config.seed),
         "De³, NIM-SimMIM": pretrain_denoiser(job, law, linear_head=True),
         "masked baseline": pretrain_mim(job),
     }
@@ -76,7 +75,12 @@ class Measured:
         self.job, self.target, self.steps = job, target, steps
         self.images = torch.from_numpy(job.data.heldout_images[:count])
         self.labels = torch.from_numpy(job.data.heldout_labels[:count])
-        self.blind = [self.attack(target, seed, count) for seed in range(seeds)]
+        self.seeds = seeds
+
+    @cached_property
+    def blind(self) -> list[Tensor]:
+        """The images as attacked, one tensor a seed."""
+        return [self.attack(self.target, seed, len(self.images)) for seed in range(self.seeds)]
 
     def attack(self, model: nn.Module, seed: int, count: int, eot: int = 1) -> Tensor:
         return attacks.pgd(
@@ -97,7 +101,7 @@ class Measured:
         """Right on clean and on attacked images, (seeds, N) each; defended(generator) -> images to scores."""
         return {
             name: np.stack([self.right(defended(self.noise(seed)), images[seed]) for seed in range(seeds)])
-            for name, images in (("clean", [self.images] * seeds), ("attacked", self.blind))
+            for name, images in (("clean", [self.images] * seeds), ("attacked", self.blind[:seeds]))
         }
 
     def behind(self, network: nn.Module, sigma_255: float = SIGMA_255):
@@ -128,7 +132,7 @@ def paired(one: np.ndarray, other: np.ndarray, draws: int = 2000) -> list[float]
 
 def measure(measured: Measured, nets: dict[str, NIM], arguments: argparse.Namespace) -> dict:
     """All figures, as plain values."""
-    seeds, gamma, mim = arguments.seeds, nets[HEADLINE], nets["masked baseline"]
+    seeds, gamma, mim = measured.seeds, nets[HEADLINE], nets["masked baseline"]
     nim_rows = {name: measured.behind(network) for name, network in nets.items() if network is not mim}
     rows = {
         UNDEFENDED: lambda noise: measured.target,
@@ -181,6 +185,20 @@ def measure(measured: Measured, nets: dict[str, NIM], arguments: argparse.Namesp
         "gamma_minus_constant": {str(sigma): row for sigma, row in apart.items()},
         "aware": left,
     }
+
+
+def once_more(job: stages.Job, measured: Measured, seed: int, depends_on: list) -> dict:
+    """The headline's row for a network with another training seed."""
+    network, trained = pretrained(job, f"nim-seed{seed}", noise_law(job.config.certify.laws[0]), seed)
+    stage = job.stage(f"de3-seed{seed}", trained.fingerprint, depends_on)
+    with job.tracker.stage(stage):
+        if not stage.done:
+            found = measured.both(measured.behind(network.requires_grad_(False)), measured.seeds)
+            row = {kind: share(hits) for kind, hits in found.items()}
+            stage.finish(
+                {"row": row, "metrics": {f"de3-seed{seed}/{kind}": each[0] for kind, each in row.items()}}
+            )
+    return stage.result["row"]
 
 
 def plot(result: dict) -> bytes:
@@ -260,6 +278,7 @@ def main() -> None:
     )
     parser.add_argument("--work-dir", type=Path, default=Path("runs"), help="Folder of the jobs.")
     parser.add_argument("--epochs", type=int, default=6, help="Passes of pre-training over the pool.")
+    parser.add_argument("--training-seeds", type=int, default=3, help="Networks of the first row.")
     parser.add_argument("--images", type=int, default=500, help="Test images.")
     parser.add_argument("--eot-images", type=int, default=200, help="Of them under the aware attack.")
     parser.add_argument("--seeds", type=int, default=3, help="Attacks and noise draws.")
@@ -274,32 +293,35 @@ def main() -> None:
         _, target_stage = stages.open_black_box(job)
         target = storage.load_model(target_stage.path / "model", job.device)
         nets, trained = networks(job)
-        settings = {
-            key: value for key, value in vars(arguments).items() if key not in ("data_root", "work_dir")
-        }
+        settings = {key: getattr(arguments, key) for key in ("images", "eot_images", "seeds", "steps", "eot")}
+        depends_on = [target_stage.fingerprint, EPS, SIGMA_255, settings]
+        for network in (target, *nets.values()):
+            network.requires_grad_(False)  # attacks ask for gradients in the images alone
+        measured = Measured(job, target, arguments.images, arguments.seeds, arguments.steps)
         stage = job.stage(
-            "de3", target_stage.fingerprint, [each.fingerprint for each in trained], settings, SIGMAS_255, RATIOS, VOTES
+            "de3", [each.fingerprint for each in trained], SIGMAS_255, RATIOS, VOTES, depends_on
         )  # fmt: skip
         with job.tracker.stage(stage):
             if not stage.done:
-                for network in (target, *nets.values()):
-                    network.requires_grad_(False)  # attacks ask for gradients in the images alone
-                measured = Measured(job, target, arguments.images, arguments.seeds, arguments.steps)
                 result = measure(measured, nets, arguments)
                 (stage.path / "de3.png").write_bytes(plot(result))
-                blind = result["blind"]
                 stage.finish({
                     "result": result,
                     "params": settings,
                     "metrics": {
-                        f"de3/{kind}_{number}": row[kind][0] for number, row in enumerate(blind.values()) for kind in row
+                        f"de3/{kind}_{number}": row[kind][0]
+                        for number, row in enumerate(result["blind"].values())
+                        for kind in row
                     } | {f"de3/aware_{number}": found[0] for number, found in enumerate(result["aware"].values())},
                     "points": {
                         "de3/dial": [[int(sigma), row["attacked"][0]] for sigma, row in result["dial"][HEADLINE].items()]
                     },
                     "artifacts": ["de3.png", "result.json"],
                 })  # fmt: skip
-        show(stage.result["result"], arguments)
+        result = stage.result["result"]
+        for seed in range(1, arguments.training_seeds):
+            result["blind"][f"{HEADLINE}, training seed {seed}"] = once_more(job, measured, seed, depends_on)
+        show(result, arguments)
         print(f"\nplot: {stage.path / 'de3.png'}")
 
 
