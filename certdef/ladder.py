@@ -248,10 +248,9 @@ class _Climber:
         )
         front = attacks.StraightThrough(system.purifier) if straight else system.purifier
         defended = known if front is None else nn.Sequential(front, known)
-        draws = {"one_draw": 1, "large_eps": -(-self.eot // 4)}.get(
-            name, self.eot
-        )  # far away a rough gradient does
-        return self._pgd(defended, eps, seed, draws)
+        # far away a rough gradient does
+        eot = {"one_draw": 1, "large_eps": -(-self.eot // 4)}.get(name, self.eot)
+        return self._pgd(defended, eps, seed, eot)
 
     def _straight_is_best(self) -> bool:
         white = [rung for rung in self.rungs if rung.name in WHITE_BOX and rung.accuracy]
