@@ -138,6 +138,8 @@ def test_interrupted_pretraining_ends_at_the_same_weights(digits, tmp_path):
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="patch_size 3 does not divide"):
         NIM(NIMShape((1, 8, 8), patch_size=3))
+    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
+        NIM(NIMShape((1, 8, 8), heads=0))
     with pytest.raises(ValueError, match="width 66 must be a multiple of 4 and of its 4 heads: try 64"):
         NIM(NIMShape((1, 8, 8), width=66))
     with pytest.raises(ValueError, match=r"decoder_width 64 .* its 3 heads"):

@@ -54,6 +54,9 @@ class NIMShape:
 
     def __post_init__(self) -> None:
         _, height, width = self.image_shape
+        for name in ("patch_size", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide the image {height}x{width}: choose one that does"
