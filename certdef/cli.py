@@ -47,9 +47,9 @@ EXAMPLES = {
     "pretrain": "certdef pretrain --nim.epochs 100",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
     "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
-    "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs]",
+    "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 70000",
     "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
-    "purifiers": "certdef purifiers",
+    "purifiers": "certdef purifiers\n  certdef run --purifier gs",
     "report": "certdef report",
     "serve": 'certdef serve --port 5001\n  curl -d \'{"inputs": [...], "params": {"n": 2000}}\' -H \'Content-Type: application/json\' http://127.0.0.1:5001/invocations',
     "doctor": "certdef doctor",
@@ -92,8 +92,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     if verb == "ledger":
         return _ledger(arguments)
     if verb == "purifiers":
-        print(purifiers_listed())
-        return 0
+        return _purifiers(arguments)
     arguments = with_ladder(arguments)
     parser = build_parser(verb, preset_of(arguments))
     if any(argument in ("-h", "--help") for argument in arguments):
@@ -234,8 +233,22 @@ def build_parser(verb: str, preset: str) -> Any:
     return parser
 
 
+def _purifiers(arguments: list[str]) -> int:
+    """Print the catalogue, which is the same for every job; asked for help, say so."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        text = OTHERS["purifiers"]
+        print(
+            f"usage: certdef purifiers\n\n{text[0].upper()}{text[1:]}.\n\nexamples:\n  {EXAMPLES['purifiers']}"
+        )
+        return 0
+    if arguments:
+        raise ConfigError(f"unknown option {arguments[0]!r}: certdef purifiers takes none")
+    print(purifiers_listed())
+    return 0
+
+
 def purifiers_listed() -> str:
-    """The catalogue, four lines a purifier."""
+    """The catalogue, some lines a purifier."""
     lines = []
     for name, entry in CATALOGUE.items():
         lines += [

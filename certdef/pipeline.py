@@ -164,13 +164,13 @@ def open_job(
         if config.ladder.enabled:
             stages.check_ladder_budget(config, len(data.heldout_images))
     with torch.random.fork_rng():  # and sizes that do not fit the images
+        if config.target.uri is None and config.target.kind != "svc":
+            build_classifier(config.target.kind, data.image_shape, len(data.classes))
+        classifier = build_classifier(surrogate_model(config), data.image_shape, len(data.classes)).eval()
         if not ducd:
             for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
                 if name != "none":
-                    stages.check_purifier(replace(config, purifier=name), data.image_shape)
-        if config.target.uri is None and config.target.kind != "svc":
-            build_classifier(config.target.kind, data.image_shape, len(data.classes))
-        build_classifier(surrogate_model(config), data.image_shape, len(data.classes))
+                    stages.check_purifier(replace(config, purifier=name), data.image_shape, classifier)
     stages.recipe_of(config.surrogate)
     stages.selection_of(config.surrogate)
     with locked(config.workspace):

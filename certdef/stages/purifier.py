@@ -1,13 +1,9 @@
-"""The purifier of a job: its networks, trained once on the unlabelled pool, and the model that is kept of it.
-
-It costs no query and sees no label but the surrogate's.
-"""
+"""The purifier of a job: its networks together, the model that is kept of it, and images through it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +14,12 @@ from torch import nn
 from certdef import attacks, serving, storage
 from certdef.config import ConfigError, RunConfig
 from certdef.data import data_root
-from certdef.models import build_classifier, features, surrogate_model, train_classifier
-from certdef.noise_laws import noise_law
 from certdef.purifiers import build
 from certdef.purifiers.catalogue import CATALOGUE
-from certdef.purifiers.training import Training
-from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
+from certdef.stages.denoiser import build_denoiser
 from certdef.stages.job import Job
-from certdef.stages.kept import kept
+from certdef.stages.networks import PER_LAW, SHARED, labels_of, training_of, untrained
 from certdef.workspace import Stage
-
-ROBUST_EPOCHS = 8  # of AGDM's adversarially trained network
-BATCH = 512
 
 
 @dataclass
@@ -90,123 +80,6 @@ def _keep(job: Job, made: Purifier, surrogate_stage: Stage) -> Stage:
     return stage
 
 
-def _blind_spot(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Stage]:
-    """NCIS's network, which restores what the smoothing took away."""
-    from certdef.purifiers.gaussian import GaussianSmoothing
-
-    gs = job.config.gs
-    return _trained_blind_spot(
-        job, "blind-spot", [asdict(gs)], smoothing=GaussianSmoothing(gs.kernel, gs.sigma, gs.passes)
-    )
-
-
-def _noisy_blind_spot(job: Job, law: Any) -> tuple[nn.Module, Stage]:
-    """A denoiser for one law, trained on noisy images alone."""
-    return _trained_blind_spot(job, f"blind-spot-{law.label}", [asdict(law)], noise=noise_law(law))
-
-
-def _trained_blind_spot(job: Job, name: str, depends_on: list[Any], **how: Any) -> tuple[nn.Module, Stage]:
-    from certdef.natural import natural_crops
-    from certdef.purifiers.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
-
-    config, shape = job.config.blind_spot, job.data.image_shape
-    images = torch.from_numpy(job.data.pool)
-    if config.images == "natural":
-        root = data_root(job.config.data)
-        images = natural_crops(root, shape[0], min(shape[1:]), config.crops, job.config.seed)
-
-    def train(network: nn.Module, stage: Stage) -> list[float]:
-        return train_blind_spot(network, images, _training(config), **how, **_where(job, stage, name))
-
-    sizes = BlindSpotShape(shape, config.filters, config.blocks)
-    return kept(
-        job, name, [_made_by(config, "iterations"), *depends_on], lambda: BlindSpotNetwork(sizes), train
-    )
-
-
-def _tasks(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.Module, Stage]:
-    from certdef.purifiers.tasks import TaskNetwork, TaskShape, train_tasks
-
-    config, pool = job.config.reversal, torch.from_numpy(job.data.pool)
-    with torch.inference_mode():
-        width = features(surrogate, pool[:1].to(job.device)).shape[1]
-    shape = TaskShape(
-        job.data.image_shape,
-        width,
-        config.tasks,
-        bank=min(TaskShape.bank, len(pool) // 2),
-        seed=job.config.seed,
-    )
-
-    def train(network: nn.Module, stage: Stage) -> list[float]:
-        return train_tasks(network, surrogate, pool, _training(config), **_where(job, stage, "tasks"))
-
-    depends_on = [_made_by(config, "eps", "steps", "step_255"), surrogate_stage.fingerprint]
-    return kept(job, "tasks", depends_on, lambda: TaskNetwork(shape), train)
-
-
-def _diffusion(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Stage]:
-    from certdef.purifiers.diffusion import (
-        DiffusionNetwork,
-        DiffusionShape,
-        load_pretrained,
-        train_diffusion,
-    )
-
-    config, pool, shape = job.config.diffusion, torch.from_numpy(job.data.pool), job.data.image_shape
-
-    def make() -> nn.Module:
-        if config.pretrained:
-            return load_pretrained(config.pretrained, shape)
-        return DiffusionNetwork(DiffusionShape(shape, channels=config.channels))
-
-    def train(network: nn.Module, stage: Stage) -> list[float]:
-        if config.pretrained:
-            return []
-        return train_diffusion(
-            network, pool, _training(config, ema=config.ema), **_where(job, stage, "diffusion")
-        )
-
-    used_later = ("t", "steps", "grid", "choice_images", "guidance")
-    return kept(job, "diffusion", [_made_by(config, *used_later)], make, train)
-
-
-def _robust(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.Module, Stage]:
-    """AGDM's auxiliary network: the surrogate's architecture, trained against attacks with the surrogate's labels."""
-    pool, classes = torch.from_numpy(job.data.pool), len(job.data.classes)
-    eps, epochs = max(job.config.attack.eps[0], 1 / 255), ROBUST_EPOCHS
-
-    def perturb(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return attacks.pgd(model, images, labels, eps=eps, steps=5, seed=job.config.seed).to(images.device)
-
-    def train(model: nn.Module, stage: Stage) -> list[float]:
-        labels = torch.cat([_labels(surrogate, batch.to(job.device)) for batch in pool.split(BATCH)])
-        train_classifier(
-            model, job.data.pool, labels.numpy(), epochs=epochs, seed=job.config.seed, device=job.device,
-            augment=job.config.target.augment, perturb=perturb, progress=job.progress, desc="train the robust network",
-        )  # fmt: skip
-        return []
-
-    return kept(
-        job, "robust", [surrogate_stage.fingerprint, eps, epochs],
-        lambda: build_classifier(surrogate_model(job.config), job.data.image_shape, classes), train,
-    )  # fmt: skip
-
-
-SHARED: dict[str, Callable] = {
-    "mim": lambda job, surrogate, stage: pretrain_mim(job),
-    "blind_spot": _blind_spot,
-    "tasks": _tasks,
-    "diffusion": _diffusion,
-    "robust": _robust,
-}
-PER_LAW: dict[str, Callable] = {
-    "nim": pretrain_denoiser,
-    "nim-simmim": partial(pretrain_denoiser, linear_head=True),
-    "blind_spot_noisy": _noisy_blind_spot,
-}
-
-
 def _choose_step(job: Job, surrogate: nn.Module, diffusion: nn.Module, depends_on: list[Stage]) -> Stage:
     """UAD-RS: the step t at which purified attacked images look most like clean ones to the surrogate; no labels."""
     from certdef.purifiers.anls import anls
@@ -221,7 +94,7 @@ def _choose_step(job: Job, surrogate: nn.Module, diffusion: nn.Module, depends_o
         if not stage.done:
             clean = torch.from_numpy(job.data.pool)
             shown = clean[: config.choice_images]
-            labels = _labels(surrogate, shown.to(job.device))
+            labels = labels_of(surrogate, shown.to(job.device))
             attacked = attacks.pgd(
                 surrogate,
                 shown,
@@ -261,49 +134,38 @@ def purify_images(job: Job, purifier: Purifier, images: np.ndarray, path: Path) 
     }  # fmt: skip
 
 
-def check_purifier(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
-    """Refuse, before anything is trained, what the purifier can't be built with."""
-    needs = CATALOGUE[config.purifier].networks
-    if "diffusion" in needs:
-        from importlib.util import find_spec
+def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classifier: nn.Module) -> None:
+    """Refuse, before anything is trained or paid for, what the purifier can't be made of.
 
-        if find_spec("diffusers") is None:
-            raise ConfigError(
-                f"purifier {config.purifier!r} needs diffusers, which is missing: pip install 'certdef[diffusion]'"
-            )
-    if {"nim", "nim-simmim", "mim"} & set(needs) or "nim" in (
-        config.surrogate.model,
-        config.surrogate.features,
-    ):
-        build_denoiser(config, image_shape)
+    Raises:
+        ConfigError: A missing package or folder, or a value that a network, its training or the purifier refuses.
+    """
+    name, needs = config.purifier, CATALOGUE[config.purifier].networks
+    if "diffusion" in needs and find_spec("diffusers") is None:
+        raise ConfigError(
+            f"purifier {name!r} needs diffusers, which is missing: pip install 'certdef[diffusion]'"
+        )
     if "blind_spot" in needs and config.blind_spot.images == "natural":
         folder = data_root(config.data) / "natural"
         if not folder.is_dir():
             raise ConfigError(f"no {str(folder)!r}: use --blind_spot.images pool, or another --data.root")
-
-
-def _labels(classifier: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return classifier(images).argmax(1).cpu()
-
-
-def _training(config: Any, **more: Any) -> Training:
-    """The recipe of a purifier's configuration; ConfigError names what can't be used."""
     try:
-        return Training(config.epochs, config.batch_size, config.learning_rate, **more)
+        if "nim" in (config.surrogate.model, config.surrogate.features):
+            build_denoiser(config, image_shape)
+        networks = {
+            need: classifier if need == "classifier" else untrained(config, image_shape, need, classifier)
+            for need in needs
+            if need != "uad_step"
+        }
+        build.purifier(name, build.settings(name, config), networks)
+        for need, section in {
+            "blind_spot": "blind_spot",
+            "tasks": "reversal",
+            "diffusion": "diffusion",
+        }.items():
+            if need in needs or f"{need}_noisy" in needs:
+                training_of(getattr(config, section))
+    except ConfigError:
+        raise
     except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _where(job: Job, stage: Stage, what: str) -> dict[str, Any]:
-    return {
-        "seed": job.config.seed,
-        "device": job.device,
-        "checkpoint": stage.path / "checkpoint.pt",
-        "progress": partial(job.progress, desc=f"train {what}"),
-    }
-
-
-def _made_by(config: Any, *used_later: str) -> dict[str, Any]:
-    """What a network's weights depend on: its configuration without what is only used after training."""
-    return {key: value for key, value in asdict(config).items() if key not in used_later}
+        raise ConfigError(f"purifier {name!r}: {error}") from error
