@@ -302,6 +302,7 @@ class TestReversal:
             ({"eps": 8}, "eps must be in"),
             ({"steps": 0}, "steps must be 1 or more"),
             ({"step": -0.1}, "steps must be 1 or more"),
+            ({"start": 1.5}, "start is a share"),
         ],
     )
     def test_bad_settings(self, network, classifier, settings, message):

@@ -30,6 +30,7 @@ class Reversal(nn.Module):
         eps: The attack to undo, L-infinity in [0,1] pixel units; r goes up to twice that.
         steps: Sign steps.
         step: Size of a step in [0,1] pixel units.
+        start: Largest size of the random start, as a share of 2 eps (unread).
         seed: Of the start.
         denoiser: For the denoising task, the one that the network was trained with.
 
@@ -39,7 +40,7 @@ class Reversal(nn.Module):
 
     def __init__(
         self, classifier: nn.Module, network: TaskNetwork, tasks: tuple[str, ...], eps: float, steps: int = 40,
-        step: float = 2 / 255, *, seed: int = 0, denoiser: nn.Module | None = None,
+        step: float = 2 / 255, *, start: float = 1.0, seed: int = 0, denoiser: nn.Module | None = None,
     ):  # fmt: skip
         super().__init__()
         if not tasks or any(task not in network.tasks for task in tasks):
@@ -52,11 +53,15 @@ class Reversal(nn.Module):
             )
         if steps < 1 or not step > 0:
             raise ValueError(f"steps must be 1 or more and step positive, got {steps} of {step}")
+        if not 0 <= start <= 1:
+            raise ValueError(
+                f"start is a share of 2 eps in [0, 1], got {start}: 0 starts from the image itself"
+            )
         check_denoiser(tuple(tasks), denoiser)
         self.classifier, self.network, self.denoiser = classifier, network, denoiser
         self.tasks, self.limit, self.steps, self.step = tuple(tasks), 2 * eps, steps, step
-        start = torch.rand(network.shape.image_shape, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("start", self.limit * (2 * start - 1))  # (C, H, W)
+        uniform = torch.rand(network.shape.image_shape, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("start", start * self.limit * (2 * uniform - 1))  # (C, H, W)
         self.eval()
 
     def train(self, mode: bool = True) -> Reversal:
