@@ -113,6 +113,7 @@ class DiffusionConfig:
         grid: Steps t that UAD-RS chooses among.
         choice_images: Attacked images that it chooses on.
         guidance: Scale of AGDM's guidance.
+        robust_epochs: Passes over the pool that train AGDM's auxiliary network against attacks.
     """
 
     pretrained: str | None = None
@@ -125,4 +126,5 @@ class DiffusionConfig:
     steps: int | None = 20
     grid: tuple[int, ...] = (20, 40, 60, 80, 100, 150, 200)
     choice_images: int = 200
-    guidance: float = 1.0
+    guidance: float = 1_000.0
+    robust_epochs: int = 4

@@ -24,7 +24,6 @@ from certdef.stages.job import Job
 from certdef.stages.kept import kept
 from certdef.workspace import Stage
 
-ROBUST_EPOCHS = 8  # of AGDM's adversarially trained network
 BATCH = 512
 
 
@@ -113,7 +112,7 @@ def _diffusion(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Sta
             network, pool, training_of(config, ema=config.ema), **_where(job, stage, "diffusion")
         )
 
-    used_later = ("t", "steps", "grid", "choice_images", "guidance")
+    used_later = ("t", "steps", "grid", "choice_images", "guidance", "robust_epochs")
     build_it = partial(untrained, job.config, job.data.image_shape, "diffusion", surrogate)
     return kept(job, "diffusion", [_made_by(config, *used_later)], build_it, train)
 
@@ -121,7 +120,7 @@ def _diffusion(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Sta
 def _robust(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.Module, Stage]:
     """AGDM's auxiliary network: the surrogate's architecture, trained against attacks with the surrogate's labels."""
     pool = torch.from_numpy(job.data.pool)
-    eps, epochs = max(job.config.attack.eps[0], 1 / 255), ROBUST_EPOCHS
+    eps, epochs = max(job.config.attack.eps[0], 1 / 255), job.config.diffusion.robust_epochs
 
     def perturb(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return attacks.pgd(model, images, labels, eps=eps, steps=5, seed=job.config.seed).to(images.device)
