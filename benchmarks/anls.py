@@ -29,12 +29,12 @@ from certdef.purifiers.diffusion import DiffusionNetwork, DiffusionShape, train_
 from certdef.purifiers.training import Training
 from certdef.scene_attacks import ATTACKS, scene_attack
 
-GRID = tuple(range(10, 81, 10))
+GRID = tuple(range(20, 101, 10))
 STEPS = 4  # reverse steps, of every purifier here
 DIFFUSION = {"channels": (32, 64), "longest": 200}
 RECIPE = {"epochs": 40, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.998, "precision": "bfloat16"}
 ROBUST = {"epochs": 8, "eps_255": 4, "steps": 3, "learning_rate": 1e-3}
-EPS = 8 / 255
+EPS = 4 / 255
 SCALES = (100.0, 1_000.0, 10_000.0)
 SEARCH = ("i-fgsm", "mixcut")  # attacks that the guidance is chosen on
 
@@ -76,7 +76,7 @@ def trained(job: stages.Job) -> tuple[dict[str, nn.Module], list[stages.Stage]]:
 
 
 def attacked(
-    job: stages.Job, target: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    job: stages.Job, target: nn.Module, images: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
     """The images under each attack on the target alone; what mixup and mixcut mix is one training scene of each class."""
     data = job.data
@@ -84,7 +84,7 @@ def attacked(
     others = torch.from_numpy(data.target_images[firsts])
     return {
         name: scene_attack(name, target, images, labels, eps=EPS, seed=job.config.seed, others=others)
-        for name in ATTACKS
+        for name in names
     }
 
 
@@ -96,25 +96,29 @@ def judged(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> np.n
     return (guesses == labels).numpy()
 
 
-def choose_steps(job: stages.Job, networks: dict[str, nn.Module], images, labels, shown) -> dict[str, dict]:
-    """For each attack: accuracy at each t (as hits of images), ANLS's distances, and both choices."""
-    data, target, found = job.data, networks["target"], {}
-    clean = torch.from_numpy(np.concatenate([data.target_images, data.pool])).to(job.device)
-    for name, attack in {"clean": images, **shown}.items():
-        hits: dict[int, np.ndarray] = {}
-
-        def keep(t: int, purified: torch.Tensor, hits=hits) -> None:
-            hits[t] = judged(target, purified, labels)
-
-        choice = anls(
-            networks["diffusion"], target, clean, attack.to(job.device), GRID, steps=STEPS, seed=job.config.seed,
-            seen=keep, progress=lambda grid, name=name: job.progress(grid, desc=f"ANLS {name}"),
-        )  # fmt: skip
-        found[name] = {
-            "undefended": judged(target, attack, labels), "hits": hits, "t": choice.t, "distances": choice.distances,
-            "best": max(GRID, key=lambda t, hits=hits: hits[t].mean()),
-        }  # fmt: skip
-    return found
+def choose_step(job: stages.Job, name: str, networks, images, labels, attack, depends_on) -> dict:
+    """Accuracy at each t, ANLS's distances, both choices and the regret; `hits` are the images right at ANLS's t."""
+    data, target = job.data, networks["target"]
+    stage = job.stage(f"anls-{name}", *depends_on)
+    with job.tracker.stage(stage):
+        if not stage.done:
+            clean = torch.from_numpy(np.concatenate([data.target_images, data.pool]))
+            hits: dict[int, np.ndarray] = {}
+            choice = anls(
+                networks["diffusion"], target, clean.to(job.device), attack.to(job.device), GRID, steps=STEPS,
+                seed=job.config.seed, seen=lambda t, purified: hits.update({t: judged(target, purified, labels)}),
+                progress=lambda grid: job.progress(grid, desc=f"ANLS {name}"),
+            )  # fmt: skip
+            best = max(GRID, key=lambda t: hits[t].mean())
+            regret = difference(hits[best], hits[choice.t])
+            stage.finish({
+                "t": choice.t, "best": best, "regret": regret, "hits": hits[choice.t].tolist(),
+                "undefended": share(judged(target, attack, labels)),
+                "accuracy": {str(t): share(right) for t, right in hits.items()},
+                "distances": {str(t): distance for t, distance in choice.distances.items()},
+                "metrics": {f"anls/{name}/t": choice.t, f"anls/{name}/best_t": best, f"anls/{name}/regret": regret[0]},
+            })  # fmt: skip
+    return stage.result
 
 
 def guided(job: stages.Job, networks: dict[str, nn.Module], images, labels, t: int, **guidance) -> np.ndarray:
@@ -126,26 +130,41 @@ def guided(job: stages.Job, networks: dict[str, nn.Module], images, labels, t: i
     return judged(networks["target"], purify(purifier, images.to(job.device)), labels)
 
 
-def choose_guidance(
-    job: stages.Job, networks: dict[str, nn.Module], steps: dict[str, int], count: int
-) -> dict:
-    """Accuracy of each scale and distance on attacked pool images, each at its attack's t; the target's labels are the truth."""
-    images = torch.from_numpy(job.data.pool[:count])
-    with torch.no_grad():
-        labels = networks["target"](images.to(job.device)).argmax(1).cpu()
-    shown = {
-        name: attack
-        for name, attack in attacked(job, networks["target"], images, labels).items()
-        if name in SEARCH
-    }
-    found = {}
-    settings = [(0.0, "cosine"), *((scale, distance) for distance in DISTANCES for scale in SCALES)]
-    for scale, distance in job.progress(settings, desc="guidance"):
-        found[f"{distance} {scale:g}"] = float(np.mean([
-            guided(job, networks, attack, labels, steps[name], scale=scale, distance=distance)
-            for name, attack in shown.items()
-        ]))  # fmt: skip
-    return found
+def choose_guidance(job: stages.Job, networks, steps: dict[str, int], count: int, depends_on) -> dict:
+    """Accuracy of each distance and scale on attacked pool images, each at its attack's t; the target's labels are the truth."""
+    stage = job.stage("agdm-choice", steps, count, list(SCALES), *depends_on)
+    with job.tracker.stage(stage):
+        if not stage.done:
+            images = torch.from_numpy(job.data.pool[:count])
+            with torch.no_grad():
+                labels = networks["target"](images.to(job.device)).argmax(1).cpu()
+            shown = attacked(job, networks["target"], images, labels, SEARCH)
+            found = {}
+            settings = [("cosine", 0.0), *((distance, scale) for distance in DISTANCES for scale in SCALES)]
+            for distance, scale in job.progress(settings, desc="guidance"):
+                found[f"{distance} {scale:g}"] = float(np.mean([
+                    guided(job, networks, attack, labels, steps[name], scale=scale, distance=distance)
+                    for name, attack in shown.items()
+                ]))  # fmt: skip
+            chosen = max((name for name in found if not name.endswith(" 0")), key=found.__getitem__)
+            stage.finish({"accuracy": found, "chosen": chosen, "params": {"guidance": chosen}})
+    return stage.result
+
+
+def compare(job: stages.Job, name: str, networks, attack, labels, row: dict, chosen: str, depends_on) -> dict:
+    """AGDM at ANLS's t, and what it gains on plain diffusion over the same images."""
+    stage = job.stage(f"agdm-{name}", row["t"], chosen, *depends_on)
+    with job.tracker.stage(stage):
+        if not stage.done:
+            distance, scale = chosen.split()
+            right = guided(job, networks, attack, labels, row["t"], scale=float(scale), distance=distance)
+            gain = difference(right, np.array(row["hits"]))
+            stage.finish({"agdm": share(right), "gain": gain, "metrics": {f"agdm/{name}/gain": gain[0]}})
+    return stage.result
+
+
+def share(hits: np.ndarray) -> list[float]:
+    return stages.interval(int(hits.sum()), len(hits))
 
 
 def difference(first: np.ndarray, second: np.ndarray, draws: int = 2000) -> list[float]:
@@ -155,76 +174,33 @@ def difference(first: np.ndarray, second: np.ndarray, draws: int = 2000) -> list
     return [float(apart.mean()), *np.quantile(means, [0.025, 0.975]).tolist()]
 
 
-def measure(job: stages.Job, stage: stages.Stage, networks: dict[str, nn.Module], arguments) -> dict:
-    """Everything, as plain values."""
-    images, labels = (
-        torch.from_numpy(part[: arguments.images]) for part in (job.data.heldout_images, job.data.heldout_labels)
-    )  # fmt: skip
-    target = networks["target"]
-    shown = attacked(job, target, images, labels)
-    found = choose_steps(job, networks, images, labels, shown)
-    search = choose_guidance(
-        job, networks, {name: found[name]["t"] for name in SEARCH}, arguments.choice_images
-    )
-    chosen = max((name for name in search if not name.endswith(" 0")), key=search.__getitem__)
-    distance, scale = chosen.split()
-
-    def share(hits: np.ndarray) -> list[float]:
-        return stages.interval(int(hits.sum()), len(hits))
-
-    rows = {}
-    for name, each in job.progress(found.items(), desc="AGDM"):
-        plain, t = each["hits"][each["t"]], each["t"]
-        agdm = guided(
-            job, networks, shown.get(name, images), labels, t, scale=float(scale), distance=distance
-        )
-        rows[name] = {
-            "undefended": share(each["undefended"]), "t": t, "best": each["best"],
-            "accuracy": {str(t): share(hits) for t, hits in each["hits"].items()},
-            "distances": {str(t): value for t, value in each["distances"].items()},
-            "regret": difference(each["hits"][each["best"]], plain),
-            "agdm": share(agdm), "gain": difference(agdm, plain),
-        }  # fmt: skip
-    (stage.path / "anls.png").write_bytes(pictures.noise_level_plot(rows))
-    return {
-        "images": len(images), "rows": rows, "search": search, "chosen": chosen,
-        "robust": share(judged(networks["robust"], images, labels)),
-    }  # fmt: skip
-
-
 def cell(share: list[float]) -> str:
     return f"{100 * share[0]:.1f} [{100 * share[1]:.1f}, {100 * share[2]:.1f}]"
 
 
-def show(result: dict) -> None:
-    rows = result["rows"]
+def show(rows: dict[str, dict], guidance: dict, robust: list[float], count: int) -> None:
     print(
-        f"\n{result['images']} test scenes, L∞ {255 * EPS:g}/255, {STEPS} reverse steps; accuracy in % with 95% intervals\n"
+        f"\n{count} test scenes, L∞ {255 * EPS:g}/255, {STEPS} reverse steps; accuracy in % with 95% intervals\n"
     )
-    print(
-        "| attack | undefended | t of ANLS | accuracy | most accurate t | accuracy | regret, points | AGDM | AGDM - plain, points |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    columns = ("attack", "undefended", "t of ANLS", "accuracy", "most accurate t", "accuracy", "regret, points", "AGDM", "AGDM - plain")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n| --- |" + " ---: |" * (len(columns) - 1))
     for name, row in rows.items():
         at = row["accuracy"]
-        print(
-            f"| {name} | {cell(row['undefended'])} | {row['t']} | {cell(at[str(row['t'])])} | {row['best']} | "
-            f"{cell(at[str(row['best'])])} | {cell(row['regret'])} | {cell(row['agdm'])} | {cell(row['gain'])} |"
-        )
-    print(
-        "\naccuracy in % (and Frechet distance) at each t\n\n| attack | " + " | ".join(map(str, GRID)) + " |"
-    )
-    print("| --- |" + " ---: |" * len(GRID))
+        cells = (
+            name, cell(row["undefended"]), str(row["t"]), cell(at[str(row["t"])]), str(row["best"]), cell(at[str(row["best"])]),
+            cell(row["regret"]), cell(row["agdm"]), cell(row["gain"]),
+        )  # fmt: skip
+        print(f"| {' | '.join(cells)} |")
+    print("\naccuracy in % (and Frechet distance) at each t\n")
+    print("| attack | " + " | ".join(map(str, GRID)) + " |\n| --- |" + " ---: |" * len(GRID))
     for name, row in rows.items():
         cells = (f"{100 * row['accuracy'][str(t)][0]:.1f} ({row['distances'][str(t)]:.3g})" for t in GRID)
         print(f"| {name} | " + " | ".join(cells) + " |")
     near = sum(abs(rows[name]["t"] - rows[name]["best"]) <= GRID[1] - GRID[0] for name in ATTACKS)
     print(f"\nANLS within one grid step of the most accurate t: {near} of {len(ATTACKS)} attacks")
-    print(
-        "AGDM on attacked pool images: "
-        + ", ".join(f"{k} {100 * v:.1f}" for k, v in result["search"].items())
-    )
-    print(f"chosen: {result['chosen']}; clean accuracy of the robust network: {cell(result['robust'])}")
+    found = ", ".join(f"{name} {100 * value:.1f}" for name, value in guidance["accuracy"].items())
+    print(f"AGDM on attacked pool images, accuracy in %: {found}; chosen: {guidance['chosen']}")
+    print(f"the robust network itself, clean: {cell(robust)}")
 
 
 def main() -> None:
@@ -233,37 +209,41 @@ def main() -> None:
     )
     parser.add_argument("--data-root", default=None, help="Folder of the data sets.")
     parser.add_argument("--work-dir", type=Path, default=Path("runs"), help="Folder of the jobs.")
-    parser.add_argument("--images", type=int, default=250, help="Test scenes.")
+    parser.add_argument("--images", type=int, default=300, help="Test scenes.")
     parser.add_argument("--choice-images", type=int, default=60, help="Pool scenes that AGDM is chosen on.")
     arguments = parser.parse_args()
     config = certdef.load_config(
-        preset="aerial",
-        data__root=arguments.data_root,
-        work_dir=str(arguments.work_dir / "aerial"),
-        threads=1,
-    )
-    settings = {
-        "images": arguments.images,
-        "choice_images": arguments.choice_images,
-        "steps": STEPS,
-        "eps": EPS,
-    }
+        preset="aerial", data__root=arguments.data_root, work_dir=str(arguments.work_dir / "aerial"), threads=1
+    )  # fmt: skip
     with pipeline.open_job(config) as job:
         networks, made = trained(job)
-        prints = [stage.fingerprint for stage in made]
-        stage = job.stage("anls", settings, list(GRID), list(SCALES), list(SEARCH), *prints)
+        depends_on = [arguments.images, STEPS, EPS, list(GRID), *(stage.fingerprint for stage in made)]
+        images, labels = (
+            torch.from_numpy(part[: arguments.images]) for part in (job.data.heldout_images, job.data.heldout_labels)
+        )  # fmt: skip
+        shown = attacked(job, networks["target"], images, labels, ATTACKS) | {"clean": images}
+        rows = {
+            name: choose_step(job, name, networks, images, labels, attack, depends_on) for name, attack in shown.items()
+        }  # fmt: skip
+        chosen_on = {name: rows[name]["t"] for name in SEARCH}
+        guidance = choose_guidance(job, networks, chosen_on, arguments.choice_images, depends_on)
+        for name, attack in shown.items():
+            rows[name] |= compare(
+                job, name, networks, attack, labels, rows[name], guidance["chosen"], depends_on
+            )
+        stage = job.stage("anls", chosen_on, arguments.choice_images, list(SCALES), *depends_on)
         with job.tracker.stage(stage):
             if not stage.done:
-                result = measure(job, stage, networks, arguments)
-                metrics = {}
-                for name, row in result["rows"].items():
-                    metrics |= {
-                        f"anls/{name}/t": row["t"], f"anls/{name}/best_t": row["best"], f"anls/{name}/regret": row["regret"][0],
-                        f"anls/{name}/accuracy": row["accuracy"][str(row["t"])][0], f"anls/{name}/agdm": row["agdm"][0],
-                    }  # fmt: skip
-                params = settings | RECIPE | {"guidance": result["chosen"]}
-                stage.finish(result | {"params": params, "metrics": metrics, "artifacts": ["anls.png"]})
-        show(stage.result)
+                (stage.path / "anls.png").write_bytes(pictures.noise_level_plot(rows))
+                params = {
+                    "images": arguments.images,
+                    "steps": STEPS,
+                    "eps": EPS,
+                    "guidance": guidance["chosen"],
+                } | RECIPE
+                robust = share(judged(networks["robust"], images, labels))
+                stage.finish({"robust": robust, "params": params, "artifacts": ["anls.png"]})
+        show(rows, guidance, stage.result["robust"], arguments.images)
 
 
 if __name__ == "__main__":

@@ -407,9 +407,10 @@ class TestANLS:
         assert little.t < much.t
         assert much.t == min(much.distances, key=much.distances.get)
         assert list(much.distances) == list(grid)
-        again = anls(
-            trained, auxiliary, clean, (others + 0.3 * noise).clamp(0, 1), grid[:2], steps=8, batch_size=128
-        )
+        purified = {}
+        attacked = (others + 0.3 * noise).clamp(0, 1)
+        again = anls(trained, auxiliary, clean, attacked, grid[:2], steps=8, seen=purified.__setitem__)
+        assert torch.equal(purified[25], purify(DiffPure(trained, 25, 8, seeded()), attacked))
         assert again.distances[25] == much.distances[25]  # the same draws, whatever else is tried
 
     @pytest.mark.parametrize(
