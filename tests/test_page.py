@@ -38,7 +38,7 @@ def job(tiny_job):
 def done(config, job):
     """The stages of the finished job, as the pipeline hands them to the page."""
     found = []
-    for name in ("target", "surrogate", "nim", "certify", "attack", "served"):
+    for name in ("target", "surrogate", "nim", "purifier-de3", "certify", "attack", "served"):
         (path,) = (file.parent for file in config.workspace.glob(f"{name}-{'[0-9a-f]' * 16}/result.json"))
         stage = Stage.__new__(Stage)
         stage.name, stage.fingerprint, stage.path = name, path.name.removeprefix(f"{name}-"), path

@@ -11,7 +11,7 @@ from certdef.config import ConfigError
 from certdef.config_files import load_config
 from certdef.tracking import check_store, tracking_uri
 
-STAGES = {"target", "surrogate", "nim", "nim-wide", "certify", "attack", "served"}
+STAGES = {"target", "surrogate", "nim", "nim-wide", "purifier-de3", "certify", "attack", "served"}
 
 
 @pytest.fixture(scope="module")
