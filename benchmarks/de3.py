@@ -4,7 +4,7 @@
 
 The target is the CNN of the preset `fashion-mnist`; the attack is L-infinity PGD within 0.1. Networks are pre-trained on the
 preset's pool without labels: NIM-MAE under Gamma(25, 3)/255 noise and under constant 75/255, and the masked baseline; then
-NIM-SimMIM, and NIM-MAE again with other training seeds.
+NIM-MAE under uniform noise, U(0, 150)/255, NIM-SimMIM, and NIM-MAE under gamma noise again with other training seeds.
 
 - blind: PGD on the target alone; every row at noise level 75/255, or with three quarters of the patches hidden. Each seed has
   an attack and noise of its own.
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import certdef
 import certify
 from certdef import attacks, pictures, pipeline, stages, storage
+from certdef.config import SigmaLaw
 from certdef.noise_laws import noise_law
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
 from certdef.purifiers.nim import NIM, pretrain_nim
@@ -35,7 +36,7 @@ from certdef.stages.kept import kept
 EPS, SIGMA_255, VOTES = 0.1, 75, 15
 SIGMAS_255 = (0, 15, 30, 45, 60, 75, 90, 105, 120, 140)
 RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9)
-UNDEFENDED, HEADLINE = "nothing", "De³, gamma noise"
+UNDEFENDED, HEADLINE, CONSTANT = "nothing", "De³, gamma noise", "De³, constant noise"
 
 
 def pretrained(job: stages.Job, name: str, noise: certify.NoiseLaw, seed: int) -> tuple[NIM, stages.Stage]:
@@ -61,7 +62,7 @@ def networks(job: stages.Job) -> tuple[dict[str, NIM], list[stages.Stage]]:
     law, constant = job.config.certify.laws[0], certify.Gaussian(SIGMA_255 / 255)
     made = {
         HEADLINE: pretrain_denoiser(job, law),
-        "De³, constant noise": pretrained(job, "nim-constant", constant, job.config.seed),
+        CONSTANT: pretrained(job, "nim-constant", constant, job.config.seed),
         "masked baseline": pretrain_mim(job),
     }
     return {name: network for name, (network, _) in made.items()}, [stage for _, stage in made.values()]
@@ -103,6 +104,10 @@ class Measured:
             for name, images in (("clean", [self.images] * seeds), ("attacked", self.blind[:seeds]))
         }
 
+    def dial(self, network: nn.Module) -> dict[float, dict[str, np.ndarray]]:
+        """Right at each noise level, seed 0."""
+        return {sigma: self.both(self.behind(network, sigma), 1) for sigma in SIGMAS_255}
+
     def behind(self, network: nn.Module, sigma_255: float = SIGMA_255):
         return lambda noise: nn.Sequential(DeCubed(network, sigma_255 / 255, noise), self.target)
 
@@ -119,6 +124,10 @@ def share(hits: np.ndarray) -> list[float]:
     low, high = stages.interval(round(float(hits.mean() * count)), count)[1:]
     by_seed = hits.mean(axis=1)
     return [float(hits.mean()), low, high, float(by_seed.min()), float(by_seed.max())]
+
+
+def table(rows: dict[float, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+    return {str(at): {kind: share(hits) for kind, hits in row.items()} for at, row in rows.items()}
 
 
 def paired(one: np.ndarray, other: np.ndarray, draws: int = 2000) -> list[float]:
@@ -144,20 +153,13 @@ def measure(measured: Measured, nets: dict[str, NIM], arguments: argparse.Namesp
     }
     blind = {name: measured.both(defended, seeds) for name, defended in rows.items()}
 
-    dial: dict[str, dict] = {}
-    hits = {}
-    for name in (HEADLINE, "De³, constant noise", "masked baseline"):
-        for sigma in SIGMAS_255:
-            hits[name, sigma] = measured.both(measured.behind(nets[name], sigma), 1)
-        dial[name] = {
-            sigma: {kind: share(each) for kind, each in hits[name, sigma].items()} for sigma in SIGMAS_255
-        }
+    hits = {name: measured.dial(network) for name, network in nets.items()}
     hidden = {
         ratio: {kind: share(each) for kind, each in measured.both(measured.filled_in(mim, ratio), 1).items()}
         for ratio in RATIOS
     }
     apart = {
-        sigma: {kind: paired(*(hits[name, sigma][kind] for name in (HEADLINE, "De³, constant noise"))) for kind in ("clean", "attacked")}
+        sigma: {kind: paired(hits[HEADLINE][sigma][kind], hits[CONSTANT][sigma][kind]) for kind in ("clean", "attacked")}
         for sigma in SIGMAS_255
     }  # fmt: skip
 
@@ -179,33 +181,51 @@ def measure(measured: Measured, nets: dict[str, NIM], arguments: argparse.Namesp
     return {
         "blind": {name: {kind: share(each) for kind, each in found.items()} for name, found in blind.items()},
         "clean_cost": paired(blind[UNDEFENDED]["clean"], blind[HEADLINE]["clean"]),
-        "dial": {name: {str(sigma): row for sigma, row in rows.items()} for name, rows in dial.items()},
+        "dial": {name: table(rows) for name, rows in hits.items()},
         "hidden": {str(ratio): row for ratio, row in hidden.items()},
         "gamma_minus_constant": {str(sigma): row for sigma, row in apart.items()},
         "aware": left,
     }
 
 
-def further(job: stages.Job, measured: Measured, seeds: int, depends_on: list) -> dict[str, dict]:
-    """The headline's row for other networks, each trained and measured in stages of its own: name -> row."""
-    law = job.config.certify.laws[0]
-    made = {"De³, NIM-SimMIM": lambda: pretrain_denoiser(job, law, linear_head=True)} | {
+def further(
+    job: stages.Job, measured: Measured, seeds: int, depends_on: list
+) -> list[tuple[str, stages.Stage]]:
+    """Other networks, each trained and measured in stages of its own: blind and over the dial."""
+    law, uniform = job.config.certify.laws[0], SigmaLaw("uniform", "uniform", (), 150.0)
+    made = {
+        "De³, uniform noise": partial(pretrained, job, "nim-uniform", noise_law(uniform), job.config.seed),
+        "De³, NIM-SimMIM": partial(pretrain_denoiser, job, law, linear_head=True),
+    } | {
         f"{HEADLINE}, training seed {seed}": partial(pretrained, job, f"nim-seed{seed}", noise_law(law), seed)
         for seed in range(1, seeds)
     }
-    rows = {}
+    rows = []
     for name, make in made.items():
         network, trained = make()
-        stage = job.stage(f"de3-{trained.name}", trained.fingerprint, depends_on)
+        stage = job.stage(f"de3-{trained.name}", trained.fingerprint, SIGMAS_255, depends_on)
         with job.tracker.stage(stage):
             if not stage.done:
-                found = measured.both(measured.behind(network.requires_grad_(False)), measured.seeds)
+                network.requires_grad_(False)
+                found = measured.both(measured.behind(network), measured.seeds)
                 row = {kind: share(hits) for kind, hits in found.items()}
                 stage.finish({
-                    "row": row, "metrics": {f"{stage.name}/{kind}": each[0] for kind, each in row.items()}
+                    "row": row,
+                    "dial": table(measured.dial(network)),
+                    "metrics": {f"{stage.name}/{kind}": each[0] for kind, each in row.items()},
                 })  # fmt: skip
-        rows[name] = stage.result["row"]
+        rows.append((name, stage))
     return rows
+
+
+def kept_plot(job: stages.Job, result: dict, parts: list[stages.Stage]) -> Path:
+    """Where the plot of everything measured is kept."""
+    stage = job.stage("de3-plot", [part.fingerprint for part in parts])
+    with job.tracker.stage(stage):
+        if not stage.done:
+            (stage.path / "de3.png").write_bytes(plot(result))
+            stage.finish({"artifacts": ["de3.png"]})
+    return stage.path / "de3.png"
 
 
 def plot(result: dict) -> bytes:
@@ -260,15 +280,22 @@ def show(result: dict, arguments: argparse.Namespace) -> None:
 
     undefended, headline = (result["blind"][name]["attacked"][0] for name in (UNDEFENDED, HEADLINE))
     cost = result["clean_cost"]
-    sweep = {float(sigma): row["attacked"][0] for sigma, row in result["dial"][HEADLINE].items()}
-    best = max(sweep, key=sweep.__getitem__)
+    sweeps = {
+        name: {float(sigma): row["attacked"][0] for sigma, row in rows.items()} for name, rows in result["dial"].items()
+    }  # fmt: skip
+    best = {name: max(sweep, key=sweep.__getitem__) for name, sweep in sweeps.items()}
     lower = result["aware"][f"EOT {arguments.eot}"][2] < result["aware"]["blind"][1]
     print()
     for claim, met in {
         f"undefended at most 5%: {100 * undefended:.1f}": undefended <= 0.05,
         f"De³ at least 50%: {100 * headline:.1f}": headline >= 0.5,
         f"at most 8 points of clean loss: {cell(cost)}": cost[0] <= 0.08,
-        f"the best noise level is inside the sweep: {best:g}/255": min(sweep) < best < max(sweep),
+        **{
+            f"{name}: the best noise level is inside the sweep: {best[name]:g}/255": 0
+            < best[name]
+            < max(SIGMAS_255)
+            for name in (HEADLINE, "De³, uniform noise")
+        },
         "EOT leaves clearly less than the blind attack (intervals apart)": lower,
     }.items():
         print(f"{'met' if met else 'NOT met'}: {claim}")
@@ -311,7 +338,6 @@ def main() -> None:
         with job.tracker.stage(stage):
             if not stage.done:
                 result = measure(measured, nets, arguments)
-                (stage.path / "de3.png").write_bytes(plot(result))
                 stage.finish({
                     "result": result,
                     "params": settings,
@@ -323,12 +349,16 @@ def main() -> None:
                     "points": {
                         "de3/dial": [[int(sigma), row["attacked"][0]] for sigma, row in result["dial"][HEADLINE].items()]
                     },
-                    "artifacts": ["de3.png", "result.json"],
+                    "artifacts": ["result.json"],
                 })  # fmt: skip
         result = stage.result["result"]
-        result["blind"] |= further(job, measured, arguments.training_seeds, depends_on)
+        others = further(job, measured, arguments.training_seeds, depends_on)
+        for name, other in others:
+            result["blind"][name] = other.result["row"]
+            if "seed" not in name:
+                result["dial"][name] = other.result["dial"]
         show(result, arguments)
-        print(f"\nplot: {stage.path / 'de3.png'}")
+        print(f"\nplot: {kept_plot(job, result, [stage, *(other for _, other in others)])}")
 
 
 if __name__ == "__main__":
