@@ -8,7 +8,7 @@ from pathlib import Path
 
 import certdef
 import certify
-from certdef import cli, stages
+from certdef import stages, terminal
 from certdef.page import law_in_words
 from certdef.purifiers.catalogue import title
 
@@ -51,8 +51,10 @@ def certificates(config, found: dict, subject: str) -> list[str]:
 def numbers(config, summary) -> str:
     results, front = summary.results, title(config.purifier)
     found, attack, surrogate = results["certify"], results["attack"], results["surrogate"]
-    terminal = [line for line in cli.headline(config, summary).splitlines() if not line.startswith("reused")]
-    lines = ["The summary in the terminal:", "", "```text", *terminal[1:-1]]
+    printed = [
+        line for line in terminal.headline(config, summary).splitlines() if not line.startswith("reused")
+    ]
+    lines = ["The summary in the terminal:", "", "```text", *printed[1:-1]]
     lines += ["runs        mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db", "```", ""]
     lines += [
         f"alpha {config.certify.alpha:g} for each image, n0 {config.certify.n0}; L2 radii in [0, 1] pixel units; every row is `sound`.",

@@ -14,12 +14,12 @@ import certdef
 import certify
 import surrogates
 from certdef import ducd_page, stages
-from certdef.cli import headline
 from certdef.config import ConfigError
 from certdef.data import load_data
 from certdef.stages.ducd_membership import draw_candidates
 from certdef.stages.ducd_surrogates import query_pool
 from certdef.storage import load_model
+from certdef.terminal import headline
 from certdef.workspace import Stage
 from tests.conftest import run_once
 

@@ -8,10 +8,10 @@ from torch import nn
 import certdef
 import surrogates
 from certdef import ladder
-from certdef.cli import headline as headline_of
 from certdef.cli import with_ladder
 from certdef.config import ConfigError, LadderConfig
 from certdef.config_checks import check
+from certdef.terminal import headline as headline_of
 from tests.conftest import TINY, run_once
 from tests.trained import digits_mlp
 
