@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from certdef.config_attacks import AttackConfig, LadderConfig
 from certdef.config_purifiers import BlindSpotConfig, DiffusionConfig, GSConfig, NIMConfig, ReversalConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -261,61 +262,6 @@ class CertifyConfig:
             for key, value in asdict(self).items()
             if key not in ("backend", "workers", "scheduler")
         }
-
-
-@dataclass(frozen=True)
-class AttackConfig:
-    """PGD on the surrogate, transferred to the target.
-
-    Args:
-        eps: L-infinity budgets in [0,1] pixel units.
-        steps: PGD steps.
-        images: Held-out images attacked.
-        sigma_255: Noise level of De^3 as a defence (8-bit levels): the test-time dial; 0 is off.
-    """
-
-    eps: tuple[float, ...] = (0.1, 0.2, 0.3)
-    steps: int = 20
-    images: int = 400
-    sigma_255: float = 75.0
-
-
-@dataclass(frozen=True)
-class LadderConfig:
-    """The threat ladder: attackers who know more and more, against each system (certdef attack --ladder).
-
-    Args:
-        enabled: Climb it in the whole job too, so that the report shows it.
-        systems: Purifiers to compare, beside none and the job's own.
-        eps: L-infinity budget of every rung, in [0,1] pixel units.
-        large_eps: Budget at which nothing should be left, a control of the attack.
-        images: Held-out images that the surrogate is attacked on (free).
-        target_images: Held-out images that the target is attacked on (paid).
-        steps: PGD steps.
-        eot: Noise draws a step, where the purifier draws noise.
-        square_queries: Queries an image of Square, which needs scores; 0 leaves it out.
-        decision_queries: Queries an image of HopSkipJump, which needs labels (extra attacks); 0 leaves it out.
-        looks: Queries that Square and HopSkipJump average over where the purifier draws noise.
-        resubmissions: How often the same image is shown in the worst-of-N rung and its clean control.
-        smoothed_images: Held-out images whose certificate is drawn with the accuracy under PGD on the smoothed classifier;
-            0 leaves it out.
-        smoothed_draws: Noise draws a step of that attack.
-    """
-
-    enabled: bool = False
-    systems: tuple[str, ...] = ()
-    eps: float = 0.1
-    large_eps: float = 0.5
-    images: int = 60
-    target_images: int = 20
-    steps: int = 50
-    eot: int = 20
-    square_queries: int = 500
-    decision_queries: int = 500
-    looks: int = 1
-    resubmissions: int = 10
-    smoothed_images: int = 20
-    smoothed_draws: int = 16
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ from dataclasses import asdict
 from math import floor, log
 
 from certdef.config import (
-    AttackConfig,
     CertifyConfig,
     ConfigError,
     DataConfig,
     DUCDConfig,
-    LadderConfig,
     LedgerConfig,
     RunConfig,
     SurrogateConfig,
@@ -20,6 +18,7 @@ from certdef.config import (
     nearest,
     preset_path,
 )
+from certdef.config_attacks import AttackConfig, LadderConfig
 from certdef.config_purifiers import NIMConfig
 from certdef.purifiers.catalogue import CATALOGUE
 

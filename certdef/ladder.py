@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import certify
 import surrogates
 from certdef import attacks, black_box
-from certdef.config import LadderConfig
+from certdef.config_attacks import LadderConfig
 
 # What the attacker of each rung knows, from the weakest on.
 KNOWS = {
