@@ -3,7 +3,8 @@
     python benchmarks/reversal.py --data-root FOLDER
 
 Two small CNNs, one trained against PGD-5 at eps 0.1 (robust), one as usual (plain), each with heads for all tasks on its
-own features; one small NIM denoises for both. Layer, start and noise of the denoising task were chosen on training images.
+own features; one small NIM denoises for both. The noise of the denoising task was chosen on training images; there, earlier
+layers and other views left the three published tasks below an AUC of 0.62 on the robust base.
 
 - AUC: self-supervised loss of attacked (PGD-20 on the classifier alone, eps 0.1) against clean test images; mean over the
   attack's seeds, 95% bootstrap interval over images.
@@ -12,7 +13,7 @@ own features; one small NIM denoises for both. Layer, start and noise of the den
   the reversal for the identity backwards; the joint attack raises the classifier's loss while it keeps the
   self-supervised loss low, for several weights, the worst of them per image. What is left is right under every one.
 
-Every row is kept in the job and in MLflow, the second time nothing is done again. About TIME of one core the first time.
+Every row is kept in the job and in MLflow, the second time nothing is done again. About 20 minutes of one core the first time.
 """
 
 import argparse
@@ -232,7 +233,7 @@ def main() -> None:
         help="Those that the aware attack is tried on.",
     )
     parser.add_argument("--images", type=int, default=300, help="Test images.")
-    parser.add_argument("--aware-images", type=int, default=50, help="Of them under the aware attack.")
+    parser.add_argument("--aware-images", type=int, default=30, help="Of them under the aware attack.")
     parser.add_argument(
         "--seeds", type=int, default=3, help="Attacks with a random start of their own, for the AUC."
     )

@@ -30,7 +30,7 @@ class Reversal(nn.Module):
         eps: The attack to undo, L-infinity in [0,1] pixel units; r goes up to twice that.
         steps: Sign steps.
         step: Size of a step in [0,1] pixel units.
-        start: Largest size of the random start, as a share of 2 eps (unread).
+        start: Largest size of the random start, as a share of 2 eps (unread; 0 and 1 did alike on training images).
         seed: Of the start.
         denoiser: For the denoising task, the one that the network was trained with.
 
