@@ -22,17 +22,29 @@ NEEDED = (
     "scikit-learn",
     "mlflow",
     "torchattacks",
+    "accelerate",
     "jsonargparse",
     "safetensors",
     "matplotlib",
 )
 
+# Packages of the extras, and what is missing without them.
+OPTIONAL = {
+    "diffusers": "the diffusion purifiers: pip install 'certdef[diffusion]'",
+    "adversarial-robustness-toolbox": "HopSkipJump on the ladder: pip install 'certdef[attacks]'",
+    "torchmetrics": "restoration: pip install 'certdef[restoration]'",
+    "onnxruntime": "ONNX targets: pip install 'certdef[onnx]'",
+    "dask": "certify.backend dask: pip install 'certdef[dask]'",
+    "ray": "certify.backend ray: pip install 'certdef[ray]'",
+}
+
 
 def doctor(config: RunConfig) -> int:
     """Print the state of this installation; returns 0, or 1 if something needed is missing."""
     findings = [*_packages(), *_surrogates(), *_devices(config), *_stores(config)]
+    width = max(len(what) for _, what, _ in findings)
     for good, what, detail in findings:
-        print(f"{'ok     ' if good else 'MISSING' if good is False else 'note   '}  {what:<16} {detail}")
+        print(f"{'ok     ' if good else 'MISSING' if good is False else 'note   '}  {what:<{width}} {detail}")
     return 1 if any(good is False for good, *_ in findings) else 0
 
 
@@ -43,6 +55,11 @@ def _packages() -> list[tuple[bool | None, str, str]]:
             found.append((True, name, version(name)))
         except PackageNotFoundError:
             found.append((False, name, "not installed: install certdef with its constraints file"))
+    for name, use in OPTIONAL.items():
+        try:
+            found.append((True, name, version(name)))
+        except PackageNotFoundError:
+            found.append((None, name, f"not installed, and needed only for {use}"))
     return found
 
 
