@@ -29,8 +29,8 @@ from certdef.models import build_classifier, train_classifier
 from certdef.purifiers.ncis import NCIS
 from certdef.stages.kept import kept
 
-MODELS = {"cnn": 12, "resnet": 4, "mlp": 8}  # the attacker's, and their epochs
-GS, NCIS_SETTING = 0.7, (1.0, 1)  # the choice of benchmarks/ncis.py
+MODELS = {"cnn": 8, "resnet": 3, "mlp": 6}  # the attacker's, and their epochs
+GS, NCIS_SETTING = 1.0, (1.0, 3)  # sigma; sigma and iterations: as benchmarks/ncis.py chose them
 
 
 class Ensemble(nn.Module):
