@@ -29,7 +29,7 @@ from certdef.purifiers.diffusion import DiffusionNetwork, DiffusionShape, train_
 from certdef.purifiers.training import Training
 from certdef.scene_attacks import ATTACKS, scene_attack
 
-GRID = tuple(range(20, 101, 10))
+GRID = tuple(range(30, 101, 10))
 STEPS = 4  # reverse steps, of every purifier here
 DIFFUSION = {"channels": (32, 64), "longest": 200}
 RECIPE = {"epochs": 40, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.998, "precision": "bfloat16"}
@@ -209,7 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--data-root", default=None, help="Folder of the data sets.")
     parser.add_argument("--work-dir", type=Path, default=Path("runs"), help="Folder of the jobs.")
-    parser.add_argument("--images", type=int, default=300, help="Test scenes.")
+    parser.add_argument("--images", type=int, default=200, help="Test scenes.")
     parser.add_argument("--choice-images", type=int, default=60, help="Pool scenes that AGDM is chosen on.")
     arguments = parser.parse_args()
     config = certdef.load_config(

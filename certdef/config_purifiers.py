@@ -79,7 +79,7 @@ class ReversalConfig:
     """Reversal of an attack by self-supervised tasks on the surrogate's features.
 
     Args:
-        tasks: Which tasks: contrastive, rotation, jigsaw.
+        tasks: Which tasks: contrastive, rotation, jigsaw, denoising (by the NIM of the first law).
         eps: The attack that is reversed, L-infinity in [0,1] pixel units; the correction goes up to twice that.
         steps: Sign steps.
         step_255: Size of a step (8-bit levels).
@@ -88,7 +88,7 @@ class ReversalConfig:
         learning_rate: Peak rate of AdamW.
     """
 
-    tasks: tuple[str, ...] = ("contrastive", "rotation", "jigsaw")
+    tasks: tuple[str, ...] = ("contrastive", "rotation", "jigsaw", "denoising")
     eps: float = 0.1
     steps: int = 40
     step_255: float = 2.0
@@ -112,7 +112,7 @@ class DiffusionConfig:
         steps: Reverse steps from there; unset, all of them.
         grid: Steps t that UAD-RS chooses among.
         choice_images: Attacked images that it chooses on.
-        guidance: Scale of AGDM's guidance.
+        guidance: Scale of AGDM's guidance; it is felt from hundreds on, 0 is DiffPure.
         robust_epochs: Passes over the pool that train AGDM's auxiliary network against attacks.
     """
 
