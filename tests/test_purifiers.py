@@ -34,13 +34,14 @@ def networks() -> dict[str, torch.nn.Module]:
         torch.manual_seed(0)
         made = {
             "nim": NIM(NIMShape(SHAPE, **sizes)),
+            "denoiser": NIM(NIMShape(SHAPE, **sizes)),
             "nim-simmim": NIM(NIMShape(SHAPE, **sizes, decoder_depth=0)),
             "mim": MIM(MIMShape(SHAPE, **sizes)),
             "blind_spot": BlindSpotNetwork(BlindSpotShape(SHAPE, 8, 2)),
             "blind_spot_noisy": BlindSpotNetwork(BlindSpotShape(SHAPE, 8, 2)),
             "classifier": build_classifier("mlp", SHAPE, 10),
             "robust": build_classifier("mlp", SHAPE, 10),
-            "tasks": TaskNetwork(TaskShape(SHAPE, 256, bank=4)),
+            "tasks": TaskNetwork(TaskShape(SHAPE, 256, RunConfig().reversal.tasks, bank=4)),
             "diffusion": DiffusionNetwork(DiffusionShape(SHAPE, channels=(8,))),
         }
     return {name: network.eval() for name, network in made.items()}

@@ -52,7 +52,7 @@ def purifier(
     if name == "reversal":
         from certdef.purifiers.reversal import Reversal
 
-        return Reversal(networks["classifier"], networks["tasks"], **told)
+        return Reversal(networks["classifier"], networks["tasks"], **told, denoiser=networks.get("denoiser"))
     if name in ("one-step", "diffpure", "uad-rs", "agdm"):
         from certdef.purifiers.agdm import AGDM
         from certdef.purifiers.diffpure import DiffPure

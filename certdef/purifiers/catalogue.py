@@ -51,7 +51,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "reversal": Entry(
         "moves the image until self-supervised tasks on the classifier's features fit again",
-        "Lawhon, Mao, Yang 2022, arXiv 2204.03714; Mao et al., ICCV 2021", _BLIND, ("classifier", "tasks"),
+        "Lawhon, Mao, Yang 2022, arXiv 2204.03714; Mao et al., ICCV 2021", _BLIND, ("denoiser", "classifier", "tasks"),
     ),
     "one-step": Entry(
         "one step of a diffusion model at the image's own noise level", "Carlini et al., ICLR 2023, arXiv 2206.10550",

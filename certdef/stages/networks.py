@@ -18,6 +18,7 @@ from certdef.config import ConfigError, RunConfig
 from certdef.data import data_root
 from certdef.models import build_classifier, features, train_classifier
 from certdef.noise_laws import noise_law
+from certdef.purifiers.catalogue import CATALOGUE
 from certdef.purifiers.training import Training
 from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
 from certdef.stages.job import Job
@@ -27,11 +28,20 @@ from certdef.workspace import Stage
 BATCH = 512
 
 
+def needed(name: str, config: RunConfig) -> list[str]:
+    """The networks of a purifier as the catalogue calls them; a denoiser only where a task asks for one."""
+    return [
+        need
+        for need in CATALOGUE[name].networks
+        if need != "denoiser" or "denoising" in config.reversal.tasks
+    ]
+
+
 def untrained(
     config: RunConfig, image_shape: tuple[int, int, int], need: str, classifier: nn.Module
 ) -> nn.Module:
     """A network of the catalogue as configured, before any training; ValueError or ConfigError names what can't be used."""
-    if need in ("nim", "nim-simmim", "mim"):
+    if need in ("denoiser", "nim", "nim-simmim", "mim"):
         return build_denoiser(config, image_shape, masked=need == "mim", linear_head=need == "nim-simmim")
     if need in ("blind_spot", "blind_spot_noisy"):
         from certdef.purifiers.blind_spot import BlindSpotNetwork, BlindSpotShape
@@ -87,15 +97,26 @@ def _trained_blind_spot(job: Job, name: str, depends_on: list[Any], **how: Any) 
     return kept(job, name, [_made_by(config, "iterations"), *depends_on], build_it, train)
 
 
+def _denoiser(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Stage]:
+    """The headline's NIM, for the denoising task."""
+    return pretrain_denoiser(job, job.config.certify.laws[0])
+
+
 def _tasks(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.Module, Stage]:
     from certdef.purifiers.tasks import train_tasks
 
     config, pool = job.config.reversal, torch.from_numpy(job.data.pool)
+    depends_on = [_made_by(config, "eps", "steps", "step_255"), surrogate_stage.fingerprint]
+    denoiser = None
+    if "denoising" in config.tasks:
+        denoiser, stage_of_it = _denoiser(job, surrogate, surrogate_stage)
+        depends_on.append(stage_of_it.fingerprint)
 
     def train(network: nn.Module, stage: Stage) -> list[float]:
-        return train_tasks(network, surrogate, pool, training_of(config), **_where(job, stage, "tasks"))
+        return train_tasks(
+            network, surrogate, pool, training_of(config), denoiser=denoiser, **_where(job, stage, "tasks")
+        )
 
-    depends_on = [_made_by(config, "eps", "steps", "step_255"), surrogate_stage.fingerprint]
     build_it = partial(untrained, job.config, job.data.image_shape, "tasks", surrogate)
     return kept(job, "tasks", depends_on, build_it, train)
 
@@ -166,6 +187,7 @@ def _made_by(config: Any, *used_later: str) -> dict[str, Any]:
 
 # What the catalogue calls them: shared ones, and those that each noise law has of its own.
 SHARED: dict[str, Callable] = {
+    "denoiser": _denoiser,
     "mim": lambda job, surrogate, stage: pretrain_mim(job),
     "blind_spot": _blind_spot,
     "tasks": _tasks,

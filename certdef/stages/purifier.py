@@ -15,10 +15,9 @@ from certdef import attacks, serving, storage
 from certdef.config import ConfigError, RunConfig
 from certdef.data import data_root
 from certdef.purifiers import build
-from certdef.purifiers.catalogue import CATALOGUE
 from certdef.stages.denoiser import build_denoiser
 from certdef.stages.job import Job
-from certdef.stages.networks import PER_LAW, SHARED, labels_of, training_of, untrained
+from certdef.stages.networks import PER_LAW, SHARED, labels_of, needed, training_of, untrained
 from certdef.workspace import Stage
 
 
@@ -49,7 +48,7 @@ class Purifier:
 def prepare_purifier(job: Job, name: str, surrogate: nn.Module, surrogate_stage: Stage) -> Purifier:
     """Train what the purifier needs and is not there yet, and log the whole as a model: images in, images out."""
     made = Purifier(name, build.settings(name, job.config), job.config.headline_law)
-    for need in CATALOGUE[name].networks:
+    for need in needed(name, job.config):
         if need in PER_LAW:
             for law in job.config.certify.laws:
                 network, stage = PER_LAW[need](job, law)
@@ -140,7 +139,7 @@ def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classif
     Raises:
         ConfigError: A missing package or folder, or a value that a network, its training or the purifier refuses.
     """
-    name, needs = config.purifier, CATALOGUE[config.purifier].networks
+    name, needs = config.purifier, needed(config.purifier, config)
     if "diffusion" in needs and find_spec("diffusers") is None:
         raise ConfigError(
             f"purifier {name!r} needs diffusers, which is missing: pip install 'certdef[diffusion]'"
