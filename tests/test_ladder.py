@@ -281,7 +281,8 @@ def test_the_job_climbs_pays_shows_and_never_climbs_twice(migrated_store, tmp_pa
     assert resumed.bill["attack"].answered == asked + attack
 
 
-def test_a_ladder_that_the_budget_does_not_cover_is_refused_before_anything_is_spent(store):
+def test_a_ladder_that_the_budget_does_not_cover_is_refused_before_anything_is_spent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = certdef.load_config(ladder__enabled=True, ledger__attack=3_000)
     with pytest.raises(ConfigError, match=r"ledger\.attack is 3000.*raise it to 4[0-9]{4}"):
         certdef.attack(config, progress=False)
