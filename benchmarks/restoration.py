@@ -2,7 +2,7 @@
 
     python benchmarks/restoration.py
 
-About 20 minutes on one core the first time; networks and figures are kept in runs/restoration, so a second call takes
+About 16 minutes on one core the first time; networks and figures are kept in runs/restoration, so a second call takes
 seconds. Photographs: crops of 48x48 grey pixels, 4,000 of the 400 training photographs, 136 of the 68 test photographs,
 none of which is in both. Everything that is chosen (the step t) or trained sees training photographs alone.
 
