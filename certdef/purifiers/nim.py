@@ -23,10 +23,8 @@ from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from certdef.purifiers.de3 import DeCubed
 from certdef.purifiers.training import Training, fit
 
-__all__ = ["MIM", "NIM", "DeCubed", "MIMShape", "NIMClassifier", "NIMShape", "pretrain_nim"]
 
 
 @dataclass(frozen=True)
