@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from certdef.purifiers.training import Training, fit
 
 
-
 @dataclass(frozen=True)
 class NIMShape:
     """Size of a NIM: everything needed to build it again from its weights.
