@@ -389,7 +389,7 @@ def noise_level_plot(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
         axes.axvline(row["best"], color=COLORS[0], linewidth=1, linestyle=":")
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_ylim(-0.03, 1.03)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
