@@ -127,7 +127,16 @@ def _target(target: TargetConfig) -> Rules:
 
 def _nim(nim: NIMConfig) -> Rules:
     yield "epochs", nim.epochs >= 1, "use at least 1"
-    yield "heads", nim.heads >= 1 and nim.width % nim.heads == 0, "nim.width must be a multiple of it"
+    own = nim.heads >= 1 and nim.width % nim.heads == 0
+    yield "heads", nim.encoder is not None or own, "nim.width must be a multiple of it"
+    yield (
+        "weights",
+        nim.weights is None or nim.encoder is not None,
+        "name the network they are of: nim.encoder",
+    )
+    yield "ema", nim.ema is None or 0 < nim.ema < 1, "use a decay in (0, 1), e.g. 0.999"
+    precisions = ("float32", "bfloat16", "float16")
+    yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"
 
 
 def _surrogate(surrogate: SurrogateConfig) -> Rules:

@@ -13,25 +13,36 @@ class NIMConfig:
         patch_size: Side of a patch in pixels.
         width: Width of the ViT encoder.
         depth: Blocks of the encoder.
-        heads: Attention heads of encoder and decoder.
+        heads: Attention heads of the encoder.
+        encoder: Name of a timm ViT whose width, depth and heads are taken in the place of these, e.g. vit_base_patch16_224.
+        weights: Published weights that the encoder starts from: timm (fetched by its name, e.g. vit_base_patch16_224.mae),
+            or a file of them; unset, none.
         decoder_width: Width of the decoder.
         decoder_depth: Blocks of the decoder.
+        decoder_heads: Attention heads of the decoder; unset, as the encoder.
         epochs: Passes over the unlabelled pool.
         batch_size: Images a step.
         base_learning_rate: Rate for a batch of 256; scaled with the batch.
-        warmup: Share of the epochs with a linearly rising rate.
+        warmup: Share of the steps with a linearly rising rate.
+        ema: Decay of averaged weights, e.g. 0.999; unset, none.
+        precision: float32, bfloat16, or on CUDA float16.
     """
 
     patch_size: int = 4
     width: int = 64
     depth: int = 3
     heads: int = 4
+    encoder: str | None = None
+    weights: str | None = None
     decoder_width: int = 64
     decoder_depth: int = 1
+    decoder_heads: int | None = None
     epochs: int = 300
     batch_size: int = 128
     base_learning_rate: float = 6e-3
     warmup: float = 0.05
+    ema: float | None = None
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -47,10 +48,12 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn
         return Classifier(_cnn(channels, min(height, width), num_classes))
     if name == "resnet":
         return Classifier(_resnet(channels, min(height, width), num_classes))
-    if sizes := re.fullmatch(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)", name):
+    if sizes := re.fullmatch(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?", name):
         from certdef.purifiers.nim import NIM, NIMClassifier, NIMShape
 
-        return NIMClassifier(NIM(NIMShape(image_shape, *map(int, sizes.groups()))), num_classes)
+        *numbers, token = sizes.groups()
+        encoder = NIMShape(image_shape, *map(int, numbers), decoder_depth=0, class_token=token is not None)
+        return NIMClassifier(NIM(encoder), num_classes)
     import timm
 
     if not timm.is_model(name):
@@ -72,9 +75,15 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn
 
 def surrogate_model(config: RunConfig) -> str:
     """Name of the surrogate's architecture for build_classifier: `nim` stands for the configured encoder's sizes."""
-    nim = config.nim
-    sizes = f"nim_p{nim.patch_size}_w{nim.width}_d{nim.depth}_h{nim.heads}"
-    return sizes if config.surrogate.model == "nim" else config.surrogate.model
+    if config.surrogate.model != "nim":
+        return config.surrogate.model
+    sizes = asdict(config.nim)
+    if config.nim.encoder:
+        from certdef.purifiers.published import encoder_sizes
+
+        sizes |= encoder_sizes(config.nim.encoder) | {"patch_size": config.nim.patch_size}
+    token = "_c" if sizes.get("class_token") else ""
+    return "nim_p{patch_size}_w{width}_d{depth}_h{heads}".format(**sizes) + token
 
 
 def _mlp(inputs: int, num_classes: int, hidden: int = 256) -> nn.Module:

@@ -8,16 +8,20 @@ import certify
 from certdef.config import ConfigError, SigmaLaw
 
 
-def noise_law(law: SigmaLaw) -> certify.GaussianScaleMixture:
-    """The Gaussian scale mixture of a configured law of sigma, e.g. Gamma(25, scale 3)/255.
+def noise_law(law: SigmaLaw) -> certify.GaussianScaleMixture | certify.Gaussian:
+    """The Gaussian scale mixture of a configured law of sigma, e.g. Gamma(25, scale 3)/255; one Gaussian if it is constant.
 
     Raises:
         ConfigError: scipy.stats has no such family, or the family refuses the shape arguments.
     """
+    if law.family == "constant":
+        if law.shape:
+            raise ConfigError(f"law {law.label!r}: a constant sigma is its scale alone, give shape []")
+        return certify.Gaussian(law.scale_255 / 255)
     family = getattr(scipy.stats, law.family, None)
     if not isinstance(family, scipy.stats.rv_continuous):
         raise ConfigError(
-            f"family {law.family!r} of law {law.label!r} is no continuous scipy.stats law: try gamma, uniform or gengamma"
+            f"family {law.family!r} of law {law.label!r} is no continuous scipy.stats law: try gamma, uniform, gengamma or constant"
         )
     try:
         return certify.GaussianScaleMixture(family(*law.shape, scale=law.scale_255 / 255))

@@ -7,14 +7,19 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import certdef
 import certify
-from certdef.config import DataConfig
+from certdef.config import ConfigError, DataConfig, SigmaLaw
+from certdef.config_checks import check
 from certdef.data import load_data
+from certdef.models import build_classifier, surrogate_model
+from certdef.noise_laws import noise_law
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
 from certdef.purifiers.finetuning import finetune
 from certdef.purifiers.nim import MIM, NIM, MIMShape, NIMClassifier, NIMShape, pretrain_nim
 from certdef.purifiers.published import encoder_sizes, load_encoder
 from certdef.purifiers.training import Training
+from certdef.stages.denoiser import build_denoiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = NIMShape((1, 8, 8), patch_size=4, width=32, depth=1, heads=2, decoder_width=32, decoder_depth=1)
@@ -346,3 +351,32 @@ class TestVote:
         assert ((shares[0] > 0) & (shares[0] < 1)).any()
         with pytest.raises(ValueError, match="draws must be a positive whole number"):
             Vote(model, classifier, 0)
+
+
+class TestConfigured:
+    def test_an_encoder_by_name_in_the_denoiser_and_in_a_surrogate(self):
+        config = certdef.load_config(
+            nim__encoder="vit_tiny_patch16_224",
+            nim__decoder_width=48,
+            nim__decoder_heads=4,
+            surrogate__model="nim",
+        )
+        denoiser = build_denoiser(config, (1, 8, 8))
+        assert denoiser.shape == NIMShape(
+            (1, 8, 8), 4, 192, 12, 3, decoder_width=48, decoder_heads=4, class_token=True
+        )
+        surrogate = build_classifier(surrogate_model(config), (1, 8, 8), 10)
+        surrogate.load_state_dict(NIMClassifier(denoiser, 10).state_dict())
+
+    def test_what_cannot_be_built_is_refused(self):
+        with pytest.raises(ConfigError, match="timm has no model 'vit_huge'"):
+            build_denoiser(certdef.load_config(nim__encoder="vit_huge"), (1, 8, 8))
+        for name, value in {"weights": "timm", "ema": 1.0, "precision": "half"}.items():
+            with pytest.raises(ConfigError, match=f"nim.{name}"):
+                check(certdef.load_config(**{f"nim__{name}": value}))
+
+    def test_a_constant_sigma_is_one_gaussian(self):
+        law = SigmaLaw("constant", family="constant", shape=(), scale_255=75)
+        assert noise_law(law) == certify.Gaussian(75 / 255)
+        with pytest.raises(ConfigError, match="a constant sigma is its scale alone"):
+            noise_law(SigmaLaw("constant", family="constant", scale_255=75))

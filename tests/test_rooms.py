@@ -17,7 +17,6 @@ DOORS = {
     "diffusers": {"certdef/purifiers/diffusion.py"},
     "accelerate": {"certdef/purifiers/training.py"},
     "torchmetrics": {"certdef/restoration/metrics.py"},
-    "art": {"certdef/black_box.py"},
     "mlflow": {"certdef/tracking.py", "certdef/serving.py", "surrogates/targets/pyfunc.py"},
     "joblib": {"certify/parallel.py"},
     "matplotlib": {"certify/curves.py", "certdef/pictures.py"},

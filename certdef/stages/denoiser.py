@@ -15,6 +15,7 @@ from certdef import storage
 from certdef.config import ConfigError, RunConfig, SigmaLaw
 from certdef.noise_laws import noise_law
 from certdef.purifiers.nim import MIM, NIM, MIMShape, NIMShape, pretrain_nim
+from certdef.purifiers.published import encoder_sizes, load_encoder
 from certdef.stages.job import Job
 from certdef.stages.kept import kept
 from certdef.workspace import Stage
@@ -23,12 +24,18 @@ from certdef.workspace import Stage
 def build_denoiser(
     config: RunConfig, image_shape: tuple[int, int, int], *, masked: bool = False, linear_head: bool = False
 ) -> NIM:
-    """An untrained NIM, or MIM, of the configured size; ConfigError if the image is not a whole number of patches."""
+    """An untrained NIM, or MIM, of the configured size.
+
+    Raises:
+        ConfigError: The image is not a whole number of patches, or timm has no such encoder.
+    """
     known = {each.name for each in fields(NIMShape)} - {"image_shape"}
     sizes = {name: value for name, value in asdict(config.nim).items() if name in known}
     if linear_head:
         sizes["decoder_depth"] = 0
     try:
+        if config.nim.encoder:
+            sizes |= encoder_sizes(config.nim.encoder) | {"patch_size": config.nim.patch_size}
         return MIM(MIMShape(image_shape, **sizes)) if masked else NIM(NIMShape(image_shape, **sizes))
     except ValueError as error:
         raise ConfigError(f"nim: {error}") from error
@@ -57,6 +64,8 @@ def _pretrain(
     config = job.config.nim
 
     def train(model: NIM, stage: Stage) -> list[float]:
+        if config.encoder and config.weights:
+            _load(model, config.encoder, config.weights)
         return pretrain_nim(
             model,
             torch.from_numpy(job.data.pool),
@@ -65,6 +74,8 @@ def _pretrain(
             batch_size=config.batch_size,
             base_learning_rate=config.base_learning_rate,
             warmup=config.warmup,
+            ema=config.ema,
+            precision=config.precision,
             seed=job.config.seed,
             device=job.device,
             checkpoint=stage.path / "checkpoint.pt",
@@ -75,6 +86,13 @@ def _pretrain(
         job, name, depends_on, lambda: build_denoiser(job.config, job.data.image_shape, **form), train,
         asdict(config) | (asdict(law) if law else {}), serve=True,
     )  # fmt: skip
+
+
+def _load(model: NIM, encoder: str, weights: str) -> None:
+    try:
+        load_encoder(model, encoder, None if weights == "timm" else weights)
+    except ValueError as error:
+        raise ConfigError(f"nim.weights: {error}") from error
 
 
 def _named(job: Job, law: SigmaLaw, kind: str = "nim") -> list[Any]:

@@ -25,7 +25,7 @@ from certdef.stages.job import Job
 from certdef.stages.kept import kept
 from certdef.workspace import Stage
 
-BATCH = 512
+BATCH, CROP = 512, 32
 
 
 def needed(name: str, config: RunConfig) -> list[str]:
@@ -88,7 +88,10 @@ def _trained_blind_spot(job: Job, name: str, depends_on: list[Any], **how: Any) 
     images = torch.from_numpy(job.data.pool)
     if config.images == "natural":
         root = data_root(job.config.data)
-        images = natural_crops(root, shape[0], min(shape[1:]), config.crops, job.config.seed)
+        # Photographs shrunk too: the images of most data sets have more detail in a pixel.
+        images = natural_crops(
+            root, shape[0], min(CROP, *shape[1:]), config.crops, job.config.seed, scales=(1, 2, 3)
+        )
 
     def train(network: nn.Module, stage: Stage) -> list[float]:
         return train_blind_spot(network, images, training_of(config), **how, **_where(job, stage, name))
