@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import certdef
-from certdef import attacks, pictures, pipeline, stages, storage
+from certdef import attacks, pictures_purifiers, pipeline, stages, storage
 from certdef.models import build_classifier, train_classifier
 from certdef.purifiers.agdm import AGDM, DISTANCES
 from certdef.purifiers.anls import anls, purify
@@ -234,7 +234,7 @@ def main() -> None:
         stage = job.stage("anls", chosen_on, arguments.choice_images, list(SCALES), *depends_on)
         with job.tracker.stage(stage):
             if not stage.done:
-                (stage.path / "anls.png").write_bytes(pictures.noise_level_plot(rows))
+                (stage.path / "anls.png").write_bytes(pictures_purifiers.noise_level_plot(rows))
                 params = {
                     "images": arguments.images,
                     "steps": STEPS,

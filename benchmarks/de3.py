@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import certdef
 import certify
-from certdef import attacks, pictures, pipeline, stages, storage
+from certdef import attacks, pictures_purifiers, pipeline, stages, storage
 from certdef.config import SigmaLaw
 from certdef.noise_laws import noise_law
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
@@ -234,7 +234,7 @@ def plot(result: dict) -> bytes:
         for name, rows in result["dial"].items()
     }
     hidden = [[float(ratio), row["clean"], row["attacked"]] for ratio, row in result["hidden"].items()]
-    return pictures.dial_plot(
+    return pictures_purifiers.dial_plot(
         {
             "noise level σ (8-bit levels)": points,
             "share of hidden patches": {"masked baseline, filled in": hidden},

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import certdef
-from certdef import attacks, pictures, pipeline, stages, storage
+from certdef import attacks, pictures_purifiers, pipeline, stages, storage
 from certdef.data import data_root
 from certdef.natural import natural_crops
 from certdef.purifiers.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
@@ -226,7 +226,9 @@ def plot(result: dict, eps_255) -> bytes:
         knowing = {f"{eps:g}": row[f"worse {eps:g}"] for eps in eps_255}
         marked[f"{name}, attacker aware"] = {"clean": accuracy[name]["clean"]} | knowing
     panels = {f"PGD, L∞ {eps:g}/255": f"{eps:g}" for eps in eps_255}
-    return pictures.trade_off_plot({name: rows for name, rows in lines.items() if rows}, marked, panels)
+    return pictures_purifiers.trade_off_plot(
+        {name: rows for name, rows in lines.items() if rows}, marked, panels
+    )
 
 
 def cell(share: list[float]) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import certdef
-from certdef import pictures, pipeline, stages
+from certdef import pictures_purifiers, pipeline, stages
 from certdef.attacks import StraightThrough
 from certdef.natural import natural_crops
 from certdef.purifiers.diffpure import DiffPure
@@ -227,7 +227,7 @@ class Study:
         purified, purified_tuned = (
             apply(self.purifier(self.level["t"], 100), images) for images in (found, tuned)
         )
-        return pictures.image_strip({
+        return pictures_purifiers.image_strip({
             "truth": truth,
             "degraded": seen,
             "restored": apply(self.network, seen),

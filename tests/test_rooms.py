@@ -19,7 +19,7 @@ DOORS = {
     "torchmetrics": {"certdef/restoration/metrics.py"},
     "mlflow": {"certdef/tracking.py", "certdef/serving.py", "surrogates/targets/pyfunc.py"},
     "joblib": {"certify/parallel.py"},
-    "matplotlib": {"certify/curves.py", "certdef/pictures.py"},
+    "matplotlib": {"certify/curves.py", "certdef/pictures.py", "certdef/pictures_purifiers.py"},
     "httpx": {"surrogates/targets/"},
     "requests": {"surrogates/targets/"},
     "urllib.request": {"surrogates/targets/"},
