@@ -29,7 +29,7 @@ from certdef.purifiers.diffusion import DiffusionNetwork, DiffusionShape, train_
 from certdef.purifiers.training import Training
 from certdef.scene_attacks import ATTACKS, scene_attack
 
-GRID = tuple(range(30, 101, 10))
+GRID = tuple(range(10, 101, 10))
 STEPS = 4  # reverse steps, of every purifier here
 DIFFUSION = {"channels": (32, 64), "longest": 200}
 RECIPE = {"epochs": 40, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.998, "precision": "bfloat16"}
