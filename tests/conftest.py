@@ -44,7 +44,8 @@ def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def _copy(template: Path, folder: Path) -> str:
     (folder / "mlruns").mkdir(exist_ok=True)
-    shutil.copy(template, folder / "mlruns" / "mlflow.db")
+    if not (folder / "mlruns" / "mlflow.db").exists():
+        shutil.copy(template, folder / "mlruns" / "mlflow.db")
     return f"sqlite:///{folder}/mlruns/mlflow.db"
 
 

@@ -346,7 +346,7 @@ BAD = [
     ({"target": {"uri": "models:/x/1"}}, "ducd.overlaps", "use [0]"),
     ({"certify": {"guide": "decide"}}, "certify.guide is 'decide'", "use off"),
     ({"surrogate": {"model": "nim"}}, "surrogate.model", "use cnn, mlp"),
-    ({"target": {"kind": "svc"}}, "target.output_kind", "a cnn also logits"),
+    ({"target": {"kind": "svc"}}, "target.output_kind", "a network also logits"),
 ]
 
 

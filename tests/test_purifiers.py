@@ -117,13 +117,19 @@ def test_bad_input_is_one_line_before_any_query(arguments, words, store, tmp_pat
     assert not list(tmp_path.glob("w/target-*/result.json"))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One work directory for all purifiers: target, surrogate and shared networks are made once."""
+    return tmp_path_factory.mktemp("purifiers")
+
+
 @pytest.mark.slow
 @pytest.mark.acceptance
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "de3"])
-def test_every_purifier_stands_in_front_of_a_whole_job(name, migrated_store, tmp_path):
+def test_every_purifier_stands_in_front_of_a_whole_job(name, migrated_store, folder):
     import mlflow
 
-    config, summary, _ = run_once(tmp_path, migrated_store, purifier=name, **TINY | SMALL)
+    config, summary, _ = run_once(folder, migrated_store, purifier=name, **TINY | SMALL)
     front = name if CATALOGUE[name].denoiser else "none"
     curves = summary.results["certify"]["curves"]
     assert curves[f"target-nim-{front}"]["headline"]
