@@ -113,7 +113,8 @@ class Tracker:
     @contextmanager
     def job(self, data: Splits) -> Iterator[None]:
         """The parent run: configuration, data set, and whatever the stages add."""
-        with self._run("job", self.config.name):
+        front = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
+        with self._run("job", self.config.name + front):
             self.mlflow.log_params(
                 {key: str(value)[:6000] for key, value in flatten(self.config.public_dict()).items()}
             )
