@@ -204,7 +204,6 @@ def ladder_plot(
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel(f"images classified right, ε = {eps:g} (L∞)")
         axes.set_title(f"{subject}; filled: the lowest rung", loc="left", fontsize=10)
-        axes.legend(frameon=False, fontsize=8)
     if curve:
         axes = every[-1]
         radii = np.array([row["radius"] for row in curve])
@@ -220,6 +219,8 @@ def ladder_plot(
         axes.set_xlabel("L2 radius (pixel values in [0, 1])")
         axes.set_title("smoothed surrogate", loc="left", fontsize=10)
         axes.legend(frameon=False, fontsize=8)
+    marks = every[0].get_legend_handles_labels()
+    figure.legend(*marks, loc="outside lower left", ncols=len(marks[0]), frameon=False, fontsize=8)
     for axes in every:
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
