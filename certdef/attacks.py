@@ -76,6 +76,21 @@ def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step
     return within(found, images, eps)
 
 
+def sign_steps(
+    loss: Callable[[Tensor], Tensor], start: Tensor, low: Tensor, high: Tensor, *, step: float, steps: int
+) -> Tensor:
+    """Images that raise a loss of any kind: so many sign steps from a start, each kept between low and high.
+
+    `loss` takes images (N, C, H, W) and returns what each raises, (N,).
+    """
+    images = start
+    for _ in range(steps):
+        images = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(images).sum(), images)
+        images = (images.detach() + step * gradient.sign()).clamp(low, high)
+    return images.detach()
+
+
 class StraightThrough(nn.Module):
     """A purifier for BPDA (Athalye et al., ICML 2018): its output, with the gradient of the identity."""
 

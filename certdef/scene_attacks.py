@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certdef.attacks import evaluating, within
+from certdef.attacks import evaluating, sign_steps, within
 from certdef.models import features
 
 ATTACKS = ("fgsm", "i-fgsm", "cw", "tpgd", "jitter", "mixup", "mixcut")
@@ -68,7 +68,9 @@ def scene_attack(
                 start = eps * (2 * torch.rand(batch.shape, generator=generator) - 1)
             turns = 1 if name == "fgsm" else steps
             step = eps if name == "fgsm" else 2.5 * eps / steps
-            found.append(_climb(loss, batch, start.to(device), eps, step, turns).cpu())
+            low, high = (batch - eps).clamp(min=0), (batch + eps).clamp(max=1)
+            start = (batch + start.to(device)).clamp(0, 1)
+            found.append(sign_steps(loss, start, low, high, step=step, steps=turns).cpu())
     return within(torch.cat(found), images, eps)
 
 
@@ -81,17 +83,6 @@ def patchwork(scenes: Tensor, generator: torch.Generator) -> Tensor:
         scenes.device
     )  # (H, W): which scene each pixel is from
     return scenes.gather(0, source.expand(1, scenes.shape[1], height, width))[0]
-
-
-def _climb(loss: Callable, images: Tensor, change: Tensor, eps: float, step: float, turns: int) -> Tensor:
-    """Sign steps that raise the loss of images + change, kept within eps and [0, 1]."""
-    attacked = (images + change).clamp(0, 1)
-    for _ in range(turns):
-        attacked = attacked.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(attacked).sum(), attacked)
-        moved = attacked.detach() + step * gradient.sign()
-        attacked = torch.minimum(torch.maximum(moved, images - eps), images + eps).clamp(0, 1)
-    return attacked.detach()
 
 
 def _loss(

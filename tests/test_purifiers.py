@@ -98,6 +98,7 @@ def test_the_list_names_source_and_attacker(capsys):
     [
         (["run", "--purifier", "difpure"], "did you mean 'diffpure'"),
         (["run", "--purifier", "ncis", "--blind_spot.images", "natural", "--data.root", "."], "blind_spot.images pool"),
+        (["run", "--purifier", "blind-spot", "--blind_spot.images", "natural", "--data.root", "."], "blind_spot.images pool"),
         (["run", "--purifier", "de3", "--nim.patch_size", "3"], "does not divide the image 8x8"),
         (["run", "--purifier", "reversal", "--reversal.tasks", "[chess]"], "chess"),
         (["run", "--purifier", "gs", "--gs.kernel", "4"], "odd"),

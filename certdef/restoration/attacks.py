@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from certdef.attacks import sign_steps
+
 
 def squared_error(output: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of each image, (N,): what the attacks maximise; PSNR is -10 log10 of it."""
@@ -35,12 +37,10 @@ def pgd(
     start = (degraded + eps * start).clamp(low, high)
 
     def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        for _ in range(steps):
-            images = images.detach().requires_grad_()
-            distance = sum(squared_error(model(images), truth).sum() for _ in range(eot))
-            (gradient,) = torch.autograd.grad(distance, images)
-            images = (images.detach() + 2.5 * eps / steps * gradient.sign()).clamp(low, high)
-        return images
+        def distance(images: Tensor) -> Tensor:
+            return sum(squared_error(model(images), truth) for _ in range(eot))
+
+        return sign_steps(distance, images, low, high, step=2.5 * eps / steps, steps=steps)
 
     return _batched(attack, batch_size, start, truth, low, high)
 

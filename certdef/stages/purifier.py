@@ -144,7 +144,7 @@ def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classif
         raise ConfigError(
             f"purifier {name!r} needs diffusers, which is missing: pip install 'certdef[diffusion]'"
         )
-    if "blind_spot" in needs and config.blind_spot.images == "natural":
+    if {"blind_spot", "blind_spot_noisy"} & set(needs) and config.blind_spot.images == "natural":
         folder = data_root(config.data) / "natural"
         if not folder.is_dir():
             raise ConfigError(f"no {str(folder)!r}: use --blind_spot.images pool, or another --data.root")
