@@ -65,10 +65,10 @@ def trained(job: stages.Job) -> tuple[dict[str, nn.Module], list[stages.Stage]]:
         return []
 
     shape = DiffusionShape(data.image_shape, DIFFUSION["channels"])
-    diffusion, first = stages.kept(
+    diffusion, first = stages.trained_once(
         job, "scene-diffusion", [DIFFUSION, RECIPE], lambda: DiffusionNetwork(shape), train
     )
-    robust, second = stages.kept(
+    robust, second = stages.trained_once(
         job, "scene-robust", [ROBUST, target_stage.fingerprint],
         lambda: build_classifier(job.config.target.kind, data.image_shape, len(data.classes)), harden,
     )  # fmt: skip

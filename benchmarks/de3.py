@@ -31,7 +31,7 @@ from certdef.noise_laws import noise_law
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
 from certdef.purifiers.nim import NIM, pretrain_nim
 from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
-from certdef.stages.kept import kept
+from certdef.stages.trained_once import trained_once
 
 EPS, SIGMA_255, VOTES = 0.1, 75, 15
 SIGMAS_255 = (0, 15, 30, 45, 60, 75, 90, 105, 120, 140)
@@ -44,7 +44,7 @@ def pretrained(job: stages.Job, name: str, noise: certify.NoiseLaw, seed: int) -
     config = job.config.nim
 
     def build() -> NIM:
-        torch.manual_seed(seed)  # inside the fork of kept
+        torch.manual_seed(seed)  # inside the fork of trained_once
         return build_denoiser(job.config, job.data.image_shape)
 
     def train(model: NIM, stage: stages.Stage) -> list[float]:
@@ -54,7 +54,7 @@ def pretrained(job: stages.Job, name: str, noise: certify.NoiseLaw, seed: int) -
             checkpoint=stage.path / "checkpoint.pt", progress=job.progress,
         )  # fmt: skip
 
-    return kept(job, name, [noise.describe(), seed, vars(config)], build, train)
+    return trained_once(job, name, [noise.describe(), seed, vars(config)], build, train)
 
 
 def networks(job: stages.Job) -> tuple[dict[str, NIM], list[stages.Stage]]:

@@ -27,7 +27,7 @@ import surrogates
 from certdef import attacks, serving, stages
 from certdef.models import build_classifier, train_classifier
 from certdef.purifiers.ncis import NCIS
-from certdef.stages.kept import kept
+from certdef.stages.trained_once import trained_once
 
 # The attacker's models and their epochs; two have the target's architecture.
 MODELS = {"cnn-1": 8, "cnn-2": 8, "mlp": 6}
@@ -65,7 +65,7 @@ def attackers_model(job: stages.Job, name: str, epochs: int, number: int) -> nn.
         )  # fmt: skip
         return []
 
-    return kept(job, f"attackers-{name}", [epochs, number], build, train)[0]
+    return trained_once(job, f"attackers-{name}", [epochs, number], build, train)[0]
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from certdef.purifiers.blind_spot import BlindSpotNetwork, BlindSpotShape, train
 from certdef.purifiers.gaussian import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
 from certdef.purifiers.training import Training
-from certdef.stages.kept import kept
+from certdef.stages.trained_once import trained_once
 
 EPS_255 = {"aerial": (4, 8), "cifar10": (4, 8), "fashion-mnist": (8, 25.5)}
 SIGMAS = (0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)  # pixels
@@ -72,7 +72,7 @@ def colour_network(arguments: argparse.Namespace) -> nn.Module:
 
         shape = BlindSpotShape((3, size, size), config.filters, config.blocks)
         recipe = TRAINED | asdict(replace(config, images="natural", iterations=1))
-        return kept(job, "ncis-network", [recipe], lambda: BlindSpotNetwork(shape), train, recipe)[0]
+        return trained_once(job, "ncis-network", [recipe], lambda: BlindSpotNetwork(shape), train, recipe)[0]
 
 
 @dataclass

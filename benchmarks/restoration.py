@@ -102,7 +102,7 @@ class Study:
 
         # 1. The restoration that is attacked.
         made = [CROPS, asdict(DISPLAY), asdict(NETWORK), asdict(TRAINING)]
-        self.network, _ = stages.kept(
+        self.network, _ = stages.trained_once(
             job, "restoration", made, lambda: RestorationNetwork(NETWORK),
             lambda network, stage: train_restoration(
                 network, self.truth, TRAINING, display=DISPLAY, **self._running(stage)
@@ -110,7 +110,7 @@ class Study:
         )  # fmt: skip
         # 2. A diffusion model of what the camera sees: the purifier stands in front of the restoration.
         made += [asdict(DIFFUSION), asdict(DIFFUSION_TRAINING), LONGEST]
-        self.diffusion, _ = stages.kept(
+        self.diffusion, _ = stages.trained_once(
             job, "restoration-diffusion", made, lambda: DiffusionNetwork(DIFFUSION),
             lambda network, stage: train_diffusion(
                 network, self.seen, DIFFUSION_TRAINING, longest=LONGEST, **self._running(stage)
@@ -121,7 +121,7 @@ class Study:
         self.level, _ = self._kept_result("restoration-level", made, self._choose)
         # 4. The restoration goes on training, on purified inputs.
         made += [asdict(FINETUNING)]
-        self.finetuned, _ = stages.kept(
+        self.finetuned, _ = stages.trained_once(
             job, "restoration-finetuned", made, lambda: copy.deepcopy(self.network), self._finetune
         )
         self.depends_on = [*made, IMAGES, ADAPTIVE_IMAGES, SEEDS]

@@ -41,7 +41,7 @@ from certdef.purifiers import (
     train_tasks,
 )
 from certdef.purifiers.tasks import TASKS
-from certdef.stages.kept import kept
+from certdef.stages.trained_once import trained_once
 
 EPS = 0.1
 BASES = {"robust": {"images": 12_000, "epochs": 6, "steps": 5}, "plain": {"images": 12_000, "epochs": 4}}
@@ -71,7 +71,7 @@ def trained_base(job: stages.Job, name: str) -> tuple[nn.Module, stages.Stage]:
         return []
 
     build = partial(build_classifier, "cnn", job.data.image_shape, len(job.data.classes))
-    return kept(job, f"reversal-base-{name}", [how, EPS], build, train)
+    return trained_once(job, f"reversal-base-{name}", [how, EPS], build, train)
 
 
 def trained_denoiser(job: stages.Job) -> tuple[nn.Module, stages.Stage]:
@@ -84,7 +84,7 @@ def trained_denoiser(job: stages.Job) -> tuple[nn.Module, stages.Stage]:
         )  # fmt: skip
 
     shape = NIMShape(job.data.image_shape, depth=2)
-    return kept(job, "reversal-denoiser", [DENOISER, vars(shape)], lambda: NIM(shape), train)
+    return trained_once(job, "reversal-denoiser", [DENOISER, vars(shape)], lambda: NIM(shape), train)
 
 
 def trained_heads(job, name, base, denoiser, depends_on) -> tuple[nn.Module, stages.Stage]:
@@ -100,7 +100,7 @@ def trained_heads(job, name, base, denoiser, depends_on) -> tuple[nn.Module, sta
             checkpoint=stage.path / "checkpoint.pt", progress=job.progress,
         )  # fmt: skip
 
-    return kept(
+    return trained_once(
         job, f"reversal-tasks-{name}", [vars(shape), HEADS, *depends_on], lambda: TaskNetwork(shape), train
     )
 

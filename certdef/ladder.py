@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import certify
 import surrogates
-from certdef import attacks, black_box
+from certdef import attacks, query_attacks
 from certdef.config_attacks import LadderConfig
 
 # What the attacker of each rung knows, from the weakest on.
@@ -168,7 +168,7 @@ class _Climber:
                 part.to(device).eval()
         self.noisy = draws_noise(system.purifier, images[:2].to(device))
         looks = settings.looks if self.noisy else 1
-        self.endpoint = black_box.Endpoint(system.classifier, system.purifier, looks=looks, device=device)
+        self.endpoint = query_attacks.Endpoint(system.classifier, system.purifier, looks=looks, device=device)
         self.eot = settings.eot if self.noisy else 1
         differentiable = system.differentiable
         if differentiable is None:
@@ -235,7 +235,7 @@ class _Climber:
         if name == "resubmission":
             return self.attacked[headline(self.rungs).name]
         if name in ("square", "hop_skip_jump"):
-            attack = black_box.square if name == "square" else black_box.hop_skip_jump
+            attack = query_attacks.square if name == "square" else query_attacks.hop_skip_jump
             queries = settings.square_queries if name == "square" else settings.decision_queries
             return attack(self.endpoint, self.images, self.labels, eps=eps, queries=queries, seed=seed)
         known = system.surrogate if name.startswith("surrogate") else system.classifier

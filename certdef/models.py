@@ -79,7 +79,7 @@ def surrogate_model(config: RunConfig) -> str:
         return config.surrogate.model
     sizes = asdict(config.nim)
     if config.nim.encoder:
-        from certdef.purifiers.published import encoder_sizes
+        from certdef.purifiers.timm_encoders import encoder_sizes
 
         sizes |= encoder_sizes(config.nim.encoder) | {"patch_size": config.nim.patch_size}
     token = "_c" if sizes.get("class_token") else ""

@@ -17,7 +17,7 @@ from certdef.noise_laws import noise_law
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
 from certdef.purifiers.finetuning import finetune
 from certdef.purifiers.nim import MIM, NIM, MIMShape, NIMClassifier, NIMShape, pretrain_nim
-from certdef.purifiers.published import encoder_sizes, load_encoder
+from certdef.purifiers.timm_encoders import encoder_sizes, load_encoder
 from certdef.purifiers.training import Training
 from certdef.stages.denoiser import build_denoiser
 

@@ -13,7 +13,7 @@ MAY_IMPORT = {"certify": {"certify"}, "surrogates": {"surrogates"}, "certdef": s
 DOORS = {
     "timm": {"certdef/models.py", "certdef/purifiers/"},
     "torchattacks": {"certdef/attacks.py"},
-    "art": {"certdef/black_box.py"},
+    "art": {"certdef/query_attacks.py"},
     "diffusers": {"certdef/purifiers/diffusion.py"},
     "accelerate": {"certdef/purifiers/training.py"},
     "torchmetrics": {"certdef/restoration/metrics.py"},

@@ -33,7 +33,7 @@ class NIMShape:
     Args:
         image_shape: (C, H, W).
         patch_size: Side of a patch in pixels.
-        width, depth, heads: Of the ViT encoder; certdef.purifiers.published knows them by timm's names.
+        width, depth, heads: Of the ViT encoder; certdef.purifiers.timm_encoders knows them by timm's names.
         decoder_width, decoder_depth, decoder_heads: Of the decoder; decoder_heads unset, as the encoder. No decoder block
             at all (decoder_depth 0) is a linear head on the encoder: NIM-SimMIM.
         class_token: A token beside those of the patches, as published encoders have; the decoder does not see it.

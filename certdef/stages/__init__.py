@@ -12,12 +12,12 @@ from certdef.stages.ducd_certificates import check_choice, choose_noise, compare
 from certdef.stages.ducd_membership import audit_membership, check_audit, train_references
 from certdef.stages.ducd_surrogates import check_pools, distil_students
 from certdef.stages.job import Job, interval
-from certdef.stages.kept import kept
 from certdef.stages.ladder import check_ladder_budget, climb_ladder, ladder_systems
 from certdef.stages.purifier import Purifier, check_purifier, prepare_purifier, purify_images
 from certdef.stages.served import register
 from certdef.stages.surrogate import distil, recipe_of, selection_of
 from certdef.stages.target import open_black_box
+from certdef.stages.trained_once import trained_once
 from certdef.workspace import Stage
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "distil",
     "distil_students",
     "interval",
-    "kept",
     "ladder_systems",
     "open_black_box",
     "prepare_purifier",
@@ -54,4 +53,5 @@ __all__ = [
     "target_draws",
     "trace_budgets",
     "train_references",
+    "trained_once",
 ]

@@ -15,9 +15,9 @@ from certdef import storage
 from certdef.config import ConfigError, RunConfig, SigmaLaw
 from certdef.noise_laws import noise_law
 from certdef.purifiers.nim import MIM, NIM, MIMShape, NIMShape, pretrain_nim
-from certdef.purifiers.published import encoder_sizes, load_encoder
+from certdef.purifiers.timm_encoders import encoder_sizes, load_encoder
 from certdef.stages.job import Job
-from certdef.stages.kept import kept
+from certdef.stages.trained_once import trained_once
 from certdef.workspace import Stage
 
 
@@ -82,7 +82,7 @@ def _pretrain(
             progress=partial(job.progress, desc=f"pre-train {name}"),
         )
 
-    return kept(
+    return trained_once(
         job, name, depends_on, lambda: build_denoiser(job.config, job.data.image_shape, **form), train,
         asdict(config) | (asdict(law) if law else {}), serve=True,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef import black_box, ladder, pictures, smoothed_attack
+from certdef import ladder, pictures, query_attacks, smoothed_attack
 from certdef.config import ConfigError, RunConfig
 from certdef.noise_laws import noise_law
 from certdef.stages.job import Job
@@ -85,7 +85,7 @@ def climb_ladder(
 def check_ladder_budget(config: RunConfig, heldout: int) -> None:
     """Refuse, before anything is spent, an attack budget that ladder and attack do not fit in, and a missing package."""
     if config.ladder.decision_queries:
-        black_box.check_hop_skip_jump()
+        query_attacks.check_hop_skip_jump()
     names, images = ladder_systems(config), min(config.ladder.target_images, heldout)
     ladders = sum(
         ladder.most_queries(config.ladder, images, purified=name != "none", noisy=name != "none")

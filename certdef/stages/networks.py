@@ -22,7 +22,7 @@ from certdef.purifiers.catalogue import CATALOGUE
 from certdef.purifiers.training import Training
 from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
 from certdef.stages.job import Job
-from certdef.stages.kept import kept
+from certdef.stages.trained_once import trained_once
 from certdef.workspace import Stage
 
 BATCH, CROP = 512, 32
@@ -97,7 +97,7 @@ def _trained_blind_spot(job: Job, name: str, depends_on: list[Any], **how: Any) 
         return train_blind_spot(network, images, training_of(config), **how, **_where(job, stage, name))
 
     build_it = partial(untrained, job.config, shape, "blind_spot", None)
-    return kept(job, name, [_made_by(config, "iterations"), *depends_on], build_it, train)
+    return trained_once(job, name, [_made_by(config, "iterations"), *depends_on], build_it, train)
 
 
 def _denoiser(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Stage]:
@@ -121,7 +121,7 @@ def _tasks(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.M
         )
 
     build_it = partial(untrained, job.config, job.data.image_shape, "tasks", surrogate)
-    return kept(job, "tasks", depends_on, build_it, train)
+    return trained_once(job, "tasks", depends_on, build_it, train)
 
 
 def _diffusion(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Stage]:
@@ -138,7 +138,7 @@ def _diffusion(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Sta
 
     used_later = ("t", "steps", "grid", "choice_images", "guidance", "robust_epochs")
     build_it = partial(untrained, job.config, job.data.image_shape, "diffusion", surrogate)
-    return kept(job, "diffusion", [_made_by(config, *used_later)], build_it, train)
+    return trained_once(job, "diffusion", [_made_by(config, *used_later)], build_it, train)
 
 
 def _robust(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.Module, Stage]:
@@ -158,7 +158,7 @@ def _robust(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.
         return []
 
     build_it = partial(untrained, job.config, job.data.image_shape, "robust", surrogate)
-    return kept(job, "robust", [surrogate_stage.fingerprint, eps, epochs], build_it, train)
+    return trained_once(job, "robust", [surrogate_stage.fingerprint, eps, epochs], build_it, train)
 
 
 def labels_of(classifier: nn.Module, images: torch.Tensor) -> torch.Tensor:

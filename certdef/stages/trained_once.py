@@ -12,7 +12,7 @@ from certdef.stages.job import Job
 from certdef.workspace import Stage
 
 
-def kept(
+def trained_once(
     job: Job,
     name: str,
     depends_on: list[Any],

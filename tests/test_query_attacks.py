@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import surrogates
-from certdef import black_box
+from certdef import query_attacks
 from certdef.config import ConfigError
 from tests.trained import digits_mlp
 
@@ -41,7 +41,7 @@ def test_scores_are_log_probabilities_whatever_the_target_answers(victim, kind):
     model, images, _ = victim
     with torch.no_grad():
         expected = model(images).log_softmax(1)
-    labels, scores = black_box.Endpoint(target(model, kind)).ask(images)
+    labels, scores = query_attacks.Endpoint(target(model, kind)).ask(images)
     assert torch.equal(labels, expected.argmax(1))
     named = expected.topk(3 if kind == "top_k" else 10).indices
     assert torch.allclose(scores.gather(1, named).exp(), expected.gather(1, named).exp(), atol=1e-4)
@@ -51,10 +51,10 @@ def test_scores_are_log_probabilities_whatever_the_target_answers(victim, kind):
 
 def test_labels_alone_give_no_scores_and_square_says_so(victim):
     model, images, labels = victim
-    endpoint = black_box.Endpoint(target(model, "labels"))
+    endpoint = query_attacks.Endpoint(target(model, "labels"))
     assert endpoint.ask(images)[1] is None
     with pytest.raises(ConfigError, match="hop_skip_jump"):
-        black_box.square(endpoint, images, labels, eps=EPS, queries=50, seed=0)
+        query_attacks.square(endpoint, images, labels, eps=EPS, queries=50, seed=0)
 
 
 def test_several_looks_are_averaged_and_each_is_counted(victim):
@@ -68,20 +68,20 @@ def test_several_looks_are_averaged_and_each_is_counted(victim):
         def forward(self, shown):
             return (shown + 0.5 * torch.randn(shown.shape, generator=self.generator)).clamp(0, 1)
 
-    single, many = (black_box.Endpoint(model, Noise(), looks=looks) for looks in (1, 25))
+    single, many = (query_attacks.Endpoint(model, Noise(), looks=looks) for looks in (1, 25))
     right = [float((each.ask(images)[0] == labels).float().mean()) for each in (single, many)]
     assert right[1] > right[0]
     assert (single.queries, many.queries) == (20, 500)
-    silent = black_box.Endpoint(target(model, "labels"), Noise(), looks=25)
+    silent = query_attacks.Endpoint(target(model, "labels"), Noise(), looks=25)
     assert float((silent.ask(images)[0] == labels).float().mean()) > right[0]
 
 
-@pytest.mark.parametrize("attack", [black_box.square, black_box.hop_skip_jump])
+@pytest.mark.parametrize("attack", [query_attacks.square, query_attacks.hop_skip_jump])
 def test_attacks_by_answers_alone_break_the_model_within_eps_and_their_queries(victim, attack):
     model, images, labels = victim
-    kind = "probabilities" if attack is black_box.square else "labels"
+    kind = "probabilities" if attack is query_attacks.square else "labels"
     before, state = np.random.get_state()[1].copy(), torch.random.get_rng_state()  # noqa: NPY002
-    endpoint = black_box.Endpoint(target(model, kind))
+    endpoint = query_attacks.Endpoint(target(model, kind))
     found = attack(endpoint, images, labels, eps=EPS, queries=400, seed=3)
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
     assert torch.equal(state, torch.random.get_rng_state())
@@ -92,7 +92,7 @@ def test_attacks_by_answers_alone_break_the_model_within_eps_and_their_queries(v
     right = [(endpoint.ask(shown)[0] == labels).float().mean() for shown in (images, found)]
     assert right[0] > 0.9
     assert right[1] < 0.4
-    again = attack(black_box.Endpoint(target(model, kind)), images, labels, eps=EPS, queries=400, seed=3)
+    again = attack(query_attacks.Endpoint(target(model, kind)), images, labels, eps=EPS, queries=400, seed=3)
     assert torch.equal(found, again)
 
 
@@ -101,10 +101,10 @@ def test_no_image_is_asked_about_more_often_than_allowed(victim):
     model, images, labels = victim
     counts = []
     for row in range(4):
-        endpoint = black_box.Endpoint(model)
+        endpoint = query_attacks.Endpoint(model)
         others = torch.cat([images[row : row + 1], images[-2:]])
         truth = torch.cat([labels[row : row + 1], labels[-2:] * 0 - 1])  # the others are wrong from the start
-        black_box.hop_skip_jump(endpoint, others, truth, eps=1e-4, queries=60, seed=0)
+        query_attacks.hop_skip_jump(endpoint, others, truth, eps=1e-4, queries=60, seed=0)
         counts.append(endpoint.queries - 2)  # each of the others is looked at once
     assert counts == [60] * 4
 
@@ -112,7 +112,7 @@ def test_no_image_is_asked_about_more_often_than_allowed(victim):
 def test_without_the_toolbox_one_line_says_what_to_install(victim, monkeypatch):
     model, images, labels = victim
     monkeypatch.setitem(sys.modules, "art", None)
-    endpoint = black_box.Endpoint(model)
+    endpoint = query_attacks.Endpoint(model)
     with pytest.raises(ConfigError, match=r"certdef\[attacks\]"):
-        black_box.hop_skip_jump(endpoint, images, labels, eps=EPS, queries=60, seed=0)
+        query_attacks.hop_skip_jump(endpoint, images, labels, eps=EPS, queries=60, seed=0)
     assert endpoint.queries == 0
