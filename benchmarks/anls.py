@@ -21,13 +21,16 @@ import torch
 from torch import nn
 
 import certdef
-from certdef import attacks, pictures_purifiers, pipeline, stages, storage
-from certdef.models import build_classifier, train_classifier
+from certdef import pipeline, stages
+from certdef.attacks import gradient as attacks
+from certdef.attacks.scene import ATTACKS, scene_attack
+from certdef.models import storage
+from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.agdm import AGDM, DISTANCES
 from certdef.purifiers.anls import anls, purify
-from certdef.purifiers.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
-from certdef.purifiers.training import Training
-from certdef.scene_attacks import ATTACKS, scene_attack
+from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
+from certdef.purifiers.networks.training import Training
+from certdef.report import figures_purifiers as pictures_purifiers
 
 GRID = tuple(range(10, 101, 10))
 STEPS = 4  # reverse steps, of every purifier here

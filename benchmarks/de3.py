@@ -25,11 +25,14 @@ from torch import Tensor, nn
 
 import certdef
 import certify
-from certdef import attacks, pictures_purifiers, pipeline, stages, storage
-from certdef.config import SigmaLaw
-from certdef.noise_laws import noise_law
+from certdef import pipeline, stages
+from certdef.attacks import gradient as attacks
+from certdef.config.job import SigmaLaw
+from certdef.config.noise_laws import noise_law
+from certdef.models import storage
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
-from certdef.purifiers.nim import NIM, pretrain_nim
+from certdef.purifiers.networks.nim import NIM, pretrain_nim
+from certdef.report import figures_purifiers as pictures_purifiers
 from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
 from certdef.stages.trained_once import trained_once
 

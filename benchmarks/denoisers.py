@@ -19,8 +19,9 @@ from torch import nn
 
 import certdef
 import certify
-from certdef import pipeline, stages, storage
-from certdef.noise_laws import noise_law
+from certdef import pipeline, stages
+from certdef.config.noise_laws import noise_law
+from certdef.models import storage
 from certdef.purifiers import build
 from certdef.purifiers.catalogue import title
 from certdef.stages.certificates import Condition, certify_condition

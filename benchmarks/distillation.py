@@ -27,9 +27,9 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef.models import build_classifier
-from surrogates.inference import predict
-from surrogates.selection import STRATEGIES
+from certdef.models.classifiers import build_classifier
+from surrogates.distillation.inference import predict
+from surrogates.distillation.selection import STRATEGIES
 
 SHAPE, CLASSES = (1, 28, 28), 10
 # Tuned for random at 1,000 queries, and the same for all. Passes between rounds are half of those at the end.
@@ -54,7 +54,7 @@ def prepare(root: str, folder: str, threads: int) -> None:
     """Load images and target once a process, and ask the target what agreement is measured against."""
     from torchvision.datasets import FashionMNIST
 
-    from certdef import storage
+    from certdef.models import storage
 
     torch.set_num_threads(threads)
     for name, train in (("pool", True), ("test", False)):

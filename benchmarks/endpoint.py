@@ -24,8 +24,10 @@ from ncis import add_folders, colour_network, open_job, smoothing
 from torch import Tensor, nn
 
 import surrogates
-from certdef import attacks, serving, stages
-from certdef.models import build_classifier, train_classifier
+from certdef import stages
+from certdef.attacks import gradient as attacks
+from certdef.models import serving
+from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.ncis import NCIS
 from certdef.stages.trained_once import trained_once
 

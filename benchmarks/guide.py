@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 import certdef
 import certify
-from certdef import storage
-from certdef.data import load_data
-from certdef.noise_laws import noise_law
-from certify.guide import GuidedImage, certify_set
-from certify.sequential import make_plan
+from certdef.config.noise_laws import noise_law
+from certdef.data.sets import load_data
+from certdef.models import storage
+from certify.bounds.sequential import make_plan
+from certify.guided.certify import GuidedImage, certify_set
 
 ALPHA, PRICE = 0.001, 1.5 / 1000  # USD a query
 

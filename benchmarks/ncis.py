@@ -26,13 +26,16 @@ import torch
 from torch import nn
 
 import certdef
-from certdef import attacks, pictures_purifiers, pipeline, stages, storage
-from certdef.data import data_root
-from certdef.natural import natural_crops
-from certdef.purifiers.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
+from certdef import pipeline, stages
+from certdef.attacks import gradient as attacks
+from certdef.data.natural import natural_crops
+from certdef.data.sets import data_root
+from certdef.models import storage
 from certdef.purifiers.gaussian import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
-from certdef.purifiers.training import Training
+from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
+from certdef.purifiers.networks.training import Training
+from certdef.report import figures_purifiers as pictures_purifiers
 from certdef.stages.trained_once import trained_once
 
 EPS_255 = {"aerial": (4, 8), "cifar10": (4, 8), "fashion-mnist": (8, 25.5)}

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import certdef
 import certify
-from certdef import stages, terminal
-from certdef.page import law_in_words
+from certdef import stages
 from certdef.purifiers.catalogue import title
+from certdef.report import terminal
+from certdef.report.page import law_in_words
 
 BEGIN, END = "<!-- numbers: from the run's result.json files -->\n", "<!-- end of numbers -->\n"
 

@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import certdef
-from certdef import pictures_purifiers, pipeline, stages
-from certdef.attacks import StraightThrough
-from certdef.natural import natural_crops
+from certdef import pipeline, stages
+from certdef.attacks.gradient import StraightThrough
+from certdef.data.natural import natural_crops
 from certdef.purifiers.diffpure import DiffPure
-from certdef.purifiers.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
-from certdef.purifiers.training import Training
+from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
+from certdef.purifiers.networks.training import Training
+from certdef.report import figures_purifiers as pictures_purifiers
 from certdef.restoration import (
     Display,
     RestorationNetwork,
@@ -48,7 +49,7 @@ from certdef.restoration import (
     train_restoration,
     under_display,
 )
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 # What the figures depend on. Crops: seed 0 for training, 1 for the test.
 SIZE, CROPS, IMAGES, ADAPTIVE_IMAGES, SEEDS = 48, 4_000, 136, 48, 3

@@ -28,8 +28,9 @@ from torch.nn import functional
 
 import certdef
 import certify
-from certdef import attacks, pipeline, stages
-from certdef.models import build_classifier, features, train_classifier
+from certdef import pipeline, stages
+from certdef.attacks import gradient as attacks
+from certdef.models.classifiers import build_classifier, features, train_classifier
 from certdef.purifiers import (
     NIM,
     NIMShape,
@@ -40,7 +41,7 @@ from certdef.purifiers import (
     pretrain_nim,
     train_tasks,
 )
-from certdef.purifiers.tasks import TASKS
+from certdef.purifiers.networks.tasks import TASKS
 from certdef.stages.trained_once import trained_once
 
 EPS = 0.1

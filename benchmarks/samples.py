@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from certify import Gaussian, read_records, recover_successes
-from certify.bounds import required_successes
-from certify.sequential import Plan, make_plan
+from certify.bounds.binomial import required_successes
+from certify.bounds.sequential import Plan, make_plan
 
 N, N0, ALPHA = 100_000, 100, 0.001
 LOGS = "certify_logs/cifar10_resnet110_gaussian/noise_{0}/test/sigma_{0}"

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from certify import Gaussian
-from certify.votes import ESTIMATION, count_votes
+from certify.voting.engine import ESTIMATION, count_votes
 
 SIGMA, CLASSES = 0.25, 10
 WAYS = {

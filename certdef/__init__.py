@@ -6,7 +6,9 @@
 Everything is loaded on first use, so that `import certdef` and `certdef --help` stay light.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -18,12 +20,12 @@ _HOME = {
     "attack": "certdef.pipeline",
     "purify": "certdef.pipeline",
     "report": "certdef.pipeline",
-    "serve": "certdef.serving",
-    "doctor": "certdef.health",
-    "cite": "certdef.citations",
-    "load_config": "certdef.config_files",
-    "RunConfig": "certdef.config",
-    "ConfigError": "certdef.config",
+    "serve": "certdef.models.serving",
+    "doctor": "certdef.doctor",
+    "cite": "certdef.report.citations",
+    "load_config": "certdef.config.load",
+    "RunConfig": "certdef.config.job",
+    "ConfigError": "certdef.config.job",
 }
 __all__ = ["__version__", "purifiers", *_HOME]
 
@@ -34,3 +36,14 @@ def __getattr__(name: str):
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'certdef' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """`certdef.report` and `certdef.doctor` stay functions although a room and a file bear these names too."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

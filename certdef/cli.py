@@ -7,9 +7,9 @@ from argparse import RawDescriptionHelpFormatter
 from typing import Any
 
 from certdef import __version__
-from certdef.config import ConfigError, RunConfig, nearest
-from certdef.config_files import add_config_arguments, from_namespace, parse, preset_of
-from certdef.terminal import headline, purifiers_listed
+from certdef.config.job import ConfigError, RunConfig, nearest
+from certdef.config.load import add_config_arguments, from_namespace, parse, preset_of
+from certdef.report.terminal import headline, purifiers_listed
 
 OVERVIEW = """\
 Certify a classifier whose weights are out of reach.
@@ -99,17 +99,17 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         print(as_yaml(config), end="")
         return 0
     if verb == "doctor":
-        from certdef.health import doctor
+        from certdef.doctor import doctor
 
         return doctor(config)
     if verb == "cite":
-        from certdef.citations import cite
+        from certdef.report.citations import cite
 
         print(cite(config))
         return 0
     _quiet()
     if verb == "serve":
-        from certdef.serving import serve
+        from certdef.models.serving import serve
 
         print(
             f"serving {namespace.model or config.registered_model} on http://{namespace.host}:{namespace.port}/invocations; Ctrl-C stops it",
@@ -155,13 +155,13 @@ def _ledger(arguments: list[str]) -> int:
     if rest or namespace.file is None:
         problem = f"unknown option {rest[0]!r}" if rest else "no file given"
         raise ConfigError(f"{problem}: certdef ledger FILE [--price USD] [--export OUT]")
-    from certdef.ledger_view import render
+    from certdef.report.ledger_view import render
 
     print(render(namespace.file, namespace.price))
     if namespace.export:
         from tqdm import tqdm
 
-        from surrogates.ledger_export import export
+        from surrogates.ledger.export import export
 
         rows = export(namespace.file, namespace.export, progress=None if namespace.quiet else tqdm)
         print(f"export   {namespace.export}: {rows:,} queries")

@@ -17,14 +17,15 @@ from torch import nn
 from tqdm import tqdm
 
 import surrogates
-from certdef import ducd_page, page, stages
-from certdef.config import ConfigError, RunConfig, without_password
-from certdef.config_checks import check
-from certdef.data import load_data, read_images
-from certdef.models import build_classifier, surrogate_model
+from certdef import stages
+from certdef.config.checks import check
+from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.data.sets import load_data, read_images
+from certdef.models.classifiers import build_classifier, surrogate_model
+from certdef.report import ducd_page, page
 from certdef.stages import Job
-from certdef.tracking import Tracker
-from certdef.workspace import forget, locked
+from certdef.tracking.mlflow import Tracker
+from certdef.tracking.workspace import forget, locked
 
 
 @dataclass(frozen=True)

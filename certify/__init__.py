@@ -23,26 +23,26 @@ curves         certified accuracy against radius
 parallel       many workers, the same votes
 """
 
-from certify import curves
-from certify.bounds import binomial_interval, binomial_lower_bound, binomial_upper_bound
-from certify.calibration import Calibration
+from certify.bounds.binomial import binomial_interval, binomial_lower_bound, binomial_upper_bound
+from certify.bounds.scores import score_lower_bound, score_radius, score_upper_bound
+from certify.bounds.two_sided import top_k_radius
 from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError
-from certify.guide import Guide, certify_guided
-from certify.inclusion import Inclusion
-from certify.noise import Gaussian, Laplace, NoiseLaw, Uniform, UniformLinf
-from certify.numerical import IID, generalised_normal
-from certify.parallel import certify_parallel
-from certify.recertify import recertify, recover_successes
-from certify.records import RecordLog, read_records
-from certify.scale_mixture import GaussianScaleMixture, nim_noise
+from certify.guided.calibration import Calibration
+from certify.guided.certify import Guide, certify_guided
+from certify.noise.base import Gaussian, Laplace, NoiseLaw, Uniform, UniformLinf
+from certify.noise.inclusion import Inclusion
+from certify.noise.numerical import IID, generalised_normal
+from certify.noise.scale_mixture import GaussianScaleMixture, nim_noise
+from certify.noise.truncation import truncated
+from certify.records import curves
+from certify.records.log import RecordLog, read_records
+from certify.records.recertify import recertify, recover_successes
 from certify.selection import NoiseChoice, choose_noise
 from certify.smoothing import SmoothedClassifier, certify_votes
-from certify.soft import score_lower_bound, score_radius, score_upper_bound
-from certify.splitting import certify_splitting
-from certify.stratified import certify_stratified
-from certify.truncation import truncated
-from certify.two_sided import top_k_radius
+from certify.threats.splitting import certify_splitting
+from certify.threats.stratified import certify_stratified
+from certify.voting.parallel import certify_parallel
 
 __all__ = [
     "ABSTAIN",

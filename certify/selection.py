@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from certify.bounds import binomial_lower_bound
+from certify.bounds.binomial import binomial_lower_bound
 from certify.errors import CertifyError
-from certify.noise import NoiseLaw
+from certify.noise.base import NoiseLaw
 from certify.smoothing import SmoothedClassifier
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from certify.bounds import binomial_lower_bound, smallest_n
+from certify.bounds.binomial import binomial_lower_bound, smallest_n
+from certify.bounds.sequential import UNIT, Outcome, Plan, make_plan
+from certify.bounds.two_sided import check_two_sided, rival_groups, two_sided_radius
 from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError, check_alpha, check_count
-from certify.guide import Guide, GuidedImage, decide
-from certify.noise import NoiseLaw
-from certify.sequential import UNIT, Outcome, Plan, make_plan
-from certify.two_sided import check_two_sided, rival_groups, two_sided_radius
-from certify.votes import (
+from certify.guided.certify import Guide, GuidedImage, decide
+from certify.noise.base import NoiseLaw
+from certify.voting.engine import (
     ESTIMATION,
     PREDICTION,
     SELECTION,

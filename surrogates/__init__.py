@@ -1,15 +1,15 @@
 """Black boxes and their stand-ins: query a target under a budget, keep every answer, distil a surrogate."""
 
-from surrogates.canaries import Canaries
-from surrogates.checkpoint import TrainingCheckpoint
-from surrogates.distillation import Surrogate, distill
+from surrogates.distillation.checkpoint import TrainingCheckpoint
+from surrogates.distillation.distill import Surrogate, distill
+from surrogates.distillation.fidelity import Fidelity, fidelity
+from surrogates.distillation.selection import Selection
+from surrogates.distillation.training import Recipe
 from surrogates.errors import BudgetExceeded, DriftError, LedgerError, Refused, SurrogateError, TargetError
-from surrogates.fidelity import Fidelity, fidelity
-from surrogates.ledger import Bill, Charge, QueryLedger
+from surrogates.ledger.canaries import Canaries
+from surrogates.ledger.ledger import Bill, Charge, QueryLedger
 from surrogates.membership import Membership, MembershipAudit, auc_difference
-from surrogates.selection import Selection
 from surrogates.targets import Answers, Target, open_target
-from surrogates.training import Recipe
 
 __all__ = [
     "Answers",

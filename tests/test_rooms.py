@@ -11,15 +11,19 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("certify", "surrogates", "certdef")
 MAY_IMPORT = {"certify": {"certify"}, "surrogates": {"surrogates"}, "certdef": set(ROOMS)}
 DOORS = {
-    "timm": {"certdef/models.py", "certdef/purifiers/"},
-    "torchattacks": {"certdef/attacks.py"},
-    "art": {"certdef/query_attacks.py"},
-    "diffusers": {"certdef/purifiers/diffusion.py"},
-    "accelerate": {"certdef/purifiers/training.py"},
+    "timm": {"certdef/models/", "certdef/purifiers/networks/"},
+    "torchattacks": {"certdef/attacks/"},
+    "art": {"certdef/attacks/"},
+    "diffusers": {"certdef/purifiers/networks/diffusion.py"},
+    "accelerate": {"certdef/purifiers/networks/training.py"},
     "torchmetrics": {"certdef/restoration/metrics.py"},
-    "mlflow": {"certdef/tracking.py", "certdef/serving.py", "surrogates/targets/pyfunc.py"},
-    "joblib": {"certify/parallel.py"},
-    "matplotlib": {"certify/curves.py", "certdef/pictures.py", "certdef/pictures_purifiers.py"},
+    "mlflow": {"certdef/tracking/", "certdef/models/serving.py", "surrogates/targets/pyfunc.py"},
+    "joblib": {"certify/voting/parallel.py"},
+    "matplotlib": {
+        "certify/records/curves.py",
+        "certdef/report/figures.py",
+        "certdef/report/figures_purifiers.py",
+    },
     "httpx": {"surrogates/targets/"},
     "requests": {"surrogates/targets/"},
     "urllib.request": {"surrogates/targets/"},
@@ -68,13 +72,13 @@ def test_every_file_keeps_the_rules():
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("certify/votes.py", "import surrogates"),
-        ("certify/votes.py", "def f():\n    from certdef.data import load_data"),
-        ("surrogates/ledger.py", "from certify.noise import Gaussian"),
-        ("certify/votes.py", "import mlflow"),
+        ("certify/voting/engine.py", "import surrogates"),
+        ("certify/voting/engine.py", "def f():\n    from certdef.data import load_data"),
+        ("surrogates/ledger/ledger.py", "from certify.noise import Gaussian"),
+        ("certify/voting/engine.py", "import mlflow"),
         ("certdef/pipeline.py", "def f():\n    import torchattacks"),
-        ("certdef/stages.py", "from timm.models import vision_transformer"),
-        ("certdef/page.py", "from matplotlib import pyplot"),
+        ("certdef/stages/surrogate.py", "from timm.models import vision_transformer"),
+        ("certdef/report/page.py", "from matplotlib import pyplot"),
     ],
 )
 def test_the_check_sees_a_broken_rule(path, source):

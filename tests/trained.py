@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from certdef.config import DataConfig
-from certdef.data import load_data
-from certdef.models import build_classifier, train_classifier
+from certdef.config.job import DataConfig
+from certdef.data.sets import load_data
+from certdef.models.classifiers import build_classifier, train_classifier
 
 
 @cache

@@ -6,15 +6,21 @@ catalogue.py lists them, build.py makes one from its name, the other modules are
 from importlib import import_module
 
 _HOME = {
-    "training": ("Training", "fit"),
-    "nim": ("MIM", "NIM", "MIMShape", "NIMShape", "pretrain_nim"),
+    "networks.training": ("Training", "fit"),
+    "networks.nim": ("MIM", "NIM", "MIMShape", "NIMShape", "pretrain_nim"),
     "de3": ("DeCubed", "FillIn", "Vote"),
     "gaussian": ("GaussianSmoothing",),
-    "blind_spot": ("BlindSpotNetwork", "BlindSpotShape", "train_blind_spot"),
+    "networks.blind_spot": ("BlindSpotNetwork", "BlindSpotShape", "train_blind_spot"),
     "ncis": ("NCIS",),
-    "tasks": ("TaskNetwork", "TaskShape", "train_tasks"),
+    "networks.tasks": ("TaskNetwork", "TaskShape", "train_tasks"),
     "reversal": ("Reversal",),
-    "diffusion": ("DiffusionNetwork", "DiffusionShape", "OneStep", "load_pretrained", "train_diffusion"),
+    "networks.diffusion": (
+        "DiffusionNetwork",
+        "DiffusionShape",
+        "OneStep",
+        "load_pretrained",
+        "train_diffusion",
+    ),
     "diffpure": ("DiffPure",),
     "agdm": ("AGDM",),
     "anls": ("anls",),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certdef.models import features
+from certdef.models.classifiers import features
 from certdef.purifiers.diffpure import DiffPure
-from certdef.purifiers.diffusion import DiffusionNetwork, outside
+from certdef.purifiers.networks.diffusion import DiffusionNetwork, outside
 
 DISTANCES = ("cosine", "l2")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from certdef.models import features
+from certdef.models.classifiers import features
 from certdef.purifiers.diffpure import DiffPure
-from certdef.purifiers.diffusion import DiffusionNetwork
+from certdef.purifiers.networks.diffusion import DiffusionNetwork
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from certdef.config import RunConfig
+from certdef.config.job import RunConfig
 from certdef.purifiers.catalogue import CATALOGUE
 
 
@@ -56,7 +56,7 @@ def purifier(
     if name in ("one-step", "diffpure", "uad-rs", "agdm"):
         from certdef.purifiers.agdm import AGDM
         from certdef.purifiers.diffpure import DiffPure
-        from certdef.purifiers.diffusion import OneStep
+        from certdef.purifiers.networks.diffusion import OneStep
 
         if name == "one-step":
             return OneStep(networks["diffusion"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from certdef.purifiers.nim import MIM
+    from certdef.purifiers.networks.nim import MIM
 
 
 class DeCubed(nn.Module):

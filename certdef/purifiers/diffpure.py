@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from certdef.purifiers.diffusion import DiffusionNetwork, inside, outside
+from certdef.purifiers.networks.diffusion import DiffusionNetwork, inside, outside
 
 
 class DiffPure(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from certdef.purifiers.tasks import TaskNetwork, check_denoiser
+from certdef.purifiers.networks.tasks import TaskNetwork, check_denoiser
 
 
 class Reversal(nn.Module):

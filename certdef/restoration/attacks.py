@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from certdef.attacks import sign_steps
+from certdef.attacks.gradient import sign_steps
 
 
 def squared_error(output: Tensor, truth: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certdef.purifiers.training import Training, fit
+from certdef.purifiers.networks.training import Training, fit
 from certdef.restoration.attacks import squared_error
 from certdef.restoration.network import RestorationNetwork, restoration_loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from certdef.config import ConfigError
+from certdef.config.job import ConfigError
 
 
 def psnr(restored: Tensor, truth: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from certdef.stages.attack import attack, check_attack_budget
 from certdef.stages.budgets import check_budgets, trace_budgets
 from certdef.stages.certificates import Condition, certify_subjects, conditions, target_draws
 from certdef.stages.denoiser import pretrain_denoiser
-from certdef.stages.ducd_certificates import check_choice, choose_noise, compare_subjects
-from certdef.stages.ducd_membership import audit_membership, check_audit, train_references
-from certdef.stages.ducd_surrogates import check_pools, distil_students
+from certdef.stages.ducd.certificates import check_choice, choose_noise, compare_subjects
+from certdef.stages.ducd.membership import audit_membership, check_audit, train_references
+from certdef.stages.ducd.surrogates import check_pools, distil_students
 from certdef.stages.job import Job, interval
 from certdef.stages.ladder import check_ladder_budget, climb_ladder, ladder_systems
 from certdef.stages.purifier import Purifier, check_purifier, prepare_purifier, purify_images
@@ -18,7 +18,7 @@ from certdef.stages.served import register
 from certdef.stages.surrogate import distil, recipe_of, selection_of
 from certdef.stages.target import open_black_box
 from certdef.stages.trained_once import trained_once
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 __all__ = [
     "Condition",

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import surrogates
-from certdef import attacks
-from certdef.config import ConfigError, RunConfig
+from certdef.attacks import gradient as attacks
+from certdef.config.job import ConfigError, RunConfig
 from certdef.stages.job import Job, interval
 from certdef.stages.purifier import Purifier
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 BATCH = 100  # images purified at a time: a diffusion chain takes memory
 

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 import surrogates
-from certdef import budget_curves
-from certdef.budget_curves import Cell
-from certdef.config import ConfigError, RunConfig, SurrogateConfig
-from certdef.noise_laws import noise_law
-from certdef.purifiers.nim import NIM
+from certdef.config.job import ConfigError, RunConfig, SurrogateConfig
+from certdef.config.noise_laws import noise_law
+from certdef.purifiers.networks.nim import NIM
+from certdef.report import budget_curves
+from certdef.report.budget_curves import Cell
 from certdef.stages.denoiser import pretrained
 from certdef.stages.job import Job
 from certdef.stages.surrogate import encoder_for, selection_of, train_surrogate
-from certdef.workspace import Stage, fingerprint, write_json
+from certdef.tracking.workspace import Stage, fingerprint, write_json
 
 
 def check_budgets(

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import certify
 import surrogates
-from certdef.config import ConfigError, RunConfig
-from certdef.noise_laws import noise_law
+from certdef.config.job import ConfigError, RunConfig
+from certdef.config.noise_laws import noise_law
 from certdef.purifiers.catalogue import CATALOGUE, title
 from certdef.stages.job import Job, versions
 from certdef.stages.purifier import Purifier
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
 CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
@@ -106,7 +106,7 @@ def _within_reach(config: RunConfig, n: int) -> int:
     """Refuse a guide where n votes could prove none of the radii."""
     if config.certify.guide != "off":
         for condition in conditions(config):
-            certify.guide.reachable_radii(condition.noise, config.certify.radii, n, config.certify.alpha)
+            certify.guided.reachable_radii(condition.noise, config.certify.radii, n, config.certify.alpha)
     return n
 
 

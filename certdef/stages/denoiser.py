@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from certdef import storage
-from certdef.config import ConfigError, RunConfig, SigmaLaw
-from certdef.noise_laws import noise_law
-from certdef.purifiers.nim import MIM, NIM, MIMShape, NIMShape, pretrain_nim
-from certdef.purifiers.timm_encoders import encoder_sizes, load_encoder
+from certdef.config.job import ConfigError, RunConfig, SigmaLaw
+from certdef.config.noise_laws import noise_law
+from certdef.models import storage
+from certdef.purifiers.networks.nim import MIM, NIM, MIMShape, NIMShape, pretrain_nim
+from certdef.purifiers.networks.timm_encoders import encoder_sizes, load_encoder
 from certdef.stages.job import Job
 from certdef.stages.trained_once import trained_once
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 
 def build_denoiser(

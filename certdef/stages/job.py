@@ -12,10 +12,10 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef.config import RunConfig
-from certdef.data import Splits
-from certdef.tracking import Tracker
-from certdef.workspace import Stage
+from certdef.config.job import RunConfig
+from certdef.data.sets import Splits
+from certdef.tracking.mlflow import Tracker
+from certdef.tracking.workspace import Stage
 
 
 @dataclass

@@ -17,12 +17,15 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef import ladder, pictures, query_attacks, smoothed_attack
-from certdef.config import ConfigError, RunConfig
-from certdef.noise_laws import noise_law
+from certdef.attacks import query as query_attacks
+from certdef.attacks import smoothed as smoothed_attack
+from certdef.attacks import threat_ladder as ladder
+from certdef.config.job import ConfigError, RunConfig
+from certdef.config.noise_laws import noise_law
+from certdef.report import figures as pictures
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
-from certdef.workspace import Stage, write_json
+from certdef.tracking.workspace import Stage, write_json
 
 SUBJECTS = ("surrogate", "target")
 VOTES = 300  # draws of a prediction under attack, at most

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from certdef import attacks
-from certdef.config import ConfigError, RunConfig
-from certdef.data import data_root
-from certdef.models import build_classifier, features, train_classifier
-from certdef.noise_laws import noise_law
+from certdef.attacks import gradient as attacks
+from certdef.config.job import ConfigError, RunConfig
+from certdef.config.noise_laws import noise_law
+from certdef.data.sets import data_root
+from certdef.models.classifiers import build_classifier, features, train_classifier
 from certdef.purifiers.catalogue import CATALOGUE
-from certdef.purifiers.training import Training
+from certdef.purifiers.networks.training import Training
 from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
 from certdef.stages.job import Job
 from certdef.stages.trained_once import trained_once
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 BATCH, CROP = 512, 32
 
@@ -44,13 +44,13 @@ def untrained(
     if need in ("denoiser", "nim", "nim-simmim", "mim"):
         return build_denoiser(config, image_shape, masked=need == "mim", linear_head=need == "nim-simmim")
     if need in ("blind_spot", "blind_spot_noisy"):
-        from certdef.purifiers.blind_spot import BlindSpotNetwork, BlindSpotShape
+        from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape
 
         return BlindSpotNetwork(
             BlindSpotShape(image_shape, config.blind_spot.filters, config.blind_spot.blocks)
         )
     if need == "tasks":
-        from certdef.purifiers.tasks import TaskNetwork, TaskShape
+        from certdef.purifiers.networks.tasks import TaskNetwork, TaskShape
 
         device = next(classifier.parameters()).device
         with torch.inference_mode():
@@ -58,7 +58,7 @@ def untrained(
         bank = min(TaskShape.bank, config.data.pool_images // 2)
         return TaskNetwork(TaskShape(image_shape, width, config.reversal.tasks, bank=bank, seed=config.seed))
     if need == "diffusion":
-        from certdef.purifiers.diffusion import DiffusionNetwork, DiffusionShape, load_pretrained
+        from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, load_pretrained
 
         if config.diffusion.pretrained:
             return load_pretrained(config.diffusion.pretrained, image_shape)
@@ -81,8 +81,8 @@ def _noisy_blind_spot(job: Job, law: Any) -> tuple[nn.Module, Stage]:
 
 
 def _trained_blind_spot(job: Job, name: str, depends_on: list[Any], **how: Any) -> tuple[nn.Module, Stage]:
-    from certdef.natural import natural_crops
-    from certdef.purifiers.blind_spot import train_blind_spot
+    from certdef.data.natural import natural_crops
+    from certdef.purifiers.networks.blind_spot import train_blind_spot
 
     config, shape = job.config.blind_spot, job.data.image_shape
     images = torch.from_numpy(job.data.pool)
@@ -106,7 +106,7 @@ def _denoiser(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Stag
 
 
 def _tasks(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.Module, Stage]:
-    from certdef.purifiers.tasks import train_tasks
+    from certdef.purifiers.networks.tasks import train_tasks
 
     config, pool = job.config.reversal, torch.from_numpy(job.data.pool)
     depends_on = [_made_by(config, "eps", "steps", "step_255"), surrogate_stage.fingerprint]
@@ -125,7 +125,7 @@ def _tasks(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.M
 
 
 def _diffusion(job: Job, surrogate: nn.Module, _: Stage) -> tuple[nn.Module, Stage]:
-    from certdef.purifiers.diffusion import train_diffusion
+    from certdef.purifiers.networks.diffusion import train_diffusion
 
     config, pool = job.config.diffusion, torch.from_numpy(job.data.pool)
 

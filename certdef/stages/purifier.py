@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from certdef import attacks, serving, storage
-from certdef.config import ConfigError, RunConfig
-from certdef.data import data_root
+from certdef.attacks import gradient as attacks
+from certdef.config.job import ConfigError, RunConfig
+from certdef.data.sets import data_root
+from certdef.models import serving, storage
 from certdef.purifiers import build
 from certdef.stages.denoiser import build_denoiser
 from certdef.stages.job import Job
 from certdef.stages.networks import PER_LAW, SHARED, labels_of, needed, training_of, untrained
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 
 @dataclass

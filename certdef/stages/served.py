@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from torch import nn
 
-from certdef import serving, storage
+from certdef.models import serving, storage
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 
 def register(

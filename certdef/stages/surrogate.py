@@ -12,14 +12,14 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef import serving, storage
-from certdef.config import ConfigError, SurrogateConfig
-from certdef.models import build_classifier, surrogate_model
-from certdef.noise_laws import noise_law
-from certdef.purifiers.nim import NIM, NIMClassifier
+from certdef.config.job import ConfigError, SurrogateConfig
+from certdef.config.noise_laws import noise_law
+from certdef.models import serving, storage
+from certdef.models.classifiers import build_classifier, surrogate_model
+from certdef.purifiers.networks.nim import NIM, NIMClassifier
 from certdef.stages.denoiser import pretrain_denoiser
 from certdef.stages.job import Job
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 # A target that is trained here starts from the weights of the job's seed, which nobody outside would know: a student
 # of the same architecture that started from them too would agree with it more than it has learned.

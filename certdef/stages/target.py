@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import surrogates
-from certdef import serving, storage
-from certdef.config import ConfigError, without_password
-from certdef.models import build_classifier, train_classifier, train_svc
+from certdef.config.job import ConfigError, without_password
+from certdef.models import serving, storage
+from certdef.models.classifiers import build_classifier, train_classifier, train_svc
 from certdef.stages.job import Job, interval
-from certdef.tracking import tracking_uri
-from certdef.workspace import Stage, fingerprint
+from certdef.tracking.mlflow import tracking_uri
+from certdef.tracking.workspace import Stage, fingerprint
 
 CANARIES = 4
 

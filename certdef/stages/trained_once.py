@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from certdef import serving, storage
+from certdef.models import serving, storage
 from certdef.stages.job import Job
-from certdef.workspace import Stage
+from certdef.tracking.workspace import Stage
 
 
 def trained_once(

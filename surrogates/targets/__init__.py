@@ -10,7 +10,7 @@ from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target, check_images
 from surrogates.targets.callables import CallableTarget, TorchTarget
 from surrogates.targets.estimators import EstimatorTarget
-from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.formats import PixelFormat
 from surrogates.targets.pyfunc import PyfuncTarget
 from surrogates.targets.uris import Declared, check_options, open_uri
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from surrogates.errors import SurrogateError, TargetError
-from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.formats import PixelFormat
 
 OUTPUT_KINDS = ("labels", "top_k", "probabilities", "logits")
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from surrogates.targets.base import Answers, Target
-from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.formats import PixelFormat
 
 
 class CallableTarget(Target):

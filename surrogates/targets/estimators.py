@@ -9,7 +9,7 @@ import numpy as np
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.callables import qualified_name
-from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.formats import PixelFormat
 
 
 class EstimatorTarget(Target):

@@ -25,8 +25,8 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import OUTPUT_KINDS
+from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http import Reply
-from surrogates.targets.pixels import PixelFormat
 from surrogates.targets.served import read_json
 
 PLACE = "$images"

@@ -9,8 +9,8 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.formats import PixelFormat
 from surrogates.targets.open_inference import layout_of
-from surrogates.targets.pixels import PixelFormat
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
 
 PIXEL_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(uint8)": "uint8"}

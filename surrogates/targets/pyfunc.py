@@ -6,7 +6,7 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
-from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.formats import PixelFormat
 from surrogates.targets.records import unpack
 
 # Flavours whose model runs in this process and dies with it; any other may call a service that charges.

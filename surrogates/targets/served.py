@@ -10,8 +10,8 @@ import numpy as np
 
 from surrogates.errors import Refused, TargetError
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http import HttpClient, Reply
-from surrogates.targets.pixels import PixelFormat
 
 
 class Wire(Protocol):

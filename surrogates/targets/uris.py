@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Target
-from surrogates.targets.pixels import PixelFormat
+from surrogates.targets.formats import PixelFormat
 from surrogates.targets.pyfunc import PyfuncTarget, load_pyfunc
 
 if TYPE_CHECKING:

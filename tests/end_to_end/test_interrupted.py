@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from certdef.config_files import load_config
+from certdef.config.load import load_config
 from tests.conftest import TINY
 
 SIZES = TINY | {

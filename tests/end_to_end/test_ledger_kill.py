@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from surrogates import BudgetExceeded, QueryLedger, open_target
-from surrogates import ledger_store as store
+from surrogates.ledger import store
 from surrogates.targets.base import Target
 
 CLASSES = 7

@@ -1,0 +1,5 @@
+"""What a job is asked to do: dataclasses, presets, checks."""
+
+from certdef.config.job import ConfigError, DataConfig, RunConfig, SigmaLaw
+
+__all__ = ["ConfigError", "DataConfig", "RunConfig", "SigmaLaw"]

@@ -1,0 +1,170 @@
+"""Values out of range are refused here, in one line, before anything is trained or paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from math import floor, log
+
+from certdef.config.attacks import AttackConfig, LadderConfig
+from certdef.config.job import (
+    CertifyConfig,
+    ConfigError,
+    DataConfig,
+    DUCDConfig,
+    LedgerConfig,
+    RunConfig,
+    SurrogateConfig,
+    TargetConfig,
+    nearest,
+    preset_path,
+)
+from certdef.config.purifiers import NIMConfig
+from certdef.purifiers.catalogue import CATALOGUE
+
+METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
+GUIDES = ("off", "decide", "budget")
+
+# The name of a value, whether it is good, and what to do otherwise.
+Rules = Iterator[tuple[str, bool, str]]
+
+
+def check(config: RunConfig) -> None:
+    """Raise ConfigError, naming the value and the remedy, for the first value that cannot be used."""
+    preset_path(config.preset)
+    _refuse(config, "", _job(config))
+    for section, rules in {
+        "certify": _certify(config.certify),
+        "attack": _attack(config.attack),
+        "ladder": _ladder(config.ladder),
+        "target": _target(config.target),
+        "nim": _nim(config.nim),
+        "surrogate": _surrogate(config.surrogate),
+        "ledger": _ledger(config.ledger, config.surrogate.query_batch),
+        "data": _data(config.data),
+        "ducd": _ducd(config.ducd),
+    }.items():
+        _refuse(getattr(config, section), f"{section}.", rules)
+    for law in config.certify.laws:
+        if not 0 < law.scale_255 <= 255:
+            raise ConfigError(
+                f"scale_255 of law {law.label!r} is {law.scale_255!r}: use 8-bit levels above 0, e.g. 3"
+            )
+    labels = [law.label for law in config.certify.laws]
+    if len(set(labels)) < len(labels) or "gaussian" in labels:
+        raise ConfigError(
+            f"certify.laws has the labels {labels}: give each law its own (gaussian is taken by the comparison)"
+        )
+
+
+def _refuse(section: object, prefix: str, rules: Rules) -> None:
+    for name, good, remedy in rules:
+        if not good:
+            raise ConfigError(f"{prefix}{name} is {getattr(section, name)!r}: {remedy}")
+
+
+def _job(config: RunConfig) -> Rules:
+    known = f"certdef purifiers lists them{nearest(config.purifier, list(CATALOGUE))}"
+    yield "purifier", config.purifier in CATALOGUE, known
+    yield "device", config.device in ("auto", "cpu", "cuda"), "use auto, cpu or cuda"
+    yield "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"
+
+
+def _certify(certify: CertifyConfig) -> Rules:
+    yield "alpha", 0 < certify.alpha < 0.5, "use a value in (0, 0.5), e.g. 0.001"
+    yield "n0", certify.n0 >= 1, "use at least 1, e.g. 100"
+    yield "images", certify.images >= 1, "use at least 1"
+    yield "target_images", certify.target_images >= 1, "use at least 1"
+    yield "batch_size", certify.batch_size >= 1, "use at least 1"
+    yield "laws", len(certify.laws) >= 1, "name at least one law"
+    yield "radii", all(radius >= 0 for radius in certify.radii), "use radii of 0 or more"
+    yield "method", certify.method in METHODS, f"use one of {', '.join(METHODS)}"
+    yield "guide", certify.guide in GUIDES, f"use one of {', '.join(GUIDES)}"
+    yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
+    yield "workers", certify.workers >= 1, "use at least 1"
+    # n unbroken successes bound p by alpha**(1/n), which must exceed 1/2
+    smallest = floor(log(certify.alpha) / log(0.5)) + 1
+    yield "n", certify.n >= smallest, f"alpha {certify.alpha:g} certifies nothing below n={smallest}"
+
+
+def _attack(attack: AttackConfig) -> Rules:
+    yield "eps", all(0 <= eps <= 1 for eps in attack.eps), "use [0,1] pixel units: 8/255 is 0.0314"
+    yield "steps", attack.steps >= 1, "use at least 1"
+
+
+def _ladder(ladder: LadderConfig) -> Rules:
+    from certdef.purifiers.catalogue import CATALOGUE
+
+    yield (
+        "systems",
+        not (unknown := {*ladder.systems} - {*CATALOGUE, "none"}),
+        (f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"),
+    )
+    yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
+    yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"
+    for name in ("images", "target_images", "steps", "eot", "looks", "resubmissions", "smoothed_draws"):
+        yield name, getattr(ladder, name) >= 1, "use at least 1"
+    yield "smoothed_images", ladder.smoothed_images >= 0, "use 0 or more"
+    for name in ("square_queries", "decision_queries"):
+        queries = getattr(ladder, name)
+        least = 4 * ladder.looks
+        yield (
+            name,
+            queries == 0 or queries >= least,
+            f"use 0 for off, or at least {least} (4 times ladder.looks)",
+        )
+
+
+def _target(target: TargetConfig) -> Rules:
+    yield "canary_every", target.canary_every >= 0, "use a number of queries, or 0 for off"
+    if target.uri is None:
+        makes = (None, "probabilities") if target.kind == "svc" else (None, "probabilities", "logits")
+        remedy = "a target that is trained here answers probabilities, a network also logits"
+        yield "output_kind", target.output_kind in makes, remedy
+        for name in sorted({*target.form, *target.transport} - {*target.training}):
+            yield name, False, "it is for your own target: give target.uri"
+
+
+def _nim(nim: NIMConfig) -> Rules:
+    yield "epochs", nim.epochs >= 1, "use at least 1"
+    own = nim.heads >= 1 and nim.width % nim.heads == 0
+    yield "heads", nim.encoder is not None or own, "nim.width must be a multiple of it"
+    yield (
+        "weights",
+        nim.weights is None or nim.encoder is not None,
+        "name the network they are of: nim.encoder",
+    )
+    yield "ema", nim.ema is None or 0 < nim.ema < 1, "use a decay in (0, 1), e.g. 0.999"
+    precisions = ("float32", "bfloat16", "float16")
+    yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"
+
+
+def _surrogate(surrogate: SurrogateConfig) -> Rules:
+    yield "epochs", surrogate.epochs >= 1, "use at least 1"
+    yield "features", surrogate.features in ("student", "nim"), "use student or nim"
+    yield "committee", surrogate.committee >= 0, "use 0 or more"
+
+
+def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
+    for purpose, budget in asdict(ledger).items():
+        if purpose != "path":
+            yield purpose, budget > 0, "a budget must be at least 1 query"
+    remedy = f"it is smaller than the first batch (surrogate.query_batch {query_batch}): raise it or lower the batch"
+    yield "training", ledger.training >= query_batch, remedy
+
+
+def _data(data: DataConfig) -> Rules:
+    for name, value in asdict(data).items():
+        if name.endswith("_images"):
+            yield name, value >= (name != "audit_images"), "use at least 1"
+
+
+def _ducd(ducd: DUCDConfig) -> Rules:
+    shares = ducd.overlaps
+    good = len(shares) >= 1 and all(0 <= share <= 1 for share in shares) and len(set(shares)) == len(shares)
+    yield "overlaps", good, "use different shares in [0, 1], e.g. [0, 1]"
+    levels = all(0 < sigma <= 255 for sigma in ducd.gaussians_255)
+    yield "gaussians_255", levels, "use 8-bit levels above 0, e.g. 60"
+    yield "rmia_a", 0 <= ducd.rmia_a <= 1, "use a value in [0, 1], e.g. 0.3"
+    for name in ("choice_images", "choice_n", "candidates", "population", "references"):
+        yield name, getattr(ducd, name) >= 1, "use at least 1"

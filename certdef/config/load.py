@@ -1,0 +1,133 @@
+"""Reading a RunConfig: a preset, a YAML file, command-line overrides, each error as one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from certdef.config.checks import check
+from certdef.config.job import ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
+
+
+def add_config_arguments(parser: Any, preset: str) -> None:
+    """Give a jsonargparse parser `--config FILE` and every field of RunConfig, on the defaults of a preset."""
+    import yaml
+
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of the keys below; options win over it."
+    )
+    parser.add_class_arguments(RunConfig)
+    parser.set_defaults(flatten(yaml.safe_load(preset_path(preset).read_text())))
+
+
+def from_namespace(parser: Any, namespace: Any) -> RunConfig:
+    """Build and check the RunConfig that a parser read."""
+    values = parser.instantiate(namespace)
+    config = RunConfig(**{name: getattr(values, name) for name in RunConfig.__dataclass_fields__})
+    check(config)
+    return config
+
+
+def load_config(preset: str | None = None, file: str | Path | None = None, **overrides: Any) -> RunConfig:
+    """Resolve a configuration from Python.
+
+    Args:
+        preset: Name of a preset; default the one that the file names, else digits.
+        file: A YAML file of further values.
+        overrides: Single values with dots written as double underscores, e.g. `certify__n=2000, seed=3`.
+
+    Raises:
+        ConfigError: An unknown preset, file or key (with the nearest known one), or a value out of range.
+    """
+    arguments = [f"--preset={preset}"] if preset else []
+    if file is not None:
+        arguments.append(f"--config={file}")
+    arguments += [f"--{key.replace('__', '.')}={_literal(value)}" for key, value in overrides.items()]
+    parser = config_parser(preset_of(arguments))
+    return from_namespace(parser, parse(parser, arguments))
+
+
+def config_parser(preset: str, **options: Any) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, **options)
+    add_config_arguments(parser, preset)
+    return parser
+
+
+def parse(parser: Any, arguments: list[str]) -> Any:
+    """Parse, with unknown keys and unusable values as one ConfigError.
+
+    `--data-root` is read as `--data.root`, and a last part that stands alone among all keys is enough: `--alpha`.
+    """
+    from jsonargparse import ArgumentError
+
+    keys = known_keys()
+    leaves = [key.rpartition(".")[2] for key in keys]
+    dashed = {
+        f"--{leaf}": f"--{key}" for leaf, key in zip(leaves, keys, strict=True) if leaves.count(leaf) == 1
+    }
+    dashed |= {f"--{key.replace('.', '-').replace('_', '-')}": f"--{key}" for key in keys}
+    split = [argument.partition("=") for argument in files_first(arguments)]
+    try:
+        return parser.parse_args([dashed.get(name, name) + equals + value for name, equals, value in split])
+    except ArgumentError as error:
+        raise ConfigError(explain(str(error), known_keys())) from error
+
+
+def files_first(arguments: list[str]) -> list[str]:
+    """The same arguments with `--config FILE` in front, so that a single value wins wherever it stands."""
+    files, rest = [], list(arguments)
+    while found := [at for at, argument in enumerate(rest) if argument.partition("=")[0] == "--config"]:
+        width = 1 if "=" in rest[found[0]] else 2
+        files += rest[found[0] : found[0] + width]
+        del rest[found[0] : found[0] + width]
+    return files + rest
+
+
+def preset_of(arguments: list[str]) -> str:
+    """The preset that arguments name, or else their configuration file; it decides the defaults of the rest."""
+    files = [value for name, value in _pairs(arguments) if name == "--config"]
+    named = [value for name, value in _pairs(arguments) if name == "--preset"]
+    if not named and files and Path(files[-1]).is_file():
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(files[-1]).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"config file {files[-1]!r} is no YAML: {' '.join(str(error).split())}"
+            ) from error
+        named = [str(content["preset"])] if isinstance(content, dict) and "preset" in content else []
+    return named[-1] if named else "digits"
+
+
+def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
+    split = [argument.partition("=") for argument in arguments]
+    values = [*(name for name, _, _ in split[1:]), ""]  # `--config FILE`: the value is the next argument
+    return [
+        (name, value if equals else following)
+        for (name, equals, value), following in zip(split, values[: len(split)], strict=True)
+    ]
+
+
+def known_keys() -> list[str]:
+    """Every key of the configuration, dotted."""
+    return [*flatten(RunConfig().to_dict(), groups=True), *SigmaLaw.__dataclass_fields__, "config"]
+
+
+def explain(message: str, known: list[str]) -> str:
+    """One line from a parser's message, with the nearest known key where one was unknown."""
+    line = " ".join(message.split())
+    group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
+    other = re.search(r"[Oo]ption '([\w.]+)' is not accepted|nrecognized arguments: -*([\w.\-]+)", line)
+    if not (group or other):
+        return line.replace("Parser key ", "")
+    key = f"{group[1]}.{group[2]}" if group else other[1] or other[2]
+    return f"unknown key {key!r}{nearest(key, known)}: certdef run --print-config shows all keys"
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

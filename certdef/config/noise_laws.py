@@ -1,0 +1,29 @@
+"""From a configured sigma law to a noise law, at the door where 8-bit levels become [0, 1] pixel units."""
+
+from __future__ import annotations
+
+import scipy.stats
+
+import certify
+from certdef.config.job import ConfigError, SigmaLaw
+
+
+def noise_law(law: SigmaLaw) -> certify.GaussianScaleMixture | certify.Gaussian:
+    """The Gaussian scale mixture of a configured law of sigma, e.g. Gamma(25, scale 3)/255; one Gaussian if it is constant.
+
+    Raises:
+        ConfigError: scipy.stats has no such family, or the family refuses the shape arguments.
+    """
+    if law.family == "constant":
+        if law.shape:
+            raise ConfigError(f"law {law.label!r}: a constant sigma is its scale alone, give shape []")
+        return certify.Gaussian(law.scale_255 / 255)
+    family = getattr(scipy.stats, law.family, None)
+    if not isinstance(family, scipy.stats.rv_continuous):
+        raise ConfigError(
+            f"family {law.family!r} of law {law.label!r} is no continuous scipy.stats law: try gamma, uniform, gengamma or constant"
+        )
+    try:
+        return certify.GaussianScaleMixture(family(*law.shape, scale=law.scale_255 / 255))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"law {law.label!r}: {error}") from error

@@ -1,0 +1,123 @@
+"""`certdef doctor`: what is installed, what is reachable, what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+from certdef.config.job import ConfigError, RunConfig
+from certdef.data.sets import data_root
+from certdef.tracking.mlflow import check_store, tracking_uri
+
+NEEDED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "statsmodels",
+    "scikit-learn",
+    "mlflow",
+    "torchattacks",
+    "accelerate",
+    "jsonargparse",
+    "safetensors",
+    "matplotlib",
+)
+
+# Packages of the extras, and what is missing without them.
+OPTIONAL = {
+    "diffusers": "the diffusion purifiers: pip install 'certdef[diffusion]'",
+    "adversarial-robustness-toolbox": "HopSkipJump on the ladder: pip install 'certdef[attacks]'",
+    "torchmetrics": "restoration: pip install 'certdef[restoration]'",
+    "onnxruntime": "ONNX targets: pip install 'certdef[onnx]'",
+    "dask": "certify.backend dask: pip install 'certdef[dask]'",
+    "ray": "certify.backend ray: pip install 'certdef[ray]'",
+}
+
+
+def doctor(config: RunConfig) -> int:
+    """Print the state of this installation; returns 0, or 1 if something needed is missing."""
+    findings = [*_packages(), *_surrogates(), *_devices(config), *_stores(config)]
+    width = max(len(what) for _, what, _ in findings)
+    for good, what, detail in findings:
+        print(f"{'ok     ' if good else 'MISSING' if good is False else 'note   '}  {what:<{width}} {detail}")
+    return 1 if any(good is False for good, *_ in findings) else 0
+
+
+def _packages() -> list[tuple[bool | None, str, str]]:
+    found: list[tuple[bool | None, str, str]] = [(True, "python", platform.python_version())]
+    for name in NEEDED:
+        try:
+            found.append((True, name, version(name)))
+        except PackageNotFoundError:
+            found.append((False, name, "not installed: install certdef with its constraints file"))
+    for name, use in OPTIONAL.items():
+        try:
+            found.append((True, name, version(name)))
+        except PackageNotFoundError:
+            found.append((None, name, f"not installed, and needed only for {use}"))
+    return found
+
+
+def _surrogates() -> list[tuple[bool | None, str, str]]:
+    """Another package on the registry imports under the same name as our room."""
+    owners = [name for name in packages_distributions().get("surrogates", []) if name != "certdef"]
+    if owners:
+        return [
+            (
+                False,
+                "surrogates",
+                f"the package {', '.join(owners)} imports under this name too: uninstall it",
+            )
+        ]
+    spec = importlib.util.find_spec("surrogates.ledger")
+    return [
+        (
+            bool(spec),
+            "surrogates",
+            "ours" if spec else "another package of this name shadows ours: uninstall it",
+        )
+    ]
+
+
+def _devices(config: RunConfig) -> list[tuple[bool | None, str, str]]:
+    import torch
+
+    found: list[tuple[bool | None, str, str]] = [
+        (True, "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    ]
+    if torch.cuda.is_available():
+        found += [
+            (True, f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())
+        ]
+    else:
+        found.append(
+            (
+                False if config.device == "cuda" else None,
+                "cuda",
+                "no CUDA device: everything runs on the processor",
+            )
+        )
+    return found
+
+
+def _stores(config: RunConfig) -> list[tuple[bool | None, str, str]]:
+    found: list[tuple[bool | None, str, str]] = []
+    uri = tracking_uri(config)
+    try:
+        check_store(uri)
+        found.append((True, "tracking store", uri))
+    except ConfigError as error:
+        found.append((False, "tracking store", str(error)))
+    try:
+        found.append((True, "data root", str(data_root(config.data))))
+    except ConfigError as error:
+        needed = config.data.name == "fashion-mnist"
+        found.append((False if needed else None, "data root", f"{error} (the digits preset needs none)"))
+    free = shutil.disk_usage(".").free / 2**30
+    found.append((True if free > 1 else None, "disk", f"{free:.1f} GiB free here"))
+    return found

@@ -1,0 +1,209 @@
+"""Classifiers by name: two small ones of our own and every timm model. Inputs are (N, C, H, W) in [0, 1].
+
+Normalisation is inside the model, so that attacks, noise and certificates all live in pixel units.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from certdef.config.job import ConfigError, RunConfig
+from surrogates.distillation.augmentation import shifted
+
+
+class Classifier(nn.Module):
+    """A network behind a fixed normalisation: (N, C, H, W) in [0, 1] -> logits (N, K)."""
+
+    def __init__(self, network: nn.Module, mean: float = 0.5, std: float = 0.5):
+        super().__init__()
+        self.mean, self.std, self.network = mean, std, network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - self.mean) / self.std)
+
+
+def build_classifier(model: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build an untrained classifier: `cnn`, `mlp`, `resnet`, `nim_p4_w64_d3_h4` (patch, width, depth, heads), or any timm model name.
+
+    Raises:
+        ConfigError: The name is neither ours nor timm's, or the model does not take images of this size.
+    """
+    classifier = _build(model, image_shape, num_classes)
+    # How to build it again, for whoever saves its weights.
+    classifier.built = {"model": model, "image_shape": tuple(image_shape), "num_classes": num_classes}
+    return classifier
+
+
+def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    channels, height, width = image_shape
+    if name == "mlp":
+        return Classifier(_mlp(channels * height * width, num_classes))
+    if name == "cnn":
+        return Classifier(_cnn(channels, min(height, width), num_classes))
+    if name == "resnet":
+        return Classifier(_resnet(channels, min(height, width), num_classes))
+    if sizes := re.fullmatch(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?", name):
+        from certdef.purifiers.networks.nim import NIM, NIMClassifier, NIMShape
+
+        *numbers, token = sizes.groups()
+        encoder = NIMShape(image_shape, *map(int, numbers), decoder_depth=0, class_token=token is not None)
+        return NIMClassifier(NIM(encoder), num_classes)
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"unknown model {name!r}: use cnn, mlp, resnet or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
+        )
+    try:
+        sized = {"img_size": (height, width)} if "vit" in name else {}
+        network = timm.create_model(
+            name, pretrained=False, in_chans=channels, num_classes=num_classes, **sized
+        )
+        network.eval()(torch.zeros(1, *image_shape))
+    except Exception as error:  # timm raises whatever the architecture trips over
+        raise ConfigError(
+            f"model {name!r} does not take images of shape {image_shape} ({error}): choose another"
+        ) from error
+    return Classifier(network)
+
+
+def surrogate_model(config: RunConfig) -> str:
+    """Name of the surrogate's architecture for build_classifier: `nim` stands for the configured encoder's sizes."""
+    if config.surrogate.model != "nim":
+        return config.surrogate.model
+    sizes = asdict(config.nim)
+    if config.nim.encoder:
+        from certdef.purifiers.networks.timm_encoders import encoder_sizes
+
+        sizes |= encoder_sizes(config.nim.encoder) | {"patch_size": config.nim.patch_size}
+    token = "_c" if sizes.get("class_token") else ""
+    return "nim_p{patch_size}_w{width}_d{depth}_h{heads}".format(**sizes) + token
+
+
+def _mlp(inputs: int, num_classes: int, hidden: int = 256) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+
+
+def _cnn(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Module:
+    layers: list[nn.Module] = []
+    inputs, outputs = channels, width
+    for stage in range(2):
+        stride = 2 if stage or size > 16 else 1
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        ]
+        inputs, outputs = outputs, 2 * outputs
+    pooled = 4
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(pooled), nn.Flatten(),
+        nn.Linear(inputs * pooled * pooled, 128), nn.ReLU(), nn.Linear(128, num_classes),
+    )  # fmt: skip
+
+
+class _Residual(nn.Module):
+    """Two convolutions around a shortcut (He et al., CVPR 2016); a stride halves the image."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
+        )  # fmt: skip
+        self.shortcut = (
+            nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def _resnet(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Module:
+    """A residual network that trains on a processor: three levels of one block each, down to a mean over the image."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, 2 if size > 32 else 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        _Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes),
+    )  # fmt: skip
+
+
+def features(classifier: nn.Module, images: Tensor) -> Tensor:
+    """What a classifier's last linear layer is given: pooled features (N, D), differentiable in the images (N, C, H, W).
+
+    Raises:
+        ConfigError: The classifier has no linear layer.
+    """
+    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ConfigError(
+            f"{type(classifier).__name__} has no linear layer to take features from: use another"
+        )
+    seen: list[Tensor] = []
+    handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        classifier(images)
+    finally:
+        handle.remove()
+    return seen[-1].flatten(1)
+
+
+def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
+    """The digits target: an RBF support vector machine with calibrated probabilities, on flattened images."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.svm import SVC
+
+    machine = CalibratedClassifierCV(SVC(C=10.0, gamma="scale", random_state=seed), ensemble=False, cv=5)
+    return machine.fit(images.reshape(len(images), -1), labels)
+
+
+def train_classifier(
+    model: nn.Module, images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int, device: torch.device,
+    batch_size: int = 128, learning_rate: float = 2e-3, augment: bool = False, perturb: Callable | None = None,
+    progress: Callable | None = None, desc: str = "train target",
+) -> nn.Module:  # fmt: skip
+    """Train a classifier on labelled images: what the owner of a cnn target does before anyone queries it.
+
+    Args:
+        augment: Mirror half of the images and shift each by up to an eighth of its height; for natural images.
+        perturb: perturb(model, images, labels) -> images, e.g. an attack: adversarial training (Madry et al., ICLR 2018).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    moves = torch.Generator(device).manual_seed(seed)
+    data, truth = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    model.to(device).train()
+    steps = -(-len(data) // batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
+    for _ in progress(range(epochs), desc=desc) if progress else range(epochs):
+        for batch in torch.randperm(len(data), generator=generator).to(device).split(batch_size):
+            shown = data[batch]
+            if augment:
+                shown = _moved(shown, moves)
+            if perturb:
+                model.eval()
+                shown = perturb(model, shown, truth[batch])
+                model.train()
+            loss = nn.functional.cross_entropy(model(shown), truth[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images mirrored, all shifted; the border is repeated."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
+    return shifted(torch.where(mirrored, images.flip(-1), images), max(1, images.shape[2] // 8), generator)

@@ -1,0 +1,172 @@
+"""Our models on disk: safetensors weights beside `model.json`, which says how to rebuild them. Nothing is unpickled.
+
+The same reader serves the notebook, the pipeline and the scoring server.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import certdef
+import certify
+from certdef.config.job import ConfigError, SigmaLaw
+from certdef.config.noise_laws import noise_law
+from certdef.models.classifiers import build_classifier
+from certdef.purifiers import build
+
+# As a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.
+FRESH = -1
+PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH}
+# A network's class, and the module that has it and the dataclass of its shape.
+NETWORKS = {
+    "NIM": ("certdef.purifiers.networks.nim", "NIMShape"),
+    "MIM": ("certdef.purifiers.networks.nim", "MIMShape"),
+    "BlindSpotNetwork": ("certdef.purifiers.networks.blind_spot", "BlindSpotShape"),
+    "DiffusionNetwork": ("certdef.purifiers.networks.diffusion", "DiffusionShape"),
+    "TaskNetwork": ("certdef.purifiers.networks.tasks", "TaskShape"),
+    "RestorationNetwork": ("certdef.restoration.network", "RestorationShape"),
+}
+
+
+def save_classifier(folder: Path, model: nn.Module, answers: str = "probabilities") -> None:
+    """Write a classifier's weights, how to rebuild it, and what it answers when served: probabilities or logits."""
+    _save(folder, {"classifier": model}, kind="classifier", answers=answers)
+
+
+def save_network(folder: Path, network: nn.Module) -> None:
+    """Write a purifier's network, e.g. a NIM: images in, images out."""
+    _save(folder, {"network": network}, kind="network")
+
+
+def save_purifier(
+    folder: Path, name: str, settings: dict[str, Any], networks: Mapping[str, nn.Module]
+) -> None:
+    """Write a purifier of the catalogue: its settings and networks."""
+    _save(folder, networks, kind="purifier", purifier=name, settings=settings)
+
+
+def save_certified(
+    folder: Path,
+    classifier: nn.Module,
+    name: str,
+    settings: dict[str, Any],
+    networks: Mapping[str, nn.Module],
+    **spec: Any,
+) -> None:
+    """Write the certified classifier: surrogate, purifier, noise law and the defaults of a certificate."""
+    parts = {"surrogate": classifier} | dict(networks)
+    _save(folder, parts, kind="certified", purifier=name, settings=settings, **spec)
+
+
+def _save(folder: Path, modules: Mapping[str, nn.Module], **spec: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in modules.items():
+        weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+        save_file(weights, folder / f"{name}.safetensors")
+    spec |= {"networks": {name: _described(module) for name, module in modules.items()}}
+    (folder / "model.json").write_text(json.dumps(spec | {"certdef": certdef.__version__}, indent=1))
+
+
+def _described(module: nn.Module) -> dict[str, Any]:
+    kind = type(module).__name__
+    return (
+        {"type": kind} | asdict(module.shape) if kind in NETWORKS else {"type": "classifier"} | module.built
+    )
+
+
+def _rebuilt(described: dict[str, Any]) -> nn.Module:
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
+    kind = arguments.pop("type")
+    if kind == "classifier":
+        return build_classifier(**arguments)
+    module = import_module(NETWORKS[kind][0])
+    return getattr(module, kind)(getattr(module, NETWORKS[kind][1])(**arguments))
+
+
+def load_weights(folder: Path, network: nn.Module) -> nn.Module:
+    """The weights of a single network that was saved in a folder, into one that is built already."""
+    name = next(iter(read_spec(folder)["networks"]))
+    network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    return network
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """What `model.json` says.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{str(folder)!r} holds no certdef model (no model.json): give the folder of a logged model"
+        )
+    return json.loads(path.read_text())
+
+
+def load_model(folder: Path | str, device: str | torch.device = "cpu") -> Any:
+    """What was saved in a folder: a classifier, a network, a purifier or a CertifiedClassifier, in eval mode."""
+    folder = Path(folder)
+    spec = read_spec(folder)
+    networks = {name: _rebuilt(described) for name, described in spec["networks"].items()}
+    for name, module in networks.items():
+        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        module.to(device).eval()
+    if spec["kind"] == "certified":
+        return CertifiedClassifier(networks, spec, device)
+    if spec["kind"] == "purifier":
+        return build.purifier(spec["purifier"], spec["settings"], networks).to(device).eval()
+    return next(iter(networks.values()))
+
+
+class CertifiedClassifier:
+    """The smoothed surrogate behind its purifier's denoiser: images in, certificates out."""
+
+    def __init__(
+        self, networks: dict[str, nn.Module], spec: dict[str, Any], device: str | torch.device = "cpu"
+    ):
+        self.denoiser = build.denoiser(spec["purifier"], spec["settings"], networks)
+        parts = [self.denoiser, networks["surrogate"]] if self.denoiser else [networks["surrogate"]]
+        self.base = nn.Sequential(*parts).to(device).eval()
+        self.noise = noise_law(SigmaLaw(**spec["law"] | {"shape": tuple(spec["law"]["shape"])}))
+        self.num_classes, self.image_shape = spec["num_classes"], tuple(spec["image_shape"])
+        self.defaults = PARAMS | spec["defaults"]
+        self.device = device
+
+    def certify(self, images: np.ndarray, **params: Any) -> tuple[list[certify.Certificate], int]:
+        """Certify images (N, C, H, W), float32 in [0, 1]; params: n0, n, alpha, seed (-1: a fresh one).
+
+        Returns the certificates and the seed that was used.
+        """
+        if images.shape[1:] != self.image_shape:
+            raise ConfigError(
+                f"images have shape {images.shape}: expected (N, {', '.join(map(str, self.image_shape))})"
+            )
+        settings = self.defaults | params
+        seed = secrets.randbelow(2**32) if int(settings["seed"]) == FRESH else int(settings["seed"])
+        smoothed = certify.SmoothedClassifier(
+            self.base,
+            self.noise,
+            self.num_classes,
+            subject="surrogate",
+            device=self.device,
+            seed=seed,
+        )
+        certificates = smoothed.certify(
+            torch.from_numpy(np.ascontiguousarray(images)),
+            n0=int(settings["n0"]),
+            n=int(settings["n"]),
+            alpha=float(settings["alpha"]),
+        )
+        return certificates, seed

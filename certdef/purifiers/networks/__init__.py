@@ -1,0 +1,1 @@
+"""The networks that purifiers share, and how they are trained."""

@@ -1,0 +1,146 @@
+"""A blind-spot network: each pixel is predicted from the others, never from itself.
+
+The layers are FBI-Net's (Byun, Cha, Moon, CVPR 2021, arXiv 2105.09967), which NCIS builds on (Cha et al., WACV 2024,
+arXiv 2106.11644). A pixel that is not seen can't be copied, so the network learns without clean images:
+
+- NCIS: restore a natural image from what Gaussian smoothing left of it. An attack's pattern is not natural, and stays away.
+- Noise2Self (Batson & Royer, ICML 2019): predict the *noisy* pixel from its noisy neighbours. Noise that is independent
+  from pixel to pixel can't be predicted, so what is predicted is the clean pixel. The clamped network is then a denoiser
+  for smoothed classifiers, a function of the noisy image alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from certdef.purifiers.networks.training import Training, fit
+
+
+@dataclass(frozen=True)
+class BlindSpotShape:
+    """Size of a blind-spot network: everything needed to build it again from its weights. The paper's has 64 filters, 8 to 17 blocks."""
+
+    image_shape: tuple[int, int, int]
+    filters: int = 32
+    blocks: int = 6
+
+
+# Which neighbours a layer sees. The first leaves out the centre. The others keep it, and move by such steps that no path
+# through any number of layers leads back to where it began: knight's moves, then diagonal steps of three pixels.
+FIRST = ("111", "101", "111")
+SECOND = ("01010", "10001", "00100", "10001", "01010")
+FURTHER = ("101", "010", "101")  # dilation 3
+
+
+class BlindSpotNetwork(nn.Module):
+    """Images (N, C, H, W) -> each pixel as its surroundings predict it, (N, C, H, W), clamped to [0, 1].
+
+    d out[i] / d in[i] is exactly 0 at every pixel i, in all channels: borders are padded with zeros, which see nothing
+    (mirrored borders would show a pixel to itself). Any image size. Differentiable, without noise.
+    """
+
+    def __init__(self, shape: BlindSpotShape):
+        super().__init__()
+        channels, filters = shape.image_shape[0], shape.filters
+        if shape.blocks < 1 or filters < 1:
+            raise ValueError(
+                f"a blind-spot network needs 1 or more blocks and filters, got {shape.blocks} and {filters}"
+            )
+        self.shape = shape
+        masks = [(FIRST, 1), (SECOND, 1)] + [(FURTHER, 3)] * shape.blocks
+        self.layers = nn.ModuleList(
+            _Layer(filters if number else channels, filters, mask, dilation)
+            for number, (mask, dilation) in enumerate(masks[: shape.blocks])
+        )
+        self.head = nn.Sequential(_Residual(filters), nn.Conv2d(filters, channels, 1))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The prediction before it is clamped, (N, C, H, W)."""
+        hidden, total = (
+            (images - 0.5).contiguous(memory_format=torch.channels_last),
+            0,
+        )  # twice as fast on a CPU
+        for layer in self.layers:
+            hidden = layer(hidden)  # (N, filters, H, W)
+            total = total + hidden
+        return self.head(total / len(self.layers)) + 0.5
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.predict(images).clamp(0, 1)
+
+
+class _MaskedConv(nn.Conv2d):
+    """A convolution that sees only the neighbours marked 1."""
+
+    def __init__(self, inputs: int, outputs: int, mask: tuple[str, ...], dilation: int):
+        side = len(mask)
+        super().__init__(inputs, outputs, side, padding=dilation * (side // 2), dilation=dilation)
+        marked = torch.tensor([[float(mark) for mark in row] for row in mask])
+        self.register_buffer("mask", marked, persistent=False)  # (side, side)
+        with torch.no_grad():
+            self.weight *= (marked.numel() / marked.sum()).sqrt()  # as if all neighbours were seen
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.conv2d(
+            hidden, self.weight * self.mask, self.bias, padding=self.padding, dilation=self.dilation
+        )
+
+
+class _Residual(nn.Module):
+    """Two 1x1 convolutions beside the identity: each pixel for itself, so the blind spot stays."""
+
+    def __init__(self, filters: int):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(filters, filters, 1), nn.PReLU(), nn.Conv2d(filters, filters, 1))
+        self.last = nn.PReLU()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.last(hidden + self.inner(hidden))
+
+
+class _Layer(nn.Sequential):
+    def __init__(self, inputs: int, filters: int, mask: tuple[str, ...], dilation: int):
+        super().__init__(_MaskedConv(inputs, filters, mask, dilation), nn.PReLU(), _Residual(filters))
+
+
+def train_blind_spot(
+    network: BlindSpotNetwork, images: Tensor, training: Training, *, smoothing: nn.Module | None = None,
+    noise: Any = None, seed: int = 0, device: torch.device | str = "cpu", checkpoint: Any = None,
+    progress: Callable | None = None,
+) -> list[float]:  # fmt: skip
+    """Train in place by self-supervision; returns the mean loss of each epoch. Exactly one of the two:
+
+    Args:
+        network: What is trained; left in eval mode.
+        images: (N, C, H, W) in [0, 1]: natural crops or the unlabelled pool.
+        training: Epochs, batch, rate.
+        smoothing: For NCIS: the network learns to restore what this purifier, e.g. GaussianSmoothing, took away.
+        noise: For a denoiser: a law with sample(shape, generator=, device=), e.g. certify.nim_noise(). The noise is drawn
+            anew for every image and epoch, and the loss compares with the noisy pixel itself; clean ones are not used.
+        seed: Of order and noise.
+        device, checkpoint, progress: As for training.fit.
+    """
+    if (smoothing is None) == (noise is None):
+        raise ValueError("train_blind_spot takes either smoothing (for NCIS) or noise (for a denoiser)")
+    if smoothing is not None:
+        smoothing = smoothing.to(device).eval()
+
+    def restore(model: nn.Module, clean: Tensor, generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            smoothed = smoothing(clean)
+        return functional.mse_loss(model.predict(smoothed), clean)
+
+    def predict_itself(model: nn.Module, clean: Tensor, generator: torch.Generator) -> Tensor:
+        noisy = clean + noise.sample(clean.shape, generator=generator, device=clean.device)
+        return functional.mse_loss(model.predict(noisy), noisy)
+
+    return fit(
+        network, images, predict_itself if noise is not None else restore, training,
+        seed=seed, device=device, checkpoint=checkpoint, progress=progress,
+    )  # fmt: skip

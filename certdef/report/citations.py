@@ -1,0 +1,85 @@
+"""The papers behind the options of a run."""
+
+from __future__ import annotations
+
+from certdef.config.job import RunConfig
+
+PAPERS = {
+    "smoothing": "Cohen, Rosenfeld, Kolter. Certified Adversarial Robustness via Randomized Smoothing. ICML 2019. arXiv 1902.02918",
+    "bound": "Clopper, Pearson. The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial. Biometrika 26, 1934",
+    "denoised": "Salman, Sun, Yang, Kapoor, Kolter. Denoised Smoothing: A Provable Defense for Pretrained Classifiers. NeurIPS 2020. arXiv 2003.01908",
+    "nim": "You, Liu, Han, Xu. Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense. NeurIPS 2023. arXiv 2302.01056",
+    "mae": "He, Chen, Xie, Li, Dollar, Girshick. Masked Autoencoders Are Scalable Vision Learners. CVPR 2022. arXiv 2111.06377",
+    "simmim": "Xie, Zhang, Cao et al. SimMIM: A Simple Framework for Masked Image Modeling. CVPR 2022. arXiv 2111.09886",
+    "ncis": "Cha, Park, Moon et al. NCIS: Neural Contextual Iterative Smoothing for Purifying Adversarial Perturbations. WACV 2024. arXiv 2106.11644",
+    "noise2self": "Batson, Royer. Noise2Self: Blind Denoising by Self-Supervision. ICML 2019. arXiv 1901.11365",
+    "reversal": "Mao, Chiquier, Wang, Yang, Vondrick. Adversarial Attacks are Reversible with Natural Supervision. ICCV 2021. arXiv 2103.14222",
+    "tasks": "Lawhon, Mao, Yang. Using Multiple Self-Supervised Tasks Improves Model Robustness. 2022. arXiv 2204.03714",
+    "ddpm": "Ho, Jain, Abbeel. Denoising Diffusion Probabilistic Models. NeurIPS 2020. arXiv 2006.11239",
+    "one-step": "Carlini, Tramer, Dvijotham et al. (Certified!!) Adversarial Robustness for Free! ICLR 2023. arXiv 2206.10550",
+    "diffpure": "Nie, Guo, Huang, Xiao, Vahdat, Anandkumar. Diffusion Models for Adversarial Purification. ICML 2022. arXiv 2205.07460",
+    "uad-rs": "Yu, Xu, Ghamisi. Universal Adversarial Defense in Remote Sensing Based on Pre-trained Denoising Diffusion Models. 2023. arXiv 2307.16865",
+    "agdm": "Lin, Tao, Zhang et al. Robust Diffusion Models for Adversarial Purification. 2024. arXiv 2403.16067",
+    "ducd": "Li, Wu, Chen et al. Privacy-preserving Universal Adversarial Defense for Black-box Models (DUCD). 2024. arXiv 2408.10647",
+    "unicr": "Hong, Wang, Hong. UniCR: Universally Approximated Certified Robustness via Randomized Smoothing. ECCV 2022. arXiv 2207.02152",
+    "rmia": "Zarifzadeh, Liu, Shokri. Low-Cost High-Power Membership Inference Attacks. ICML 2024. arXiv 2312.03262",
+    "lira": "Carlini, Chien, Nasr, Song, Terzis, Tramer. Membership Inference Attacks From First Principles. IEEE S&P 2022. arXiv 2112.03570",
+    "loss": "Yeom, Giacomelli, Fredrikson, Jha. Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting. CSF 2018. arXiv 1709.01604",
+    "delong": "DeLong, DeLong, Clarke-Pearson. Comparing the Areas under Two or More Correlated Receiver Operating Characteristic Curves. Biometrics 44, 1988",
+    "pgd": "Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Resistant to Adversarial Attacks. ICLR 2018. arXiv 1706.06083",
+    "torchattacks": "Kim. Torchattacks: A PyTorch Repository for Adversarial Attacks. arXiv 2010.01950",
+    "timm": "Wightman. PyTorch Image Models. 2019",
+    "digits": "Alpaydin, Kaynak. Optical Recognition of Handwritten Digits. UCI Machine Learning Repository, 1998",
+    "fashion-mnist": "Xiao, Rasul, Vollgraf. Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms. arXiv 1708.07747",
+}
+
+# What each purifier rests on.
+PURIFIER_PAPERS = {
+    "de3": ("nim", "mae"),
+    "de3-simmim": ("nim", "simmim"),
+    "mim": ("mae",),
+    "gs": ("ncis",),
+    "ncis": ("ncis",),
+    "blind-spot": ("noise2self", "ncis"),
+    "reversal": ("reversal", "tasks"),
+    "one-step": ("one-step", "ddpm"),
+    "diffpure": ("diffpure", "ddpm"),
+    "uad-rs": ("uad-rs", "diffpure", "ddpm"),
+    "agdm": ("agdm", "diffpure", "ddpm"),
+}
+
+
+def cite(config: RunConfig) -> str:
+    """One line a paper: what it is used for, then the reference."""
+    used = {
+        "smoothing": "certificates: majority vote under noise",
+        "bound": "certificates: the bound on the top class; every interval",
+        "denoised": "certificates: a denoiser in front of the classifier",
+        "nim": f"the noise, {config.certify.laws[0].family}{config.certify.laws[0].shape} scale {config.certify.laws[0].scale_255:g}/255"
+        + (", and De^3" if config.purifier.startswith("de3") else ""),
+        **{
+            paper: f"the purifier {config.purifier}"
+            for paper in PURIFIER_PAPERS[config.purifier]
+            if paper != "nim"
+        },
+        "ducd": f"the surrogate ({config.surrogate.model}), distilled from {config.ledger.training} answers",
+        "pgd": f"the attack, {config.attack.steps} steps",
+        "torchattacks": "the attack's implementation",
+        "timm": "transformer blocks, and every model by name",
+        config.data.name: "the images",
+    }
+    if config.ducd.enabled:
+        ducd = {
+            "unicr": "the noise, chosen among several on held-out images",
+            "rmia": "membership inference by likelihood ratios, offline",
+            "lira": "membership inference by a normal law of reference models, offline",
+            "loss": "membership inference by a threshold on the loss",
+            "delong": "the intervals of its AUC",
+        }
+        used = (
+            {key: used[key] for key in ("smoothing", "bound", "ducd")}
+            | ducd
+            | {config.data.name: "the images"}
+        )
+        used["ducd"] = f"the job; {len(config.ducd.overlaps)} surrogates ({config.surrogate.model})"
+    return "\n".join(f"{purpose}\n    {PAPERS[key]}" for key, purpose in used.items() if key in PAPERS)

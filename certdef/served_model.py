@@ -1,5 +1,0 @@
-"""The script that MLflow runs to load a model of ours: the code is in certdef.serving, the weights are safetensors."""
-
-from certdef.serving import ServedModel, set_model
-
-set_model(ServedModel())

@@ -1,0 +1,112 @@
+"""DUCD, first part: surrogates distilled from query pools that overlap the target's training set more or less.
+
+The first one is certified. The others are there to show what the choice of the pool does to membership inference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+import surrogates
+from certdef.config.job import ConfigError, RunConfig
+from certdef.data.sets import Splits
+from certdef.models import serving, storage
+from certdef.models.classifiers import build_classifier
+from certdef.stages.job import Job
+from certdef.stages.surrogate import OTHER_WEIGHTS, recipe_of
+from certdef.tracking.workspace import Stage
+
+
+@dataclass(frozen=True)
+class Student:
+    """A surrogate by the share of its queries that the target was trained on."""
+
+    overlap: float
+    model: nn.Module
+    stage: Stage
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Rows of probabilities (N, K), float64, for images (N, C, H, W)."""
+        device = next(self.model.parameters()).device
+        return self.model(images.to(device)).double().softmax(1).cpu()
+
+
+def query_pool(data: Splits, overlap: float) -> np.ndarray:
+    """As many images as our pool has, the share `overlap` of them taken from the target's training set."""
+    theirs = round(overlap * len(data.pool))
+    return np.concatenate([data.target_images[:theirs], data.pool[: len(data.pool) - theirs]])
+
+
+def check_pools(config: RunConfig, data: Splits) -> None:
+    """Refuse pools that can't be made or paid for, before anything is spent."""
+    size, overlaps = len(data.pool), config.ducd.overlaps
+    if config.surrogate.model == "nim":
+        raise ConfigError(
+            "surrogate.model is 'nim', but the DUCD job trains no denoiser: use cnn, mlp or a timm model name"
+        )
+    if config.target.uri and max(overlaps) > 0:
+        raise ConfigError(
+            f"ducd.overlaps is {list(overlaps)}: which images your own target was trained on is not known; use [0]"
+        )
+    theirs = round(max(overlaps) * size)
+    if theirs > len(data.target_images):
+        raise ConfigError(
+            f"ducd.overlaps is {list(overlaps)}: {theirs} of {size} queried images can't come from "
+            f"{len(data.target_images)} training images of the target; lower data.pool_images"
+        )
+    need = theirs + size - round(min(overlaps) * size)  # the pools are nested, and no image is paid for twice
+    if need > config.ledger.training:
+        raise ConfigError(
+            f"ledger.training is {config.ledger.training}: query pools of {size} images at overlaps {list(overlaps)} "
+            f"need {need}; raise it or lower data.pool_images"
+        )
+
+
+def distil_students(job: Job, target: surrogates.Target) -> list[Student]:
+    """One surrogate an overlap, from the same seed and recipe."""
+    return [_distil(job, target, overlap) for overlap in job.config.ducd.overlaps]
+
+
+def _distil(job: Job, target: surrogates.Target, overlap: float) -> Student:
+    config, data = job.config.surrogate, job.data
+    name = f"surrogate-overlap-{100 * overlap:g}".replace(".", "_")  # MLflow's names of models have no dots
+    stage = job.stage(name, asdict(config), overlap, target.identity)
+    with job.tracker.stage(stage):
+        if not stage.done:
+            pool = query_pool(data, overlap)
+            model = job.seeded(
+                lambda: build_classifier(config.model, data.image_shape, target.num_classes),
+                OTHER_WEIGHTS + job.config.seed,
+            )
+            found = surrogates.distill(
+                job.ledger.attach(target),
+                pool,
+                model,
+                budget=len(pool),  # all of it: there is nothing to select
+                query_batch=min(config.query_batch, len(pool)),
+                recipe=recipe_of(config),
+                loss=config.loss,
+                seed=job.config.seed,
+                device=job.device,
+                checkpoint=stage.path / "checkpoint.pt",
+                validation=config.validation,
+                progress=job.progress,
+            )
+            storage.save_classifier(stage.path / "model", model)
+            stage.finish({
+                "uri": serving.log_served(stage.path / "model", name, data.heldout_images[:2]),
+                "overlap": overlap,
+                "queries": found.queries,
+                "loss": found.loss,
+                "params": asdict(config) | {"loss": found.loss, "overlap": overlap},
+                "metrics": {f"{name}/queries": found.queries},
+                "series": {f"{name}/loss": list(found.history)},
+            })  # fmt: skip
+    return Student(overlap, storage.load_model(stage.path / "model", job.device), stage)

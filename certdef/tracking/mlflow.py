@@ -1,0 +1,198 @@
+"""MLflow: one parent run a job, a child run a stage. The only file that talks to the tracking server.
+
+Stages hand over plain results (params, metrics, series, artifact files); nothing is computed here. Logging a finished
+stage again is harmless, so an interrupted job goes on in the runs it had opened.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from certdef.config.job import ConfigError, RunConfig, flatten
+from certdef.data.sets import Splits
+from certdef.tracking.workspace import Stage, fingerprint, write_json
+
+LOCAL_STORE = Path("mlruns")
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """tracking.uri, else $MLFLOW_TRACKING_URI, else the SQLite store in mlruns/."""
+    return (
+        config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{LOCAL_STORE}/mlflow.db"
+    )
+
+
+def check_store(uri: str) -> None:
+    """Refuse a store that can't be written or reached, in one line and at once.
+
+    Raises:
+        ConfigError: Names the URI and what to do.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "sqlite":
+        path = Path(uri.removeprefix("sqlite:///"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"tracking store {uri!r} can't be written ({error.strerror}): choose another with --tracking.uri"
+            ) from error
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(
+                f"tracking store {uri!r} can't be written: check its permissions, or choose another with --tracking.uri"
+            )
+        if path.is_file() and path.stat().st_size and path.open("rb").read(15) != b"SQLite format 3":
+            raise ConfigError(
+                f"tracking store {uri!r} is no SQLite database: move the file away, or choose another with --tracking.uri"
+            )
+    elif parts.scheme in ("http", "https"):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname or "", port), timeout=5).close()
+        except OSError as error:
+            raise ConfigError(
+                f"tracking server {parts.hostname}:{port} does not answer ({error}): start it, or pass --tracking.uri"
+            ) from error
+    elif parts.scheme in ("", "file"):
+        raise ConfigError(
+            f"tracking.uri {uri!r} is a folder: MLflow 3 keeps runs in a database, e.g. sqlite:///{uri.removeprefix('file://').rstrip('/')}/mlflow.db"
+        )
+
+
+def connect(config: RunConfig):
+    """MLflow, pointed at the checked store, with the experiment in place. Returns the module."""
+    uri = tracking_uri(config)
+    check_store(uri)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)  # unset, evaluation beside system metrics can wait for ever
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    try:
+        if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
+            artifacts = (
+                (LOCAL_STORE / "artifacts").resolve().as_uri()
+                if uri == f"sqlite:///{LOCAL_STORE}/mlflow.db"
+                else None
+            )
+            mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts)
+        mlflow.set_experiment(config.tracking.experiment)
+    except Exception as error:  # MLflow wraps whatever its database driver raises
+        raise ConfigError(
+            f"tracking store {uri!r} can't be used ({str(error).splitlines()[0]}): choose another with --tracking.uri"
+        ) from error
+    return mlflow
+
+
+class Tracker:
+    """The MLflow runs of one job."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.mlflow = connect(config)
+        self.uri = tracking_uri(config)
+        self._file = config.workspace / "jobs" / f"{fingerprint(config.to_dict(), self.uri)}.json"
+        self._runs: dict[str, str] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._runs = {name: run for name, run in self._runs.items() if self._exists(run)}
+
+    @property
+    def run_id(self) -> str:
+        return self._runs["job"]
+
+    @contextmanager
+    def job(self, data: Splits) -> Iterator[None]:
+        """The parent run: configuration, data set, and whatever the stages add."""
+        front = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
+        with self._run("job", self.config.name + front):
+            self.mlflow.log_params(
+                {key: str(value)[:6000] for key, value in flatten(self.config.public_dict()).items()}
+            )
+            self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
+            source = self.mlflow.data.from_numpy(
+                data.heldout_images, targets=data.heldout_labels, name=f"{data.name}-heldout"
+            )
+            self.mlflow.log_input(source, context="evaluation")
+            self.mlflow.log_input(
+                self.mlflow.data.from_numpy(data.pool, name=f"{data.name}-pool-unlabelled"),
+                context="training",
+            )
+            yield
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """The child run of a stage; after the block, the stage's result is logged in it and on the parent."""
+        if stage.done and self._finished(stage.name):
+            yield
+        else:
+            with self._run(stage.name, stage.name, nested=True):
+                yield
+                if stage.done:
+                    self._log(stage.result, stage.path)
+        if stage.done:
+            metrics = _finite(stage.result.get("metrics", {}))  # on the parent, where jobs are compared
+            if not metrics.keys() <= self.mlflow.get_run(self.run_id).data.metrics.keys():
+                self.mlflow.log_metrics(metrics)
+
+    def log_bill(self, bill: Any) -> None:
+        """The query bill, on the parent run."""
+        charges = {"": bill.total} | {f"_{purpose}": charge for purpose, charge in bill.charges.items()}
+        self.mlflow.log_metrics({f"queries/spent{name}": charge.spent for name, charge in charges.items()})
+        self.mlflow.log_metrics({f"queries/budget{name}": charge.budget for name, charge in charges.items()})
+
+    def log_files(self, *paths: Path) -> None:
+        """Files on the parent run."""
+        for path in paths:
+            self.mlflow.log_artifact(str(path))
+
+    def _log(self, result: dict[str, Any], folder: Path) -> None:
+        self.mlflow.log_params({key: str(value)[:6000] for key, value in result.get("params", {}).items()})
+        self.mlflow.log_metrics(_finite(result.get("metrics", {})))
+        for name, values in result.get("series", {}).items():
+            for step, value in enumerate(values):
+                self.mlflow.log_metric(name, value, step=step)
+        for name, points in result.get("points", {}).items():
+            for step, value in points:
+                self.mlflow.log_metric(name, value, step=step)
+        for pattern in result.get("artifacts", []):
+            for path in sorted(folder.glob(pattern)):
+                where = str(path.parent.relative_to(folder))
+                self.mlflow.log_artifact(str(path), None if where == "." else where)
+
+    @contextmanager
+    def _run(self, key: str, name: str, nested: bool = False) -> Iterator[None]:
+        system = self.config.tracking.system_metrics
+        if system:
+            self.mlflow.set_system_metrics_sampling_interval(2)
+            self.mlflow.set_system_metrics_samples_before_logging(1)
+        run = self.mlflow.start_run(
+            run_id=self._runs.get(key), run_name=name, nested=nested, log_system_metrics=system
+        )
+        with run:
+            self._runs[key] = run.info.run_id
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._file, self._runs)
+            yield
+
+    def _exists(self, run_id: str) -> bool:
+        try:
+            return self.mlflow.get_run(run_id).info.lifecycle_stage == "active"
+        except self.mlflow.MlflowException:
+            return False
+
+    def _finished(self, key: str) -> bool:
+        return key in self._runs and self.mlflow.get_run(self._runs[key]).info.status == "FINISHED"
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if value is not None}

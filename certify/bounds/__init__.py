@@ -1,0 +1,17 @@
+"""Confidence bounds: from counts of votes to what is known of a probability."""
+
+from certify.bounds.binomial import (
+    binomial_interval,
+    binomial_lower_bound,
+    binomial_upper_bound,
+    required_successes,
+    smallest_n,
+)
+
+__all__ = [
+    "binomial_interval",
+    "binomial_lower_bound",
+    "binomial_upper_bound",
+    "required_successes",
+    "smallest_n",
+]

@@ -1,0 +1,66 @@
+"""Another norm from a proven one: every ball of the new norm lies in a ball of the old."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from certify.errors import CertifyError, check_count
+from certify.noise.base import FloatArray, NoiseLaw
+
+# |x|_old <= d^power |x|_new for x in R^d, so the new radius is the old one / d^power.
+POWERS = {("l2", "linf"): 0.5, ("l2", "l1"): 0.0, ("l1", "linf"): 1.0, ("l1", "l2"): 0.5}
+
+
+@dataclass(frozen=True)
+class Inclusion(NoiseLaw):
+    """The noise of ``law`` with a radius in ``norm``, by inclusion of balls: sound, seldom the best there is.
+
+    From l2: R / sqrt(d) in linf and R in l1; from l1: R / d in linf and R / sqrt(d) in l2, with d =
+    ``dimensions``, the number of pixel values of an image. Raises CertifyError for another pair of norms.
+    """
+
+    law: NoiseLaw
+    norm: str  # type: ignore[misc]  # per instance here
+    dimensions: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.law, NoiseLaw):
+            raise CertifyError(f"law must be a noise law, got {self.law!r}: try certify.Gaussian(0.25)")
+        check_count("dimensions", self.dimensions)
+        if (self.law.norm, self.norm) not in POWERS:
+            known = ", ".join(new for old, new in POWERS if old == self.law.norm)
+            raise CertifyError(f"norm must be one of {known} from {self.law.norm}, got {self.norm!r}")
+
+    @property
+    def sound(self) -> bool:  # type: ignore[override]
+        """Whether the radius of ``law`` is proven."""
+        return self.law.sound
+
+    def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
+        radius = self.law.two_sided_radius(p_top, p_rival)
+        return None if radius is None else radius / self._factor
+
+    @property
+    def _factor(self) -> float:
+        return math.pow(self.dimensions, POWERS[self.law.norm, self.norm]) * (1 + 4e-16)
+
+    def describe(self) -> dict[str, Any]:
+        how = f"by inclusion from {self.law.norm}"
+        return {**self.law.describe(), "norm": self.norm, "radius": how, "dimensions": self.dimensions}
+
+    def _radius(self, p: FloatArray) -> FloatArray:
+        return self.law._radius(p) / self._factor
+
+    def _p_required(self, r: FloatArray) -> FloatArray:
+        return self.law._p_required(r * self._factor)
+
+    def _sample(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        return self.law._sample(shape, generator, device, dtype)

@@ -1,0 +1,148 @@
+"""Certified accuracy against radius: numbers with confidence bands, a table, a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from certify.bounds.binomial import binomial_interval
+from certify.errors import CertifyError, check_alpha
+from certify.records.log import Records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with any colour vision, and in print with the line styles below.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Certified accuracy at each radius, arrays (R,): share of ``total`` images right at least that far.
+
+    ``lower`` and ``upper`` are Clopper-Pearson limits for the accuracy on the population of images; each
+    point is covered with probability 1 - alpha. ``sound`` is False where a radius is only approximate.
+    """
+
+    radius: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    total: int
+    sound: bool = True
+
+
+def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) -> Curve:
+    """Share of images that are correct with radius >= r, for each r in ``radii``, with 1 - alpha bands.
+
+    Abstentions and wrong classes count as wrong at every radius, 0 included (Cohen et al. 2019).
+    Raises CertifyError if there are no records or a radius is negative.
+    """
+    if len(records) == 0:
+        raise CertifyError("certified accuracy needs at least one record, got 0: certify an image first")
+    radii = np.atleast_1d(np.asarray(radii, dtype=np.float64))
+    if radii.size == 0 or not np.all(radii >= 0):
+        raise CertifyError(f"radii must be >= 0, got {radii.tolist()}: try radii=[0, 0.25, 0.5]")
+    right = np.sort(records.radius[records.correct & (records.predict >= 0)])
+    hits = len(right) - np.searchsorted(right, radii, side="left")
+    lower, upper = binomial_interval(hits, len(records), alpha)
+    return Curve(radii, hits / len(records), lower, upper, len(records), records.sound)
+
+
+def table(curves: Mapping[str, Curve]) -> str:
+    """A Markdown table: a row a curve, a column a radius, accuracies in % with their confidence limits.
+
+    Raises CertifyError unless all curves share their radii.
+    """
+    radii = _shared_radii(curves)
+    lines = ["| certified accuracy, % | images | " + " | ".join(f"r = {r:g}" for r in radii) + " |"]
+    lines.append("| --- | ---: |" + " ---: |" * len(radii))
+    for name, curve in curves.items():
+        points = zip(100 * curve.accuracy, 100 * curve.lower, 100 * curve.upper, strict=True)
+        cells = [f"{accuracy:.1f} ({lower:.1f}–{upper:.1f})" for accuracy, lower, upper in points]
+        lines.append(f"| {_label(name, curve)} | {curve.total} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(
+    curves: Mapping[str, Curve],
+    path: str | Path | None = None,
+    title: str = "Certified accuracy",
+    norm: str = "l2",
+) -> "Figure":
+    """Draw the curves with their bands; save to ``path`` (the suffix chooses the format) if given.
+
+    Curves look best over a few hundred radii. Raises CertifyError if there is no curve.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    if not curves:
+        raise CertifyError("plot needs at least one curve, got none: pass {name: curve}")
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    for number, (name, curve) in enumerate(curves.items()):
+        color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
+        axes.fill_between(curve.radius, curve.lower, curve.upper, color=color, alpha=0.18, linewidth=0)
+        axes.plot(
+            curve.radius,
+            curve.accuracy,
+            color=color,
+            linestyle=style,
+            linewidth=1.8,
+            label=_label(name, curve),
+        )
+    furthest = max(curve.radius.max() for curve in curves.values())
+    axes.set_xlim(0, furthest or 1)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    symbol = norm.replace("l", "ℓ")
+    axes.set_xlabel(f"{symbol} radius of the perturbation (pixel values in [0, 1])")
+    axes.set_ylabel("certified accuracy (correct, proven within the radius)")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def guaranteed_accuracy(
+    records: Records, radii: ArrayLike, failure: float = 0.001, alpha: float = 0.001
+) -> Curve:
+    """Lower limit on the share of these very images that truly are certified, all but w.p. ``failure``.
+
+    Each of the M radii is wrong with probability at most ``alpha``, the level that they were certified at. So
+    the number of wrong ones is at most a Binomial(M, alpha) variable in convex order, and by Bernstein's
+    inequality the certified accuracy of the exact smoothed classifier is at least the observed one minus
+    alpha + sqrt(2 alpha (1 - alpha) log(1 / failure) / M) + log(1 / failure) / (3 M) (Cohen et al. 2019,
+    Appendix). ``lower`` and ``accuracy`` are that limit, ``upper`` is the observed accuracy.
+    """
+    check_alpha(failure)
+    check_alpha(alpha)
+    curve = certified_accuracy(records, radii)
+    log = np.log(1 / failure)
+    slack = alpha + np.sqrt(2 * alpha * (1 - alpha) * log / curve.total) + log / (3 * curve.total)
+    lower = np.maximum(curve.accuracy - slack, 0.0)
+    return replace(curve, accuracy=lower, lower=lower, upper=curve.accuracy)
+
+
+def _label(name: str, curve: Curve) -> str:
+    return name if curve.sound else f"{name} (approximate)"
+
+
+def _shared_radii(curves: Mapping[str, Curve]) -> Sequence[float]:
+    if not curves:
+        raise CertifyError("table needs at least one curve, got none: pass {name: curve}")
+    first, *others = (curve.radius for curve in curves.values())
+    if any(not np.array_equal(first, other) for other in others):
+        raise CertifyError("all curves of a table must share their radii: compute them with the same radii")
+    return first.tolist()

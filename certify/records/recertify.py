@@ -1,0 +1,83 @@
+"""Certify again, offline: another alpha, norm or bound from the votes that a run kept, without a new sample."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from certify.bounds.binomial import binomial_lower_bound
+from certify.bounds.sequential import betting_lower_bound
+from certify.bounds.two_sided import two_sided_radius
+from certify.errors import CertifyError, check_alpha
+from certify.noise.base import NoiseLaw
+from certify.records.log import Records
+
+BOUNDS = ("one_sided", "two_sided")
+
+
+def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one_sided") -> Records:
+    """The records that the same votes give at another ``alpha``, under ``noise`` or with another ``bound``.
+
+    ``noise`` must be the law that the votes were drawn under, or an ``Inclusion`` of it for another norm.
+    Choose alpha and bound before looking at the result: the best of several is not a certificate. Sequential
+    votes keep their validity by the betting bound alone; group-sequential ones cannot be certified again.
+    Raises CertifyError for records without counts, or a bound that the law or the method does not have.
+    """
+    alpha = check_alpha(alpha)
+    if bound not in BOUNDS:
+        raise CertifyError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}: try 'one_sided'")
+    if records.counts is None or records.selected is None:
+        raise CertifyError("these records hold no counts: read the .jsonl, not the .tsv")
+    if records.method not in ("fixed", "two_sided", "sequential"):
+        raise CertifyError(f"votes of method {records.method!r} cannot be certified again: draw them 'fixed'")
+    if bound == "two_sided" and records.method == "sequential":
+        raise CertifyError(
+            "bound 'two_sided' needs a fixed number of votes, got 'sequential': use 'one_sided'"
+        )
+    chosen = np.maximum(records.selected, 0)  # -1: the class of an abstention was not kept; it stays one
+    successes = np.take_along_axis(records.counts, chosen[:, None], axis=1)[:, 0]
+    trials = records.counts.sum(axis=1)
+    if bound == "two_sided":
+        pairs = [
+            two_sided_radius(counts, int(top), noise, alpha)
+            for counts, top in zip(records.counts, chosen, strict=True)
+        ]
+        p_lower, radius = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
+        certified = radius > 0
+    else:
+        if records.method == "sequential":
+            pairs = zip(successes.tolist(), trials.tolist(), strict=True)
+            p_lower = np.array([betting_lower_bound(k, n, alpha) for k, n in pairs])
+        else:
+            p_lower = binomial_lower_bound(successes, trials, alpha)
+        radius = noise.radius(p_lower)
+        certified = p_lower > 0.5
+    certified &= records.selected >= 0
+    predict = np.where(certified, chosen, -1)
+    return replace(
+        records,
+        predict=predict,
+        radius=np.where(certified, radius, 0.0),
+        correct=certified & (predict == records.label),
+        p_lower=p_lower,
+        sound=noise.sound,
+        config={
+            **(records.config or {}),
+            "recertified": {"alpha": alpha, "bound": bound, **noise.describe()},
+        },
+    )
+
+
+def recover_successes(radius: ArrayLike, noise: NoiseLaw, n: int, alpha: float) -> NDArray[np.int64]:
+    """Votes of the top class behind rounded one-sided radii, the nearest of n + 1 possible ones; -1 at 0.
+
+    For logs that keep radii only. A radius off this lattice by more than its rounding was not made with this
+    noise, n and alpha.
+    """
+    k = np.arange(n // 2, n + 1)
+    lattice = noise.radius(binomial_lower_bound(k, n, alpha))
+    k, lattice = k[lattice > 0], lattice[lattice > 0]
+    radius = np.asarray(radius, dtype=np.float64)
+    above = np.clip(np.searchsorted(lattice, radius), 1, len(lattice) - 1)
+    nearest = np.where(radius - lattice[above - 1] < lattice[above] - radius, above - 1, above)
+    return np.where(radius > 0, k[nearest], -1)

@@ -1,0 +1,1 @@
+"""Guarantees other than one ball of one norm around a pooled vote."""

@@ -1,0 +1,1 @@
+"""How often a classifier answers each class under many noise draws."""

@@ -1,0 +1,101 @@
+"""Certify on many workers: the same votes as on one, merged in order.
+
+Images are independent and their noise is seeded by their index, so shards of images go to joblib's workers:
+``loky`` (processes of this machine), ``dask`` or ``ray`` (clusters). The records are written by the caller's
+process, in the order of the images.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from certify.certificate import Certificate
+from certify.errors import CertifyError, check_count
+from certify.smoothing import SmoothedClassifier
+from certify.voting.engine import check_images, check_indices
+
+BACKENDS = ("loky", "dask", "ray")
+Timed = list[tuple[Certificate, float]]
+
+
+def certify_parallel(
+    smoothed: SmoothedClassifier,
+    images: Any,
+    *,
+    workers: int = 2,
+    backend: str = "loky",
+    scheduler: str | None = None,
+    shard: int = 8,
+    indices: Sequence[int] | None = None,
+    on_certificate: Callable[[int, Certificate, float], None] | None = None,
+    progress: Any = None,
+    **options: Any,
+) -> list[Certificate]:
+    """``smoothed.certify(images, **options)`` on ``workers``, ``shard`` images at a time; in order.
+
+    ``scheduler``: address of a running dask or ray cluster; without one, a local cluster of ``workers`` is
+    started and stopped. ``on_certificate(index, certificate, seconds)`` is called here, in order, as shards
+    arrive; ``progress`` is updated by the votes of each image then. The classifier travels by pickle. Raises
+    CertifyError for an unknown backend or one that is not installed.
+    """
+    import joblib
+
+    check_count("workers", workers)
+    check_count("shard", shard)
+    if backend not in BACKENDS:
+        raise CertifyError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}: try 'loky'")
+    if backend == "loky" and scheduler is not None:
+        raise CertifyError(f"backend 'loky' has no scheduler, got {scheduler!r}: use 'dask' or 'ray'")
+    images = check_images(images)
+    names = check_indices(indices, len(images))
+    parts = [slice(start, start + shard) for start in range(0, len(images), shard)]
+    jobs = [joblib.delayed(_certify_shard)(smoothed, images[part], names[part], options) for part in parts]
+    certificates: list[Certificate] = []
+    with _backend(backend, workers, scheduler) as parallel:
+        for part, timed in zip(parts, parallel(jobs), strict=True):
+            for index, (certificate, seconds) in zip(names[part], timed, strict=True):
+                certificates.append(certificate)
+                if on_certificate is not None:
+                    on_certificate(index, certificate, seconds)
+                if progress is not None:
+                    progress.update(certificate.n0 + certificate.n)
+    return certificates
+
+
+def _certify_shard(
+    smoothed: SmoothedClassifier, images: Any, indices: list[int], options: dict[str, Any]
+) -> Timed:
+    timed: Timed = []
+    smoothed.certify(
+        images, indices=indices, on_certificate=lambda _, c, seconds: timed.append((c, seconds)), **options
+    )
+    return timed
+
+
+@contextmanager
+def _backend(name: str, workers: int, scheduler: str | None) -> Iterator[Any]:
+    """A joblib.Parallel that yields its results in order, inside whatever cluster it needs."""
+    import joblib
+
+    with ExitStack() as stack:
+        try:
+            if name == "dask":
+                from dask.distributed import Client
+
+                own = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+                stack.enter_context(Client(scheduler) if scheduler else Client(**own))
+            elif name == "ray":
+                import ray
+                from ray.util.joblib import register_ray
+
+                own = {"num_cpus": workers, "include_dashboard": False}
+                ray.init(**({"address": scheduler} if scheduler else own), log_to_driver=False)
+                stack.callback(ray.shutdown)
+                register_ray()
+        except ImportError as error:
+            raise CertifyError(
+                f"backend {name!r} is not installed ({error.name}): pip install certdef[{name}]"
+            ) from None
+        stack.enter_context(joblib.parallel_config(backend=name, n_jobs=workers))
+        # Only loky hands results over one by one; the clusters return them together.
+        yield joblib.Parallel(return_as="generator" if name == "loky" else "list")

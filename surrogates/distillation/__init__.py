@@ -1,0 +1,1 @@
+"""Distillation: a white-box student of what a black box answers."""

@@ -1,0 +1,6 @@
+"""The query ledger: every query is budgeted, charged once, and its answer kept."""
+
+from surrogates.ledger.canaries import Canaries
+from surrogates.ledger.ledger import Bill, Charge, PaidTarget, QueryLedger
+
+__all__ = ["Bill", "Canaries", "Charge", "PaidTarget", "QueryLedger"]

@@ -1,0 +1,111 @@
+"""A ledger's file read from outside, while other processes go on writing: what was asked, and what it may cost."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from surrogates.errors import LedgerError
+from surrogates.ledger.schema import APPLICATION_ID, BUSY_SECONDS, check_version
+
+
+@dataclass(frozen=True)
+class Account:
+    """Queries of one purpose by what became of them, and the seconds since 1970 of the first and the last."""
+
+    answered: int
+    unknown: int
+    in_flight: int
+    refused: int
+    first: float | None
+    last: float | None
+
+    @property
+    def smallest(self) -> int:
+        """The smallest charge that is consistent with what was seen."""
+        return self.answered
+
+    @property
+    def largest(self) -> int:
+        """The largest charge that is consistent with what was seen."""
+        return self.answered + self.unknown + self.in_flight
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a ledger's file says: whom it belongs to, the account of each purpose, distinct images kept.
+
+    Batches of a process that has ended stay in flight until the ledger is next opened for asking.
+    """
+
+    identity: str | None
+    num_classes: int | None
+    accounts: dict[str, Account]
+    kept: int
+
+    @property
+    def total(self) -> Account:
+        """The sum over all purposes."""
+        accounts = self.accounts.values()
+        return Account(
+            sum(account.answered for account in accounts),
+            sum(account.unknown for account in accounts),
+            sum(account.in_flight for account in accounts),
+            sum(account.refused for account in accounts),
+            min((account.first for account in accounts if account.first is not None), default=None),
+            max((account.last for account in accounts if account.last is not None), default=None),
+        )
+
+
+def read_statement(path: str | os.PathLike[str]) -> Statement:
+    """Return the account of a ledger's file, which is only read. Raises LedgerError."""
+    with reading(path) as db:
+        identity, num_classes = subject(db)
+        accounts = {
+            purpose: Account(*counts)
+            for purpose, *counts in db.execute(
+                "SELECT purpose, "
+                "sum(size * (state = 'answered')), sum(size * (state = 'unknown')), "
+                "sum(size * (state IN ('reserved', 'sent'))), sum(size * (state = 'refused')), "
+                "min(reserved_at), max(coalesce(settled_at, sent_at, reserved_at)) "
+                "FROM batches GROUP BY purpose ORDER BY min(id)"
+            )
+        }
+        # A batch that is asked afresh has one key; the answers of the others are one image each.
+        kept = db.execute(
+            "SELECT coalesce(sum(size), 0) FROM batches WHERE state = 'answered' "
+            "AND purpose IN ('training', 'evaluation')"
+        ).fetchone()[0]
+    return Statement(identity, num_classes, accounts, kept)
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
+    """Yield a read-only connection inside one transaction: one moment of the file, whoever writes."""
+    path = Path(path)
+    if not path.is_file():
+        raise LedgerError(
+            f"ledger {path} does not exist: give the file of a ledger, e.g. runs/digits/ledger.db"
+        )
+    connection = None
+    try:
+        connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, isolation_level=None
+        )
+        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise LedgerError(f"{path} is no ledger but a database of another program: give another file")
+        connection.execute("BEGIN")
+        check_version(connection, path)
+        yield connection
+    except sqlite3.Error as error:
+        raise LedgerError(f"ledger {path} cannot be read ({error}): give the file of a ledger") from error
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def subject(db: sqlite3.Connection) -> tuple[str | None, int | None]:
+    """Return identity and number of classes of a ledger's target, None before the first one."""
+    return db.execute("SELECT identity, num_classes FROM subject").fetchone() or (None, None)

@@ -1,0 +1,190 @@
+"""The command line as a user meets it: exit codes, one line for bad input, nothing spent."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from certdef.cli import EXAMPLES, JOBS, OTHERS, main
+from tests.conftest import TINY
+
+SMALL = [f"--{key.replace('__', '.')}={value}".replace("=False", "=false") for key, value in TINY.items()]
+
+
+@pytest.fixture
+def store(migrated_store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CERTDEF_DATA_ROOT", raising=False)
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    return f"--tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+
+
+def spent(folder) -> int:
+    """Queries that any ledger below a folder has sent."""
+    total = 0
+    for path in folder.rglob("ledger.db"):
+        with sqlite3.connect(path) as ledger:
+            for (table,) in ledger.execute(
+                "SELECT name FROM sqlite_master WHERE name LIKE 'batch%' AND type = 'table'"
+            ):
+                total += ledger.execute(f"SELECT COALESCE(SUM(size), 0) FROM {table}").fetchone()[0]
+    return total
+
+
+def test_help_names_every_verb(capsys):
+    assert main([]) == 0
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in JOBS | OTHERS)
+    assert set(EXAMPLES) == set(JOBS | OTHERS)
+
+
+@pytest.mark.parametrize("verb", sorted(JOBS | OTHERS))
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"certdef {verb}" in shown.split("examples:")[1].split("options:")[0]
+    assert ("--certify.alpha" in shown) == (verb not in ("ledger", "purifiers"))  # these are of no job
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+def test_print_config_reads_back(capsys, tmp_path):
+    assert main(["run", "--certify.n=1234", "--print-config"]) == 0
+    (tmp_path / "my.yaml").write_text(capsys.readouterr().out)
+    assert main(["run", f"--config={tmp_path / 'my.yaml'}", "--print-config"]) == 0
+    assert "n: 1234" in capsys.readouterr().out
+
+
+def test_options_win_over_the_file_wherever_they_stand(capsys, tmp_path):
+    (tmp_path / "my.yaml").write_text("preset: fashion-mnist\ncertify: {n: 3000, n0: 50}\n")
+    assert main(["run", "--certify.n=4000", "--config", str(tmp_path / "my.yaml"), "--print-config"]) == 0
+    shown = capsys.readouterr().out
+    assert "n: 4000" in shown
+    assert "n0: 50" in shown
+    assert "name: fashion-mnist" in shown, "the preset that the file names decides the defaults"
+
+
+@pytest.mark.parametrize("preset", ["digits", "fashion-mnist"])
+def test_cite(preset, capsys):
+    assert main(["cite", f"--preset={preset}"]) == 0
+    shown = capsys.readouterr().out
+    assert "arXiv 1902.02918" in shown
+    assert ("Fashion-MNIST" in shown) == (preset == "fashion-mnist")
+
+
+def test_doctor(capsys, store):
+    assert main(["doctor", store]) == 0
+    shown = capsys.readouterr().out
+    assert "torch" in shown
+    assert "ours" in shown
+    assert main(["doctor", "--tracking.uri=http://127.0.0.1:9"]) == 1
+    assert "MISSING  tracking store" in capsys.readouterr().out
+
+
+BAD = {
+    "verb": (["rnu"], "did you mean 'run'"),
+    "preset": (["run", "--preset=digts"], "did you mean 'digits'"),
+    "key": (["run", "--certify.alhpa=0.1"], "did you mean 'certify.alpha'"),
+    "dashed key": (["run", "--data-rot=x"], "data-rot"),
+    "alpha": (["run", "--certify.alpha=2"], "certify.alpha is 2.0"),
+    "n": (["run", "--certify.n=5"], "below n=10"),
+    "device": (["run", "--device=tpu"], "use auto, cpu or cuda"),
+    "training budget": (["run", "--ledger.training=0"], "ledger.training is 0"),
+    "first batch": (["run", "--ledger.training=50"], "smaller than the first batch"),
+    "certification budget": (["run", "--ledger.certification=100"], "need 100 + 10 draws each"),
+    "attack budget": (["run", "--ledger.attack=10"], "ledger.attack is 10"),
+    "sigma": (["run", "--certify.laws=[{label: a, scale_255: -3}]"], "scale_255 of law 'a' is -3"),
+    "family": (["run", "--certify.laws=[{label: a, family: gama}]"], "no continuous scipy.stats law"),
+    "data set": (["run", "--data.name=mnist"], "unknown data set 'mnist'"),
+    "data root": (["run", "--preset=fashion-mnist", "--data.root=nowhere"], "'nowhere' is no folder"),
+    "data file": (["run", "--data.name=npz", "--data.path=no.npz"], "'no.npz' is no file"),
+    "config file": (["run", "--config=no.yaml"], "no.yaml"),
+    "model": (["run", "--surrogate.model=resnet1800"], "unknown model 'resnet1800'"),
+    "patch": (["run", "--nim.patch_size=3"], "patch_size 3 does not divide"),
+    "target": (["run", "--target.uri=models:/nothing/1"], "models:/nothing/1"),
+    "store": (["run", "--tracking.uri=http://127.0.0.1:9"], "does not answer"),
+    "served model": (["serve", "--model=models:/nothing/1"], "can't be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_exit_2_and_nothing_spent(case, capsys, store, tmp_path):
+    arguments, said = BAD[case]
+    if arguments[0] in ("run", "serve") and not any(
+        argument.startswith("--tracking.uri") for argument in arguments
+    ):
+        arguments = [*arguments, store]
+    if arguments[0] == "run":
+        arguments = [arguments[0], *SMALL, *arguments[1:]] if case not in ("attack budget",) else arguments
+    assert main(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("certdef: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert spent(tmp_path) == 0
+
+
+def test_a_broken_ledger_is_named(capsys, store, tmp_path):
+    (tmp_path / "broken.db").write_text("this is no database, and long enough to be looked at as one " * 20)
+    assert main(["run", *SMALL, store, f"--ledger.path={tmp_path / 'broken.db'}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "broken.db" in error
+
+
+def test_a_work_directory_in_use_is_named(capsys, store, tmp_path):
+    from certdef.tracking.workspace import locked
+
+    with locked(tmp_path / "work"):
+        assert main(["run", *SMALL, store, f"--work_dir={tmp_path / 'work'}"]) == 2
+    assert "in use by another certdef" in capsys.readouterr().err
+
+
+def test_a_given_target_that_lacks_classes_is_refused_before_it_is_asked(capsys, store, tmp_path, tiny_job):
+    levels = np.random.default_rng(0).integers(0, 256, (900, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "twelve.npz", images=levels, labels=np.arange(900) % 12)
+    options = {
+        "target.uri": tiny_job[1].results["target"]["uri"],
+        "tracking.uri": tiny_job[0].tracking.uri,
+        "data.name": "npz",
+        "data.path": tmp_path / "twelve.npz",
+        "data.target_images": 1,
+        "data.pool_images": 600,
+        "data.heldout_images": 100,
+        "work_dir": tmp_path / "work",
+    }
+    assert main(["run", *SMALL, *(f"--{key}={value}" for key, value in options.items())]) == 2
+    assert "answers 10 classes, but the labels of npz go up to 11" in capsys.readouterr().err
+    assert spent(tmp_path) == 0
+
+
+def test_your_own_target_and_data(capsys, tmp_path, tiny_job, monkeypatch):
+    """The one command of the README, on digits written to a file and the SVC of another job."""
+    from sklearn.datasets import load_digits
+
+    monkeypatch.chdir(tmp_path)
+    digits = load_digits()
+    np.savez(tmp_path / "mine.npz", images=(digits.images * 255 / 16).astype(np.uint8), labels=digits.target)
+    options = {
+        "target.uri": tiny_job[1].results["target"]["uri"],
+        "tracking.uri": tiny_job[0].tracking.uri,
+        "data.name": "npz",
+        "data.path": tmp_path / "mine.npz",
+    }
+    assert main(["run", "--quiet", *SMALL, *(f"--{key}={value}" for key, value in options.items())]) == 0
+    shown = capsys.readouterr().out
+    assert "queries     training 600 of 600" in shown
+    (page,) = tmp_path.glob("runs/models-m-*/report.html")  # named after the target, apart from every preset
+    assert page.is_file()
+
+
+def test_the_module_runs_as_a_script():
+    result = subprocess.run(
+        [sys.executable, "-m", "certdef.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "0.1.0"

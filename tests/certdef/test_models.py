@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+
+from certdef.config.job import ConfigError, DataConfig
+from certdef.data.sets import load_data
+from certdef.models.classifiers import build_classifier, train_svc
+
+
+@pytest.mark.parametrize("image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("name", ["cnn", "mlp", "resnet18", "vit_tiny_patch16_224"])
+def test_models_by_name(name, image_shape):
+    if name.startswith("vit") and image_shape == (1, 8, 8):  # smaller than a patch
+        with pytest.raises(ConfigError, match="does not take images"):
+            build_classifier(name, image_shape, 7)
+        return
+    model = build_classifier(name, image_shape, 7).eval()
+    assert model(torch.rand(2, *image_shape)).shape == (2, 7)
+
+
+def test_normalisation_is_inside_the_model():
+    model = build_classifier("mlp", (1, 8, 8), 3)
+    seen = []
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.eval()(torch.tensor([0.0, 0.5, 1.0]).repeat_interleave(64).reshape(3, 1, 8, 8))
+    assert torch.equal(seen[0][:, 0, 0, 0], torch.tensor([-1.0, 0.0, 1.0]))
+
+
+def test_unknown_name():
+    with pytest.raises(ConfigError, match="unknown model 'resnet1800'"):
+        build_classifier("resnet1800", (1, 8, 8), 10)
+
+
+def test_the_svc_reads_digits_and_gives_probabilities():
+    data = load_data(DataConfig(), 0)
+    machine = train_svc(data.target_images, data.target_labels, 0)
+    scores = machine.predict_proba(data.heldout_images.reshape(400, -1))
+    assert (scores.argmax(1) == data.heldout_labels).mean() > 0.95
+    assert np.allclose(scores.sum(1), 1)

@@ -1,0 +1,118 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import surrogates
+from certdef.attacks import query as query_attacks
+from certdef.config.job import ConfigError
+from tests.trained import digits_mlp
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+EPS = 0.25
+
+
+@pytest.fixture(scope="module")
+def victim():
+    model, images, labels = digits_mlp()
+    return model, images[:20], labels[:20]
+
+
+def target(model, kind):
+    """The classifier as an opened target that answers in one kind only."""
+
+    def answer(pixels):
+        with torch.no_grad():
+            logits = model(torch.from_numpy(pixels))
+        if kind == "labels":
+            return logits.argmax(1).numpy()
+        if kind == "top_k":
+            best = logits.softmax(1).topk(3)
+            return best.indices.numpy(), best.values.numpy()
+        return (logits.softmax(1) if kind == "probabilities" else logits).numpy()
+
+    return surrogates.open_target(answer, num_classes=10, output_kind=kind, identity=kind)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits", "top_k"])
+def test_scores_are_log_probabilities_whatever_the_target_answers(victim, kind):
+    model, images, _ = victim
+    with torch.no_grad():
+        expected = model(images).log_softmax(1)
+    labels, scores = query_attacks.Endpoint(target(model, kind)).ask(images)
+    assert torch.equal(labels, expected.argmax(1))
+    named = expected.topk(3 if kind == "top_k" else 10).indices
+    assert torch.allclose(scores.gather(1, named).exp(), expected.gather(1, named).exp(), atol=1e-4)
+    assert torch.allclose(scores.exp().sum(1), torch.ones(20), atol=1e-3)
+    assert torch.equal(scores.argmax(1), labels)
+
+
+def test_labels_alone_give_no_scores_and_square_says_so(victim):
+    model, images, labels = victim
+    endpoint = query_attacks.Endpoint(target(model, "labels"))
+    assert endpoint.ask(images)[1] is None
+    with pytest.raises(ConfigError, match="hop_skip_jump"):
+        query_attacks.square(endpoint, images, labels, eps=EPS, queries=50, seed=0)
+
+
+def test_several_looks_are_averaged_and_each_is_counted(victim):
+    model, images, labels = victim
+
+    class Noise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(0)
+
+        def forward(self, shown):
+            return (shown + 0.5 * torch.randn(shown.shape, generator=self.generator)).clamp(0, 1)
+
+    single, many = (query_attacks.Endpoint(model, Noise(), looks=looks) for looks in (1, 25))
+    right = [float((each.ask(images)[0] == labels).float().mean()) for each in (single, many)]
+    assert right[1] > right[0]
+    assert (single.queries, many.queries) == (20, 500)
+    silent = query_attacks.Endpoint(target(model, "labels"), Noise(), looks=25)
+    assert float((silent.ask(images)[0] == labels).float().mean()) > right[0]
+
+
+@pytest.mark.parametrize("attack", [query_attacks.square, query_attacks.hop_skip_jump])
+def test_attacks_by_answers_alone_break_the_model_within_eps_and_their_queries(victim, attack):
+    model, images, labels = victim
+    kind = "probabilities" if attack is query_attacks.square else "labels"
+    before, state = np.random.get_state()[1].copy(), torch.random.get_rng_state()  # noqa: NPY002
+    endpoint = query_attacks.Endpoint(target(model, kind))
+    found = attack(endpoint, images, labels, eps=EPS, queries=400, seed=3)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert 0 < endpoint.queries <= 400 * 20
+    assert (found - images).abs().max() <= EPS + 1e-6
+    assert found.min() >= 0
+    assert found.max() <= 1
+    right = [(endpoint.ask(shown)[0] == labels).float().mean() for shown in (images, found)]
+    assert right[0] > 0.9
+    assert right[1] < 0.4
+    again = attack(query_attacks.Endpoint(target(model, kind)), images, labels, eps=EPS, queries=400, seed=3)
+    assert torch.equal(found, again)
+
+
+def test_no_image_is_asked_about_more_often_than_allowed(victim):
+    """One image at a time, so that the count is the image's."""
+    model, images, labels = victim
+    counts = []
+    for row in range(4):
+        endpoint = query_attacks.Endpoint(model)
+        others = torch.cat([images[row : row + 1], images[-2:]])
+        truth = torch.cat([labels[row : row + 1], labels[-2:] * 0 - 1])  # the others are wrong from the start
+        query_attacks.hop_skip_jump(endpoint, others, truth, eps=1e-4, queries=60, seed=0)
+        counts.append(endpoint.queries - 2)  # each of the others is looked at once
+    assert counts == [60] * 4
+
+
+def test_without_the_toolbox_one_line_says_what_to_install(victim, monkeypatch):
+    model, images, labels = victim
+    monkeypatch.setitem(sys.modules, "art", None)
+    endpoint = query_attacks.Endpoint(model)
+    with pytest.raises(ConfigError, match=r"certdef\[attacks\]"):
+        query_attacks.hop_skip_jump(endpoint, images, labels, eps=EPS, queries=60, seed=0)
+    assert endpoint.queries == 0

@@ -1,0 +1,335 @@
+"""Every kind of target answers as the model behind it does, and refuses what it cannot take."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+from surrogates import SurrogateError, Target, TargetError, open_target
+
+# MLflow and SQLAlchemy warn about themselves while they are imported, so warnings cannot all be errors here.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    images, labels = load_digits(return_X_y=True)
+    return (images / 16).astype(np.float32).reshape(-1, *SHAPE), labels
+
+
+@pytest.fixture(scope="module")
+def logistic(digits: tuple[np.ndarray, np.ndarray]) -> LogisticRegression:
+    images, labels = digits
+    return LogisticRegression(max_iter=300).fit(images[:800].reshape(800, -1), labels[:800])
+
+
+@pytest.fixture(scope="module")
+def linear(logistic: LogisticRegression) -> torch.nn.Module:
+    """The logistic regression as a torch module that returns logits."""
+    layer = torch.nn.Linear(64, 10)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(logistic.coef_))
+        layer.bias.copy_(torch.from_numpy(logistic.intercept_))
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), layer)
+
+
+@pytest.fixture(scope="module")
+def mlflow_uris(
+    logistic: LogisticRegression, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """Real logged models: probabilities and labels, with a 2-D tensor signature."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("DO_NOT_TRACK", "true")
+        import mlflow
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        folder = tmp_path_factory.mktemp("mlflow")
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        experiment = mlflow.create_experiment("targets", artifact_location=(folder / "artifacts").as_uri())
+        flat = Schema([TensorSpec(np.dtype("float64"), (-1, 64))])
+        outputs = {
+            "predict_proba": TensorSpec(np.dtype("float64"), (-1, 10)),
+            "predict": TensorSpec(np.dtype("int64"), (-1,)),
+        }
+        uris = {}
+        with mlflow.start_run(experiment_id=experiment):
+            for method, output in outputs.items():
+                uris[method] = mlflow.sklearn.log_model(
+                    logistic,
+                    name=method,
+                    pyfunc_predict_fn=method,
+                    signature=ModelSignature(flat, Schema([output])),
+                    pip_requirements=["scikit-learn"],
+                    serialization_format="pickle",
+                ).model_uri
+        yield uris
+        mlflow.set_tracking_uri(before)
+
+
+class Counted:
+    """A callable target that counts the images it is shown."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.served = 0
+
+    def __call__(self, images: np.ndarray) -> Any:
+        self.served += len(images)
+        return self.answer(images)
+
+
+def ten_classes(images: np.ndarray) -> np.ndarray:
+    """Probabilities that depend on the mean pixel alone."""
+    level = np.clip(images.mean(axis=(1, 2, 3)), 0, 1)
+    scores = np.full((len(images), 10), 0.01)
+    scores[np.arange(len(images)), np.minimum((level * 10).astype(int), 9)] = 0.91
+    return scores
+
+
+@pytest.mark.parametrize("kind", ["callable", "labels", "torch", "estimator", "pyfunc", "pyfunc-labels"])
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, np.float64], ids=["np", "torch", "f64"])
+def test_every_kind_answers_as_the_model_behind_it(
+    kind: str, batch_size: int | None, convert: Any, digits: Any, logistic: Any, linear: Any, request: Any
+) -> None:
+    images = digits[0][900:940]
+    rows = images.reshape(len(images), -1)
+    by_kind = {
+        "callable": (lambda x: logistic.predict_proba(x.reshape(len(x), -1)), {"num_classes": 10}),
+        "labels": (
+            lambda x: logistic.predict(x.reshape(len(x), -1)),
+            {"num_classes": 10, "output_kind": "labels"},
+        ),
+        "torch": (linear, {"num_classes": 10}),
+        "estimator": (logistic, {}),
+    }
+    if kind.startswith("pyfunc"):
+        uris = request.getfixturevalue("mlflow_uris")
+        labels = kind == "pyfunc-labels"
+        source, options = (
+            uris["predict" if labels else "predict_proba"],
+            {"num_classes": 10 if labels else None},
+        )
+    else:
+        source, options = by_kind[kind]
+    target = open_target(source, batch_size=batch_size, **options)
+    answers = target.query(convert(images))
+    assert answers.labels.dtype == np.int64
+    np.testing.assert_array_equal(answers.labels, logistic.predict(rows))
+    if target.output_kind == "labels":
+        assert answers.scores is None
+    else:
+        assert answers.scores.dtype == np.float32
+        scores = answers.scores
+        if target.output_kind == "logits":
+            scores = torch.from_numpy(scores).softmax(dim=1).numpy()
+        np.testing.assert_allclose(scores, logistic.predict_proba(rows), atol=1e-5)
+    assert target.num_classes == 10
+
+
+def test_what_may_be_charged(mlflow_uris: Any, logistic: Any, linear: Any) -> None:
+    assert open_target(ten_classes, num_classes=10).charged_when_sent
+    assert not open_target(linear, num_classes=10).charged_when_sent
+    assert not open_target(logistic).charged_when_sent
+    assert not open_target(mlflow_uris["predict_proba"]).charged_when_sent
+
+
+def test_a_pyfunc_target_reads_its_signature(mlflow_uris: Any, digits: Any) -> None:
+    target = open_target(mlflow_uris["predict_proba"])
+    assert (target.num_classes, target.output_kind) == (10, "probabilities")
+    assert target.identity == open_target(mlflow_uris["predict_proba"]).identity
+    assert target.identity != open_target(mlflow_uris["predict"], num_classes=10).identity
+    with pytest.raises(TargetError, match=r"takes 64 values per image, got 49"):
+        target.query(digits[0][:2, :, :7, :7])
+    with pytest.raises(TargetError, match=r"number of classes: give open_target"):
+        open_target(mlflow_uris["predict"])
+
+
+def test_a_pyfunc_model_of_unknown_code_may_charge(mlflow_uris: Any, tmp_path: Path) -> None:
+    import mlflow
+
+    class Service(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input):  # MLflow reads type hints as a schema
+            return [{"scores": row.tolist()} for row in ten_classes(model_input)]
+
+    mlflow.pyfunc.save_model(tmp_path / "model", python_model=Service(), pip_requirements=["numpy"])
+    target = open_target(tmp_path / "model", num_classes=10)
+    assert target.charged_when_sent
+    images = np.linspace(0, 1, 5, dtype=np.float32)[:, None, None, None] * np.ones((1, *SHAPE), np.float32)
+    np.testing.assert_allclose(target.query(images).scores, ten_classes(images), atol=1e-6)
+
+
+def test_an_unknown_uri_is_named(mlflow_uris: Any) -> None:
+    for uri in ("models:/nothing/1", "/no/such/model"):
+        with pytest.raises(TargetError, match=rf"{uri}.*check the URI and MLFLOW_TRACKING_URI") as caught:
+            open_target(uri)
+        assert "\n" not in str(caught.value)
+
+
+def test_string_classes_become_positions(digits: Any) -> None:
+    images, labels = digits
+    names = np.array(["cat", "ant", "bee", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"])
+    model = LinearSVC(dual=False).fit(images[:300].reshape(300, -1), names[labels[:300]])
+    target = open_target(model)
+    assert (target.output_kind, target.num_classes) == ("labels", 10)
+    said = model.classes_[target.query(images[300:400]).labels]
+    np.testing.assert_array_equal(said, model.predict(images[300:400].reshape(100, -1)))
+
+
+def test_identity_follows_the_weights(digits: Any, logistic: Any, linear: Any) -> None:
+    images, labels = digits
+    forest = RandomForestClassifier(5, random_state=0).fit(images[:300].reshape(300, -1), labels[:300])
+    other = RandomForestClassifier(5, random_state=1).fit(images[:300].reshape(300, -1), labels[:300])
+    for model in (forest, logistic):
+        again = pickle.loads(pickle.dumps(model))
+        assert open_target(again).identity == open_target(model).identity
+    assert open_target(other).identity != open_target(forest).identity
+
+    copy = pickle.loads(pickle.dumps(linear))
+    assert open_target(copy, num_classes=10).identity == open_target(linear, num_classes=10).identity
+    with torch.no_grad():
+        copy[2].bias[0] += 1e-3
+    assert open_target(copy, num_classes=10).identity != open_target(linear, num_classes=10).identity
+    assert open_target(linear, num_classes=10, identity="mine").identity == "mine"
+    assert open_target(ten_classes, num_classes=10).identity.endswith("test_surrogates_targets.ten_classes")
+
+
+BAD_IMAGES = {
+    "uint8": (np.zeros((2, *SHAPE), np.uint8), r"got uint8: divide 8-bit pixels by 255"),
+    "half": (torch.zeros(2, *SHAPE, dtype=torch.bfloat16), r"got bfloat16: convert them to float32"),
+    "levels": (np.full((2, *SHAPE), 255, np.float32), r"got max 255.0: divide 8-bit pixels by 255"),
+    "above": (np.full((2, *SHAPE), np.nextafter(np.float32(1), np.float32(2))), r"must lie in \[0, 1\]"),
+    "below": (np.full((2, *SHAPE), -0.5, np.float32), r"got min -0.5: undo the normalisation"),
+    "nan": (np.full((2, *SHAPE), np.nan, np.float32), r"must be finite, got nan"),
+    "inf": (np.full((2, *SHAPE), np.inf, np.float32), r"must be finite, got inf"),
+    "overflow": (np.full((2, *SHAPE), 1e300), r"must be finite, got inf"),
+    "3-D": (np.zeros(SHAPE, np.float32), r"shape \(N, C, H, W\), got \(1, 8, 8\)"),
+    "empty": (np.zeros((0, *SHAPE), np.float32), r"must not be empty"),
+    "list": ([[0.0]], r"torch tensor or a numpy array, got list"),
+    "shape": (np.zeros((2, 3, 8, 8), np.float32), r"takes images of shape \(1, 8, 8\), got \(3, 8, 8\)"),
+}
+
+
+@pytest.mark.parametrize(("images", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
+def test_bad_images_are_refused_before_the_target_is_asked(images: Any, message: str) -> None:
+    function = Counted(ten_classes)
+    target = open_target(function, num_classes=10, input_shape=SHAPE)
+    with pytest.raises(TargetError, match=message) as caught:
+        target.query(images)
+    assert "\n" not in str(caught.value)
+    assert function.served == 0
+
+
+def test_noisy_images_pass_when_asked_for() -> None:
+    target = open_target(ten_classes, num_classes=10)
+    assert len(target.query(np.full((2, *SHAPE), 1.5, np.float32), bounded=False)) == 2
+    with pytest.raises(TargetError, match="finite"):
+        target.query(np.full((2, *SHAPE), np.nan, np.float32), bounded=False)
+
+
+BAD_ANSWERS = {
+    "too few classes": (lambda x: ten_classes(x)[:, :9], "probabilities", r"answered 9 classes, expected 10"),
+    "too few rows": (lambda x: ten_classes(x)[:1], "probabilities", r"answered 1 rows, expected 2"),
+    "nan": (lambda x: ten_classes(x) * np.nan, "probabilities", r"answered nan, expected finite"),
+    "logits": (lambda x: ten_classes(x) * 9, "probabilities", r"8.19, expected probabilities.*'logits'"),
+    "labels": (lambda x: ten_classes(x).argmax(1), "probabilities", r"output_kind='labels'"),
+    "scores": (ten_classes, "labels", r"shape \(2, 10\), expected \(2,\).*'probabilities' or 'logits'"),
+    "label 10": (lambda x: np.array([10, 0]), "labels", r"label 10, expected an integer in \[0, 10\)"),
+    "label -1": (lambda x: np.array([-1, 0]), "labels", r"label -1"),
+    "label 0.5": (lambda x: np.array([0.5, 0]), "labels", r"label 0.5"),
+    "words": (lambda x: ["cat", "dog"], "labels", r"answered list, expected numbers"),
+    "nothing": (lambda x: None, "labels", r"answered"),
+    "huge": (lambda x: ten_classes(x) * 1e300, "logits", r"too large for float32"),
+    "failing": (lambda x: 1 / 0, "labels", r"failed on a batch of 2: ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize(("function", "kind", "message"), BAD_ANSWERS.values(), ids=BAD_ANSWERS.keys())
+def test_bad_answers_are_named(function: Any, kind: str, message: str) -> None:
+    target = open_target(function, num_classes=10, output_kind=kind, identity="bad")
+    with pytest.raises(TargetError, match=message) as caught:
+        target.query(np.zeros((2, *SHAPE), np.float32))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (ten_classes, {}, r"give open_target\(..., num_classes=...\)"),
+        (torch.nn.Linear(2, 2), {}, r"Linear does not tell its number of classes"),
+        (LogisticRegression(), {}, r"fit it"),
+        (ten_classes, {"num_classes": 1}, r"at least 2, got 1"),
+        (ten_classes, {"num_classes": 10, "output_kind": "soft"}, r"got 'soft'"),
+        (ten_classes, {"num_classes": 10, "batch_size": 0}, r"batch_size must be a positive integer, got 0"),
+        (ten_classes, {"num_classes": 10, "input_shape": (8, 8)}, r"\(channels, height, width\)"),
+        (ten_classes, {"num_classes": 10, "device": "cpu"}, r"device applies to torch modules"),
+        ("https://example.com/model", {}, r"no protocol for"),
+        (3, {}, r"cannot open a int"),
+    ],
+)
+def test_what_cannot_be_opened(source: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SurrogateError, match=message):
+        open_target(source, **options)
+
+
+def test_an_opened_target_keeps_its_options() -> None:
+    target = open_target(ten_classes, num_classes=10)
+    assert open_target(target, num_classes=10) is target
+    with pytest.raises(TargetError, match="num_classes of an opened target is 10, got 9"):
+        open_target(target, num_classes=9)
+
+
+def test_images_and_answers_are_copies() -> None:
+    kept = np.zeros((2, 10), np.float32)
+    kept[:, 3] = 1
+
+    def careless(images: np.ndarray) -> np.ndarray:
+        images[:] = 0.25
+        return kept
+
+    target = open_target(careless, num_classes=10)
+    images = np.ones((2, *SHAPE), np.float32)
+    answers = target.query(images)
+    assert (images == 1).all()
+    answers.scores[:] = 7
+    answers.labels[:] = 7
+    assert (target.query(images).labels == 3).all()
+    assert kept.max() == 1
+
+
+def test_a_subclass_is_a_target_like_any_other() -> None:
+    class Parity(Target):
+        def _answer(self, pixels: np.ndarray) -> np.ndarray:
+            return np.arange(len(pixels)) % 2
+
+    target = Parity("parity", 2, "labels", charged_when_sent=False, batch_size=4)
+    # Split into batches of 4, 4, 2: the pattern starts anew in each.
+    assert target.query(np.zeros((10, *SHAPE), np.float32)).labels.tolist() == [0, 1, 0, 1] * 2 + [0, 1]
+
+
+def test_the_import_is_light() -> None:
+    code = (
+        "import sys, surrogates\n"
+        "heavy = {'mlflow', 'timm', 'pandas', 'sklearn', 'certdef', 'certify', 'matplotlib'}\n"
+        "heavy |= {'httpx', 'tenacity', 'yaml', 'PIL', 'onnxruntime'}\n"
+        "heavy &= set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

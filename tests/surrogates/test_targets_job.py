@@ -1,0 +1,144 @@
+"""A service as the job's target: asked by address, billed truly, watched for changes, its secrets kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+import certdef
+import surrogates
+from certdef.cli import main
+from tests.conftest import TINY
+from tests.servers.faulty import Faults, faulty_server
+
+TOKEN = "hush-hush-0815"
+SMALL = TINY | {"data__heldout_images": 60, "ledger__training": 200, "surrogate__epochs": 5}
+
+
+@pytest.fixture(scope="module")
+def logistic() -> LogisticRegression:
+    pixels, labels = load_digits(return_X_y=True)
+    return LogisticRegression(max_iter=300).fit(pixels[:900] / 16, labels[:900])
+
+
+@pytest.fixture
+def service(logistic: LogisticRegression) -> Iterator[tuple[str, Faults]]:
+    with faulty_server(lambda images: logistic.predict_proba(images.reshape(len(images), -1))) as made:
+        yield made
+
+
+def configured(store: str, folder: Path, url: str, **options: Any) -> certdef.RunConfig:
+    return certdef.load_config(
+        work_dir=str(folder / "work"), tracking__uri=store, target__uri=url, **SMALL | options
+    )
+
+
+def test_a_service_is_distilled_and_its_token_kept(
+    service: Any, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    url, faults = service
+    monkeypatch.setenv("DIGITS_TOKEN", TOKEN)
+    config = configured(
+        store,
+        tmp_path,
+        url,
+        target__num_classes=10,
+        target__token_env="DIGITS_TOKEN",
+        target__batch_size=30,
+        target__concurrency=2,
+        target__canary_every=100,
+    )
+    faults.will("answer").will("reset")
+    summary = certdef.distill(config, progress=False)
+    assert summary.results["target"]["accuracy"][0] > 0.85
+    assert summary.results["target"]["params"]["deterministic"] == "yes"
+    charges = summary.bill.charges
+    assert charges["training"].answered == 200
+    assert charges["evaluation"].unknown == 30  # the request that was reset, and asked again
+    # 120 clean and noisy held-out images and 200 of the pool: after the first, and then every 100
+    assert charges["canary"].answered in (16, 20)
+    total = summary.bill.total
+    assert total.smallest <= faults.charged <= total.largest
+    assert faults.charged == total.answered + total.unknown
+    assert {seen["Authorization"] for seen in faults.seen} == {f"Bearer {TOKEN}"}
+
+    before = faults.charged
+    again = certdef.distill(config, progress=False)  # all of it is known
+    assert (faults.charged, again.reused) == (before, True)
+    told = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert told == []
+    assert TOKEN not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_a_password_in_the_address_is_not_published(service: Any, store: str, tmp_path: Path) -> None:
+    url, faults = service
+    address = url.replace("://", f"://user:{TOKEN}@")
+    certdef.distill(configured(store, tmp_path, address, target__num_classes=10), progress=False)
+    assert faults.seen[0]["Authorization"].startswith("Basic ")
+    told = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert told == []
+
+
+def test_a_service_that_changes_stops_the_job(
+    service: Any, logistic: LogisticRegression, store: str, tmp_path: Path
+) -> None:
+    url, faults = service
+    config = configured(store, tmp_path, url, target__num_classes=10, target__canary_every=50)
+
+    def changing(images: np.ndarray) -> np.ndarray:
+        scores = logistic.predict_proba(images.reshape(len(images), -1))
+        return scores if faults.charged < 120 else scores[:, ::-1]
+
+    faults.model = changing
+    with pytest.raises(surrogates.DriftError, match="it has changed"):
+        certdef.distill(config, progress=False)
+    assert faults.charged < 250  # and not the whole budget
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_another_form_of_asking_is_another_target(service: Any, store: str, tmp_path: Path) -> None:
+    url, faults = service
+    options = {"target__num_classes": 10, "target__canary_every": 0}
+    certdef.distill(configured(store, tmp_path, url, **options), progress=False)
+    before = faults.charged
+    coarse = configured(
+        store, tmp_path, url, **options, target__quantise=2, ledger__path=str(tmp_path / "coarse.db")
+    )
+    summary = certdef.distill(coarse, progress=False)
+    assert summary.results["target"]["params"]["preprocessing"] == "2 bits"
+    assert faults.charged == 2 * before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --target.num_classes"),
+        (["--target.num_classes=10", "--target.token_env=NOT_SET"], "NOT_SET (token_env) is not set"),
+        (["--target.num_classes=10", "--target.rate=0"], "rate must be a positive number, got 0"),
+        (["--target.num_classes=10", "--target.layout=nchw"], "layout must be one of chw, hwc, flat"),
+        (["--target.num_classes=10", "--target.canary_every=-1"], "target.canary_every is -1"),
+        (["--target.num_classes=9"], "answers 9 classes, but the labels of digits go up to 9"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_asked(
+    options: list[str], message: str, service: Any, store: str, tmp_path: Path, capsys: Any
+) -> None:
+    url, faults = service
+    arguments = ["distill", f"--target.uri={url}", f"--tracking.uri={store}", "--work_dir=work", *options]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert faults.charged == 0
+
+
+def test_options_of_a_service_need_one(store: str) -> None:
+    with pytest.raises(certdef.ConfigError, match=r"target.rate is 5.0: it is for your own target"):
+        certdef.distill(certdef.load_config(target__rate=5.0, tracking__uri=store), progress=False)
