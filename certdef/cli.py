@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from certdef import __version__
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import add_config_arguments, from_namespace, parse, preset_of
-from certdef.report.terminal import headline, purifiers_listed
 
 OVERVIEW = """\
 Certify a classifier whose weights are out of reach.
@@ -56,6 +56,8 @@ EXAMPLES = {
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for input that can't be used, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Before torch is loaded: threads that spin while they wait cost a factor of ten on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbs = JOBS | OTHERS
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, verbs))
@@ -127,6 +129,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         summary = pipeline.purify(config, namespace.images, namespace.out, **shown)
     else:
         summary = getattr(pipeline, verb)(config, **shown)
+    from certdef.report.terminal import headline
+
     print(headline(config, summary))
     return 0
 
@@ -238,6 +242,8 @@ def _purifiers(arguments: list[str]) -> int:
         return 0
     if arguments:
         raise ConfigError(f"unknown option {arguments[0]!r}: certdef purifiers takes none")
+    from certdef.report.catalogue import purifiers_listed
+
     print(purifiers_listed())
     return 0
 
@@ -274,7 +280,6 @@ def _expected(error: ValueError) -> bool:
 def _quiet() -> None:
     """Leave the terminal to our own bars and summary."""
     import logging
-    import os
     import warnings
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

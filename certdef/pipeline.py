@@ -5,10 +5,10 @@ Each verb of the command line is a function here, and each runs only what is not
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,75 @@ import surrogates
 from certdef import stages
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, without_password
-from certdef.data.sets import load_data, read_images
+from certdef.config.threads import allowed_threads
+from certdef.data.sets import Splits, load_data, read_images
 from certdef.models.classifiers import build_classifier, surrogate_model
-from certdef.report import ducd_page, page
+from certdef.report import draw, ducd_page, page
 from certdef.stages import Job
-from certdef.tracking.mlflow import Tracker
-from certdef.tracking.workspace import forget, locked
+from certdef.tracking.legacy import Legacy
+from certdef.tracking.mlflow import Tracker, tracking_uri
+from certdef.tracking.workspace import Stage, forget, locked
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a verb leaves behind: the result of each stage that it needed, and where to look."""
+    """What a verb leaves behind: the finished stages by name, and where to look."""
 
-    results: dict[str, dict[str, Any]]
+    stages: dict[str, Stage]
     workspace: Path
     report: Path | None = None
     tracking_uri: str = ""
     run_id: str = ""
     bill: surrogates.Bill | None = None
-    reused: bool = False  # every stage was done before
+    purified: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The result of each stage in plain form, as result.json has it."""
+        # a table of budgets is one of many, and each has a name of its own
+        plain = {
+            name.split("-")[0] if name.startswith("budgets-") else name: stage
+            for name, stage in self.stages.items()
+        }
+        purified = {"purify": self.purified} if self.purified else {}
+        return {name: stage.result.to_json() for name, stage in plain.items()} | purified
+
+    @property
+    def reused(self) -> bool:
+        """Whether every stage was done before."""
+        return all(stage.reused for stage in self.stages.values())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Target, surrogate and purifier of a job, with their stages in order."""
+
+    target: surrogates.Target
+    target_stage: Stage
+    surrogate: nn.Module
+    surrogate_stage: Stage
+    purifier: stages.Purifier
+
+    @property
+    def defense(self) -> list[Stage]:
+        """The stages that a result depends on, beside the target's identity."""
+        return [self.surrogate_stage, *self.purifier.stages]
+
+    @property
+    def all(self) -> list[Stage]:
+        return [self.target_stage, *self.defense]
 
 
 def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Do the whole job; an interrupted one goes on where it was, a finished one is not paid for again.
 
     Args:
+        config: What to do.
         progress: Show a bar for every long stage.
         fresh: Train and certify anew. Answers in the ledger are still not paid for twice.
+
+    Returns:
+        What was done, and where it is.
 
     Raises:
         ConfigError, certify.CertifyError, surrogates.SurrogateError: One line each, with the remedy.
@@ -54,73 +96,84 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
     if config.ducd.enabled:
         return _run_ducd(config, progress, fresh)
     with open_job(config, progress, fresh) as job:
-        target, surrogate, purifier, done = _parts(job)
-        certified = stages.certify_subjects(job, target, surrogate, purifier, done[1:])
-        attacked = stages.attack(job, target, surrogate, purifier, done[1:])
-        served = stages.register(job, target.num_classes, surrogate, purifier, done[1:])
-        climbed = _climb(job, target, surrogate, purifier, done)
-        return _report(job, [*done, certified, attacked, served, *climbed])
+        parts = _parts(job)
+        target, surrogate, purifier = parts.target, parts.surrogate, parts.purifier
+        certified = stages.certify_subjects(job, target, surrogate, purifier, parts.defense)
+        attacked = stages.attack(job, target, surrogate, purifier, parts.defense)
+        served = stages.register(job, target.num_classes, surrogate, purifier, parts.defense)
+        return _report(job, [*parts.all, certified, attacked, served, *_ladder(job, parts)], page.render)
 
 
 def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
-    """Pre-train the denoisers of De^3, one a law of noise, on the unlabelled pool. No query is spent."""
+    """Pre-train the denoisers of De^3, one a law of noise, on the unlabeled pool. No query is spent."""
     with open_job(config, progress, fresh) as job:
         return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
 
 
 def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
-    """Query the target within its budget and distil the surrogate."""
+    """Query the target within its budget and distill the surrogate."""
     with open_job(config, progress, fresh) as job:
-        target, target_stage = stages.open_black_box(job)
-        return _summary(job, [target_stage, stages.distil(job, target)[1]])
+        target, target_stage = stages.open_target(job)
+        return _summary(job, [target_stage, stages.distill(job, target)[1]])
 
 
 def budgets(
-    config: RunConfig, budgets: Sequence[int], strategies: Sequence[str] = ("random",), seeds: int = 1, *,
-    progress: bool = True, fresh: bool = False,
-) -> Summary:  # fmt: skip
-    """Distil once for every budget, strategy and seed: agreement against queries. All share the job's ledger."""
+    config: RunConfig,
+    budgets: Sequence[int],
+    strategies: Sequence[str] = ("random",),
+    seeds: int = 1,
+    *,
+    progress: bool = True,
+    fresh: bool = False,
+) -> Summary:
+    """Distill once for every budget, strategy and seed: agreement against queries. All share the job's ledger."""
     with open_job(config, progress, fresh) as job:
         stages.check_budgets(config, budgets, strategies, seeds, len(job.data.pool))
-        target, target_stage = stages.open_black_box(job)
-        stage = stages.trace_budgets(job, target, budgets, strategies, seeds)
-        summary = _summary(job, [target_stage, stage])
-        return replace(summary, results={"target": target_stage.result, "budgets": stage.result})
+        target, target_stage = stages.open_target(job)
+        return _summary(job, [target_stage, stages.trace_budgets(job, target, budgets, strategies, seeds)])
 
 
 def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Certify the target by queries and the surrogate for free; does first what is missing for it."""
     with open_job(config, progress, fresh) as job:
-        target, surrogate, purifier, done = _parts(job)
-        return _summary(job, [*done, stages.certify_subjects(job, target, surrogate, purifier, done[1:])])
+        parts = _parts(job)
+        certified = stages.certify_subjects(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+        return _summary(job, [*parts.all, certified])
 
 
 def attack(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Attack the surrogate and transfer to the target, with and without the purifier; does first what is missing for it."""
     with open_job(config, progress, fresh) as job:
-        target, surrogate, purifier, done = _parts(job)
-        attacked = stages.attack(job, target, surrogate, purifier, done[1:])
-        return _summary(job, [*done, attacked, *_climb(job, target, surrogate, purifier, done)])
+        parts = _parts(job)
+        attacked = stages.attack(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+        return _summary(job, [*parts.all, attacked, *_ladder(job, parts)])
 
 
 def purify(
-    config: RunConfig, images: str | None = None, out: str | None = None, *, progress: bool = True, fresh: bool = False
-) -> Summary:  # fmt: skip
+    config: RunConfig,
+    images: str | None = None,
+    out: str | None = None,
+    *,
+    progress: bool = True,
+    fresh: bool = False,
+) -> Summary:
     """Purify the images of a file, or the held-out ones, and write them; does first what is missing for it.
 
     Args:
+        config: What to do.
         images: An .npz with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1].
         out: The .npz to write, `images` (N,C,H,W) float32 in [0,1]; default purified.npz in the work directory.
+        progress: Show a bar for every long stage.
+        fresh: Train anew.
     """
     with open_job(config, progress, fresh) as job:
-        shown = read_images(images, job.data.image_shape) if images else job.data.heldout_images
+        chosen = read_images(images, job.data.image_shape) if images else job.data.heldout_images
         path = Path(out) if out else config.workspace / "purified.npz"
         if not path.parent.is_dir() or path.suffix != ".npz":
             raise ConfigError(f"out {str(path)!r}: give an .npz file in a folder that is there")
-        _, _, purifier, done = _parts(job)
-        result = stages.purify_images(job, purifier, shown, path)
-        summary = _summary(job, done)
-        return replace(summary, results=summary.results | {"purify": result})
+        parts = _parts(job)
+        purified = stages.purify_images(job, parts.purifier, chosen, path)
+        return replace(_summary(job, parts.all), purified=purified)
 
 
 def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -130,9 +183,9 @@ def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> 
 
 def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, ducd=True) as job:
-        target, target_stage = stages.open_black_box(job)
-        students = stages.distil_students(job, target)
+    with open_job(config, progress, fresh, checks=_check_ducd) as job:
+        target, target_stage = stages.open_target(job)
+        students = stages.distill_students(job, target)
         choice = stages.choose_noise(job, students[0])
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
         done = [target_stage, *(student.stage for student in students), choice.stage, compared]
@@ -142,76 +195,107 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return _report(job, done, ducd_page.render)
 
 
+def _check_main(config: RunConfig, data: Splits) -> None:
+    """Refuse what the main job can't do, before anything is trained or paid for."""
+    for name, job in {"ducd": config.ducd}.items():
+        if job.enabled:
+            raise ConfigError(
+                f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
+                f"--{name}.enabled false"
+            )
+    stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
+    stages.check_attack_budget(config, len(data.heldout_images))
+    if config.ladder.enabled:
+        stages.check_ladder_budget(config, len(data.heldout_images))
+    classifier = _check_models(config, data)
+    for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
+        if name != "none":
+            stages.check_purifier(replace(config, purifier=name), data.image_shape, classifier)
+
+
+def _check_ducd(config: RunConfig, data: Splits) -> None:
+    """Refuse what the DUCD job can't do, before anything is trained or paid for."""
+    stages.check_pools(config, data)
+    stages.check_choice(config, data)
+    stages.check_audit(config, data)
+    _check_models(config, data)
+
+
+def _check_models(config: RunConfig, data: Splits) -> nn.Module:
+    """Refuse classifiers that do not take such images; returns an untrained surrogate."""
+    shape, classes = data.image_shape, len(data.classes)
+    if config.target.uri is None and config.target.kind != "svc":
+        build_classifier(config.target.kind, shape, classes)
+    stages.recipe_of(config.surrogate)
+    stages.selection_of(config.surrogate)
+    return build_classifier(surrogate_model(config), shape, classes).eval()
+
+
 @contextmanager
 def open_job(
-    config: RunConfig, progress: bool = True, fresh: bool = False, *, ducd: bool = False
+    config: RunConfig,
+    progress: bool = True,
+    fresh: bool = False,
+    *,
+    checks: Callable[[RunConfig, Splits], None] = _check_main,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for."""
     check(config)
-    if config.ducd.enabled and not ducd:
-        raise ConfigError(
-            "ducd.enabled is true, and the DUCD job has no single stages: use certdef run, or --ducd.enabled false"
-        )
     device = choose_device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    data = load_data(config.data, config.seed, own_target=config.target.uri is not None)
-    if ducd:
-        stages.check_pools(config, data)
-        stages.check_choice(config, data)
-        stages.check_audit(config, data)
-    else:
-        stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
-        stages.check_attack_budget(config, len(data.heldout_images))
-        if config.ladder.enabled:
-            stages.check_ladder_budget(config, len(data.heldout_images))
-    with torch.random.fork_rng():  # and sizes that do not fit the images
-        if config.target.uri is None and config.target.kind != "svc":
-            build_classifier(config.target.kind, data.image_shape, len(data.classes))
-        classifier = build_classifier(surrogate_model(config), data.image_shape, len(data.classes)).eval()
-        if not ducd:
-            for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
-                if name != "none":
-                    stages.check_purifier(replace(config, purifier=name), data.image_shape, classifier)
-    stages.recipe_of(config.surrogate)
-    stages.selection_of(config.surrogate)
-    with locked(config.workspace):
-        if fresh:
-            forget(config.workspace)
-        tracker = Tracker(config)
-        budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
-        if not (config.target.uri and config.target.canary_every):
-            del budget["canary"]
-        config.ledger_path.parent.mkdir(parents=True, exist_ok=True)
-        with surrogates.QueryLedger(config.ledger_path, budget) as ledger, tracker.job(data):
-            yield Job(config, data, device, tracker, ledger, tqdm if progress else _silent)
+    with threads(config.threads):
+        data = load_data(config.data, config.seed, own_target=config.target.uri is not None)
+        with torch.random.fork_rng():
+            checks(config, data)
+        with locked(config.workspace):
+            if fresh:
+                forget(config.workspace)
+            tracker = Tracker(config)
+            with _ledger(config) as ledger, tracker.job(data):
+                bar = tqdm if progress else _silent
+                drawing = partial(draw.draw, config=config, data=data)
+                legacy = Legacy(config, device.type, tracking_uri(config))
+                yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
 
 
-def _parts(job: Job) -> tuple[surrogates.Target, nn.Module, stages.Purifier, list[stages.Stage]]:
-    """Target, surrogate, purifier, and their stages: the target's first, then those that a result depends on.
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads, by default as many as are allowed; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or min(before, allowed_threads()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    (The surrogate's stage depends on the target's identity, not on where the target was logged.)
-    """
-    target, target_stage = stages.open_black_box(job)
-    surrogate, surrogate_stage = stages.distil(job, target)
+
+def _ledger(config: RunConfig) -> surrogates.QueryLedger:
+    budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
+    if not (config.target.uri and config.target.canary_every):
+        del budget["canary"]
+    config.ledger_path.parent.mkdir(parents=True, exist_ok=True)
+    return surrogates.QueryLedger(config.ledger_path, budget)
+
+
+def _parts(job: Job) -> Parts:
+    target, target_stage = stages.open_target(job)
+    surrogate, surrogate_stage = stages.distill(job, target)
     purifier = stages.prepare_purifier(job, job.config.purifier, surrogate, surrogate_stage)
-    return target, surrogate, purifier, [target_stage, surrogate_stage, *purifier.stages]
+    return Parts(target, target_stage, surrogate, surrogate_stage, purifier)
 
 
-def _climb(
-    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: stages.Purifier, done: list[stages.Stage]
-) -> list[stages.Stage]:  # fmt: skip
+def _ladder(job: Job, parts: Parts) -> list[Stage]:
     """Where it is asked for, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
-    systems = {"none": None, job.config.purifier: purifier}
+    systems = {"none": None, job.config.purifier: parts.purifier}
     for name in stages.ladder_systems(job.config):
         if name not in systems:
-            systems[name] = stages.prepare_purifier(job, name, surrogate, done[1])
-    return [stages.climb_ladder(job, target, surrogate, done[1], systems)]
+            systems[name] = stages.prepare_purifier(job, name, parts.surrogate, parts.surrogate_stage)
+    return [stages.evaluate_ladder(job, parts.target, parts.surrogate, parts.surrogate_stage, systems)]
 
 
 def choose_device(name: str) -> torch.device:
-    """auto takes the GPU where there is one; ConfigError if cuda is asked for and missing."""
+    """auto takes the GPU where there is one; ConfigError if cuda is configured and missing."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "device is 'cuda', but torch sees no CUDA device: use --device cpu, or see certdef doctor"
@@ -219,31 +303,26 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def _report(job: Job, done: list[stages.Stage], render: Callable[..., str] = page.render) -> Summary:
+def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:
     summary = _summary(job, done)
     path = job.config.workspace / "report.html"
-    path.write_text(
-        render(job.config, job.data, done, summary.bill, run_id=summary.run_id, device=str(job.device)),
-        encoding="utf-8",
-    )
+    html = render(job.config, job.data, done, summary.bill, run_id=summary.run_id, device=str(job.device))
+    path.write_text(html, encoding="utf-8")
     job.tracker.log_files(path)
     return replace(summary, report=path)
 
 
-def _summary(job: Job, done: list[stages.Stage]) -> Summary:
+def _summary(job: Job, done: list[Stage]) -> Summary:
     if job.ledger.canaries is not None:
         job.ledger.canaries.finish()  # nothing is reported of a target that has changed
     bill = job.ledger.bill()
     job.tracker.log_bill(bill)
-    results = {stage.name: stage.result for stage in done}
     return Summary(
-        results,
+        {stage.name: stage for stage in done},
         job.config.workspace,
-        None,
-        without_password(job.tracker.uri),
-        job.tracker.run_id,
-        bill,
-        all(stage.reused for stage in done),
+        tracking_uri=without_password(job.tracker.uri),
+        run_id=job.tracker.run_id,
+        bill=bill,
     )
 
 

@@ -39,6 +39,11 @@ class SigmaLaw:
     shape: tuple[float, ...] = (25.0,)
     scale_255: float = 3.0
 
+    @property
+    def parameters(self) -> list[Any]:
+        """What the noise depends on: all but the label."""
+        return [self.family, list(self.shape), self.scale_255]
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -5,8 +5,10 @@ Images are float32 (N, C, H, W) in [0, 1]. The pool carries no labels at all: no
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,38 @@ class Splits:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.heldout_images.shape[1:]
+        """(C, H, W)."""
+        _, channels, height, width = self.heldout_images.shape
+        return channels, height, width
+
+    @cached_property
+    def pool_digest(self) -> str:
+        """Identifies the images of the pool, and their order."""
+        return digest(self.pool)
+
+    @cached_property
+    def heldout_digest(self) -> str:
+        """Identifies the held-out images and labels, and their order."""
+        return digest(self.heldout_images, self.heldout_labels)
+
+    @cached_property
+    def target_digest(self) -> str:
+        """Identifies the images and labels that a target is trained on here, and their order."""
+        return digest(self.target_images, self.target_labels)
+
+    @cached_property
+    def audit_digest(self) -> str:
+        """Identifies the auditor's images and labels, and their order."""
+        return digest(self.audit_images, self.audit_labels)
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """16 hexadecimal digits that identify arrays by type, shape and values."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype.str}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()[:16]
 
 
 def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Splits:

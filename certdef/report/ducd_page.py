@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import certify
-from certdef.config.job import RunConfig, without_password
+from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import Splits
 from certdef.report import figures as pictures
 from certdef.report import page
-from certdef.stages.ducd.certificates import NAMES, candidate_noises
+from certdef.report.words import SUBJECT_NAMES, law_in_words
+from certdef.stages.ducd.certificates import ComparisonResult, candidate_noises
+from certdef.stages.ducd.membership import MembershipResult
+from certdef.stages.ducd.surrogates import StudentResult
 from certdef.stages.job import versions
 from certdef.tracking.workspace import Stage
 from surrogates import Bill
@@ -37,7 +40,7 @@ def render(
     folder = {each.name: each.path for each in done}
     result = {each.name: each.result for each in done}
     compared = result["comparison"]
-    radii = [0.0, *compared["radii"]]
+    radii = [0.0, *compared.radii]
     subjects = _subjects(config, compared)
     return page.template("ducd.html").render(
         data=data,
@@ -51,7 +54,7 @@ def render(
         radii=radii,
         headline_at=next((at for at, radius in enumerate(radii) if radius > 0), 0),
         students=_students(result),
-        agreement=next(iter(compared["agreement"].values())),
+        agreement=next(iter(compared.agreement.values())),
         audit=_audit(result),
         attack_names=ATTACKS,
         curves=pictures.data_uri((folder["comparison"] / "certified_accuracy.png").read_bytes()),
@@ -59,7 +62,7 @@ def render(
         if "membership" in folder
         else None,
         bill=page.charges(bill),
-        uris={name: without_password(each["uri"]) for name, each in result.items() if "uri" in each},
+        uris=page.uris(result),
         versions=versions(),
         config_json=json.dumps(config.public_dict(), indent=2),
         papers=page.papers("ducd", "unicr", "smoothing", "rmia", "lira", "loss", "delong"),
@@ -71,7 +74,7 @@ def render(
 def in_words(config: RunConfig) -> dict[str, str]:
     """Each candidate noise as the literature writes it, by its label."""
     mixtures = {
-        law.label: f"σ ~ {page.law_in_words(law)}, mean {noise_law(law).mean_sigma:.3f}"
+        law.label: f"σ ~ {law_in_words(law)}, mean {noise_law(law).mean_sigma:.3f}"
         for law in config.certify.laws
     }
     constant = {
@@ -80,23 +83,23 @@ def in_words(config: RunConfig) -> dict[str, str]:
     return constant | mixtures
 
 
-def _subjects(config: RunConfig, compared: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _subjects(config: RunConfig, compared: ComparisonResult) -> dict[str, dict[str, Any]]:
     """A row each for the surrogate and the ways of asking the target."""
-    noise = candidate_noises(config)[compared["noise"]]
+    noise = candidate_noises(config)[compared.noise]
     rows = {}
-    for subject, key in compared["conditions"].items():
-        curve = compared["curves"][key]
-        sure = certify.binomial_lower_bound(curve["n"], curve["n"], config.certify.alpha)
+    for subject, key in compared.conditions.items():
+        curve = compared.curves[key]
+        sure = certify.binomial_lower_bound(curve.n, curve.n, config.certify.alpha)
         rows[subject] = {
-            "name": NAMES[subject],
+            "name": SUBJECT_NAMES[subject],
             "colour": "surrogate" if subject == "surrogate" else "target",
-            "images": curve["images"],
-            "n": curve["n"],
-            "sound": curve["sound"],
-            "norm": curve["noise"]["norm"],
-            "abstained": curve["abstained"],
+            "images": curve.images,
+            "n": curve.n,
+            "sound": curve.sound,
+            "norm": curve.noise["norm"],
+            "abstained": curve.abstained,
             "ceiling": noise.radius(sure),
-            "accuracy": [curve["accuracy_at_0"], *curve["accuracy"]],
+            "accuracy": curve.shares,
         }
     return rows
 
@@ -106,13 +109,13 @@ def _students(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "overlap": each["overlap"],
-            "queries": each["queries"],
-            "loss": each["loss"],
-            **result["comparison"]["agreement"][name],
+            "overlap": each.overlap,
+            "queries": each.queries,
+            "loss": each.loss,
+            **result["comparison"].agreement[name],
         }
         for name, each in result.items()
-        if name.startswith("surrogate-overlap-")
+        if isinstance(each, StudentResult)
     ]
 
 
@@ -120,17 +123,17 @@ def _audit(result: dict[str, Any]) -> dict[str, Any] | None:
     """Membership inference of every model, and whether overlapping queries gave more away; None without it."""
     if "membership" not in result:
         return None
-    found = result["membership"]
-    gains = [row[found["headline"]] for row in found["benefit"].values()]
+    found: MembershipResult = result["membership"]
+    gains = [row[found.headline] for row in found.benefit.values()]
     names = {
-        name: f"surrogate, {100 * result[name]['overlap']:g}% of its queries from the training set"
-        for name in found["benefit"]
+        name: f"surrogate, {100 * result[name].overlap:g}% of its queries from the training set"
+        for name in found.benefit
     }
-    return found | {
+    return found.to_json() | {
         "names": {"target": "target"} | names,
-        "first": next(iter(found["benefit"])),
-        "last": next(reversed(found["benefit"])),
+        "first": next(iter(found.benefit)),
+        "last": next(reversed(found.benefit)),
         "first_gain": gains[0],
         "last_gain": gains[-1],
-        "lost": found["shrinkage"][found["headline"]],
+        "lost": found.shrinkage[found.headline],
     }

@@ -46,7 +46,7 @@ def png(image: NDArray[Any] | Tensor) -> bytes:
     return file.getvalue()
 
 
-def attack_plot(rows: Sequence[Mapping[str, Any]], purifier: str) -> bytes:
+def attack_plot(rows: Sequence[Any], purifier: str) -> bytes:
     """Accuracy against eps with 95% intervals, one line each for target and surrogate, with and without the purifier.
 
     `rows` have `eps` and, for each line, [accuracy, lower, upper].
@@ -58,10 +58,10 @@ def attack_plot(rows: Sequence[Mapping[str, Any]], purifier: str) -> bytes:
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
-    eps = np.array([row["eps"] for row in rows])
+    eps = np.array([row.eps for row in rows])
     apart = 0.006 * (eps.max() or 1)  # so that error bars do not hide each other
     for number, (key, (name, color, style)) in enumerate(ATTACK_LINES.items()):
-        accuracy, lower, upper = np.array([row[key] for row in rows]).T
+        accuracy, lower, upper = np.array([getattr(row, key) for row in rows]).T
         axes.errorbar(
             eps + (number - 1.5) * apart,
             accuracy,
@@ -115,6 +115,17 @@ def membership_plot(
     return _drawn(axes)
 
 
+def roc(
+    members: NDArray[np.float64], nonmembers: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """False and true positive rates, one point a threshold, of scores (P,) and (N,)."""
+    from sklearn.metrics import roc_curve
+
+    truth = np.repeat([1, 0], [len(members), len(nonmembers)])
+    false, true, _ = roc_curve(truth, np.concatenate([members, nonmembers]), drop_intermediate=False)
+    return false, true
+
+
 def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
     """Agreement against queries: a panel a title, a line a strategy through its medians over seeds.
 
@@ -166,7 +177,7 @@ def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
 
 
 def ladder_plot(
-    subjects: Mapping[str, Mapping[str, Sequence[Any]]], curve: Sequence[Mapping[str, Any]], eps: float
+    subjects: Mapping[str, Mapping[str, Sequence[Any]]], curve: Sequence[Any], eps: float
 ) -> bytes:
     """The threat ladder and the certificate: a panel a subject, a rung a row, a colour a system, with 95% intervals.
 
@@ -206,12 +217,12 @@ def ladder_plot(
         axes.set_title(f"{subject}; filled: the lowest rung", loc="left", fontsize=10)
     if curve:
         axes = every[-1]
-        radii = np.array([row["radius"] for row in curve])
+        radii = np.array([row.radius for row in curve])
         for key, name, color, style in (
             ("attacked", "right under PGD on the vote", COLORS[1], "--"),
             ("certified", "certified", COLORS[0], "-"),
         ):
-            accuracy, lower, upper = np.array([row[key] for row in curve]).T
+            accuracy, lower, upper = np.array([getattr(row, key) for row in curve]).T
             axes.plot(radii, accuracy, color=color, linestyle=style, marker="o", markersize=4, label=name)
             axes.fill_between(radii, lower, upper, color=color, alpha=0.12, linewidth=0)
         axes.set_ylim(0, 1.02)

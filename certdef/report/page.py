@@ -8,20 +8,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
 import certify
 from certdef import stages
-from certdef.config.job import RunConfig, SigmaLaw, without_password
+from certdef.config.job import RunConfig, without_password
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import Splits
 from certdef.models.storage import load_model
-from certdef.purifiers.catalogue import CATALOGUE, title
+from certdef.purifiers.catalogue import CATALOGUE
 from certdef.report import figures as pictures
 from certdef.report.citations import PAPERS, PURIFIER_PAPERS
+from certdef.report.words import law_in_words, purifier_title
+from certdef.stages.attack import AttackResult
+from certdef.stages.certificates import CertifyResult
+from certdef.stages.ladder import LadderResult
+from certdef.stages.trained_once import NetworkResult
+from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
@@ -60,10 +66,10 @@ def render(
         image=_image(data, config.certify.radii),
         target=result["target"],
         surrogate=result["surrogate"],
-        front=title(config.purifier).replace("^3", "³"),
+        front=purifier_title(config.purifier).replace("^3", "³"),
         about=CATALOGUE[config.purifier],
         certified_front=bool(CATALOGUE[config.purifier].denoiser),
-        networks={name: each["parameters"] for name, each in result.items() if "parameters" in each},
+        networks={name: each.parameters for name, each in result.items() if isinstance(each, NetworkResult)},
         certificates=certificates,
         radii=radii,
         headline_at=next((at for at, radius in enumerate(radii) if radius > 0), 0),
@@ -78,14 +84,20 @@ def render(
         attack=_attack(config, data, result["attack"]),
         ladder=_ladder(stage["ladder"]) if "ladder" in stage else None,
         bill=_bill(config, bill, result["certify"]),
-        uris={name: without_password(each["uri"]) for name, each in result.items() if "uri" in each},
-        registered_model=result["served"]["registered_model"],
+        uris=uris(result),
+        registered_model=result["served"].registered_model,
         versions=_headline_records(config, folder, "target").config["versions"],
         config_json=json.dumps(config.public_dict(), indent=2),
         papers=papers("smoothing", "denoised", *PURIFIER_PAPERS[config.purifier], "ducd", "pgd"),
         run_id=run_id,
         device=device,
     )
+
+
+def uris(results: Mapping[str, StageResult]) -> dict[str, str]:
+    """Where each stage's model is, without passwords."""
+    found = {name: getattr(result, "uri", None) for name, result in results.items()}
+    return {name: without_password(uri) for name, uri in found.items() if uri}
 
 
 def template(name: str) -> Any:
@@ -126,12 +138,6 @@ def down(value: float) -> str:
     return str(Decimal(value).quantize(Decimal("0.001"), ROUND_FLOOR)) if math.isfinite(value) else "∞"
 
 
-def law_in_words(law: SigmaLaw) -> str:
-    """A law of sigma as the literature writes it: gamma(25, scale 3)/255."""
-    arguments = [*(f"{value:g}" for value in law.shape), f"scale {law.scale_255:g}"]
-    return f"{law.family}({', '.join(arguments)})/255"
-
-
 # --- the sections -------------------------------------------------------------------------------------------
 
 
@@ -151,26 +157,26 @@ def _image(data: Splits, radii: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _certificates(config: RunConfig, result: dict[str, Any]) -> dict[str, Any]:
+def _certificates(config: RunConfig, result: CertifyResult) -> dict[str, Any]:
     """For each subject what its rows share, and a row for each law with and without the purifier; headline first."""
     words = {law.label: law_in_words(law) for law in config.certify.laws}
     found: dict[str, Any] = {subject: {"rows": []} for subject in SUBJECTS}
     for condition in stages.conditions(config):
-        curve = result["curves"][condition.key]
-        sure = certify.binomial_lower_bound(curve["n"], curve["n"], config.certify.alpha)
+        curve = result.curves[condition.key]
+        sure = certify.binomial_lower_bound(curve.n, curve.n, config.certify.alpha)
         subject = found[condition.subject]
-        subject |= {"n": curve["n"], "images": curve["images"], "norm": curve["noise"]["norm"]}
+        subject |= {"n": curve.n, "images": curve.images, "norm": curve.noise["norm"]}
         subject["rows"].append(
             {
                 "law": condition.law,
                 "words": words.get(condition.law),
                 "mean_sigma": condition.noise.mean_sigma,
                 "comparison": condition.law not in words,
-                "denoised": curve["denoised"],
-                "sound": curve["sound"],
-                "abstained": curve["abstained"],
+                "denoised": curve.denoised,
+                "sound": curve.sound,
+                "abstained": curve.abstained,
                 "ceiling": condition.noise.radius(sure),
-                "accuracy": [curve["accuracy_at_0"], *curve["accuracy"]],
+                "accuracy": curve.shares,
             }
         )
     return found
@@ -218,46 +224,44 @@ def _strip(config: RunConfig, data: Splits, served: Stage, folder: Path) -> list
     ]
 
 
-def _attack(config: RunConfig, data: Splits, result: dict[str, Any]) -> dict[str, Any]:
+def _attack(config: RunConfig, data: Splits, result: AttackResult) -> dict[str, Any]:
     return {
-        "rows": result["rows"],
-        "images": result["images"],
-        "clean": result["rows"][0],
-        "worst": max(result["rows"], key=lambda row: row["eps"]),
-        "helped": [
-            f"{row['eps']:g}" for row in result["rows"] if row["target_purified"][1] > row["target"][2]
-        ],
-        "hurt": [f"{row['eps']:g}" for row in result["rows"] if row["target_purified"][2] < row["target"][1]],
+        "rows": result.rows,
+        "images": result.images,
+        "clean": result.rows[0],
+        "worst": max(result.rows, key=lambda row: row.eps),
+        "helped": [f"{row.eps:g}" for row in result.rows if row.target_purified.lower > row.target.upper],
+        "hurt": [f"{row.eps:g}" for row in result.rows if row.target_purified.upper < row.target.lower],
         "steps": config.attack.steps,
         "sigma": config.attack.sigma_255 / 255,
         "sigma_255": config.attack.sigma_255,
         "root": math.sqrt(math.prod(data.image_shape)),
         "plot": pictures.data_uri(
-            pictures.attack_plot(result["rows"], title(config.purifier).replace("^3", "³"))
+            pictures.attack_plot(result.rows, purifier_title(config.purifier).replace("^3", "³"))
         ),
     }
 
 
-def _ladder(stage: Stage) -> dict[str, Any]:
-    """Each subject's table, a row a rung and a column a system; with the picture and whatever is suspicious."""
+def _ladder(stage: Stage[LadderResult]) -> dict[str, Any]:
+    """Each subject's table, a row an attack and a column a system; with the picture and whatever is suspicious."""
     result = stage.result
     tables = {}
     for subject in SUBJECTS:
-        climbed = {name: shown[subject] for name, shown in result["systems"].items()}
-        rungs = {name: {rung["name"]: rung for rung in each["rungs"]} for name, each in climbed.items()}
-        names = list(dict.fromkeys(rung["name"] for each in climbed.values() for rung in each["rungs"]))
+        systems = {name: subjects[subject] for name, subjects in result.systems.items()}
+        attacks = {name: {attack.name: attack for attack in each.rungs} for name, each in systems.items()}
+        names = list(dict.fromkeys(attack.name for each in systems.values() for attack in each.rungs))
         tables[subject] = {
-            "images": max(each["images"] for each in climbed.values()),
-            "queries": sum(each["queries"] for each in climbed.values()),
-            "lowest": {name: each["headline"] for name, each in climbed.items()},
-            "alarms": [f"{name}: {alarm}" for name, each in climbed.items() for alarm in each["alarms"]],
+            "images": max(each.images for each in systems.values()),
+            "queries": sum(each.queries for each in systems.values()),
+            "lowest": {name: each.headline for name, each in systems.items()},
+            "alarms": [f"{name}: {alarm}" for name, each in systems.items() for alarm in each.alarms],
             "rows": [
                 {
                     "name": name.replace("_", " "),
-                    "knows": next(found[name]["knows"] for found in rungs.values() if name in found),
+                    "knows": next(each[name].knows for each in attacks.values() if name in each),
                     "cells": [
-                        (rungs[system].get(name), climbed[system]["headline"]["rung"] == name)
-                        for system in climbed
+                        (attacks[system].get(name), systems[system].headline.rung == name)
+                        for system in systems
                     ],
                 }
                 for name in names
@@ -265,10 +269,10 @@ def _ladder(stage: Stage) -> dict[str, Any]:
         }
     return {
         "tables": tables,
-        "systems": list(result["systems"]),
-        "own": result["own"],
-        "eps": result["eps"],
-        "curve": result["curve"],
+        "systems": list(result.systems),
+        "own": result.own,
+        "eps": result.eps,
+        "curve": result.curve,
         "plot": pictures.data_uri((stage.path / "ladder.png").read_bytes()),
     }
 
@@ -285,11 +289,11 @@ def charges(bill: Bill) -> dict[str, Any]:
     }
 
 
-def _bill(config: RunConfig, bill: Bill, certified: dict[str, Any]) -> dict[str, Any]:
+def _bill(config: RunConfig, bill: Bill, certified: CertifyResult) -> dict[str, Any]:
     return charges(bill) | {
-        "smoothed_targets": sum(curve["subject"] == "target" for curve in certified["curves"].values()),
-        "draws": certified["draws_target"],
-        "held_back": certified["draws_target"] < config.certify.n,
+        "smoothed_targets": sum(curve.subject == "target" for curve in certified.curves.values()),
+        "draws": certified.draws_target,
+        "held_back": certified.draws_target < config.certify.n,
     }
 
 

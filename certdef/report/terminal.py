@@ -1,14 +1,27 @@
-"""What a finished verb leaves in the terminal. Loads no torch."""
+"""What a finished verb leaves in the terminal."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
+from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from certdef.attacks import threat_ladder
 from certdef.config.job import RunConfig
-from certdef.purifiers.catalogue import CATALOGUE, title
+from certdef.report.budget_curves import as_markdown
+from certdef.report.words import SUBJECT_NAMES, purifier_title
+from certdef.stages.attack import AttackResult
+from certdef.stages.budgets import BudgetsResult
+from certdef.stages.certificates import CertifiedCurve, CertifyResult
+from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
+from certdef.stages.ducd.membership import MembershipResult
+from certdef.stages.ladder import LadderResult
+from certdef.stages.surrogate import SurrogateResult
+from certdef.stages.target import TargetResult
+from certdef.tracking.results import Share, StageResult
 
 if TYPE_CHECKING:
     from certdef.pipeline import Summary
@@ -17,50 +30,16 @@ if TYPE_CHECKING:
 def headline(config: RunConfig, summary: Summary) -> str:
     """The few lines that a finished verb leaves in the terminal."""
     lines = [""]
-    results = summary.results
-    if "target" in results:
-        lines.append(f"target      {_share(results['target']['accuracy'])} right on held-out images")
-    if "surrogate" in results:
-        found = results["surrogate"]
-        lines.append(
-            f"surrogate   agrees with it on {_share(found['agreement_clean'])} clean, {_share(found['agreement_noisy'])} under the noise ({found['queries']} queries)"
-        )
-    if "budgets" in results:
-        charged = sum(cell["charged"] for cell in results["budgets"]["cells"])
-        asked = sum(cell["queries"] for cell in results["budgets"]["cells"])
-        lines += [results["budgets"]["table"], f"budgets     {asked:,} queries by name, {charged:,} charged"]
-    if "certify" in results:
-        for curve in results["certify"]["curves"].values():
-            if curve["headline"]:
-                shares = "  ".join(
-                    f"r={r:g} {_share(a)}"
-                    for r, a in zip(results["certify"]["radii"], curve["accuracy"], strict=True)
-                )
-                lines.append(
-                    f"certified   {curve['subject']:<9} {shares}   ({curve['images']} images, n={curve['n']:,})"
-                )
-    if "attack" in results:
-        for row in results["attack"]["rows"][1:]:
-            lines.append(
-                f"attack      PGD eps {row['eps']:g}: target {_share(row['target'])}, behind {title(config.purifier)} {_share(row['target_purified'])}"
-            )
-    lines += _ladder_lines(results)
-    lines += _ducd_lines(results)
-    if "purify" in results:
-        found = results["purify"]
-        lines += [
-            f"purified    {found['images']} images by {found['purifier']}: {found['path']}",
-            f"            changed by {found['mean_change']:.4f} a pixel on average, {found['largest_change']:.3f} at most (pixels in [0, 1])",
-        ]
+    for stage in summary.stages.values():
+        lines += stage_lines(stage.result, config)
+    lines += _purified_lines(summary.purified) if summary.purified else []
     if summary.bill:
-        lines.append(
-            "queries     "
-            + ", ".join(
-                f"{purpose} {charge.spent:,} of {charge.budget:,}"
-                for purpose, charge in summary.bill.charges.items()
-                if charge.budget
-            )
+        spent = (
+            f"{purpose} {charge.spent:,} of {charge.budget:,}"
+            for purpose, charge in summary.bill.charges.items()
+            if charge.budget
         )
+        lines.append(f"queries     {', '.join(spent)}")
     if summary.reused:
         lines.append(
             "reused      every stage was done before: nothing trained or paid for; --fresh repeats it"
@@ -72,70 +51,108 @@ def headline(config: RunConfig, summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _ladder_lines(results: dict[str, Any]) -> list[str]:
-    """The ladder's tables, its headlines and its alarms; nothing where it was not climbed."""
-    if "ladder" not in results:
-        return []
-    lines, found = [], results["ladder"]
-    for subject, shown in found["tables"].items():
-        lines += [
-            f"{subject}, in % [95% interval], L-infinity eps {found['eps']:g}; bold: the lowest rung",
-            shown,
-            "",
-        ]
-        for name, climbed in found["systems"].items():
-            least = climbed[subject]["headline"]
-            lines.append(f"ladder      {subject}, {name}: {_share(least['accuracy'])} ({least['rung']})")
-            lines += [f"alarm       {subject}, {name}: {alarm}" for alarm in climbed[subject]["alarms"]]
-        lines.append("")
-    for row in found["curve"]:
-        lines.append(
-            f"smoothed    r={row['radius']:g}: certified {_share(row['certified'])}, right under PGD on the vote {_share(row['attacked'])}"
-        )
-    return lines
+@singledispatch
+def stage_lines(result: StageResult, config: RunConfig) -> list[str]:
+    """What a stage's result says in the terminal; nothing for most."""
+    return []
 
 
-def _ducd_lines(results: dict[str, Any]) -> list[str]:
-    """What the DUCD job found; nothing for the main one."""
-    if "comparison" not in results:
-        return []
-    from certdef.stages.ducd.certificates import NAMES
-
-    lines, found = [], results["comparison"]
-    for name, each in found["agreement"].items():
-        lines.append(
-            f"surrogate   agrees with it on {_share(each['clean']['agreement'])} clean, {_share(each['noisy']['agreement'])} under the noise ({100 * results[name]['overlap']:g}% of its queries from the target's training set)"
-        )
-    lines.append(f"noise       {found['noise']}, chosen on {results['noise']['images']} other images")
-    for subject, key in found["conditions"].items():
-        curve = found["curves"][key]
-        shares = "  ".join(
-            f"r={r:g} {_share(a)}" for r, a in zip(found["radii"], curve["accuracy"], strict=True)
-        )
-        lines.append(
-            f"certified   {NAMES[subject]:<22} {shares}   ({curve['images']} images, n={curve['n']:,})"
-        )
-    for name, row in results.get("membership", {}).get("attacks", {}).items():
-        auc, low, high = row[results["membership"]["headline"]]["auc"]
-        lines.append(f"membership  {name:<22} AUC {auc:.3f} [{low:.3f}, {high:.3f}]")
-    return lines
+@stage_lines.register
+def _(result: TargetResult, config: RunConfig) -> list[str]:
+    return [f"target      {_share(result.accuracy)} right on held-out images"]
 
 
-def _share(triple: list[float]) -> str:
-    share, low, high = triple
-    return f"{100 * share:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+@stage_lines.register
+def _(result: SurrogateResult, config: RunConfig) -> list[str]:
+    clean, noisy = _share(result.agreement_clean), _share(result.agreement_noisy)
+    return [
+        f"surrogate   agrees with it on {clean} clean, {noisy} under the noise ({result.queries} queries)"
+    ]
 
 
-def purifiers_listed() -> str:
-    """The catalogue, some lines a purifier."""
+@stage_lines.register
+def _(result: BudgetsResult, config: RunConfig) -> list[str]:
+    charged = sum(cell.charged for cell in result.cells)
+    queries = sum(cell.queries for cell in result.cells)
+    return [as_markdown(result.cells), f"budgets     {queries:,} queries by name, {charged:,} charged"]
+
+
+@stage_lines.register
+def _(result: CertifyResult, config: RunConfig) -> list[str]:
+    curves = (curve for curve in result.curves.values() if curve.headline)
+    return [_certified_line(f"{curve.subject:<9}", result.radii, curve) for curve in curves]
+
+
+@stage_lines.register
+def _(result: AttackResult, config: RunConfig) -> list[str]:
+    front = purifier_title(config.purifier)
+    return [
+        f"attack      PGD eps {row.eps:g}: target {_share(row.target)}, behind {front} {_share(row.target_purified)}"
+        for row in result.rows[1:]
+    ]
+
+
+@stage_lines.register
+def _(result: LadderResult, config: RunConfig) -> list[str]:
+    """The ladder's tables, the worst case over attacks of each system, and the gradient masking checks that fail."""
     lines = []
-    for name, entry in CATALOGUE.items():
-        lines += [
-            f"{name}\n    {entry.line}",
-            f"    source     {entry.source}",
-            f"    attacker   {entry.threat}",
-            f"    certified  {'with ' + entry.denoiser + ' between noise and classifier' if entry.denoiser else 'no: it is no denoiser'}",
-        ]
-    return "\n".join(
-        [*lines, "", "certdef run --purifier NAME puts one in front; certdef attack --ladder tests it."]
-    )
+    for subject, systems in result.attacks_by_subject.items():
+        caption = f"{subject}, in % [95% interval], L-infinity eps {result.eps:g}; bold: the worst case over attacks"
+        lines += [caption, threat_ladder.table(systems), ""]
+        for name, subjects in result.systems.items():
+            evaluation = subjects[subject]
+            worst = evaluation.headline
+            lines.append(f"ladder      {subject}, {name}: {_share(worst.accuracy)} ({worst.rung})")
+            lines += [f"alarm       {subject}, {name}: {alarm}" for alarm in evaluation.alarms]
+        lines.append("")
+    for row in result.curve:
+        certified, attacked = _share(row.certified), _share(row.attacked)
+        lines.append(
+            f"smoothed    r={row.radius:g}: certified {certified}, right under PGD on the vote {attacked}"
+        )
+    return lines
+
+
+@stage_lines.register
+def _(result: NoiseResult, config: RunConfig) -> list[str]:
+    return [f"noise       {result.chosen}, chosen on {result.images} other images"]
+
+
+@stage_lines.register
+def _(result: ComparisonResult, config: RunConfig) -> list[str]:
+    lines = []
+    for overlap, agreement in zip(config.ducd.overlaps, result.agreement.values(), strict=True):
+        clean, noisy = (_share(agreement[images].agreement) for images in ("clean", "noisy"))
+        lines.append(
+            f"surrogate   agrees with it on {clean} clean, {noisy} under the noise ({100 * overlap:g}% of its queries "
+            "from the target's training set)"
+        )
+    for subject, key in result.conditions.items():
+        lines.append(_certified_line(f"{SUBJECT_NAMES[subject]:<22}", result.radii, result.curves[key]))
+    return lines
+
+
+@stage_lines.register
+def _(result: MembershipResult, config: RunConfig) -> list[str]:
+    shares = {name: row[result.headline].auc for name, row in result.attacks.items()}
+    return [
+        f"membership  {name:<22} AUC {auc.value:.3f} [{auc.lower:.3f}, {auc.upper:.3f}]"
+        for name, auc in shares.items()
+    ]
+
+
+def _certified_line(subject: str, radii: Sequence[float], curve: CertifiedCurve) -> str:
+    shares = "  ".join(f"r={r:g} {_share(share)}" for r, share in zip(radii, curve.accuracy, strict=True))
+    return f"certified   {subject} {shares}   ({curve.images} images, n={curve.n:,})"
+
+
+def _purified_lines(purified: dict[str, Any]) -> list[str]:
+    mean, largest = purified["mean_change"], purified["largest_change"]
+    return [
+        f"purified    {purified['images']} images by {purified['purifier']}: {purified['path']}",
+        f"            changed by {mean:.4f} a pixel on average, {largest:.3f} at most (pixels in [0, 1])",
+    ]
+
+
+def _share(share: Share) -> str:
+    return f"{100 * share.value:.1f}% [{100 * share.lower:.1f}, {100 * share.upper:.1f}]"

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import surrogates
-from certdef.attacks import gradient as attacks
+from certdef.attacks import gradient
 from certdef.config.job import ConfigError, RunConfig
-from certdef.stages.job import Job, interval
+from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
+from certdef.tracking import metrics
+from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
 
 BATCH = 100  # images purified at a time: a diffusion chain takes memory
 
 # What each column is: the attacker knows the surrogate's weights, and neither the target's nor the denoiser.
-RUNGS = {
+ATTACKS = {
     "surrogate": "white_box_pgd_surrogate",
     "surrogate_purified": "blind_pgd_surrogate_purified",
     "target": "transfer_pgd_target",
@@ -25,46 +27,80 @@ RUNGS = {
 }
 
 
+@dataclass(frozen=True)
+class AttackRow:
+    """Accuracy under one L-infinity budget, without and with the purifier in front."""
+
+    eps: float
+    surrogate: Share
+    surrogate_purified: Share
+    target: Share
+    target_purified: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResult(StageResult):
+    """A row an eps; the first is eps 0, the clean control through the same defenses."""
+
+    rows: tuple[AttackRow, ...]
+    images: int
+
+
 def attack(
-    job: Job, target: surrogates.Target, surrogate: nn.Module, made: Purifier, depends_on: list[Stage]
-) -> Stage:
-    """Accuracy with intervals at each eps; eps 0 is the clean control, through the same defences."""
+    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: Purifier, depends_on: list[Stage]
+) -> Stage[AttackResult]:
+    """Accuracy with intervals at each eps."""
     config, data = job.config.attack, job.data
-    stage = job.stage("attack", asdict(config), *(other.fingerprint for other in depends_on))
-    with job.tracker.stage(stage):
-        if not stage.done:
-            count = min(config.images, len(data.heldout_images))
-            images = torch.from_numpy(data.heldout_images[:count])
-            labels = torch.from_numpy(data.heldout_labels[:count])
-            generator = torch.Generator(job.device).manual_seed(job.config.seed)
-            purifier = made.defence(generator).to(job.device)
-            asked = job.ledger.attach(target, purpose="attack", experiment=stage.fingerprint)
-            known = job.ledger.attach(target, purpose="evaluation")
-            rows = []
-            for eps in (0.0, *config.eps):
-                shown = images
-                if eps:
-                    shown = attacks.pgd(
-                        surrogate, images, labels, eps=eps, steps=config.steps, seed=job.config.seed,
-                        progress=job.progress,
-                    )  # fmt: skip
-                with torch.inference_mode():
-                    purified = torch.cat([purifier(batch.to(job.device)) for batch in shown.split(BATCH)])
-                    guesses = {
-                        "surrogate": surrogate(shown.to(job.device)).argmax(1).cpu().numpy(),
-                        "surrogate_purified": surrogate(purified).argmax(1).cpu().numpy(),
-                        "target": (asked if eps else known).query(shown).labels,
-                        "target_purified": asked.query(purified.cpu()).labels,
-                    }
-                right = {name: int((guess == labels.numpy()).sum()) for name, guess in guesses.items()}
-                rows.append({"eps": eps} | {name: interval(hits, count) for name, hits in right.items()})
-            metrics = {
-                f"attack/{rung}_eps_{row['eps']:g}/accuracy": row[name][0]
-                for row in rows
-                for name, rung in RUNGS.items()
+    defense = [other.fingerprint for other in depends_on]
+    stage = job.stage("attack", AttackResult, asdict(config), data.heldout_digest, target.identity, *defense)
+    return job.run(stage, lambda: _attack(job, target, surrogate, purifier, stage))
+
+
+def _attack(
+    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: Purifier, stage: Stage
+) -> AttackResult:
+    config, data, seed = job.config.attack, job.data, job.config.seed
+    count = min(config.images, len(data.heldout_images))
+    images, labels = (torch.from_numpy(each[:count]) for each in (data.heldout_images, data.heldout_labels))
+    defense = purifier.defense(torch.Generator(job.device).manual_seed(seed)).to(job.device)
+    paid = job.ledger.attach(
+        target,
+        purpose="attack",
+        experiment=f"attack/{seed}",
+    )
+    known = job.ledger.attach(target, purpose="evaluation")
+
+    def row(eps: float) -> AttackRow:
+        attacked = images
+        if eps:
+            settings = {"eps": eps, "steps": config.steps, "seed": seed, "progress": job.progress}
+            attacked = gradient.pgd(surrogate, images, labels, **settings)
+        with torch.inference_mode():
+            purified = torch.cat([defense(batch.to(job.device)) for batch in attacked.split(BATCH)])
+            predicted = {
+                "surrogate": _labels(surrogate, attacked.to(job.device)),
+                "surrogate_purified": _labels(surrogate, purified),
+                "target": torch.from_numpy((paid if eps else known).query(attacked).labels),
+                "target_purified": torch.from_numpy(paid.query(purified.cpu()).labels),
             }
-            stage.finish({"rows": rows, "images": count, "params": asdict(config), "metrics": metrics})
-    return stage
+        correct = {name: int((each == labels).sum()) for name, each in predicted.items()}
+        return AttackRow(eps, **{name: Share.of(hits, count) for name, hits in correct.items()})
+
+    rows = tuple(row(eps) for eps in (0.0, *config.eps))
+    return AttackResult(
+        rows=rows,
+        images=count,
+        params=asdict(config),
+        metrics={
+            metrics.ATTACK_AT_EPS.format(attack=name, eps=each.eps): getattr(each, column).value
+            for each in rows
+            for column, name in ATTACKS.items()
+        },
+    )
+
+
+def _labels(classifier: nn.Module, images: Tensor) -> Tensor:
+    return classifier(images.clone()).argmax(1).cpu()
 
 
 def check_attack_budget(config: RunConfig, heldout: int) -> None:

@@ -1,10 +1,15 @@
-"""Agreement against queries, for several strategies, budgets and seeds. A finished cell is never trained or paid for again."""
+"""Agreement against queries, for several strategies, budgets and seeds. A finished cell is never trained or paid for again.
+
+A cell is one surrogate: a strategy, a budget and a seed. Of its seeds a strategy shows the median and the spread; the
+interval is the median seed's, over images.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,18 +18,60 @@ import surrogates
 from certdef.config.job import ConfigError, RunConfig, SurrogateConfig
 from certdef.config.noise_laws import noise_law
 from certdef.purifiers.networks.nim import NIM
-from certdef.report import budget_curves
-from certdef.report.budget_curves import Cell
 from certdef.stages.denoiser import pretrained
 from certdef.stages.job import Job
-from certdef.stages.surrogate import encoder_for, selection_of, train_surrogate
+from certdef.stages.surrogate import (
+    measure_agreement,
+    pretrained_encoder,
+    selection_of,
+    share_of,
+    train_surrogate,
+)
+from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage, fingerprint, write_json
+
+CONDITIONS = ("clean", "noisy", "denoised")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One surrogate: its query budget, what the ledger charged for it, and its agreement by condition.
+
+    The ledger charges nothing for images that an earlier cell queried.
+    """
+
+    strategy: str
+    budget: int
+    seed: int
+    queries: int
+    charged: int
+    agreement: dict[str, Share]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The seeds of one strategy and budget: median agreement with its interval, lowest and highest seed."""
+
+    queries: int
+    median: float
+    lower: float
+    upper: float
+    lowest: float
+    highest: float
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetsResult(StageResult):
+    """Every cell of the table."""
+
+    cells: tuple[Cell, ...]
 
 
 def check_budgets(
     config: RunConfig, budgets: Sequence[int], strategies: Sequence[str], seeds: int, pool: int
 ) -> None:
-    """Refuse a table that can't be filled before anything is asked.
+    """Refuse a table that can't be filled before any query.
 
     Raises:
         ConfigError: No budget, one that is not positive, above the pool or above ledger.training; no seed.
@@ -50,47 +97,44 @@ def check_budgets(
 
 def trace_budgets(
     job: Job, target: surrogates.Target, budgets: Sequence[int], strategies: Sequence[str], seeds: int
-) -> Stage:
-    """Distil one surrogate a cell, all from one ledger, and measure each on the held-out images."""
+) -> Stage[BudgetsResult]:
+    """Distill one surrogate a cell, all from one ledger, and measure each on the held-out images."""
     check_budgets(job.config, budgets, strategies, seeds, len(job.data.pool))
     config, law = job.config.surrogate, job.config.certify.laws[0]
-    nim, denoiser = encoder_for(job, config), pretrained(job, law)
-    needs_nim = [] if nim is None and denoiser is None else [asdict(job.config.nim), denoiser is not None]
-    settings = [asdict(replace(config, strategy="random")), target.identity, asdict(law), *needs_nim]
-    cells_stage = job.stage("budget-cells", *settings)  # a larger table finds the cells of a smaller one
+    encoder, denoiser = pretrained_encoder(job, config), pretrained(job, law)
+    settings: list[Any] = [asdict(replace(config, strategy="random")), target.identity, law.parameters]
+    settings += [job.data.pool_digest, job.data.heldout_digest]
+    if encoder is not None or denoiser is not None:
+        settings += [asdict(job.config.nim), denoiser is not None]
+    cells = job.stage("budget-cells", StageResult, *settings)  # a larger table finds those of a smaller one
     table = [sorted(budgets), list(strategies), seeds]
-    stage = job.stage(
-        f"budgets-{fingerprint(*table)[:6]}", *settings, *table
-    )  # each table has a run of its own
-    with job.tracker.stage(stage):
-        if not stage.done:
-            wanted = [
-                (strategy, budget, job.config.seed + number)
-                for number in range(seeds)
-                for strategy in strategies
-                for budget in sorted(budgets)
-            ]
-            cells = []
-            for strategy, budget, seed in job.progress(wanted, desc="budgets"):
-                now = replace(config, strategy=strategy)
-                cells.append(_cell(job, target, now, budget, seed, nim, denoiser, cells_stage))
-            (stage.path / "budgets.csv").write_text(budget_curves.as_csv(cells))
-            (stage.path / "budgets.md").write_text(budget_curves.as_markdown(cells) + "\n")
-            (stage.path / "budgets.png").write_bytes(budget_curves.plot(cells))
-            stage.finish({
-                "cells": budget_curves.plain(cells),
-                "table": budget_curves.as_markdown(cells),
-                "params": asdict(config) | {
-                    "budgets": table[0], "strategies": list(strategies), "seeds": seeds,
-                },
-                "metrics": {
-                    "budgets/queries_nominal": sum(cell.queries for cell in cells),
-                    "budgets/queries_charged": sum(cell.charged for cell in cells),
-                },
-                "points": budget_curves.metrics(cells),
-                "artifacts": ["budgets.*"],
-            })  # fmt: skip
-    return stage
+    name = f"budgets-{fingerprint(*table)[:6]}"  # each table has a run of its own
+    stage = job.stage(name, BudgetsResult, *settings, *table)
+
+    def fill() -> BudgetsResult:
+        cells.path.mkdir(parents=True, exist_ok=True)
+        order = [
+            (strategy, budget, job.config.seed + number)
+            for number in range(seeds)
+            for strategy in strategies
+            for budget in sorted(budgets)
+        ]
+        every = []
+        for strategy, budget, seed in job.progress(order, desc="budgets"):
+            now = replace(config, strategy=strategy)
+            every.append(_cell(job, target, now, budget, seed, (encoder, denoiser), cells))
+        return BudgetsResult(
+            cells=tuple(every),
+            params=asdict(config) | dict(zip(("budgets", "strategies", "seeds"), table, strict=True)),
+            metrics={
+                "budgets/queries_nominal": sum(cell.queries for cell in every),
+                "budgets/queries_charged": sum(cell.charged for cell in every),
+            },
+            points=_points(every),
+            artifacts=("budgets.*",),
+        )
+
+    return job.run(stage, fill)
 
 
 def _cell(
@@ -99,30 +143,28 @@ def _cell(
     config: SurrogateConfig,
     budget: int,
     seed: int,
-    nim: NIM | None,
-    denoiser: NIM | None,
+    nims: tuple[NIM | None, NIM | None],
     stage: Stage,
 ) -> Cell:
     """One surrogate, or what is known of it; an interrupted one goes on where it was."""
     name = f"{config.strategy}-{budget}-{seed}"
     path, begun = stage.path / f"{name}.json", stage.path / f"{name}.begun"
     if path.is_file():
-        return Cell(**json.loads(path.read_text()))
+        plain = json.loads(path.read_text())
+        return Cell(
+            **plain | {"agreement": {key: Share(*value) for key, value in plain["agreement"].items()}}
+        )
     if not begun.is_file():  # an interruption must not hide what was charged before it
         write_json(begun, job.ledger.bill()["training"].spent)
+    encoder, denoiser = nims
+    checkpoint = stage.path / f"{name}.pt"
     surrogate = train_surrogate(
-        job, target, config, budget=budget, seed=seed, nim=nim, checkpoint=stage.path / f"{name}.pt"
+        job, target, config, budget=budget, seed=seed, encoder=encoder, checkpoint=checkpoint
     )
     charged = job.ledger.bill()["training"].spent - json.loads(begun.read_text())
-    cell = Cell(
-        config.strategy,
-        budget,
-        seed,
-        surrogate.queries,
-        charged,
-        _agreement(job, target, surrogate, denoiser),
-    )
-    write_json(path, vars(cell))
+    agreement = _agreement(job, target, surrogate, denoiser)
+    cell = Cell(config.strategy, budget, seed, surrogate.queries, charged, agreement)
+    write_json(path, asdict(cell))
     for left in (begun, *stage.path.glob(f"{name}*.pt")):
         left.unlink()
     return cell
@@ -130,22 +172,50 @@ def _cell(
 
 def _agreement(
     job: Job, target: surrogates.Target, surrogate: surrogates.Surrogate, denoiser: NIM | None
-) -> dict[str, list[float]]:
-    """[share, lower, upper] by condition. Every cell asks about the same images, which are paid for once."""
-    asked = job.ledger.attach(target, purpose="evaluation")
-    images, noise = job.data.heldout_images, noise_law(job.config.certify.laws[0])
-    found = {
-        "clean": surrogates.fidelity(surrogate, asked, images),
-        "noisy": surrogates.fidelity(surrogate, asked, images, noise, seed=job.config.seed),
-    }
+) -> dict[str, Share]:
+    """By condition. Every cell queries the same images, which are paid for once."""
+    noise = noise_law(job.config.certify.laws[0])
+    agreement = measure_agreement(job, target, surrogate, {"clean": None, "noisy": noise})
     if denoiser is not None:
-        clean = torch.from_numpy(images)
+        clean = torch.from_numpy(job.data.heldout_images)
         generator = torch.Generator().manual_seed(job.config.seed)
         noisy = clean + noise.sample(tuple(clean.shape), generator=generator)
-        found["denoised"] = surrogates.fidelity(surrogate, asked, _denoised(denoiser, noisy, job.device))
-    return {name: [each.agreement, each.lower, each.upper] for name, each in found.items()}
+        paid = job.ledger.attach(target, purpose="evaluation")
+        denoised = surrogates.fidelity(surrogate, paid, _denoised(denoiser, noisy, job.device))
+        agreement["denoised"] = share_of(denoised)
+    return agreement
 
 
 def _denoised(denoiser: nn.Module, noisy: torch.Tensor, device: torch.device) -> torch.Tensor:
     with torch.inference_mode():
         return torch.cat([denoiser(part.to(device)).cpu() for part in noisy.split(256)])
+
+
+def curves(cells: Sequence[Cell], condition: str) -> dict[str, list[Point]]:
+    """One curve a strategy, in the order of the cells, its points by number of queries."""
+    shares: dict[str, dict[int, list[Share]]] = {}
+    for cell in cells:
+        if condition in cell.agreement:
+            of_strategy = shares.setdefault(cell.strategy, {})
+            of_strategy.setdefault(cell.queries, []).append(cell.agreement[condition])
+    return {
+        strategy: [_point(queries, by_queries[queries]) for queries in sorted(by_queries)]
+        for strategy, by_queries in shares.items()
+    }
+
+
+def _point(queries: int, shares: list[Share]) -> Point:
+    ordered = sorted(shares)
+    median = ordered[(len(ordered) - 1) // 2]  # of an even number, the lower of the middle two
+    return Point(queries, *median, ordered[0].value, ordered[-1].value, len(ordered))
+
+
+def _points(cells: Sequence[Cell]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Metric name -> (queries, value): the steps of MLflow are numbers of queries."""
+    series = {}
+    for condition in CONDITIONS:
+        for strategy, points in curves(cells, condition).items():
+            name = f"budgets/{strategy}/agreement_{condition}"
+            for suffix, part in (("", "median"), ("_lower", "lower"), ("_upper", "upper")):
+                series[name + suffix] = tuple((point.queries, getattr(point, part)) for point in points)
+    return series

@@ -1,14 +1,15 @@
 """Certificates for both subjects: the target by paid queries, the surrogate for free.
 
-Every image is recorded as soon as it is done, and every paid batch is kept by the ledger as a receipt of this
-experiment, so an interrupted job goes on with the same counts and pays for nothing twice.
+Every image is recorded as soon as it is done, and every paid batch is kept by the ledger as a receipt of what decides
+it, so an interrupted job goes on with the same counts and pays for nothing twice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ import certify
 import surrogates
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
-from certdef.purifiers.catalogue import CATALOGUE, title
+from certdef.purifiers.catalogue import CATALOGUE
 from certdef.stages.job import Job, versions
 from certdef.stages.purifier import Purifier
-from certdef.tracking.workspace import Stage
+from certdef.tracking import metrics
+from certdef.tracking.results import Share, StageResult
+from certdef.tracking.workspace import Stage, fingerprint
 
 STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
 CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
@@ -56,32 +59,73 @@ class Condition:
     def metric_prefix(self) -> str:
         return self.subject if self.headline else self.key.replace("-", "/")
 
+
+@dataclass(frozen=True)
+class BaseClassifier:
+    """What is smoothed: images (B, C, H, W) -> scores or labels; `n` draws an image; a guide saves paid ones."""
+
+    base: Callable[[Tensor], Any]
+    num_classes: int
+    n: int
+    guide: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class CertifiedCurve:
+    """Certified accuracy of one condition at radius 0 and at the configured radii, with what it took."""
+
+    subject: str
+    law: str
+    denoised: bool
+    headline: bool
+    noise: dict[str, Any]
+    sound: bool
+    n: int
+    samples_per_image: float
+    images: int
+    accuracy_at_0: Share
+    accuracy: tuple[Share, ...]
+    abstained: float
+    seconds_per_image: float
+
     @property
-    def title(self) -> str:
-        return f"{self.law} noise, {title(self.purifier) if self.purifier else 'no denoiser'}"
+    def shares(self) -> tuple[Share, ...]:
+        """From radius 0 on."""
+        return (self.accuracy_at_0, *self.accuracy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifyResult(StageResult):
+    """A curve for each condition, by its key; radii in [0,1] pixel units."""
+
+    draws_target: int
+    draws_surrogate: int
+    curves: dict[str, CertifiedCurve]
+    radii: tuple[float, ...]
 
 
 def conditions(config: RunConfig) -> list[Condition]:
     """Both subjects under each law with and without the purifier, the headline first; beside them a Gaussian of the
-    first law's mean sigma, with Cohen's radius. Of a purifier that is no denoiser, the rows without are left."""
+    first law's mean sigma, with Cohen's radius. Of a purifier that is no denoiser, the rows without it remain."""
     laws = [(law.label, noise_law(law)) for law in config.certify.laws]
     first = laws[0][0]
     gaussian = certify.Gaussian(laws[0][1].mean_sigma)
     name = config.purifier if CATALOGUE[config.purifier].denoiser else None
-    found = []
+    every = []
     for subject in ("target", "surrogate"):
         for label, noise in laws:
-            found.append(Condition(subject, label, name, noise, headline=label == first))
+            every.append(Condition(subject, label, name, noise, headline=label == first))
             if name:
-                found.append(Condition(subject, label, None, noise))
-        found.append(Condition(subject, "gaussian", name, gaussian))
-    return found
+                every.append(Condition(subject, label, None, noise))
+        every.append(Condition(subject, "gaussian", name, gaussian))
+    return every
 
 
 def target_draws(config: RunConfig, paid: int | None = None) -> int:
     """Draws an image that the certification budget allows the target, at most those of the surrogate.
 
-    `paid` is the number of smoothed targets, by default that of the main job.
+    Args:
+        paid: Number of smoothed targets; unset, that of the main job.
 
     Raises:
         ConfigError: The budget is too small to certify anything; says which one would do.
@@ -111,184 +155,214 @@ def _within_reach(config: RunConfig, n: int) -> int:
 
 
 def certify_subjects(
-    job: Job,
-    target: surrogates.Target,
-    surrogate: nn.Module,
-    purifier: Purifier,
-    depends_on: list[Stage],
-) -> Stage:
-    """Certify every condition, then draw the curves."""
-    config = job.config.certify
-    draws = target_draws(job.config)
-    stage = job.stage("certify", config.settings, draws, *(other.fingerprint for other in depends_on))
-    with job.tracker.stage(stage):
-        if not stage.done:
-            every = conditions(job.config)
-            curves, metrics = {}, {}
-            for condition in every:
-                denoiser = purifier.denoiser(condition.law) if condition.denoised else None
-                stand_in = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
-                if condition.paid:
-                    base = paid_classifier(job, target, stage, condition, denoiser)
-                else:
-                    base = stand_in
-                curves[condition.key] = found = certify_condition(
-                    job, condition, base, target.num_classes, stage, draws if condition.paid else config.n,
-                    guide=stand_in if condition.paid and config.guide != "off" else None,
-                )  # fmt: skip
-                metrics |= {
-                    f"{condition.metric_prefix}/certified_accuracy_at_{radius:g}": share[0]
-                    for radius, share in zip(
-                        [0, *config.radii], [found["accuracy_at_0"], *found["accuracy"]], strict=True
-                    )
-                }
-            headline = curves[
-                next(each.key for each in every if each.headline and each.subject == "surrogate")
-            ]
-            metrics["certify/samples_per_image"] = headline["samples_per_image"]
-            metrics["certify/seconds_per_image"] = headline["seconds_per_image"]
-            _draw(job, stage, every)
-            stage.finish({
-                "draws_target": draws,
-                "draws_surrogate": config.n,
-                "curves": curves,
-                "radii": list(config.radii),
-                "params": config.settings | {"n_target": draws},
-                "metrics": metrics,
-                "artifacts": ["*.png", "records/*"],
-            })  # fmt: skip
-    return stage
+    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: Purifier, depends_on: list[Stage]
+) -> Stage[CertifyResult]:
+    """Certify every condition."""
+    config, draws = job.config.certify, target_draws(job.config)
+    job.legacy.draws = draws
+    classifier = [target.identity, *(other.fingerprint for other in depends_on)]
+    stage = job.stage("certify", CertifyResult, config.settings, draws, job.data.heldout_digest, *classifier)
+    return job.run(stage, lambda: _certify_subjects(job, target, surrogate, purifier, stage))
+
+
+def _certify_subjects(
+    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: Purifier, stage: Stage
+) -> CertifyResult:
+    config, draws = job.config.certify, target_draws(job.config)
+    curves: dict[str, CertifiedCurve] = {}
+    figures: dict[str, float] = {}
+    for condition in conditions(job.config):
+        denoiser = purifier.denoiser(condition.law) if condition.denoised else None
+        white_box = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
+        classifier = BaseClassifier(white_box, target.num_classes, config.n)
+        if condition.paid:
+            key = purifier.denoiser_key(condition.law) if denoiser else "none"
+            paid = paid_classifier(job, target, stage, condition, denoiser, key)
+            guide = white_box if config.guide != "off" else None
+            classifier = BaseClassifier(paid, target.num_classes, draws, guide)
+        curve = certify_condition(job, condition, classifier, stage)
+        curves[condition.key] = curve
+        figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
+        if condition.headline and condition.subject == "surrogate":
+            figures |= cost_metrics(curve)
+    return CertifyResult(
+        draws_target=draws,
+        draws_surrogate=config.n,
+        curves=curves,
+        radii=config.radii,
+        params=config.settings | {"n_target": draws},
+        metrics=figures,
+        artifacts=("*.png", "records/*"),
+    )
+
+
+def cost_metrics(curve: CertifiedCurve) -> dict[str, float]:
+    """What a certificate of this curve took."""
+    return {
+        metrics.SAMPLES_PER_IMAGE: curve.samples_per_image,
+        metrics.SECONDS_PER_IMAGE: curve.seconds_per_image,
+    }
 
 
 def paid_classifier(
-    job: Job, target: surrogates.Target, stage: Stage, condition: Condition, denoiser: nn.Module | None = None
+    job: Job,
+    target: surrogates.Target,
+    stage: Stage,
+    condition: Condition,
+    denoiser: nn.Module | None = None,
+    denoiser_key: str = "none",
 ) -> Callable[[Tensor], np.ndarray]:
-    """The target as a base classifier, each batch charged as this experiment's."""
-    experiment = f"{stage.fingerprint}/{condition.key}"
-    asked = job.ledger.attach(target, purpose="certification", experiment=experiment)
+    """The target as a base classifier. A receipt is kept for what decides the noisy pixels, whoever draws them."""
+    decides = (job.config.seed, job.device.type, condition.noise.describe(), denoiser_key)
+    paid = job.ledger.attach(
+        target,
+        purpose="certification",
+        experiment=f"certification/{fingerprint(*decides)}",
+    )
 
     def classify(noisy: Tensor) -> np.ndarray:
         if denoiser is not None:
-            return asked.query(denoiser(noisy).cpu()).labels
+            return paid.query(denoiser(noisy).cpu()).labels
         # Noise leaves [0, 1]; clipping it is up to the target.
-        return asked.query(noisy.cpu(), bounded=False).labels
+        return paid.query(noisy.cpu(), bounded=False).labels
 
     return classify
 
 
 def certify_condition(
-    job: Job,
-    condition: Condition,
-    base: Any,
-    num_classes: int,
-    stage: Stage,
-    n: int,
-    guide: nn.Module | None = None,
-) -> dict[str, Any]:
+    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage
+) -> CertifiedCurve:
     """Certify the held-out images that are not recorded yet; returns the figures of all of them.
 
-    With a `guide` every image is certified again: what the ledger kept costs nothing, and each teaches the next.
+    With a guide every image is certified again: what the ledger kept costs nothing, and each calibrates the next.
     """
-    config, data = job.config.certify, job.data
-    paid = condition.paid
-    count = min(config.target_images if paid else config.images, len(data.heldout_images))
-    smoothed = certify.SmoothedClassifier(
-        base,
-        condition.noise,
-        num_classes,
-        subject=condition.subject,
-        device=job.device,
-        seed=job.config.seed,
-        batch_size=CHUNK if paid else config.batch_size,
-        chunk_size=CHUNK,
-    )
-    header = {
-        "subject": condition.subject,
-        "denoiser": condition.purifier or "none",
-        "noise": condition.noise.describe(),
-        "n0": config.n0,
-        "n": n,
-        "alpha": config.alpha,
-        "method": "guided" if guide else config.method,
-        "seed": job.config.seed,
-        "chunk_size": CHUNK,
-        "stage": stage.fingerprint,
-        "versions": versions(),
-    }
+    config, data, guided = job.config.certify, job.data, classifier.guide is not None
+    count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
     stem = stage.path / "records" / condition.key
     stem.parent.mkdir(exist_ok=True)
-    with certify.RecordLog(stem, header) as log:
+    with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
         left = [index for index in range(count) if index not in log.done]
-        bar = job.progress(
-            total=count, initial=count - len(left), desc=f"certify {condition.key}", unit="image"
-        )
+        done = 0 if guided else count - len(left)
+        bar = job.progress(total=count, initial=done, desc=f"certify {condition.key}", unit="image")
 
         def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
             log.append(index, int(data.heldout_labels[index]), certificate, seconds)
             bar.update()
 
-        if left and guide is not None:
-            budget = job.config.ledger.certification // sum(each.paid for each in conditions(job.config))
-            started = time.perf_counter()
-            certificates = certify.certify_guided(
-                base, guide, torch.from_numpy(data.heldout_images[:count]), condition.noise, num_classes,
-                radii=config.radii, n=n, alpha=config.alpha, budget=budget if config.guide == "budget" else None,
-                seed=job.config.seed, device=job.device, on_certificate=lambda *_: bar.update(),
-            )  # fmt: skip
-            seconds = (time.perf_counter() - started) / count
-            for index in left:
-                log.append(index, int(data.heldout_labels[index]), certificates[index], seconds)
+        if left and guided:
+            for index, certificate, seconds in _guided(job, condition, classifier, count, bar.update):
+                if index in left:
+                    log.append(index, int(data.heldout_labels[index]), certificate, seconds)
         elif left:
-            images = torch.from_numpy(data.heldout_images[left])
-            options = {"n0": config.n0, "n": n, "alpha": config.alpha, "method": config.method}
-            if config.method in STOPPING:
-                options["radii"] = config.radii
-            if config.backend and not paid:  # the ledger pays in this process
-                options |= {
-                    "backend": config.backend,
-                    "workers": config.workers,
-                    "scheduler": config.scheduler,
-                }
-                certify.certify_parallel(smoothed, images, indices=left, on_certificate=keep, **options)
-            else:
-                smoothed.certify(images, indices=left, on_certificate=keep, **options)
+            _certify_smoothed(job, condition, classifier, left, keep)
         bar.close()
-    records = certify.read_records(stem.with_suffix(".jsonl"))
-    at = certify.curves.certified_accuracy(records, [0.0, *config.radii])
-    shares = np.stack([at.accuracy, at.lower, at.upper], axis=1).tolist()
+    return _curve(condition, stem, classifier.n, 0 if guided else config.n0, config.radii)
+
+
+def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
+    """What the records say of how they were drawn."""
+    config = job.config.certify
     return {
         "subject": condition.subject,
-        "law": condition.law,
-        "denoised": condition.denoised,
-        "headline": condition.headline,
+        "denoiser": condition.purifier or "none",
         "noise": condition.noise.describe(),
-        "sound": condition.noise.sound,
-        "n": n,
-        "samples_per_image": float((0 if guide else config.n0) + np.mean(np.sum(records.counts, axis=1))),
-        "images": count,
-        "accuracy_at_0": shares[0],
-        "accuracy": shares[1:],
-        "abstained": float(np.mean(records.predict == certify.ABSTAIN)),
-        "seconds_per_image": float(np.mean(certify.read_records(stem.with_suffix(".tsv")).seconds)),
+        "n0": config.n0,
+        "n": classifier.n,
+        "alpha": config.alpha,
+        "method": "guided" if classifier.guide else config.method,
+        "seed": job.config.seed,
+        "chunk_size": CHUNK,
+        "stage": stage.fingerprint,
+        "versions": versions(),
     }
 
 
-def _draw(job: Job, stage: Stage, every: list[Condition]) -> None:
-    """The headline of both subjects in one picture, and every condition of each subject in its own."""
-    lines = {}
-    for condition in every:
-        records = certify.read_records(stage.path / "records" / f"{condition.key}.jsonl")
-        furthest = max(0.25, 1.1 * float(records.radius.max()))
-        lines[condition] = certify.curves.certified_accuracy(records, np.linspace(0, furthest, 400))
-    headline = {each.subject: line for each, line in lines.items() if each.headline}
-    front = next(each.purifier for each in every if each.headline)
-    words = f"behind {title(front)}" if front else "without a denoiser"
-    certify.curves.plot(
-        headline,
-        stage.path / "certified_accuracy.png",
-        title=f"{job.data.name}: certified accuracy {words}",
+def _guided(
+    job: Job,
+    condition: Condition,
+    classifier: BaseClassifier,
+    count: int,
+    update: Callable[[], object],
+) -> Iterator[tuple[int, certify.Certificate, float]]:
+    """Certify with the surrogate as guide: index, certificate, seconds an image."""
+    config = job.config.certify
+    budget = job.config.ledger.certification // sum(each.paid for each in conditions(job.config))
+    started = time.perf_counter()
+    certificates = certify.certify_guided(
+        classifier.base,
+        classifier.guide,
+        torch.from_numpy(job.data.heldout_images[:count]),
+        condition.noise,
+        classifier.num_classes,
+        radii=config.radii,
+        n=classifier.n,
+        alpha=config.alpha,
+        budget=budget if config.guide == "budget" else None,
+        seed=job.config.seed,
+        device=job.device,
+        on_certificate=lambda *_: update(),
     )
-    for subject in ("target", "surrogate"):
-        named = {each.title: line for each, line in lines.items() if each.subject == subject}
-        path = stage.path / f"certified_accuracy_{subject}.png"
-        certify.curves.plot(named, path, title=f"{job.data.name}: certified accuracy of the {subject}")
+    seconds = (time.perf_counter() - started) / count
+    for index, certificate in enumerate(certificates):
+        yield index, certificate, seconds
+
+
+def _certify_smoothed(
+    job: Job,
+    condition: Condition,
+    classifier: BaseClassifier,
+    left: list[int],
+    keep: Callable[[int, certify.Certificate, float], None],
+) -> None:
+    """Certify the images that are left, each kept as soon as it is done."""
+    config = job.config.certify
+    smoothed = certify.SmoothedClassifier(
+        classifier.base,
+        condition.noise,
+        classifier.num_classes,
+        subject=condition.subject,
+        device=job.device,
+        seed=job.config.seed,
+        batch_size=CHUNK if condition.paid else config.batch_size,
+        chunk_size=CHUNK,
+    )
+    images = torch.from_numpy(job.data.heldout_images[left])
+    options: dict[str, Any] = {
+        "n0": config.n0,
+        "n": classifier.n,
+        "alpha": config.alpha,
+        "method": config.method,
+    }
+    if config.method in STOPPING:
+        options["radii"] = config.radii
+    if config.backend and not condition.paid:  # the ledger pays in this process
+        cluster = {"backend": config.backend, "workers": config.workers, "scheduler": config.scheduler}
+        certify.certify_parallel(smoothed, images, indices=left, on_certificate=keep, **cluster, **options)
+    else:
+        smoothed.certify(images, indices=left, on_certificate=keep, **options)
+
+
+def _curve(
+    condition: Condition, stem: Path, n: int, selection: int, radii: tuple[float, ...]
+) -> CertifiedCurve:
+    """What the records of a condition say."""
+    records = certify.read_records(stem.with_suffix(".jsonl"))
+    assert records.counts is not None  # a .jsonl keeps them
+    at = certify.curves.certified_accuracy(records, [0.0, *radii])
+    columns = (column.tolist() for column in (at.accuracy, at.lower, at.upper))
+    shares = [Share(*row) for row in zip(*columns, strict=True)]
+    return CertifiedCurve(
+        subject=condition.subject,
+        law=condition.law,
+        denoised=condition.denoised,
+        headline=condition.headline,
+        noise=condition.noise.describe(),
+        sound=condition.noise.sound,
+        n=n,
+        samples_per_image=float(selection + np.mean(np.sum(records.counts, axis=1))),
+        images=len(records),
+        accuracy_at_0=shares[0],
+        accuracy=tuple(shares[1:]),
+        abstained=float(np.mean(records.predict == certify.ABSTAIN)),
+        seconds_per_image=float(np.mean(certify.read_records(stem.with_suffix(".tsv")).seconds)),
+    )

@@ -17,7 +17,7 @@ from certdef.models import storage
 from certdef.purifiers.networks.nim import MIM, NIM, MIMShape, NIMShape, pretrain_nim
 from certdef.purifiers.networks.timm_encoders import encoder_sizes, load_encoder
 from certdef.stages.job import Job
-from certdef.stages.trained_once import trained_once
+from certdef.stages.trained_once import NetworkResult, trained_once
 from certdef.tracking.workspace import Stage
 
 
@@ -43,7 +43,8 @@ def build_denoiser(
 
 def pretrained(job: Job, law: SigmaLaw) -> NIM | None:
     """The denoiser of a law where it is done already."""
-    stage = job.stage(*_named(job, law))
+    name, *key = _named(job, law)
+    stage = job.stage(name, NetworkResult, *key)
     return storage.load_model(stage.path / "model", job.device) if stage.done else None
 
 
@@ -55,7 +56,7 @@ def pretrain_denoiser(job: Job, law: SigmaLaw, *, linear_head: bool = False) -> 
 
 def pretrain_mim(job: Job) -> tuple[NIM, Stage]:
     """The masked baseline, which knows no law of noise."""
-    return _pretrain(job, "mim", [asdict(job.config.nim)], None, masked=True)
+    return _pretrain(job, "mim", [asdict(job.config.nim), job.data.pool_digest], None, masked=True)
 
 
 def _pretrain(
@@ -98,4 +99,4 @@ def _load(model: NIM, encoder: str, weights: str) -> None:
 def _named(job: Job, law: SigmaLaw, kind: str = "nim") -> list[Any]:
     """Name of the stage of a law's denoiser, and what it depends on."""
     name = kind if law == job.config.certify.laws[0] else f"{kind}-{law.label}"
-    return [name, asdict(job.config.nim), asdict(law)]
+    return [name, asdict(job.config.nim), law.parameters, job.data.pool_digest]

@@ -1,57 +1,73 @@
-"""What every stage is given, and the few things that all of them do."""
+"""What every stage is given, and the one runner of all stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-import certify
 import surrogates
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
+from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker
+from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
+
+R = TypeVar("R", bound=StageResult)
 
 
 @dataclass
 class Job:
-    """One run of the pipeline: configuration, images, device, MLflow, ledger, and a bar factory like tqdm."""
+    """One run of the pipeline.
+
+    Attributes:
+        config: What the job is asked to do.
+        data: Its images.
+        device: Where networks run.
+        tracker: Its MLflow runs.
+        ledger: Pays for every query.
+        progress: A factory of progress bars like tqdm.
+        draw: Draws a result into the folder of its stage.
+        legacy: The names that stages had in version 0.1.0.
+    """
 
     config: RunConfig
     data: Splits
     device: torch.device
     tracker: Tracker
     ledger: surrogates.QueryLedger
-    progress: Callable
+    progress: Callable[..., Any]
+    draw: Callable[[StageResult, Path], None]
+    legacy: Legacy
 
-    @property
-    def base(self) -> list[Any]:
-        """What every stage depends on."""
-        target = self.config.target
-        # Another form of asking is another target, whatever its address.
-        form = [target.form] if target.uri and target.form else []
-        return [asdict(self.config.data), target.uri, self.config.seed, self.device.type, *form]
+    def stage(self, name: str, result_type: type[R], *key: Any) -> Stage[R]:
+        """Look up a stage. Its result depends on the key (JSON-able values), the seed and the kind of device alone."""
+        root, seed = self.config.workspace, self.config.seed
+        stage = Stage(root, name, result_type, seed, self.device.type, *key)
+        self.legacy.adopt(stage)
+        return stage
 
-    def stage(self, name: str, *depends_on: Any) -> Stage:
-        """The folder of a stage whose result depends on these values and on the job's own."""
-        return Stage(self.config.workspace, name, *self.base, *depends_on)
+    def run(self, stage: Stage[R], compute: Callable[[], R]) -> Stage[R]:
+        """Do a stage unless it is done, in an MLflow run of its own: folder, result, figures, tracking."""
+        with self.tracker.stage(stage):
+            if not stage.done:
+                stage.path.mkdir(parents=True, exist_ok=True)
+                result = compute()
+                self.draw(result, stage.path)
+                stage.finish(result)
+        return stage
 
     def seeded(self, build: Callable[[], nn.Module], seed: int | None = None) -> nn.Module:
         """Build a module whose weights depend on the seed alone; the global generator is left as it was."""
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed if seed is None else seed)
             return build()
-
-
-def interval(right: int, count: int) -> list[float]:
-    """Share and its 95% Clopper-Pearson interval: [share, lower, upper]."""
-    low, high = certify.binomial_interval(right, count)
-    return [right / count, float(low), float(high)]
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,22 @@ from certdef.purifiers import build
 from certdef.stages.denoiser import build_denoiser
 from certdef.stages.job import Job
 from certdef.stages.networks import PER_LAW, SHARED, labels_of, needed, training_of, untrained
-from certdef.tracking.workspace import Stage
+from certdef.tracking.results import StageResult
+from certdef.tracking.workspace import Stage, fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifierResult(StageResult):
+    """Where the purifier was logged."""
+
+    uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult(StageResult):
+    """The step that UAD-RS chose."""
+
+    t: int
 
 
 @dataclass
@@ -37,9 +52,13 @@ class Purifier:
         """All networks under a law of noise; an unknown one, e.g. the comparison's, has those of the headline."""
         return self.shared | self.by_law.get(law or self.headline_law, self.by_law.get(self.headline_law, {}))
 
-    def defence(self, generator: torch.Generator | None = None) -> nn.Module:
+    def defense(self, generator: torch.Generator | None = None) -> nn.Module:
         """Images -> images, as a defence of its own."""
         return build.purifier(self.name, self.settings, self.networks(), generator)
+
+    def denoiser_key(self, law: str | None = None) -> str:
+        """Identifies the denoiser under a law."""
+        return fingerprint(self.name, law, [stage.fingerprint for stage in self.stages])
 
     def denoiser(self, law: str | None = None) -> nn.Module | None:
         """What stands between the noise and the classifier; None where the purifier has no such part."""
@@ -59,7 +78,7 @@ def prepare_purifier(job: Job, name: str, surrogate: nn.Module, surrogate_stage:
             made.shared[need] = surrogate
         elif need == "uad_step":
             stage = _choose_step(job, surrogate, made.shared["diffusion"], [surrogate_stage, *made.stages])
-            made.settings = made.settings | {"t": stage.result["t"]}
+            made.settings = made.settings | {"t": stage.result.t}
             made.stages.append(stage)
         else:
             made.shared[need], stage = SHARED[need](job, surrogate, surrogate_stage)
@@ -69,15 +88,15 @@ def prepare_purifier(job: Job, name: str, surrogate: nn.Module, surrogate_stage:
 
 
 def _keep(job: Job, made: Purifier, surrogate_stage: Stage) -> Stage:
-    stage = job.stage(
-        f"purifier-{made.name}", made.settings, surrogate_stage.fingerprint, *(other.fingerprint for other in made.stages)
-    )  # fmt: skip
-    with job.tracker.stage(stage):
-        if not stage.done:
-            storage.save_purifier(stage.path / "model", made.name, made.settings, made.networks())
-            uri = serving.log_served(stage.path / "model", "purifier", job.data.heldout_images[:2])
-            stage.finish({"uri": uri, "params": {"purifier": made.name} | made.settings})
-    return stage
+    key = [made.settings, *(other.fingerprint for other in made.stages)]
+    stage = job.stage(f"purifier-{made.name}", PurifierResult, *key)
+
+    def save() -> PurifierResult:
+        storage.save_purifier(stage.path / "model", made.name, made.settings, made.networks())
+        uri = serving.log_served(stage.path / "model", "purifier", job.data.heldout_images[:2])
+        return PurifierResult(uri=uri, params={"purifier": made.name} | made.settings)
+
+    return job.run(stage, save)
 
 
 def _choose_step(job: Job, surrogate: nn.Module, diffusion: nn.Module, depends_on: list[Stage]) -> Stage:
@@ -86,41 +105,31 @@ def _choose_step(job: Job, surrogate: nn.Module, diffusion: nn.Module, depends_o
 
     config, attack = job.config.diffusion, job.config.attack
     eps = max(attack.eps)
-    stage = job.stage(
-        "uad-step", list(config.grid), config.steps, config.choice_images, eps, attack.steps,
-        *(other.fingerprint for other in depends_on),
-    )  # fmt: skip
-    with job.tracker.stage(stage):
-        if not stage.done:
-            clean = torch.from_numpy(job.data.pool)
-            shown = clean[: config.choice_images]
-            labels = labels_of(surrogate, shown.to(job.device))
-            attacked = attacks.pgd(
-                surrogate,
-                shown,
-                labels,
-                eps=eps,
-                steps=attack.steps,
-                seed=job.config.seed,
-                progress=job.progress,
-            )
-            choice = anls(
-                diffusion, surrogate, clean, attacked, config.grid, steps=config.steps, seed=job.config.seed,
-                progress=job.progress,
-            )  # fmt: skip
-            stage.finish({
-                "t": choice.t,
-                "params": {"t": choice.t, "eps": eps},
-                "points": {"uad-step/distance": [[t, distance] for t, distance in choice.distances.items()]},
-                "metrics": {"uad-step/t": choice.t},
-            })  # fmt: skip
-    return stage
+    key = [list(config.grid), config.steps, config.choice_images, eps, attack.steps]
+    stage = job.stage("uad-step", StepResult, *key, *(other.fingerprint for other in depends_on))
+
+    def choose() -> StepResult:
+        clean = torch.from_numpy(job.data.pool)
+        shown = clean[: config.choice_images]
+        labels = labels_of(surrogate, shown.to(job.device))
+        settings = {"eps": eps, "steps": attack.steps, "seed": job.config.seed, "progress": job.progress}
+        attacked = attacks.pgd(surrogate, shown, labels, **settings)
+        chain = {"steps": config.steps, "seed": job.config.seed, "progress": job.progress}
+        choice = anls(diffusion, surrogate, clean, attacked, config.grid, **chain)
+        return StepResult(
+            t=choice.t,
+            params={"t": choice.t, "eps": eps},
+            points={"uad-step/distance": tuple(choice.distances.items())},
+            metrics={"uad-step/t": choice.t},
+        )
+
+    return job.run(stage, choose)
 
 
 def purify_images(job: Job, purifier: Purifier, images: np.ndarray, path: Path) -> dict[str, Any]:
     """Write purified images (N, C, H, W) to an .npz; says how much they changed. The noise depends on the seed."""
     generator = torch.Generator(job.device).manual_seed(job.config.seed)
-    module = purifier.defence(generator).to(job.device)
+    module = purifier.defense(generator).to(job.device)
     with torch.inference_mode():
         purified = torch.cat([
             module(batch.to(job.device)).cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import scipy.stats
@@ -19,62 +19,103 @@ from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.purifiers.networks.nim import NIM, NIMClassifier
 from certdef.stages.denoiser import pretrain_denoiser
 from certdef.stages.job import Job
+from certdef.tracking import metrics
+from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
 
 # A target that is trained here starts from the weights of the job's seed, which nobody outside would know: a student
 # of the same architecture that started from them too would agree with it more than it has learned.
 OTHER_WEIGHTS = 1_000_003
+SAME_NAMES = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "shift",
+    "ema",
+    "patience",
+    "precision",
+    "unlabelled_weight",
+    "unlabelled_ratio",
+)
 
 
-def distil(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage]:
+@dataclass(frozen=True, kw_only=True)
+class SurrogateResult(StageResult):
+    """What the surrogate cost, and how often it agrees with the target: clean, and under the headline's noise."""
+
+    uri: str
+    queries: int
+    loss: str
+    agreement_clean: Share
+    agreement_noisy: Share
+
+
+def distill(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[SurrogateResult]]:
     """Pay for answers within the training budget, train on them, and measure how often the two agree."""
     config, data = job.config.surrogate, job.data
     law = job.config.certify.laws[0]
-    nim = encoder_for(job, config)
-    needs_nim = [] if nim is None else [asdict(job.config.nim)]
-    stage = job.stage(
-        "surrogate", asdict(config), job.config.ledger.training, target.identity, asdict(law), *needs_nim
-    )
-    with job.tracker.stage(stage):
-        if not stage.done:
-            surrogate = train_surrogate(
-                job,
-                target,
-                config,
-                budget=job.config.ledger.training,
-                seed=job.config.seed,
-                nim=nim,
-                checkpoint=stage.path / "checkpoint.pt",
-            )
-            storage.save_classifier(stage.path / "model", surrogate.model)
-            asked = job.ledger.attach(target, purpose="evaluation")
-            agreement = {
-                "clean": surrogates.fidelity(surrogate, asked, data.heldout_images),
-                "noisy": surrogates.fidelity(
-                    surrogate, asked, data.heldout_images, noise_law(law), seed=job.config.seed
-                ),
-            }
-            uri = serving.log_served(stage.path / "model", "surrogate", data.heldout_images[:2])
-            metrics = {"surrogate/queries": surrogate.queries}
-            if surrogate.held_out_agreement is not None:
-                metrics["surrogate/agreement_validation"] = surrogate.held_out_agreement
-            for kind, found in agreement.items():
-                metrics |= {
-                    f"surrogate/agreement_{kind}": found.agreement,
-                    f"surrogate/agreement_{kind}_lower": found.lower,
-                    f"surrogate/agreement_{kind}_upper": found.upper,
-                }
-            stage.finish({
-                "uri": uri,
-                "queries": surrogate.queries,
-                "loss": surrogate.loss,
-                "agreement_clean": _triple(agreement["clean"]),
-                "agreement_noisy": _triple(agreement["noisy"]),
-                "params": asdict(config) | {"loss": surrogate.loss},
-                "metrics": metrics,
-                "series": {"surrogate/loss": list(surrogate.history)},
-            })  # fmt: skip
+    encoder = pretrained_encoder(job, config)
+    key = [asdict(config), job.config.ledger.training, target.identity, law.parameters, data.pool_digest]
+    starts_from = [] if encoder is None else [asdict(job.config.nim)]
+    stage = job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
+    job.run(stage, lambda: _distill(job, target, stage, encoder))
     return storage.load_model(stage.path / "model", job.device), stage
+
+
+def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | None) -> SurrogateResult:
+    config, data, noise = job.config.surrogate, job.data, noise_law(job.config.certify.laws[0])
+    surrogate = train_surrogate(
+        job,
+        target,
+        config,
+        budget=job.config.ledger.training,
+        seed=job.config.seed,
+        encoder=encoder,
+        checkpoint=stage.path / "checkpoint.pt",
+    )
+    storage.save_classifier(stage.path / "model", surrogate.model)
+    agreement = measure_agreement(job, target, surrogate, {"clean": None, "noisy": noise})
+    figures: dict[str, float] = {metrics.QUERIES.format(subject="surrogate"): surrogate.queries}
+    if surrogate.held_out_agreement is not None:
+        name = metrics.AGREEMENT.format(subject="surrogate", images="validation")
+        figures[name] = surrogate.held_out_agreement
+    for images, share in agreement.items():
+        name = metrics.AGREEMENT.format(subject="surrogate", images=images)
+        figures |= metrics.with_interval(name, share)
+    return SurrogateResult(
+        uri=serving.log_served(stage.path / "model", "surrogate", data.heldout_images[:2]),
+        queries=surrogate.queries,
+        loss=surrogate.loss,
+        agreement_clean=agreement["clean"],
+        agreement_noisy=agreement["noisy"],
+        params=asdict(config) | {"loss": surrogate.loss},
+        metrics=figures,
+        series={metrics.LOSS.format(stage="surrogate"): tuple(surrogate.history)},
+    )
+
+
+def measure_agreement(
+    job: Job,
+    target: surrogates.Target,
+    surrogate: surrogates.Surrogate,
+    noises: dict[str, certify.NoiseLaw | None],
+) -> dict[str, Share]:
+    """Agreement on the held-out images under each noise, by its name. Every surrogate sees the same noisy images."""
+    paid, images, seed = (
+        job.ledger.attach(target, purpose="evaluation"),
+        job.data.heldout_images,
+        job.config.seed,
+    )
+    measured = {
+        name: surrogates.fidelity(surrogate, paid, images, noise, seed=seed) for name, noise in noises.items()
+    }
+    return {name: share_of(each) for name, each in measured.items()}
+
+
+def share_of(fidelity: surrogates.Fidelity) -> Share:
+    """Agreement with its interval."""
+    return Share(fidelity.agreement, fidelity.lower, fidelity.upper)
 
 
 def train_surrogate(
@@ -84,27 +125,26 @@ def train_surrogate(
     *,
     budget: int,
     seed: int,
-    nim: NIM | None,
+    encoder: NIM | None,
     checkpoint: Path,
 ) -> surrogates.Surrogate:
-    """Distil as configured, paying from the training budget of the job's ledger."""
+    """Distill as configured, paying from the training budget of the job's ledger."""
 
     def build() -> nn.Module:
         model = build_classifier(surrogate_model(job.config), job.data.image_shape, target.num_classes)
-        if isinstance(model, NIMClassifier) and nim is not None:
-            model.load_state_dict(NIMClassifier(nim, target.num_classes).cpu().state_dict())
+        if isinstance(model, NIMClassifier) and encoder is not None:
+            model.load_state_dict(NIMClassifier(encoder, target.num_classes).cpu().state_dict())
         return model
 
+    committee = [OTHER_WEIGHTS * (2 + number) + seed for number in range(config.committee)]
     return surrogates.distill(
         job.ledger.attach(target),
         job.data.pool,
         job.seeded(build, OTHER_WEIGHTS + seed),
         budget=budget,
         query_batch=min(config.query_batch, budget),
-        selection=selection_of(config, _encoder(nim) if config.features == "nim" else None),
-        committee=[
-            job.seeded(build, OTHER_WEIGHTS * (2 + number) + seed) for number in range(config.committee)
-        ],
+        selection=selection_of(config, _features(encoder) if config.features == "nim" else None),
+        committee=[job.seeded(build, weights) for weights in committee],
         recipe=recipe_of(config),
         loss=config.loss,
         seed=seed,
@@ -117,11 +157,8 @@ def train_surrogate(
 
 def recipe_of(config: SurrogateConfig) -> surrogates.Recipe:
     """The configured training; surrogates.SurrogateError names what can't be used."""
-    same = ("epochs", "batch_size", "learning_rate", "weight_decay", "shift", "ema", "patience", "precision",
-            "unlabelled_weight", "unlabelled_ratio")  # fmt: skip
-    return surrogates.Recipe(
-        noise=_augmentation(config.noise_255 / 255), **{name: getattr(config, name) for name in same}
-    )
+    noise = _augmentation(config.noise_255 / 255)
+    return surrogates.Recipe(noise=noise, **{name: getattr(config, name) for name in SAME_NAMES})
 
 
 def selection_of(
@@ -137,14 +174,14 @@ def selection_of(
     )
 
 
-def encoder_for(job: Job, config: SurrogateConfig) -> NIM | None:
-    """The headline's denoiser, pre-trained if it is not yet, where the surrogate starts from its encoder or looks with it."""
+def pretrained_encoder(job: Job, config: SurrogateConfig) -> NIM | None:
+    """The headline's denoiser, where the surrogate starts from its encoder or is selected for by its features."""
     if config.model != "nim" and config.features != "nim":
         return None
     return pretrain_denoiser(job, job.config.certify.laws[0])[0]
 
 
-def _encoder(nim: NIM | None) -> Callable[[torch.Tensor], torch.Tensor]:
+def _features(nim: NIM | None) -> Callable[[torch.Tensor], torch.Tensor]:
     if nim is None:
         raise ConfigError("surrogate.features is 'nim', but there is no denoiser: use student")
     device = next(nim.parameters()).device
@@ -152,9 +189,5 @@ def _encoder(nim: NIM | None) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _augmentation(highest_sigma: float) -> certify.NoiseLaw | None:
-    """Training images are shown under sigma ~ U(0, highest), as when a classifier is tuned behind De^3."""
+    """Training images are noisy with sigma ~ U(0, highest), as when a classifier is tuned behind De^3."""
     return certify.GaussianScaleMixture(scipy.stats.uniform(0, highest_sigma)) if highest_sigma else None
-
-
-def _triple(found: surrogates.Fidelity) -> list[float]:
-    return [found.agreement, found.lower, found.upper]

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from certdef.models import serving, storage
 from certdef.stages.job import Job
+from certdef.tracking import metrics
+from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkResult(StageResult):
+    """How large the network is, and where it was logged if it can be served."""
+
+    parameters: int
+    uri: str | None = None
 
 
 def trained_once(
@@ -31,20 +42,23 @@ def trained_once(
         params: For MLflow.
         serve: Log it in MLflow as a model that can be served: images in, images out.
     """
-    stage = job.stage(name, *depends_on)
+    stage = job.stage(name, NetworkResult, *depends_on)
     network = job.seeded(build)
-    with job.tracker.stage(stage):
-        if not stage.done:
-            history = train(network.to(job.device), stage)
-            storage.save_network(stage.path / "model", network)
-            weights = sum(weight.numel() for weight in network.parameters())
-            uri = serve and serving.log_served(stage.path / "model", name, job.data.heldout_images[:2])
-            stage.finish(({"uri": uri} if uri else {}) | {
-                "parameters": weights,
-                "params": (params or {}) | {"parameters": weights},
-                "metrics": {f"{name}/loss_last": history[-1]} if history else {},
-                "series": {f"{name}/loss": history},
-                "artifacts": [] if uri else ["model/*"],
-            })  # fmt: skip
+
+    def fit() -> NetworkResult:
+        history = train(network.to(job.device), stage)
+        storage.save_network(stage.path / "model", network)
+        weights = sum(weight.numel() for weight in network.parameters())
+        uri = serving.log_served(stage.path / "model", name, job.data.heldout_images[:2]) if serve else None
+        return NetworkResult(
+            uri=uri,
+            parameters=weights,
+            params=(params or {}) | {"parameters": weights},
+            metrics={metrics.LAST_LOSS.format(stage=name): history[-1]} if history else {},
+            series={metrics.LOSS.format(stage=name): tuple(history)},
+            artifacts=() if uri else ("model/*",),
+        )
+
+    job.run(stage, fit)
     storage.load_weights(stage.path / "model", network)
     return network.to(job.device).eval(), stage

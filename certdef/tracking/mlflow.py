@@ -1,6 +1,6 @@
 """MLflow: one parent run a job, a child run a stage. The only file that talks to the tracking server.
 
-Stages hand over plain results (params, metrics, series, artifact files); nothing is computed here. Logging a finished
+Stages hand over results (params, metrics, series, artifact files); nothing is computed here. Logging a finished
 stage again is harmless, so an interrupted job goes on in the runs it had opened.
 """
 
@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ from urllib.parse import urlsplit
 
 from certdef.config.job import ConfigError, RunConfig, flatten
 from certdef.data.sets import Splits
-from certdef.tracking.workspace import Stage, fingerprint, write_json
+from certdef.tracking import legacy, metrics
+from certdef.tracking.results import StageResult
+from certdef.tracking.workspace import Stage, write_json
+from surrogates import Bill
 
 LOCAL_STORE = Path("mlruns")
+MOST_METRICS = 1000  # in one request
+LONGEST_PARAM = 6000
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -67,7 +73,7 @@ def check_store(uri: str) -> None:
         )
 
 
-def connect(config: RunConfig):
+def connect(config: RunConfig) -> Any:
     """MLflow, pointed at the checked store, with the experiment in place. Returns the module."""
     uri = tracking_uri(config)
     check_store(uri)
@@ -102,12 +108,13 @@ class Tracker:
         self.config = config
         self.mlflow = connect(config)
         self.uri = tracking_uri(config)
-        self._file = config.workspace / "jobs" / f"{fingerprint(config.to_dict(), self.uri)}.json"
+        self._file = legacy.runs_file(config, self.uri)
         self._runs: dict[str, str] = json.loads(self._file.read_text()) if self._file.is_file() else {}
         self._runs = {name: run for name, run in self._runs.items() if self._exists(run)}
 
     @property
     def run_id(self) -> str:
+        """The parent run."""
         return self._runs["job"]
 
     @contextmanager
@@ -115,18 +122,13 @@ class Tracker:
         """The parent run: configuration, data set, and whatever the stages add."""
         front = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
         with self._run("job", self.config.name + front):
-            self.mlflow.log_params(
-                {key: str(value)[:6000] for key, value in flatten(self.config.public_dict()).items()}
-            )
+            self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
-            source = self.mlflow.data.from_numpy(
-                data.heldout_images, targets=data.heldout_labels, name=f"{data.name}-heldout"
-            )
-            self.mlflow.log_input(source, context="evaluation")
-            self.mlflow.log_input(
-                self.mlflow.data.from_numpy(data.pool, name=f"{data.name}-pool-unlabelled"),
-                context="training",
-            )
+            images = self.mlflow.data.from_numpy
+            heldout = images(data.heldout_images, targets=data.heldout_labels, name=f"{data.name}-heldout")
+            self.mlflow.log_input(heldout, context="evaluation")
+            pool = images(data.pool, name=f"{data.name}-pool-unlabelled")
+            self.mlflow.log_input(pool, context="training")
             yield
 
     @contextmanager
@@ -140,34 +142,39 @@ class Tracker:
                 if stage.done:
                     self._log(stage.result, stage.path)
         if stage.done:
-            metrics = _finite(stage.result.get("metrics", {}))  # on the parent, where jobs are compared
+            metrics = stage.result.metrics  # on the parent, where jobs are compared
             if not metrics.keys() <= self.mlflow.get_run(self.run_id).data.metrics.keys():
                 self.mlflow.log_metrics(metrics)
 
-    def log_bill(self, bill: Any) -> None:
+    def log_bill(self, bill: Bill) -> None:
         """The query bill, on the parent run."""
         charges = {"": bill.total} | {f"_{purpose}": charge for purpose, charge in bill.charges.items()}
-        self.mlflow.log_metrics({f"queries/spent{name}": charge.spent for name, charge in charges.items()})
-        self.mlflow.log_metrics({f"queries/budget{name}": charge.budget for name, charge in charges.items()})
+        spent = {metrics.SPENT.format(purpose=name): charge.spent for name, charge in charges.items()}
+        budget = {metrics.BUDGET.format(purpose=name): charge.budget for name, charge in charges.items()}
+        self.mlflow.log_metrics(spent | budget)
 
     def log_files(self, *paths: Path) -> None:
         """Files on the parent run."""
         for path in paths:
             self.mlflow.log_artifact(str(path))
 
-    def _log(self, result: dict[str, Any], folder: Path) -> None:
-        self.mlflow.log_params({key: str(value)[:6000] for key, value in result.get("params", {}).items()})
-        self.mlflow.log_metrics(_finite(result.get("metrics", {})))
-        for name, values in result.get("series", {}).items():
-            for step, value in enumerate(values):
-                self.mlflow.log_metric(name, value, step=step)
-        for name, points in result.get("points", {}).items():
-            for step, value in points:
-                self.mlflow.log_metric(name, value, step=step)
-        for pattern in result.get("artifacts", []):
+    def _log(self, result: StageResult, folder: Path) -> None:
+        self.mlflow.log_params(_params(result.params))
+        self.mlflow.log_metrics(result.metrics)
+        series = {name: tuple(enumerate(values)) for name, values in result.series.items()}
+        self._log_points(series | result.points)
+        for pattern in result.artifacts:
             for path in sorted(folder.glob(pattern)):
                 where = str(path.parent.relative_to(folder))
                 self.mlflow.log_artifact(str(path), None if where == "." else where)
+
+    def _log_points(self, points: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        """Metrics with a value a step, many in one request."""
+        now, run = round(1000 * time.time()), self.mlflow.active_run().info.run_id
+        metric = self.mlflow.entities.Metric
+        every = [metric(name, value, now, step) for name, pairs in points.items() for step, value in pairs]
+        for start in range(0, len(every), MOST_METRICS):
+            self.mlflow.MlflowClient().log_batch(run, metrics=every[start : start + MOST_METRICS])
 
     @contextmanager
     def _run(self, key: str, name: str, nested: bool = False) -> Iterator[None]:
@@ -194,5 +201,6 @@ class Tracker:
         return key in self._runs and self.mlflow.get_run(self._runs[key]).info.status == "FINISHED"
 
 
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if value is not None}
+def _params(values: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as MLflow takes them: texts of limited length."""
+    return {key: str(value)[:LONGEST_PARAM] for key, value in values.items()}

@@ -1,7 +1,7 @@
-"""Where a job keeps what it made, so that interrupted work resumes and finished work is never repeated.
+"""Where a job keeps what it computed, so that interrupted work resumes and finished work is never repeated.
 
-A stage's folder is named by the fingerprint of everything that its result depends on. `result.json` is written last:
-a folder without it is unfinished and is resumed, one with it is done.
+A stage's folder is named by the fingerprint of what decides its result, and of nothing else. `result.json` is written
+last: a folder without it is unfinished and is resumed, one with it is done.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import certdef
 from certdef.config.job import ConfigError
+from certdef.tracking.results import StageResult
+
+R = TypeVar("R", bound=StageResult)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -24,36 +28,45 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Stage:
-    """One stage's folder: `path` for its files, `result` once it is done, `reused` if it was done before."""
+class Stage(Generic[R]):
+    """One stage of a job: its folder, and its typed result once it is done. Looking one up writes nothing.
 
-    def __init__(self, root: Path, name: str, *depends_on: Any):
-        self.name = name
-        self.fingerprint = fingerprint(name, certdef.__version__, *depends_on)
+    Attributes:
+        name: What the stage is called, in the folder and in MLflow.
+        fingerprint: Identifies what decides the result.
+        path: The folder of its files.
+        reused: Whether the stage was done before.
+    """
+
+    def __init__(self, root: Path, name: str, result_type: type[R], *key: Any):
+        self.name, self.result_type = name, result_type
+        self.fingerprint = fingerprint(name, *key)
         self.path = root / f"{name}-{self.fingerprint}"
-        self.path.mkdir(parents=True, exist_ok=True)
         self.reused = self.done
 
     @property
     def done(self) -> bool:
+        """Whether the result is there."""
         return (self.path / "result.json").is_file()
 
-    @property
-    def result(self) -> dict[str, Any]:
-        return json.loads((self.path / "result.json").read_text())
+    @cached_property
+    def result(self) -> R:
+        """The result of a stage that is done."""
+        return self.result_type.from_json(json.loads((self.path / "result.json").read_text()))
 
-    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        write_json(self.path / "result.json", result)
-        return result
+    def finish(self, result: R) -> None:
+        """Write the result: from now on the stage is done."""
+        write_json(self.path / "result.json", result.to_json())
 
     def clear(self) -> None:
+        """Forget what the stage computed."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        self.__dict__.pop("result", None)
         self.reused = False
 
 
 def forget(root: Path) -> None:
-    """Remove what the stages of every job made; the ledger and every paid answer stay."""
+    """Remove what the stages of every job computed; the ledger and every paid answer stay."""
     for folder in root.glob("*-" + "[0-9a-f]" * 16):
         shutil.rmtree(folder)
     shutil.rmtree(root / "jobs", ignore_errors=True)
@@ -67,7 +80,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def locked(folder: Path):
+def locked(folder: Path) -> Iterator[None]:
     """Hold the work directory; ConfigError if it can't be written or another job holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,52 +1,89 @@
-"""DUCD, third part: can it be told from the answers which images the target was trained on?
+"""DUCD, third part: do the answers tell which images the target was trained on?
 
 The same candidates are put to the target and to every surrogate. The attacker knows their true labels and has images
-of the same kind to train reference models on; none of those is a candidate or was shown to any model under attack.
-The target's answers are evaluation queries: clean images that need no fresh answer, so that those asked before are free.
+of the same kind to train reference models on; none of those is a candidate or was seen by any model under attack.
+The target's answers are evaluation queries: clean images that need no fresh answer, so that those paid before are free.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 import surrogates
 from certdef.config.job import ConfigError, RunConfig
 from certdef.data.sets import Splits
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier, train_classifier
-from certdef.report import figures as pictures
-from certdef.stages.ducd.surrogates import Student
+from certdef.stages.ducd.surrogates import Student, probabilities
 from certdef.stages.job import Job
+from certdef.tracking import metrics
+from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
+from surrogates.membership import Rate
+
+HEADLINE = "rmia"
+Labeled = tuple[np.ndarray, np.ndarray]  # images (N, C, H, W), labels (N,)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Labelled images: of the target's training set, of no training set, of the population, and for references."""
+    """Labeled images: of the target's training set, of no training set, of the population, and for references."""
 
-    members: tuple[np.ndarray, np.ndarray]
-    nonmembers: tuple[np.ndarray, np.ndarray]
-    population: tuple[np.ndarray, np.ndarray]
-    shadow: tuple[np.ndarray, np.ndarray]
+    members: Labeled
+    nonmembers: Labeled
+    population: Labeled
+    shadow: Labeled
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How well one attack tells members from others, by one model's answers."""
+
+    auc: Share
+    rates: tuple[Rate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferencesResult(StageResult):
+    """How many reference models the attacker trained, and on how many images each."""
+
+    images: int
+    references: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembershipResult(StageResult):
+    """Every attack on every model.
+
+    Attributes:
+        attacks: By model, then by attack.
+        benefit: AUC on the target minus AUC on a surrogate, paired, by surrogate and attack.
+        shrinkage: What the last surrogate gives away beyond the first, by attack.
+    """
+
+    candidates: int
+    population: int
+    references: int
+    reference_images: int
+    headline: str
+    attacks: dict[str, dict[str, Inference]]
+    benefit: dict[str, dict[str, Share]]
+    shrinkage: dict[str, Share]
 
 
 def draw_candidates(config: RunConfig, data: Splits) -> Candidates:
     """Members at random from the target's training set, so that a query pool holds its share of them."""
     count, ducd = len(data.target_labels), config.ducd
     chosen = np.sort(np.random.default_rng(config.seed).permutation(count)[: ducd.candidates])
-    parts = [
-        tuple(np.split(each, np.cumsum([ducd.candidates, ducd.population])))
-        for each in (data.audit_images, data.audit_labels)
-    ]
-    nonmembers, population, shadow = zip(*parts, strict=True)
-    return Candidates(
-        (data.target_images[chosen], data.target_labels[chosen]), nonmembers, population, shadow
-    )
+    ends = [ducd.candidates, ducd.candidates + ducd.population]
+    images, labels = np.split(data.audit_images, ends), np.split(data.audit_labels, ends)
+    nonmembers, population, shadow = zip(images, labels, strict=True)
+    members = data.target_images[chosen], data.target_labels[chosen]
+    return Candidates(members, nonmembers, population, shadow)
 
 
 def check_audit(config: RunConfig, data: Splits) -> None:
@@ -68,137 +105,131 @@ def check_audit(config: RunConfig, data: Splits) -> None:
         need += 2 * ducd.candidates + ducd.population
     if need > config.ledger.evaluation:
         raise ConfigError(
-            f"ledger.evaluation is {config.ledger.evaluation}: agreement and membership inference ask up to {need} "
-            "images; raise it or lower ducd.candidates or data.heldout_images"
+            f"ledger.evaluation is {config.ledger.evaluation}: agreement and membership inference take up to {need} "
+            "queries; raise it or lower ducd.candidates or data.heldout_images"
         )
 
 
-def train_references(job: Job) -> tuple[list[nn.Module], Stage]:
+def train_references(job: Job) -> tuple[list[nn.Module], Stage[ReferencesResult]]:
     """The attacker's own models, each trained on its own draw of as many images as the target had."""
-    config, data = job.config, job.data
-    images, labels = draw_candidates(config, data).shadow
-    count = min(len(data.target_labels), len(labels))
-    name = config.surrogate.model
+    config, name = job.config, job.config.surrogate.model
     split = [config.ducd.candidates, config.ducd.population, config.ducd.references]
-    stage = job.stage("references", name, config.target.epochs, *split)
+    size = [job.data.audit_digest, len(job.data.target_labels)]
+    stage = job.stage("references", ReferencesResult, name, config.target.epochs, *split, *size)
     folders = [stage.path / f"reference-{number}" for number in range(config.ducd.references)]
-    with job.tracker.stage(stage):
-        if not stage.done:
-            for number, folder in enumerate(folders):
-                if (folder / "model.json").is_file():
-                    continue  # trained before an interruption
-                seed = config.seed + 1 + number
-                chosen = np.random.default_rng(seed).permutation(len(labels))[:count]
-                model = job.seeded(
-                    lambda: build_classifier(name, data.image_shape, len(data.classes)), seed
-                )  # not from the weights that the target started from
-                train_classifier(
-                    model,
-                    images[chosen],
-                    labels[chosen],
-                    epochs=config.target.epochs,
-                    seed=seed,
-                    device=job.device,
-                    progress=job.progress,
-                    desc=f"train reference {number + 1} of {len(folders)}",
-                )
+
+    def train() -> ReferencesResult:
+        images, labels = draw_candidates(config, job.data).shadow
+        count = min(len(job.data.target_labels), len(labels))
+        for number, folder in enumerate(folders):
+            if not (folder / "model.json").is_file():  # else trained before an interruption
+                model = _reference(job, (images, labels), count, number)
                 storage.save_classifier(folder, model)
-            stage.finish({
-                "images": count,
-                "references": len(folders),
-                "params": {"model": name, "epochs": config.target.epochs, "images": count},
-            })  # fmt: skip
+        params = {"model": name, "epochs": config.target.epochs, "images": count}
+        return ReferencesResult(images=count, references=len(folders), params=params)
+
+    job.run(stage, train)
     return [storage.load_model(folder, job.device) for folder in folders], stage
 
 
+def _reference(job: Job, shadow: Labeled, count: int, number: int) -> nn.Module:
+    """One reference model, from weights that no other model started from."""
+    config, (images, labels) = job.config, shadow
+    seed = config.seed + 1 + number
+    chosen = np.random.default_rng(seed).permutation(len(labels))[:count]
+    shape, classes = job.data.image_shape, len(job.data.classes)
+    model = job.seeded(lambda: build_classifier(config.surrogate.model, shape, classes), seed)
+    return train_classifier(
+        model,
+        images[chosen],
+        labels[chosen],
+        epochs=config.target.epochs,
+        seed=seed,
+        device=job.device,
+        progress=job.progress,
+        desc=f"train reference {number + 1} of {config.ducd.references}",
+    )
+
+
 def audit_membership(
-    job: Job, target: surrogates.Target, students: list[Student], references: tuple[list[nn.Module], Stage]
-) -> Stage:
+    job: Job,
+    target: surrogates.Target,
+    students: list[Student],
+    references: tuple[list[nn.Module], Stage[ReferencesResult]],
+) -> Stage[MembershipResult]:
     """Every attack on the target and on every surrogate, and how much less a surrogate gives away."""
-    config, ducd = job.config, job.config.ducd
-    models, trained = references
-    stage = job.stage(
-        "membership", ducd.candidates, ducd.population, ducd.rmia_a, target.identity, trained.fingerprint,
-        *(student.stage.fingerprint for student in students),
-    )  # fmt: skip
-    with job.tracker.stage(stage):
-        if not stage.done:
-            candidates = draw_candidates(config, job.data)
-            audit = surrogates.MembershipAudit(
-                candidates.members,
-                candidates.nonmembers,
-                references=[partial(_probabilities, model) for model in models],
-                population=candidates.population,
-                a=ducd.rmia_a,
-            )
-            asked = job.ledger.attach(target, purpose="evaluation")
-            found = {"target": audit(asked)} | {each.name: audit(each.probabilities) for each in students}
-            _keep_scores(stage, found)
-            headline = "rmia"
-            titles = ["target", *(f"surrogate, {100 * each.overlap:g}% overlap" for each in students)]
-            curves = {title: row[headline].roc() for title, row in zip(titles, found.values(), strict=True)}
-            (stage.path / "membership_roc.png").write_bytes(pictures.membership_plot(curves, ducd.candidates))
-            stage.finish({
-                "candidates": ducd.candidates,
-                "population": ducd.population,
-                "references": len(models),
-                "reference_images": trained.result["images"],
-                "headline": headline,
-                "attacks": {name: {attack: _plain(each) for attack, each in row.items()} for name, row in found.items()},
-                "benefit": _benefit(found),
-                "shrinkage": _shrinkage([found[each.name] for each in students]),
-                "params": {key: getattr(ducd, key) for key in ("candidates", "population", "references", "rmia_a")},
-                "metrics": _metrics(found),
-                "artifacts": ["*.png", "scores.npz"],
-            })  # fmt: skip
-    return stage
+    ducd, trained = job.config.ducd, references[1]
+    models = [target.identity, trained.fingerprint, *(student.stage.fingerprint for student in students)]
+    candidates = [ducd.candidates, ducd.population, ducd.rmia_a, job.data.target_digest]
+    stage = job.stage("membership", MembershipResult, *candidates, *models)
+    return job.run(stage, lambda: _audit(job, target, students, references, stage))
 
 
-def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    device = next(model.parameters()).device
-    return model(images.to(device)).double().softmax(1).cpu()
+def _audit(
+    job: Job,
+    target: surrogates.Target,
+    students: list[Student],
+    references: tuple[list[nn.Module], Stage[ReferencesResult]],
+    stage: Stage,
+) -> MembershipResult:
+    ducd, (models, trained) = job.config.ducd, references
+    candidates = draw_candidates(job.config, job.data)
+    audit = surrogates.MembershipAudit(
+        candidates.members,
+        candidates.nonmembers,
+        references=[partial(probabilities, model) for model in models],
+        population=candidates.population,
+        a=ducd.rmia_a,
+    )
+    paid = job.ledger.attach(target, purpose="evaluation")
+    every = {"target": audit(paid)} | {each.name: audit(each.probabilities) for each in students}
+    _keep_scores(stage, every)
+    first, last = (every[each.name] for each in (students[0], students[-1]))
+    return MembershipResult(
+        candidates=ducd.candidates,
+        population=ducd.population,
+        references=len(models),
+        reference_images=trained.result.images,
+        headline=HEADLINE,
+        attacks={
+            model: {attack: _inference(each) for attack, each in row.items()} for model, row in every.items()
+        },
+        benefit={each.name: _differences(every["target"], every[each.name]) for each in students},
+        shrinkage=_differences(last, first),
+        params={key: getattr(ducd, key) for key in ("candidates", "population", "references", "rmia_a")},
+        metrics=_metrics(every),
+        artifacts=("*.png", "scores.npz"),
+    )
 
 
-def _benefit(found: dict[str, dict[str, surrogates.Membership]]) -> dict[str, dict[str, list[float]]]:
-    """AUC on the target minus AUC on each surrogate, with the paired 95% interval, by attack."""
-    return {
-        name: {
-            attack: list(surrogates.auc_difference(found["target"][attack], each))
-            for attack, each in row.items()
-        }
-        for name, row in found.items()
-        if name != "target"
-    }
+def _differences(
+    one: dict[str, surrogates.Membership], other: dict[str, surrogates.Membership]
+) -> dict[str, Share]:
+    """AUC on one model minus AUC on another, with the paired 95% interval, by attack."""
+    return {attack: Share(*surrogates.auc_difference(one[attack], other[attack])) for attack in one}
 
 
-def _shrinkage(rows: list[dict[str, surrogates.Membership]]) -> dict[str, list[float]]:
-    """What the last surrogate gives away beyond the first: AUC difference with the paired 95% interval, by attack."""
-    first, last = rows[0], rows[-1]
-    return {attack: list(surrogates.auc_difference(last[attack], first[attack])) for attack in first}
+def _inference(membership: surrogates.Membership) -> Inference:
+    auc = Share(membership.auc, membership.lower, membership.upper)
+    return Inference(auc, tuple(membership.rates))
 
 
-def _plain(found: surrogates.Membership) -> dict[str, Any]:
-    return {
-        "auc": [found.auc, found.lower, found.upper],
-        "rates": [asdict(rate) for rate in found.rates],
-    }
-
-
-def _metrics(found: dict[str, dict[str, surrogates.Membership]]) -> dict[str, float]:
-    metrics = {}
-    for name, row in found.items():
+def _metrics(every: dict[str, dict[str, surrogates.Membership]]) -> dict[str, float]:
+    figures = {}
+    for model, row in every.items():
         for attack, each in row.items():
-            prefix = f"membership/{attack}/{name}"
-            metrics[f"{prefix}/auc"] = each.auc
-            metrics |= {f"{prefix}/tpr_at_fpr_{rate.fpr:g}": rate.tpr for rate in each.rates}
-    return metrics
+            figures[metrics.MEMBERSHIP_AUC.format(attack=attack, model=model)] = each.auc
+            for rate in each.rates:
+                name = metrics.MEMBERSHIP_RATE.format(attack=attack, model=model, rate=rate.fpr)
+                figures[name] = rate.tpr
+    return figures
 
 
-def _keep_scores(stage: Stage, found: dict[str, dict[str, surrogates.Membership]]) -> None:
+def _keep_scores(stage: Stage, every: dict[str, dict[str, surrogates.Membership]]) -> None:
     """All scores, so that other figures can be computed from them later."""
     arrays = {
-        f"{name}/{attack}/{group}": getattr(each, f"{group}_scores")
-        for name, row in found.items()
+        f"{model}/{attack}/{group}": getattr(each, f"{group}_scores")
+        for model, row in every.items()
         for attack, each in row.items()
         for group in ("member", "nonmember")
     }

@@ -12,12 +12,24 @@ from torch import Tensor, nn
 
 import surrogates
 from certdef.config.job import ConfigError, RunConfig
-from certdef.data.sets import Splits
+from certdef.data.sets import Splits, digest
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier
 from certdef.stages.job import Job
 from certdef.stages.surrogate import OTHER_WEIGHTS, recipe_of
+from certdef.tracking import metrics
+from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentResult(StageResult):
+    """What a surrogate cost, and the share of its queries that the target was trained on."""
+
+    uri: str
+    overlap: float
+    queries: int
+    loss: str
 
 
 @dataclass(frozen=True)
@@ -26,16 +38,22 @@ class Student:
 
     overlap: float
     model: nn.Module
-    stage: Stage
+    stage: Stage[StudentResult]
 
     @property
     def name(self) -> str:
+        """The name of its stage."""
         return self.stage.name
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Rows of probabilities (N, K), float64, for images (N, C, H, W)."""
-        device = next(self.model.parameters()).device
-        return self.model(images.to(device)).double().softmax(1).cpu()
+        return probabilities(self.model, images)
+
+
+def probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    """Rows of probabilities (N, K), float64, of a model that answers logits, for images (N, C, H, W)."""
+    device = next(model.parameters()).device
+    return model(images.to(device)).double().softmax(1).cpu()
 
 
 def query_pool(data: Splits, overlap: float) -> np.ndarray:
@@ -45,7 +63,7 @@ def query_pool(data: Splits, overlap: float) -> np.ndarray:
 
 
 def check_pools(config: RunConfig, data: Splits) -> None:
-    """Refuse pools that can't be made or paid for, before anything is spent."""
+    """Refuse pools that do not exist or can't be paid for, before anything is spent."""
     size, overlaps = len(data.pool), config.ducd.overlaps
     if config.surrogate.model == "nim":
         raise ConfigError(
@@ -69,44 +87,54 @@ def check_pools(config: RunConfig, data: Splits) -> None:
         )
 
 
-def distil_students(job: Job, target: surrogates.Target) -> list[Student]:
+def student_name(overlap: float) -> str:
+    """What the stage and the model of an overlap are called."""
+    return f"surrogate-overlap-{100 * overlap:g}".replace(".", "_")  # MLflow's names of models have no dots
+
+
+def distill_students(job: Job, target: surrogates.Target) -> list[Student]:
     """One surrogate an overlap, from the same seed and recipe."""
-    return [_distil(job, target, overlap) for overlap in job.config.ducd.overlaps]
+    return [_student(job, target, overlap) for overlap in job.config.ducd.overlaps]
 
 
-def _distil(job: Job, target: surrogates.Target, overlap: float) -> Student:
-    config, data = job.config.surrogate, job.data
-    name = f"surrogate-overlap-{100 * overlap:g}".replace(".", "_")  # MLflow's names of models have no dots
-    stage = job.stage(name, asdict(config), overlap, target.identity)
-    with job.tracker.stage(stage):
-        if not stage.done:
-            pool = query_pool(data, overlap)
-            model = job.seeded(
-                lambda: build_classifier(config.model, data.image_shape, target.num_classes),
-                OTHER_WEIGHTS + job.config.seed,
-            )
-            found = surrogates.distill(
-                job.ledger.attach(target),
-                pool,
-                model,
-                budget=len(pool),  # all of it: there is nothing to select
-                query_batch=min(config.query_batch, len(pool)),
-                recipe=recipe_of(config),
-                loss=config.loss,
-                seed=job.config.seed,
-                device=job.device,
-                checkpoint=stage.path / "checkpoint.pt",
-                validation=config.validation,
-                progress=job.progress,
-            )
-            storage.save_classifier(stage.path / "model", model)
-            stage.finish({
-                "uri": serving.log_served(stage.path / "model", name, data.heldout_images[:2]),
-                "overlap": overlap,
-                "queries": found.queries,
-                "loss": found.loss,
-                "params": asdict(config) | {"loss": found.loss, "overlap": overlap},
-                "metrics": {f"{name}/queries": found.queries},
-                "series": {f"{name}/loss": list(found.history)},
-            })  # fmt: skip
+def _student(job: Job, target: surrogates.Target, overlap: float) -> Student:
+    name = student_name(overlap)
+    pool = query_pool(job.data, overlap)
+    key = [asdict(job.config.surrogate), overlap, target.identity, digest(pool)]
+    stage = job.stage(name, StudentResult, *key)
+    job.run(stage, lambda: _distill(job, target, stage, pool, overlap))
     return Student(overlap, storage.load_model(stage.path / "model", job.device), stage)
+
+
+def _distill(
+    job: Job, target: surrogates.Target, stage: Stage, pool: np.ndarray, overlap: float
+) -> StudentResult:
+    config, data = job.config.surrogate, job.data
+    model = job.seeded(
+        lambda: build_classifier(config.model, data.image_shape, target.num_classes),
+        OTHER_WEIGHTS + job.config.seed,
+    )
+    surrogate = surrogates.distill(
+        job.ledger.attach(target),
+        pool,
+        model,
+        budget=len(pool),  # all of it: there is nothing to select
+        query_batch=min(config.query_batch, len(pool)),
+        recipe=recipe_of(config),
+        loss=config.loss,
+        seed=job.config.seed,
+        device=job.device,
+        checkpoint=stage.path / "checkpoint.pt",
+        validation=config.validation,
+        progress=job.progress,
+    )
+    storage.save_classifier(stage.path / "model", model)
+    return StudentResult(
+        uri=serving.log_served(stage.path / "model", stage.name, data.heldout_images[:2]),
+        overlap=overlap,
+        queries=surrogate.queries,
+        loss=surrogate.loss,
+        params=asdict(config) | {"loss": surrogate.loss, "overlap": overlap},
+        metrics={metrics.QUERIES.format(subject=stage.name): surrogate.queries},
+        series={metrics.LOSS.format(stage=stage.name): tuple(surrogate.history)},
+    )

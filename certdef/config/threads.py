@@ -1,0 +1,31 @@
+"""How many processor threads this process may use, as far as limits from outside go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: quota and period in microseconds
+
+
+def allowed_threads() -> int:
+    """The smallest of the processors of this process, the quota of its cgroup, and OMP_NUM_THREADS."""
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        processors = os.cpu_count() or 1
+    limits = [processors, _quota(processors), _environment(processors)]
+    return max(1, min(limits))
+
+
+def _quota(default: int) -> int:
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        return int(quota) // int(period)
+    except (OSError, ValueError):  # no such file, or "max"
+        return default
+
+
+def _environment(default: int) -> int:
+    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(value) if value.isdigit() and int(value) > 0 else default

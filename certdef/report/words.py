@@ -1,0 +1,31 @@
+"""How things are called where a person reads them. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from certdef.config.job import SigmaLaw
+from certdef.purifiers.catalogue import title as purifier_title
+
+if TYPE_CHECKING:
+    from certdef.stages.certificates import Condition
+
+__all__ = ["SUBJECT_NAMES", "condition_title", "law_in_words", "purifier_title"]
+
+SUBJECT_NAMES = {
+    "surrogate": "surrogate",
+    "target_white_box": "target, by its weights",
+    "target": "target, by paid queries",
+}
+
+
+def law_in_words(law: SigmaLaw) -> str:
+    """A law of sigma as the literature writes it: gamma(25, scale 3)/255."""
+    arguments = [*(f"{value:g}" for value in law.shape), f"scale {law.scale_255:g}"]
+    return f"{law.family}({', '.join(arguments)})/255"
+
+
+def condition_title(condition: Condition) -> str:
+    """A condition's noise, and what stands before the classifier."""
+    front = purifier_title(condition.purifier) if condition.purifier else "no denoiser"
+    return f"{condition.law} noise, {front}"

@@ -1,0 +1,35 @@
+"""The names of metrics in MLflow, one table. `{subject}` is target or surrogate, `{radius}` an L2 radius."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from certdef.tracking.results import Share
+
+CLEAN_ACCURACY = "{subject}/clean_accuracy"
+CERTIFIED_ACCURACY = "{subject}/certified_accuracy_at_{radius:g}"
+AGREEMENT = "{subject}/agreement_{images}"  # images: clean, noisy, denoised or validation
+QUERIES = "{subject}/queries"
+SAMPLES_PER_IMAGE = "certify/samples_per_image"
+SECONDS_PER_IMAGE = "certify/seconds_per_image"
+ATTACK_ACCURACY = "attack/{attack}/accuracy"
+ATTACK_AT_EPS = "attack/{attack}_eps_{eps:g}/accuracy"
+GRADIENT_MASKING_CHECKS = "attack/{system}alarms"
+LOSS = "{stage}/loss"
+LAST_LOSS = "{stage}/loss_last"
+NOISE_CHOICE = "noise/{law}/mean_certified_accuracy"
+MEMBERSHIP_AUC = "membership/{attack}/{model}/auc"
+MEMBERSHIP_RATE = "membership/{attack}/{model}/tpr_at_fpr_{rate:g}"
+SPENT = "queries/spent{purpose}"  # purpose: empty for all, or _training ...
+BUDGET = "queries/budget{purpose}"
+
+
+def with_interval(name: str, share: Share) -> dict[str, float]:
+    """A share under its name, its bounds beside it."""
+    return {name: share.value, f"{name}_lower": share.lower, f"{name}_upper": share.upper}
+
+
+def certified_accuracy(subject: str, radii: Iterable[float], shares: Iterable[Share]) -> dict[str, float]:
+    """Certified accuracy of a subject at each radius."""
+    pairs = zip(radii, shares, strict=True)
+    return {CERTIFIED_ACCURACY.format(subject=subject, radius=radius): share.value for radius, share in pairs}
