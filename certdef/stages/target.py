@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import surrogates
 from certdef.config.job import ConfigError, without_password
@@ -117,7 +118,7 @@ def _train_and_log(job: Job, stage: Stage) -> str:
         augment=job.config.target.augment,
         seed=job.config.seed,
         device=job.device,
-        progress=job.progress,
+        progress=partial(job.progress, desc="train target"),
     )
     storage.save_classifier(
         stage.path / "model",

@@ -99,8 +99,7 @@ def train_references(job: Job) -> tuple[list[nn.Module], Stage]:
                     epochs=config.target.epochs,
                     seed=seed,
                     device=job.device,
-                    progress=job.progress,
-                    desc=f"train reference {number + 1} of {len(folders)}",
+                    progress=partial(job.progress, desc=f"train reference {number + 1} of {len(folders)}"),
                 )
                 storage.save_classifier(folder, model)
             stage.finish({
