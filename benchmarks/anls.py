@@ -14,6 +14,7 @@ plot are kept in MLflow, in the job of the preset.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.agdm import AGDM, DISTANCES
 from certdef.purifiers.anls import anls, purify
 from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
-from certdef.purifiers.networks.training import Training
 from certdef.report import figures_purifiers as pictures_purifiers
+from surrogates.distillation.training import Training
 
 GRID = tuple(range(10, 101, 10))
 STEPS = 4  # reverse steps, of every purifier here
@@ -63,7 +64,7 @@ def trained(job: stages.Job) -> tuple[dict[str, nn.Module], list[stages.Stage]]:
         model.load_state_dict(target.state_dict())
         train_classifier(
             model, data.target_images, data.target_labels, epochs=ROBUST["epochs"], seed=seed, device=job.device,
-            learning_rate=ROBUST["learning_rate"], augment=True, perturb=perturb, progress=job.progress, desc="robust",
+            learning_rate=ROBUST["learning_rate"], augment=True, perturb=perturb, progress=partial(job.progress, desc="robust"),
         )  # fmt: skip
         return []
 

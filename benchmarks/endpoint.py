@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from ncis import add_folders, colour_network, open_job, smoothing
@@ -63,7 +64,7 @@ def attackers_model(job: stages.Job, name: str, epochs: int, number: int) -> nn.
     def train(model: nn.Module, _: stages.Stage) -> list[float]:
         train_classifier(
             model, data.target_images, data.target_labels, epochs=epochs, seed=seed, device=job.device, augment=True,
-            progress=job.progress, desc="train the attacker's model",
+            progress=partial(job.progress, desc="train the attacker's model"),
         )  # fmt: skip
         return []
 

@@ -34,9 +34,9 @@ from certdef.models import storage
 from certdef.purifiers.gaussian import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
 from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
-from certdef.purifiers.networks.training import Training
 from certdef.report import figures_purifiers as pictures_purifiers
 from certdef.stages.trained_once import trained_once
+from surrogates.distillation.training import Training
 
 EPS_255 = {"aerial": (4, 8), "cifar10": (4, 8), "fashion-mnist": (8, 25.5)}
 SIGMAS = (0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)  # pixels

@@ -31,7 +31,6 @@ from certdef.attacks.gradient import StraightThrough
 from certdef.data.natural import natural_crops
 from certdef.purifiers.diffpure import DiffPure
 from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
-from certdef.purifiers.networks.training import Training
 from certdef.report import figures_purifiers as pictures_purifiers
 from certdef.restoration import (
     Display,
@@ -50,6 +49,7 @@ from certdef.restoration import (
     under_display,
 )
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.training import Training
 
 # What the figures depend on. Crops: seed 0 for training, 1 for the test.
 SIZE, CROPS, IMAGES, ADAPTIVE_IMAGES, SEEDS = 48, 4_000, 136, 48, 3

@@ -66,8 +66,8 @@ def trained_base(job: stages.Job, name: str) -> tuple[nn.Module, stages.Stage]:
     def train(model: nn.Module, stage: stages.Stage) -> list[float]:
         shown, labels = job.data.target_images[: how["images"]], job.data.target_labels[: how["images"]]
         train_classifier(
-            model, shown, labels, epochs=how["epochs"], seed=0, device=job.device, progress=job.progress,
-            perturb=perturb if name == "robust" else None, desc=f"train the {name} base",
+            model, shown, labels, epochs=how["epochs"], seed=0, device=job.device, progress=partial(job.progress, desc=f"train the {name} base"),
+            perturb=perturb if name == "robust" else None,
         )  # fmt: skip
         return []
 

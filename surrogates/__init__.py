@@ -4,7 +4,7 @@ from surrogates.distillation.checkpoint import TrainingCheckpoint
 from surrogates.distillation.distill import Surrogate, distill
 from surrogates.distillation.fidelity import Fidelity, fidelity
 from surrogates.distillation.selection import Selection
-from surrogates.distillation.training import Recipe
+from surrogates.distillation.student import Recipe
 from surrogates.errors import BudgetExceeded, DriftError, LedgerError, Refused, SurrogateError, TargetError
 from surrogates.ledger.canaries import Canaries
 from surrogates.ledger.ledger import Bill, Charge, QueryLedger

@@ -1,4 +1,6 @@
-"""The errors of this room: one line each, with the value that is wrong and what to do about it."""
+"""The errors of this package: one line each, with the value that is wrong and what to do about it."""
+
+from numbers import Integral
 
 
 class SurrogateError(ValueError):
@@ -28,3 +30,10 @@ class LedgerError(SurrogateError):
 
 class BudgetExceeded(LedgerError):
     """A query would pass the budget; nothing was sent."""
+
+
+def check_positive_integers(**values: object) -> None:
+    """Raise SurrogateError for the first of several named values that is not an integer of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise SurrogateError(f"{name} must be a positive integer, got {value!r}")

@@ -15,7 +15,7 @@ DOORS = {
     "torchattacks": {"certdef/attacks/"},
     "art": {"certdef/attacks/"},
     "diffusers": {"certdef/purifiers/networks/diffusion.py"},
-    "accelerate": {"certdef/purifiers/networks/training.py"},
+    "accelerate": {"surrogates/distillation/training.py"},
     "torchmetrics": {"certdef/restoration/metrics.py"},
     "mlflow": {"certdef/tracking/", "certdef/models/serving.py", "surrogates/targets/pyfunc.py"},
     "joblib": {"certify/voting/parallel.py"},

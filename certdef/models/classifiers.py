@@ -6,15 +6,20 @@ Normalisation is inside the model, so that attacks, noise and certificates all l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from certdef.config.job import ConfigError, RunConfig
 from surrogates.distillation.augmentation import shifted
+from surrogates.distillation.inference import evaluating
+from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
+
+BATCH_SIZE = 128
 
 
 class Classifier(nn.Module):
@@ -169,38 +174,70 @@ def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
 
 
 def train_classifier(
-    model: nn.Module, images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int, device: torch.device,
-    batch_size: int = 128, learning_rate: float = 2e-3, augment: bool = False, perturb: Callable | None = None,
-    progress: Callable | None = None, desc: str = "train target",
-) -> nn.Module:  # fmt: skip
-    """Train a classifier on labelled images: what the owner of a cnn target does before anyone queries it.
+    model: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    learning_rate: float = 2e-3,
+    augment: bool = False,
+    perturb: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+    progress: Callable[..., Iterable[int]] | None = None,
+) -> nn.Module:
+    """Train a classifier on labeled images: what the owner of a cnn target does before anyone queries it.
 
     Args:
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,).
+        learning_rate: Peak rate of AdamW in one cycle (Smith & Topin, 2018).
         augment: Mirror half of the images and shift each by up to an eighth of its height; for natural images.
         perturb: perturb(model, images, labels) -> images, e.g. an attack: adversarial training (Madry et al., ICLR 2018).
+        progress: Wraps the epochs, like tqdm.
+
+    Returns:
+        The same model, on the device, in eval mode.
     """
-    generator = torch.Generator().manual_seed(seed)
-    moves = torch.Generator(device).manual_seed(seed)
-    data, truth = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-    model.to(device).train()
-    steps = -(-len(data) // batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
-    for _ in progress(range(epochs), desc=desc) if progress else range(epochs):
-        for batch in torch.randperm(len(data), generator=generator).to(device).split(batch_size):
-            shown = data[batch]
-            if augment:
-                shown = _moved(shown, moves)
-            if perturb:
-                model.eval()
-                shown = perturb(model, shown, truth[batch])
-                model.train()
-            loss = nn.functional.cross_entropy(model(shown), truth[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
+        if augment:
+            images = _moved(images, generator)
+        if perturb:
+            with evaluating(model):
+                images = perturb(model, images, labels)
+        return nn.functional.cross_entropy(model(images), labels)
+
+    data = [torch.from_numpy(part).to(device) for part in (images, labels)]
+    training = _OneCycle(epochs, BATCH_SIZE, learning_rate, weight_decay=0.01, betas=(0.9, 0.999))
+    fit(model, data, loss, training, seed=seed, device=device, progress=progress)
+    return model
+
+
+class _OneCycle(Training):
+    """AdamW whose rate and momentum go through one cycle; the last batch of an epoch is what remains."""
+
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+        return OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+
+    def order(self, seed: int, device: torch.device) -> Order:
+        return _FullBatches(seed, device, self.batch_size)
+
+
+class _FullBatches(Order):
+    """Order and augmentation come from generators of their own, which no checkpoint keeps."""
+
+    parallel = False
+
+    def __init__(self, seed: int, device: torch.device, batch_size: int) -> None:
+        super().__init__(torch.Generator().manual_seed(seed))
+        self.draws = torch.Generator(device).manual_seed(seed)
+        self.batch_size = batch_size
+
+    def epoch(self, epoch: int, rows: int, batches: int, workers: Workers) -> EpochOrder:
+        order = torch.randperm(rows, generator=self.generator).to(workers.device)
+        seed = self.generator.initial_seed() + epoch
+        return EpochOrder(seed, self.draws, order.split(self.batch_size))
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:

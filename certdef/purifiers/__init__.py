@@ -6,7 +6,7 @@ catalogue.py lists them, build.py makes one from its name, the other modules are
 from importlib import import_module
 
 _HOME = {
-    "networks.training": ("Training", "fit"),
+    "surrogates.distillation.training": ("Training", "fit"),
     "networks.nim": ("MIM", "NIM", "MIMShape", "NIMShape", "pretrain_nim"),
     "de3": ("DeCubed", "FillIn", "Vote"),
     "gaussian": ("GaussianSmoothing",),
@@ -33,5 +33,7 @@ __all__ = sorted(_MODULE)
 def __getattr__(name: str):
     """Load what is asked for: the catalogue alone needs no torch, and only the diffusion purifiers need diffusers."""
     if name in _MODULE:
-        return getattr(import_module(f"certdef.purifiers.{_MODULE[name]}"), name)
+        module = _MODULE[name]
+        path = module if module.startswith("surrogates.") else f"certdef.purifiers.{module}"
+        return getattr(import_module(path), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certdef.purifiers.networks.training import Training, fit
 from certdef.restoration.attacks import squared_error
 from certdef.restoration.network import RestorationNetwork, restoration_loss
+from surrogates.distillation.training import Training, fit
 
 
 @dataclass(frozen=True)

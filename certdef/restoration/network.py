@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certdef.purifiers.networks.training import Training, fit
 from certdef.restoration.display import Display, under_display
+from surrogates.distillation.training import Training, fit
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def train_restoration(
         photographs: The truth, (N, C, H, W) in [0, 1].
         display: What they are seen through; unset, the display as set in `Display`.
         gradient: Weight of the loss's perceptual part.
-        seed, device, checkpoint, progress: As in `certdef.purifiers.networks.training.fit`.
+        seed, device, checkpoint, progress: As in `surrogates.distillation.training.fit`.
     """
     display = display or Display()
 

@@ -19,11 +19,11 @@ from certdef.config.noise_laws import noise_law
 from certdef.data.sets import data_root
 from certdef.models.classifiers import build_classifier, features, train_classifier
 from certdef.purifiers.catalogue import CATALOGUE
-from certdef.purifiers.networks.training import Training
 from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
 from certdef.stages.job import Job
 from certdef.stages.trained_once import trained_once
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.training import Training
 
 BATCH, CROP = 512, 32
 
@@ -153,7 +153,7 @@ def _robust(job: Job, surrogate: nn.Module, surrogate_stage: Stage) -> tuple[nn.
         labels = torch.cat([labels_of(surrogate, batch.to(job.device)) for batch in pool.split(BATCH)])
         train_classifier(
             model, job.data.pool, labels.numpy(), epochs=epochs, seed=job.config.seed, device=job.device,
-            augment=job.config.target.augment, perturb=perturb, progress=job.progress, desc="train the robust network",
+            augment=job.config.target.augment, perturb=perturb, progress=partial(job.progress, desc="train the robust network"),
         )  # fmt: skip
         return []
 

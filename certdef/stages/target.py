@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import surrogates
@@ -136,7 +137,7 @@ def _train_and_log(job: Job, stage: Stage) -> str:
         augment=config.augment,
         seed=job.config.seed,
         device=job.device,
-        progress=job.progress,
+        progress=partial(job.progress, desc="train target"),
     )
     storage.save_classifier(stage.path / "model", model, answers=config.output_kind or "probabilities")
     return serving.log_served(stage.path / "model", "target", data.heldout_images[:2])

@@ -18,7 +18,8 @@ from surrogates.distillation.augmentation import Noise
 from surrogates.distillation.inference import device_of, evaluating, predict
 from surrogates.distillation.losses import check_loss, goals_of, pseudo_goals
 from surrogates.distillation.selection import Selection, select_random
-from surrogates.distillation.training import Lesson, Recipe, train
+from surrogates.distillation.student import Examples, Recipe, train_student
+from surrogates.distillation.training import check_precision
 from surrogates.errors import SurrogateError
 from surrogates.targets import Answers, Target, check_images
 
@@ -134,13 +135,12 @@ def distill(
         raise SurrogateError("patience needs held-out answers: set validation, e.g. 0.1")
 
     device = torch.device(device or device_of(student))
-    if recipe.precision == "float16" and device.type != "cuda":
-        raise SurrogateError(f"precision float16 needs a CUDA device, got {device.type}: use bfloat16")
+    check_precision(recipe.precision, device)
     for model in (student, *committee):
         _check_student(model.to(device), check_images(images[:1]), target.num_classes, device)
 
     untrained = copy.deepcopy(student.state_dict())
-    taught = partial(_taught, checkpoint=checkpoint, progress=progress)
+    train = partial(_train, checkpoint=checkpoint, progress=progress)
     generator = torch.Generator().manual_seed(seed)
     # Only these look at images that are not asked about, which may be too many to keep a copy of.
     looks = len(sizes) > 1 or committee
@@ -160,22 +160,22 @@ def distill(
         answers += [
             target.query(asked[-1][start : start + query_batch]) for start in range(0, size, query_batch)
         ]
-        lesson = _lesson(
+        examples = _examples(
             np.concatenate(asked), Answers.concatenate(answers), loss, target.output_kind, held_out
         )
         if not selection.continued:
             student.load_state_dict(untrained)
         if number < len(sizes) - 1:
             shorter = replace(recipe, epochs=selection.round_epochs or recipe.epochs)
-            taught(student, lesson, shorter, seed + number + 1, f"round {number + 1}")
+            train(student, examples, shorter, seed + number + 1, f"round {number + 1}")
     for number, member in enumerate(committee, start=1):
-        taught(member, lesson, recipe, seed + number, f"member {number}")
+        train(member, examples, recipe, seed + number, f"member {number}")
     if committee:
-        lesson = replace(lesson, unlabelled=_taught_by(committee, whole, chosen, loss))
-    history = taught(student, lesson, recipe, seed)
+        examples = replace(examples, unlabeled=_committee_goals(committee, whole, chosen, loss))
+    history = train(student, examples, recipe, seed)
     agreement = None
-    if lesson.held_out is not None:
-        agreement = float((predict_labels(student, lesson.held_out[0], 256) == lesson.held_out[1]).mean())
+    if examples.held_out is not None:
+        agreement = float((predict_labels(student, examples.held_out[0], 256) == examples.held_out[1]).mean())
     return Surrogate(
         student.eval(),
         count,
@@ -194,9 +194,9 @@ def predict_labels(model: Surrogate | nn.Module, images: torch.Tensor, batch_siz
     return predict(module, images, batch_size).argmax(dim=1).numpy()
 
 
-def _taught(
+def _train(
     model: nn.Module,
-    lesson: Lesson,
+    examples: Examples,
     recipe: Recipe,
     seed: int,
     part: str = "",
@@ -205,29 +205,29 @@ def _taught(
     progress: Callable[..., Iterable[int]] | None,
 ) -> list[float]:
     """Train a model; each part has its checkpoint beside the given one, e.g. student.round-1.pt."""
+    title = f"distil, {part}" if part else "distil"
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and part:
         path = path.with_name(f"{path.stem}.{part.replace(' ', '-')}{path.suffix}")
-    return train(
+    return train_student(
         model,
-        lesson,
+        examples,
         recipe,
         seed=seed,
         checkpoint=path,
-        fingerprint=_fingerprint(recipe, seed, lesson, model) if path else "",
-        progress=progress,
-        title=f"distil, {part}" if part else "distil",
+        fingerprint=_fingerprint(recipe, seed, examples, model) if path else None,
+        progress=progress and partial(progress, desc=title),
     )
 
 
-def _lesson(images: np.ndarray, answers: Answers, loss: str, output_kind: str, held_out: int) -> Lesson:
+def _examples(images: np.ndarray, answers: Answers, loss: str, output_kind: str, held_out: int) -> Examples:
     """The first `held_out` answers measure, the others teach; the first round is random, hence so are these."""
     shown, goals = torch.from_numpy(images), goals_of(answers, loss, output_kind)
     measured = (shown[:held_out], answers.labels[:held_out]) if held_out else None
-    return Lesson(shown[held_out:], goals[held_out:], loss, measured)
+    return Examples(shown[held_out:], goals[held_out:], loss, measured)
 
 
-def _taught_by(
+def _committee_goals(
     committee: Sequence[nn.Module], pool: torch.Tensor, chosen: torch.Tensor, loss: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """The pool, the indices of its images that were not asked about, and the committee's goals for them."""
@@ -288,12 +288,12 @@ def _probe(noise: Noise | None) -> bytes:
     )
 
 
-def _fingerprint(recipe: Recipe, seed: int, lesson: Lesson, student: nn.Module) -> str:
-    settings = (replace(recipe, noise=None), _probe(recipe.noise), seed, lesson.loss, str(student))
+def _fingerprint(recipe: Recipe, seed: int, examples: Examples, student: nn.Module) -> str:
+    settings = (replace(recipe, noise=None), _probe(recipe.noise), seed, examples.loss, str(student))
     digest = hashlib.sha256(repr(settings).encode())
-    arrays = [lesson.images, lesson.goals]
-    arrays += [] if lesson.held_out is None else [lesson.held_out[0]]
-    arrays += [] if lesson.unlabelled is None else list(lesson.unlabelled)
+    arrays = [examples.images, examples.goals]
+    arrays += [] if examples.held_out is None else [examples.held_out[0]]
+    arrays += [] if examples.unlabeled is None else list(examples.unlabeled)
     for array in arrays:
         digest.update(np.ascontiguousarray(array.numpy()))
     return digest.hexdigest()

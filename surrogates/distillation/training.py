@@ -1,226 +1,364 @@
-"""The training loop of a student: AdamW and a cosine schedule, augmentation, averaged weights, un-queried images."""
+"""The one training loop of every network: AdamW, a schedule, averaged weights, mixed precision, a resumable checkpoint.
+
+What differs from one training to the next is small and stands in small objects: `Training` says how the optimizer is
+set and scheduled, its `Order` where the random numbers come from, `EarlyStopping` when to stop and which weights to keep.
+
+One process trains on the device that it is given. Under `accelerate launch` or `torchrun` the same call trains on all
+processes: each takes its share of every batch, and the weights are those of one process, to rounding, as far as the
+loss draws nothing.
+"""
+
+from __future__ import annotations
 
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from surrogates.distillation.augmentation import Noise, shifted
 from surrogates.distillation.checkpoint import TrainingCheckpoint
-from surrogates.distillation.inference import device_of, predict
-from surrogates.distillation.losses import distance
-from surrogates.errors import SurrogateError
+from surrogates.errors import SurrogateError, check_positive_integers
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CHECKPOINTS = 20  # a training, at most, besides the last
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a student is trained.
+class Training:
+    """How a network is trained.
 
-    epochs passes with batch_size images a step; AdamW with learning_rate, cosine to 0, and weight_decay.
-    noise (not clipped) and shifts by up to `shift` pixels augment images. ema is the decay of averaged weights,
-    which then are the result; patience stops the training after so many epochs without a better held-out
-    agreement, and the best epoch is the result. precision is float32, bfloat16 or float16 (CUDA).
+    Args:
+        epochs: Passes over the data.
+        batch_size: Images a step, of all processes together.
+        learning_rate: Peak rate of AdamW; a linear warm-up leads up to it, a cosine down to 0.
+        warmup: Share of the steps with a rising rate.
+        weight_decay: Weight decay of AdamW.
+        betas: Decay rates of AdamW's moments.
+        ema: Decay of averaged weights, which then are the result, e.g. 0.999; None for none.
+        precision: float32; bfloat16, or on CUDA float16 with scaled gradients: autocast, the weights stay float32.
 
-    Where a committee teaches images that were not asked about, every step adds unlabelled_ratio times as many
-    of them, and their distance counts unlabelled_weight times. Raises SurrogateError.
+    Raises:
+        SurrogateError: A value out of its range.
     """
 
-    epochs: int = 50
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    noise: Noise | None = None
-    shift: int = 0
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
     ema: float | None = None
-    patience: int | None = None
     precision: str = "float32"
-    unlabelled_weight: float = 1.0
-    unlabelled_ratio: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "unlabelled_ratio", "patience"):
-            value = getattr(self, name)
-            if name == "patience" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SurrogateError(f"{name} must be a positive integer, got {value!r}")
-        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
+        check_positive_integers(epochs=self.epochs, batch_size=self.batch_size)
+        if not 0 < self.learning_rate < math.inf:
             raise SurrogateError(f"learning_rate must be positive, got {self.learning_rate!r}: try 1e-3")
-        for name in ("weight_decay", "unlabelled_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SurrogateError(f"{name} must be 0 or more, got {getattr(self, name)!r}")
+        if not 0 <= self.warmup < 1:
+            raise SurrogateError(f"warmup is a share of the steps in [0, 1), got {self.warmup!r}: try 0.05")
+        if not 0 <= self.weight_decay < math.inf:
+            raise SurrogateError(f"weight_decay must be 0 or more, got {self.weight_decay!r}")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise SurrogateError(f"ema must be a decay in (0, 1), got {self.ema!r}: try 0.99")
+            raise SurrogateError(f"ema must be a decay in (0, 1), got {self.ema!r}: try 0.999")
         if self.precision not in PRECISIONS:
             raise SurrogateError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
-    def augmented(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Shifted and noisy images, each by its own draw."""
-        images = shifted(images, self.shift, generator)
-        if self.noise is None:
-            return images
-        return images + self.noise.sample(tuple(images.shape), generator=generator, device=images.device)
+    def rate(self, step: int, steps: int) -> float:
+        """Share of the peak rate at a step of so many."""
+        warm = max(1, round(self.warmup * steps))
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+        """Return the scheduler of the learning rate, which is advanced after each of so many steps."""
+        return LambdaLR(optimizer, lambda step: self.rate(step, steps))
+
+    def order(self, seed: int, device: torch.device) -> Order:
+        """Return the source of the training's random numbers."""
+        return Order(torch.Generator().manual_seed(seed))
+
+
+class Order:
+    """The random numbers of a training: the order of the rows, and a generator for whatever the loss draws.
+
+    The state of `generator` after an epoch is all that a checkpoint keeps. Where `parallel`, several processes draw
+    the same order and each loss draws numbers of its own.
+    """
+
+    parallel = True
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def epoch(self, epoch: int, rows: int, batches: int, workers: Workers) -> EpochOrder:
+        """Draw the order of an epoch."""
+        # An epoch's draws hang on one number of the shared generator: nothing else has to be kept to resume.
+        seed = int(torch.randint(2**31, (), generator=self.generator)) + workers.index
+        # Even parts: batch norm cannot train on a last single image.
+        parts = torch.randperm(rows, generator=self.generator).tensor_split(batches)
+        return EpochOrder(seed, torch.Generator(workers.device).manual_seed(seed), parts)
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """What is learned: images (N, C, H, W) with goals; images held out with the target's labels; the others.
+class EpochOrder:
+    """One epoch: the seed of layers that take no generator (dropout), the loss's generator, the rows of each batch."""
 
-    unlabelled is the whole pool, the indices (M,) of its images that were not asked about, and what a committee
-    says of those (M, K).
-    """
-
-    images: torch.Tensor
-    goals: torch.Tensor
-    loss: str
-    held_out: tuple[torch.Tensor, np.ndarray] | None = None
-    unlabelled: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    seed: int
+    draws: torch.Generator
+    batches: Sequence[Tensor]
 
 
-def train(
-    student: nn.Module,
-    lesson: Lesson,
-    recipe: Recipe,
+class EarlyStopping(Protocol):
+    """Watches a training, may end it, and may keep other weights than the last as the result."""
+
+    weights: dict[str, Tensor]
+
+    def observe(self, model: nn.Module, epoch: int) -> None:
+        """Look at the model after an epoch, with averaged weights where there are any."""
+
+    def ends_before(self, epoch: int) -> bool:
+        """Whether the training ends before this epoch."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def fit(
+    model: nn.Module,
+    data: Tensor | Sequence[Tensor],
+    loss: Callable[..., Tensor],
+    training: Training,
     *,
-    seed: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
     checkpoint: str | os.PathLike[str] | None = None,
-    fingerprint: str = "",
+    fingerprint: str | None = None,
+    stopping: EarlyStopping | None = None,
     progress: Callable[..., Iterable[int]] | None = None,
-    title: str = "distil",
 ) -> list[float]:
-    """Train in place, running the epochs that the checkpoint does not hold yet; return the mean loss of each."""
-    device = device_of(student)
-    images, goals = lesson.images.to(device), lesson.goals.to(device)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    batches = math.ceil(len(images) / recipe.batch_size)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs * batches)
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-    average = _Average(student, recipe.ema)
-    best = _Best()
-    parts = {"scaler": scaler, "average": average, "best": best}
-    history: list[float] = []
-    first, saved = 0, None
+    """Train in place and return the mean loss of each epoch; the model is left on the device, in eval mode.
+
+    Args:
+        data: One tensor or several of the same length; the rows of a batch are moved to the device.
+        loss: loss(model, *batch, generator=generator) -> the batch's mean, a scalar. What it draws comes from the
+            generator, which lives on the device; each process has its own.
+        seed: Of the order, of the loss's draws and of dropout. The same seed gives the same weights.
+        device: Where to train; of several processes each takes its own GPU, unless this is cpu.
+        checkpoint: File from which an interrupted training goes on to the same weights.
+        fingerprint: Name of the run in the checkpoint; unset, its settings and the shapes of the data.
+        stopping: Ends the training early and chooses among its weights.
+        progress: Wraps the epochs, like tqdm.
+
+    Raises:
+        SurrogateError: Tensors of different lengths, fewer images a step than processes, float16 without CUDA, a loss
+            that is no longer a number, or a checkpoint that is damaged or of another training.
+    """
+    data = (data,) if isinstance(data, Tensor) else tuple(data)
+    run = _Run(model, data, loss, training, seed, torch.device(device))
+    first, history, saved = 0, [], None
     if checkpoint is not None:
-        saved = TrainingCheckpoint(
-            checkpoint, student, optimizer, generator, scheduler, fingerprint=fingerprint, **parts
-        )
+        name = fingerprint or f"{training}, seed {seed}, {[tuple(part.shape) for part in data]}"
+        saved = run.checkpoint(checkpoint, name, {} if stopping is None else {"best": stopping})
         first, history = saved.load(), saved.history
-    remaining = range(first, recipe.epochs)
-    forked = [device] if device.type == "cuda" else []
-    for epoch in remaining if progress is None else progress(remaining, desc=title):
-        if recipe.patience and epoch - best.epoch > recipe.patience:
+    remaining: Iterable[int] = range(first, training.epochs)
+    bar = progress(remaining) if progress and run.workers.main else remaining
+    for epoch in bar:
+        if stopping and stopping.ends_before(epoch):
             break
-        student.train()
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        with torch.random.fork_rng(devices=forked):
-            # Dropout takes no generator: seed the forked global one from ours.
-            torch.manual_seed(int(torch.randint(2**31 - 1, (), generator=generator, device=device)))
-            order = torch.randperm(len(images), generator=generator, device=device)
-            # Even parts: batch norm cannot train on a last single image.
-            for step, rows in enumerate(order.tensor_split(batches)):
-                with torch.autocast(device.type, PRECISIONS[recipe.precision], recipe.precision != "float32"):
-                    value = _step_loss(student, lesson, images[rows], goals[rows], recipe, generator)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(value).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                scheduler.step()
-                average.update(student, epoch * batches + step)
-                total += value.detach().double() * len(rows)
-        history.append(total.item() / len(images))
-        if not math.isfinite(history[-1]):
-            raise SurrogateError(
-                f"training diverged in epoch {epoch}: lower learning_rate, now {recipe.learning_rate}"
-            )
-        if recipe.patience and lesson.held_out is not None:
-            best.consider(average.model or student, lesson.held_out, epoch, recipe.batch_size)
-        if saved is not None:
+        history.append(run.epoch(epoch))
+        if hasattr(bar, "set_postfix"):
+            bar.set_postfix(loss=f"{history[-1]:.4g}")
+        if stopping:
+            stopping.observe(run.result, epoch)
+        if saved and run.workers.main and run.is_due(epoch):
             saved.save(epoch)
-    if best.weights:
-        student.load_state_dict(best.weights)
-    elif average.model is not None:
-        student.load_state_dict(average.model.state_dict())
-    return history
+    if stopping and stopping.weights:
+        model.load_state_dict(stopping.weights)
+    elif run.result is not model:
+        model.load_state_dict(run.result.state_dict())
+    model.eval()
+    return list(history)
 
 
-def _step_loss(
-    student: nn.Module,
-    lesson: Lesson,
-    images: torch.Tensor,
-    goals: torch.Tensor,
-    recipe: Recipe,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Distance from the answers, plus the weighted distance from the committee on images without one."""
-    seen = recipe.augmented(images, generator)
-    if lesson.unlabelled is None:
-        return distance(lesson.loss, student(seen).float(), goals)
-    pool, rest, said = lesson.unlabelled
-    many = recipe.unlabelled_ratio * len(images)
-    drawn = torch.randint(len(rest), (many,), generator=generator, device=images.device).cpu()
-    others = recipe.augmented(pool[rest[drawn]].to(images.device), generator)
-    logits = student(torch.cat([seen, others])).float()  # one pass: one set of batch statistics
-    loss = "l1" if lesson.loss == "l1" else "soft_cross_entropy"
-    return distance(lesson.loss, logits[: len(images)], goals) + recipe.unlabelled_weight * distance(
-        loss, logits[len(images) :], said[drawn].to(images.device)
-    )
+class _Run:
+    """A training under way: everything that a step changes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: tuple[Tensor, ...],
+        loss: Callable[..., Tensor],
+        training: Training,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.data, self.training = model, data, training
+        self.order = training.order(seed, device)
+        self.workers = Workers(device, several=self.order.parallel)
+        self.batches = _checked_batches(data, training, self.workers)
+        model.to(self.workers.device)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+        )
+        self.schedule = training.schedule(self.optimizer, training.epochs * self.batches)
+        self.scaler = torch.amp.GradScaler(self.workers.device.type, enabled=training.precision == "float16")
+        self.average = None if training.ema is None else Average(model, training.ema)
+        self.objective = self.workers.wrap(_Objective(model, loss))
+
+    @property
+    def result(self) -> nn.Module:
+        """The model with averaged weights, where there are any."""
+        return self.model if self.average is None else self.average.model
+
+    def checkpoint(
+        self, path: str | os.PathLike[str], fingerprint: str, others: dict[str, Any]
+    ) -> TrainingCheckpoint:
+        """Return the file that keeps everything the next epoch depends on."""
+        average = {} if self.average is None else {"average": self.average}
+        return TrainingCheckpoint(
+            path,
+            self.model,
+            self.optimizer,
+            self.order.generator,
+            self.schedule,
+            fingerprint=fingerprint,
+            scaler=self.scaler,
+            **average,
+            **others,
+        )
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether a checkpoint is saved after this epoch."""
+        done, epochs = epoch + 1, self.training.epochs
+        return done == epochs or done % max(1, epochs // CHECKPOINTS) == 0
+
+    def epoch(self, epoch: int) -> float:
+        """Train for one epoch and return the mean loss of its rows."""
+        self.model.train()
+        device, count = self.workers.device, len(self.data[0])
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        order = self.order.epoch(epoch, count, self.batches, self.workers)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(order.seed)
+            for step, batch in enumerate(order.batches):
+                rows = batch[self.workers.index :: self.workers.count]
+                value = self._step(rows, len(batch), order.draws)
+                if self.average is not None:
+                    self.average.update(self.model, epoch * self.batches + step)
+                total += value.double() * len(rows)
+        mean = self.workers.sum(total).item() / count
+        if not math.isfinite(mean):
+            raise SurrogateError(
+                f"the loss is {mean} after epoch {epoch}: lower learning_rate, now {self.training.learning_rate}"
+            )
+        return mean
+
+    def _step(self, rows: Tensor, batch_size: int, draws: torch.Generator) -> Tensor:
+        device, precision = self.workers.device, self.training.precision
+        images = [part[rows.to(part.device)].to(device) for part in self.data]
+        with torch.autocast(device.type, PRECISIONS[precision], precision != "float32"):
+            value = self.objective(*images, generator=draws)
+        self.optimizer.zero_grad(set_to_none=True)
+        # Gradients are averaged over the processes: the weight makes that the mean over the batch.
+        self.scaler.scale(value * (len(rows) * self.workers.count / batch_size)).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return value.detach()
 
 
-class _Average:
-    """Exponential moving average of a model's weights and buffers; `model` is None without a decay."""
+def _checked_batches(data: tuple[Tensor, ...], training: Training, workers: Workers) -> int:
+    """Number of batches an epoch, once data and training fit each other and the processes."""
+    count = len(data[0]) if data else 0
+    if not count or any(len(part) != count for part in data):
+        raise SurrogateError(
+            f"data has lengths {[len(part) for part in data]}: give tensors with a row an image"
+        )
+    batches = math.ceil(count / training.batch_size)
+    if count // batches < workers.count:
+        raise SurrogateError(
+            f"batch_size {training.batch_size} on {count} images leaves less than one to each of {workers.count} "
+            "processes: raise it, or start fewer"
+        )
+    check_precision(training.precision, workers.device)
+    return batches
 
-    def __init__(self, model: nn.Module, decay: float | None) -> None:
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise SurrogateError where a device has no gradients of this precision."""
+    if precision == "float16" and device.type != "cuda":
+        raise SurrogateError(f"precision float16 needs a CUDA device, got {device.type}: use bfloat16")
+
+
+class _Objective(nn.Module):
+    """Model and loss as one module, so that a parallel wrapper sees the backward pass of whatever the loss calls."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, *batch: Tensor, generator: torch.Generator) -> Tensor:
+        return self.loss(self.model, *batch, generator=generator)
+
+
+class Average:
+    """Exponential moving average (EMA) of a model's weights and buffers, as a second model in eval mode."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.model = None if decay is None else copy.deepcopy(model).requires_grad_(False).eval()
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model, faster in the first steps, whose weights are soon worth nothing."""
-        if self.model is None:
-            return
+        """Move towards the model after a step, faster in the first ones, whose weights are soon worth nothing."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if mine.dtype.is_floating_point:
-                mine.lerp_(theirs, 1 - decay)
+        for own, new in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if own.dtype.is_floating_point:
+                own.lerp_(new, 1 - decay)
             else:
-                mine.copy_(theirs)
+                own.copy_(new)
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.model is None else self.model.state_dict()
+        return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.model is not None:
-            self.model.load_state_dict(state)
+        weights = state.get("weights")  # where older checkpoints of a purifier's network keep them
+        self.model.load_state_dict(weights if isinstance(weights, dict) else state)
 
 
-class _Best:
-    """The weights of the epoch with the highest held-out agreement; of equals, the first."""
+class Workers:
+    """The processes that train together, by accelerate where it or torchrun has started several; else this one."""
 
-    def __init__(self) -> None:
-        self.agreement, self.epoch, self.weights = -1.0, 0, {}
+    def __init__(self, device: torch.device, several: bool) -> None:
+        self.device, self.index, self.count, self._accelerator = device, 0, 1, None
+        if several and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    def consider(
-        self, model: nn.Module, held_out: tuple[torch.Tensor, np.ndarray], epoch: int, batch_size: int
-    ) -> None:
-        images, labels = held_out
-        agreement = float((predict(model, images, batch_size).argmax(dim=1).numpy() == labels).mean())
-        if agreement > self.agreement:
-            weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-            self.agreement, self.epoch, self.weights = agreement, epoch, weights
+            # A loss may leave some weights out, e.g. the decoder's.
+            unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+            self._accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[unused])
+            self.device = self._accelerator.device
+            self.index, self.count = self._accelerator.process_index, self._accelerator.num_processes
 
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that saves and reports."""
+        return self.index == 0
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return the module with its gradients averaged over the processes."""
+        return module if self._accelerator is None else self._accelerator.prepare_model(module)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a value over the processes."""
+        return value if self._accelerator is None else self._accelerator.reduce(value, "sum")

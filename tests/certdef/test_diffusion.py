@@ -23,7 +23,7 @@ from certdef.purifiers.networks.diffusion import (
     outside,
     train_diffusion,
 )
-from certdef.purifiers.networks.training import Training
+from surrogates.distillation.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = DiffusionShape((1, 8, 8), channels=(16, 16))

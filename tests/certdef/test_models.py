@@ -4,7 +4,7 @@ import torch
 
 from certdef.config.job import ConfigError, DataConfig
 from certdef.data.sets import load_data
-from certdef.models.classifiers import build_classifier, train_svc
+from certdef.models.classifiers import build_classifier, train_classifier, train_svc
 
 
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
@@ -37,3 +37,22 @@ def test_the_svc_reads_digits_and_gives_probabilities():
     scores = machine.predict_proba(data.heldout_images.reshape(400, -1))
     assert (scores.argmax(1) == data.heldout_labels).mean() > 0.95
     assert np.allclose(scores.sum(1), 1)
+
+
+def test_training_a_classifier_repeats_itself_and_leaves_the_global_generator_alone():
+    images = torch.rand(150, 1, 8, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    labels = torch.randint(10, (150,), generator=torch.Generator().manual_seed(1)).numpy()
+
+    def trained(seed: int) -> torch.nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(64, 10))
+        return train_classifier(
+            model, images, labels, epochs=2, seed=seed, device=torch.device("cpu"), augment=True
+        )
+
+    before = torch.get_rng_state()
+    one, two, three = (trained(seed)[2].weight for seed in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+    assert torch.equal(before, torch.get_rng_state())

@@ -14,7 +14,7 @@ from certdef.data.natural import natural_crops
 from certdef.purifiers.gaussian import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
 from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
-from certdef.purifiers.networks.training import Training
+from surrogates.distillation.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,8 +18,8 @@ from certdef.purifiers.de3 import DeCubed, FillIn, Vote
 from certdef.purifiers.networks.finetuning import finetune
 from certdef.purifiers.networks.nim import MIM, NIM, MIMShape, NIMClassifier, NIMShape, pretrain_nim
 from certdef.purifiers.networks.timm_encoders import encoder_sizes, load_encoder
-from certdef.purifiers.networks.training import Training
 from certdef.stages.denoiser import build_denoiser
+from surrogates.distillation.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = NIMShape((1, 8, 8), patch_size=4, width=32, depth=1, heads=2, decoder_width=32, decoder_depth=1)

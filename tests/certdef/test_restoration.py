@@ -12,7 +12,6 @@ from torch import nn
 
 from certdef.config.job import ConfigError
 from certdef.data.natural import natural_crops
-from certdef.purifiers.networks.training import Training
 from certdef.restoration import (
     Display,
     RestorationNetwork,
@@ -32,6 +31,7 @@ from certdef.restoration import (
     under_display,
 )
 from certdef.restoration.display import blur
+from surrogates.distillation.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPS = 8 / 255

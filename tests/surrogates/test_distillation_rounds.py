@@ -16,7 +16,7 @@ from torch import nn
 
 from surrogates import QueryLedger, Selection, SurrogateError, distill, fidelity, open_target
 from surrogates.distillation.selection import STRATEGIES
-from surrogates.distillation.training import Lesson, Recipe, train
+from surrogates.distillation.student import Examples, Recipe, train_student
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("one_thread")]
 
@@ -186,7 +186,7 @@ def test_averaged_weights_are_the_average(images: np.ndarray) -> None:
     )
     goals = torch.full((64, 10), 0.1)
     recipe = Recipe(epochs=3, batch_size=16, learning_rate=0.05, ema=0.6)
-    train(model, Lesson(torch.from_numpy(images[:64]), goals, "soft_cross_entropy"), recipe, seed=0)
+    train_student(model, Examples(torch.from_numpy(images[:64]), goals, "soft_cross_entropy"), recipe, seed=0)
     # What the forward pass of step n + 1 saw is what step n left; the last state is lost, hence recomputed.
     expected = start["1.weight"]
     for step, state in enumerate(seen[1:]):
@@ -204,17 +204,17 @@ def test_patience_returns_the_best_epoch(images: np.ndarray) -> None:
     data = torch.from_numpy(images[:200])
     truth = load_digits().target[:200]
     model = student()
-    good = Lesson(data, torch.from_numpy(truth), "cross_entropy")
-    train(model, good, Recipe(epochs=30, learning_rate=3e-3), seed=0)
+    good = Examples(data, torch.from_numpy(truth), "cross_entropy")
+    train_student(model, good, Recipe(epochs=30, learning_rate=3e-3), seed=0)
     before = weights(model)
-    lesson = Lesson(
+    examples = Examples(
         data[100:],
         torch.from_numpy((truth[100:] + 1) % 10),
         "cross_entropy",
         held_out=(data[:100], truth[:100]),
     )
     recipe = Recipe(epochs=50, batch_size=32, learning_rate=1e-3, patience=4)
-    history = train(model, lesson, recipe, seed=0)
+    history = train_student(model, examples, recipe, seed=0)
     assert len(history) <= 10
     assert len(history) < 50
     model.eval()
@@ -223,7 +223,7 @@ def test_patience_returns_the_best_epoch(images: np.ndarray) -> None:
     assert agreement > 0.9
     assert weights(model) != before
     longer = student()
-    train(longer, lesson, Recipe(epochs=50, batch_size=32, learning_rate=1e-3), seed=0)
+    train_student(longer, examples, Recipe(epochs=50, batch_size=32, learning_rate=1e-3), seed=0)
     with torch.no_grad():
         assert float((longer.eval()(data[:100]).argmax(1).numpy() == truth[:100]).mean()) < 0.3
 

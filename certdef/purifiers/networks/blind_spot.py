@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from certdef.purifiers.networks.training import Training, fit
+from surrogates.distillation.training import Training, fit
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certdef.purifiers.networks.training import Training, fit
+from surrogates.distillation.training import Training, fit
 
 try:
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from certdef.purifiers.networks.training import Training, fit
+from surrogates.distillation.training import Training, fit
 
 
 def finetune(

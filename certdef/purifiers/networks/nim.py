@@ -23,7 +23,7 @@ from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from certdef.purifiers.networks.training import Training, fit
+from surrogates.distillation.training import Training, fit
 
 
 @dataclass(frozen=True)

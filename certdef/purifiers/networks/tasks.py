@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certdef.models.classifiers import features
-from certdef.purifiers.networks.training import Training, fit
+from surrogates.distillation.training import Training, fit
 
 TASKS = ("contrastive", "rotation", "jigsaw", "denoising")
 HELD_OUT = 1000  # images, at most, that standardise the losses and train no head

@@ -146,8 +146,7 @@ def _reference(job: Job, shadow: Labeled, count: int, number: int) -> nn.Module:
         epochs=config.target.epochs,
         seed=seed,
         device=job.device,
-        progress=job.progress,
-        desc=f"train reference {number + 1} of {config.ducd.references}",
+        progress=partial(job.progress, desc=f"train reference {number + 1} of {config.ducd.references}"),
     )
 
 

@@ -1,3 +1,5 @@
+"""The one training loop: it learns, repeats itself, resumes to the same bits, and averages, stops and fails as it says."""
+
 import math
 import os
 import subprocess
@@ -7,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from certdef.purifiers.networks.training import Training, fit
 from surrogates import SurrogateError
+from surrogates.distillation.training import Average, Training, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = Training(epochs=6, batch_size=16, learning_rate=1e-2)
@@ -122,6 +124,82 @@ def test_an_interrupted_training_ends_at_the_same_weights(ema, tmp_path):
         trained(training, seed=1, checkpoint=tmp_path / "c.pt")
 
 
+def test_the_last_epoch_is_saved_whatever_the_number_of_epochs(tmp_path):
+    training = Training(41, 64, 1e-3)  # a checkpoint every second epoch
+    _, history = trained(training, checkpoint=tmp_path / "c.pt")
+    epochs = []
+
+    def noted(remaining):
+        epochs.extend(remaining)
+        return remaining
+
+    assert trained(training, checkpoint=tmp_path / "c.pt", progress=noted)[1] == history
+    assert epochs == []
+
+
+def test_an_average_is_read_as_older_checkpoints_keep_it():
+    kept = network(seed=5)
+    average = Average(network(), 0.9)
+    average.load_state_dict({"step": 7, "weights": dict(kept.state_dict())})
+    assert same(average.model, kept)
+
+
+class Stopping:
+    """Keeps the weights of epoch 2 and ends after epoch 3."""
+
+    def __init__(self):
+        self.weights, self.epochs = {}, []
+
+    def observe(self, model, epoch):
+        self.epochs.append(epoch)
+        if epoch == 2:
+            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def ends_before(self, epoch):
+        return epoch > 3
+
+    def state_dict(self):
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state):
+        self.weights = state["weights"]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_early_stopping_chooses_the_weights(ema, tmp_path):
+    stopping = Stopping()
+    model, history = trained(Training(6, 16, 1e-2, ema=ema), stopping=stopping, checkpoint=tmp_path / "c.pt")
+    assert stopping.epochs == [0, 1, 2, 3]
+    assert len(history) == 4
+    assert all(torch.equal(value, stopping.weights[name]) for name, value in model.state_dict().items())
+    resumed = network(seed=9)
+    again = fit(
+        resumed,
+        ROWS,
+        denoising,
+        Training(6, 16, 1e-2, ema=ema),
+        stopping=Stopping(),
+        checkpoint=tmp_path / "c.pt",
+    )
+    assert again == history
+    assert same(resumed, model)
+
+
+def test_an_order_that_is_not_parallel_trains_in_each_process(monkeypatch):
+    class Alone(Training):
+        def order(self, seed, device):
+            order = super().order(seed, device)
+            order.parallel = False
+            return order
+
+    plain, _ = trained()
+    monkeypatch.setenv("WORLD_SIZE", "2")  # without a process group accelerate would wait for the other
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert same(trained(Alone(6, 16, 1e-2))[0], plain)
+    with pytest.raises(ImportError):
+        trained()
+
+
 def test_the_bar_shows_the_loss():
     class Bar:
         shown: list = []  # noqa: RUF012
@@ -162,8 +240,8 @@ def test_mixed_precision_on_a_gpu(precision):
 
 
 BAD = {
-    "epochs": (0, "epochs must be a positive whole number, got 0"),
-    "batch_size": (1.5, "batch_size must be a positive whole number, got 1.5"),
+    "epochs": (0, "epochs must be a positive integer, got 0"),
+    "batch_size": (1.5, "batch_size must be a positive integer, got 1.5"),
     "learning_rate": (math.inf, "learning_rate must be positive"),
     "warmup": (1.0, "warmup is a share"),
     "ema": (1.0, "ema must be a decay"),
@@ -181,7 +259,7 @@ def test_bad_settings(name):
 def test_bad_calls():
     with pytest.raises(ValueError, match=r"data has lengths \[50, 49\]"):
         trained(data=(ROWS, ROWS[1:]))
-    with pytest.raises(ValueError, match="float16 needs CUDA"):
+    with pytest.raises(ValueError, match="float16 needs a CUDA device, got cpu"):
         trained(Training(1, 16, 1e-2, precision="float16"))
     with pytest.raises(ValueError, match="lower learning_rate, now 1e"):
         trained(Training(6, 16, 1e25))
@@ -190,7 +268,7 @@ def test_bad_calls():
 SCRIPT = """
 import sys, torch
 from torch import nn
-from certdef.purifiers.networks.training import Training, fit
+from surrogates.distillation.training import Training, fit
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
