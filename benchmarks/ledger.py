@@ -58,7 +58,7 @@ def measure(
 
     bare = open_target(sleeper, num_classes=CLASSES, identity="sleeper", batch_size=arguments.batch)
     with QueryLedger(Path(folder) / f"{purpose}-{synchronous}.db", {purpose: 10**9}) as ledger:
-        ledger._store._connection.execute(f"PRAGMA synchronous = {synchronous}")
+        ledger.store.file.connection.execute(f"PRAGMA synchronous = {synchronous}")
         paid = ledger.attach(bare, purpose=purpose, experiment="benchmark")
         kept = images(arguments.kept)
         for start in range(0, len(kept), arguments.batch):

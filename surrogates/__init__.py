@@ -6,8 +6,9 @@ from surrogates.distillation.fidelity import Fidelity, fidelity
 from surrogates.distillation.selection import Selection
 from surrogates.distillation.student import Recipe
 from surrogates.errors import BudgetExceeded, DriftError, LedgerError, Refused, SurrogateError, TargetError
+from surrogates.ledger.bill import Bill, Charge
 from surrogates.ledger.canaries import Canaries
-from surrogates.ledger.ledger import Bill, Charge, QueryLedger
+from surrogates.ledger.ledger import QueryLedger
 from surrogates.membership import Membership, MembershipAudit, auc_difference
 from surrogates.targets import Answers, Target, open_target
 

@@ -39,10 +39,8 @@ def join(kept: Sequence[Kept]) -> Kept:
     return b"".join(labels for labels, _ in kept), b"".join(tables) if len(tables) == len(kept) else None
 
 
-def share(blob: bytes | None, position: int, count: int) -> bytes | None:
-    """Return what belongs to one of `count` keys."""
-    if blob is None:
-        return None
+def share(blob: bytes, position: int, count: int) -> bytes:
+    """Return the part of one of `count` keys."""
     size = len(blob) // count
     return blob[size * position : size * (position + 1)]
 

@@ -2,7 +2,7 @@
 
 A batch goes reserved -> sent -> answered | unknown | refused. "sent" is committed before anything leaves, and
 answers are committed together with "answered"; so whatever the moment of a crash, an answer is either kept
-and charged, or its batch is found in "sent" and settled by the next process that looks.
+and charged, or its batch is found in "sent" and settled by the next process.
 
 Rows are only ever appended, in order, which keeps a commit to a few pages however large the file: which key was
 answered where is an index that each process holds in memory (some 200 bytes a key) and extends from the file.
@@ -11,34 +11,22 @@ answered where is an index that each process holds in memory (some 200 bytes a k
 import itertools
 import json
 import os
-import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from surrogates.errors import BudgetExceeded, LedgerError
+from surrogates.ledger.file import LedgerFile
 from surrogates.ledger.packing import Kept, join, share
-from surrogates.ledger.schema import (
-    APPLICATION_ID,
-    BUSY_SECONDS,
-    KEY_BYTES,
-    KEYS_A_ROW,
-    PLACE_BITS,
-    enter_wal,
-    prepare,
-)
+from surrogates.ledger.schema import KEY_BYTES, KEYS_A_ROW, PLACE_BITS
 
 # A process on another host cannot be looked up: its batch is given up after this long without an answer.
 FOREIGN_LEASE_SECONDS = 3600
-
-# A forked child opens its own connection and never closes its parent's: SQLite forbids both uses.
-_INHERITED: list[sqlite3.Connection] = []
 
 
 @dataclass(frozen=True)
@@ -52,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known, what the caller must send (the first is marked sent), and whether others are asking."""
+    """The answers that are kept, the batches to send (the first is marked sent), and whether others are in flight."""
 
     known: dict[bytes, Kept]
     batches: list[Batch]
@@ -63,28 +51,27 @@ class LedgerStore:
     """The tables of one ledger file; every method is one transaction."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._lock = threading.RLock()
         self._answered: dict[bytes, int] = {}  # key -> its place; true for ever once true
-        self._unsettled: dict[int, list[bytes]] = {}  # batch -> keys that somebody is asking
+        self._unsettled: dict[int, list[bytes]] = {}  # batch -> keys that somebody is waiting for
         self._seen = 0  # batches up to this one are in one of the two, or were given up
-        if self.path.is_dir():
-            raise LedgerError(f"ledger {self.path} is a directory: give a file name inside it")
-        if not self.path.parent.is_dir():
-            raise LedgerError(
-                f"ledger {self.path} has no directory: create {self.path.parent} or give another path"
-            )
-        self._connect()
-        try:
-            with self.transaction() as db:
-                prepare(db, self.path)
-        except LedgerError:
-            self.close()
-            raise
+        self.file = LedgerFile(path)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
 
     def claim(self, identity: str, num_classes: int) -> None:
-        """Bind the file to one target for ever, or raise LedgerError naming both."""
-        with self.transaction() as db:
+        """Bind the file to one target for ever.
+
+        Raises:
+            LedgerError: It belongs to another target.
+        """
+        with self.file.transaction() as db:
             row = db.execute("SELECT identity, num_classes FROM subject").fetchone()
             if row is None:
                 db.execute("INSERT INTO subject VALUES (?, ?)", (identity, num_classes))
@@ -101,19 +88,19 @@ class LedgerStore:
 
     def identity(self) -> str | None:
         """Return the target this ledger belongs to, None before the first one."""
-        with self.transaction() as db:
+        with self.file.transaction() as db:
             row = db.execute("SELECT identity FROM subject").fetchone()
             return None if row is None else row[0]
 
     def tally(self) -> dict[tuple[str, str], int]:
         """Return the number of queries by (purpose, state), after settling what dead processes left."""
-        with self.transaction() as db:
+        with self.file.transaction() as db:
             self._settle_stale(db)
             return self._tally(db)
 
     def charged(self, purpose: str) -> tuple[int, int]:
-        """Return the queries of a purpose that are spent and in flight, settling nothing: a caller may be asking."""
-        with self.transaction("DEFERRED") as db:
+        """Return the queries of a purpose that are spent and in flight, settling nothing: a query may be under way."""
+        with self.file.transaction("DEFERRED") as db:
             return _charged(self._tally(db), purpose)
 
     def plan(
@@ -125,19 +112,22 @@ class LedgerStore:
         limit: int | None,
         charged_when_sent: bool,
     ) -> Plan:
-        """Look up items (key -> number of queries) and reserve those that nobody has asked or is asking.
+        """Look up items (key -> number of queries) and reserve those that are neither answered nor in flight.
 
-        Batches hold at most `limit` queries. Raises BudgetExceeded, with nothing reserved, when answered,
-        unknown and in-flight queries would pass the budget.
+        Args:
+            limit: Queries that a batch holds at most.
+
+        Raises:
+            BudgetExceeded: Answered, unknown and in-flight queries would pass the budget; nothing is reserved.
         """
         batches: list[Batch] = []
         awaited = False
         if not items.keys() <= self._answered.keys():
-            with self.transaction() as db:
+            with self.file.transaction() as db:
                 self._settle_stale(db)
-                asking = self._refresh(db)
-                new = [key for key in items if key not in self._answered and key not in asking]
-                awaited = not asking.isdisjoint(items)
+                in_flight = self._refresh(db)
+                new = [key for key in items if key not in self._answered and key not in in_flight]
+                awaited = not in_flight.isdisjoint(items)
                 if new:
                     self._check_budget(db, purpose, budget, sum(items[key] for key in new))
                 batches = [
@@ -148,17 +138,25 @@ class LedgerStore:
                     _mark_sent(db, batches[0])
         return Plan(self._recall(items), batches, awaited)
 
+    def recall(self, keys: Collection[bytes]) -> dict[bytes, Kept]:
+        """Return what is kept for those keys that are answered."""
+        if not self._answered.keys() >= set(keys):
+            with self.file.transaction("DEFERRED") as db:
+                self._refresh(db)
+        return self._recall(keys)
+
     def settle(
         self, batch: Batch, answers: Sequence[Kept], following: Batch | None, *, lost: int = 0
     ) -> None:
         """Keep the answers of a batch, mark it answered and, in the same commit, the following one sent.
 
-        lost is the number of queries, charged or not, of earlier attempts at this batch.
+        Args:
+            lost: Queries, charged or not, of earlier attempts at this batch.
         """
         first = (batch.id << PLACE_BITS) // KEYS_A_ROW
         parts = (answers[start : start + KEYS_A_ROW] for start in range(0, len(answers), KEYS_A_ROW))
         rows = [(first + row, len(part), *join(part)) for row, part in enumerate(parts)]
-        with self.transaction() as db:
+        with self.file.transaction() as db:
             db.executemany("INSERT INTO answers VALUES (?, ?, ?, ?)", rows)
             _close(db, batch.id, "answered", None)
             if lost:
@@ -169,9 +167,11 @@ class LedgerStore:
     def fail(self, batches: Sequence[Batch], reason: str, *, refused: bool = False, lost: int = 0) -> None:
         """Settle batches that got no answer: a sent one that may be charged is unknown, else refused.
 
-        refused=True says that none was charged; lost counts queries of earlier attempts at the first.
+        Args:
+            refused: Whether none was charged.
+            lost: Queries of earlier attempts at the first batch.
         """
-        with self.transaction() as db:
+        with self.file.transaction() as db:
             for batch in batches:
                 row = db.execute(
                     "SELECT state, charged_when_sent FROM batches WHERE id = ? AND settled_at IS NULL",
@@ -183,65 +183,11 @@ class LedgerStore:
             if lost:
                 self._book_lost(db, batches[0], lost)
 
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
-
-    @contextmanager
-    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        """Yield the connection inside BEGIN ... COMMIT; database faults become LedgerError."""
-        with self._lock:
-            try:
-                if self._pid != os.getpid():
-                    _INHERITED.append(self._connection)
-                    self._connect()
-                self._connection.execute(f"BEGIN {kind}")
-                try:
-                    yield self._connection
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise LedgerError(
-                    f"ledger {self.path} cannot be used ({error}): "
-                    "give the path of a ledger, or of a new file"
-                ) from error
-
-    def _connect(self) -> None:
-        try:
-            self._connection = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            # A file of another program must be recognised before WAL mode changes it.
-            application = self._connection.execute("PRAGMA application_id").fetchone()[0]
-            tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if tables and application != APPLICATION_ID:
-                raise LedgerError(
-                    f"ledger {self.path} is a database of another program: give the path of a new file"
-                )
-            enter_wal(self._connection)
-        except LedgerError:
-            self._connection.close()
-            raise
-        except sqlite3.Error as error:
-            if hasattr(self, "_connection"):
-                self._connection.close()
-            raise LedgerError(
-                f"ledger {self.path} cannot be opened ({error}): "
-                "give the path of a ledger, or of a new file that can be written"
-            ) from error
-        self._pid = os.getpid()
-        self._owner = (socket.gethostname(), self._pid, psutil.Process().create_time())
-
     def _tally(self, db: sqlite3.Connection) -> dict[tuple[str, str], int]:
         return {(purpose, state): queries for purpose, state, queries in db.execute("SELECT * FROM tally")}
 
     def _refresh(self, db: sqlite3.Connection) -> set[bytes]:
-        """Learn what anybody asked and got answered since the last look; return the keys in flight."""
+        """Read which keys were sent and answered since the last time, by any process; return those in flight."""
         for batch, keys in db.execute("SELECT batch, keys FROM asked WHERE batch > ?", (self._seen,)):
             self._unsettled[batch] = [
                 keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)
@@ -266,24 +212,25 @@ class LedgerStore:
                 wanted.setdefault(place // KEYS_A_ROW, []).append((place % KEYS_A_ROW, key))
         found: dict[bytes, Kept] = {}
         if wanted:
-            with self.transaction("DEFERRED") as db:
+            with self.file.transaction("DEFERRED") as db:
                 rows = db.execute(
                     "SELECT * FROM answers WHERE id IN (SELECT value FROM json_each(?))",
                     (json.dumps(list(wanted)),),
                 )
                 for row, count, labels, scores in rows:
                     for position, key in wanted[row]:
-                        found[key] = (share(labels, position, count), share(scores, position, count))
+                        values = None if scores is None else share(scores, position, count)
+                        found[key] = (share(labels, position, count), values)
         return found
 
-    def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, asked: int) -> None:
+    def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, queries: int) -> None:
         spent, in_flight = _charged(self._tally(db), purpose)
-        if spent + in_flight + asked > budget:
+        if spent + in_flight + queries > budget:
             flying = f" and {in_flight} in flight" if in_flight else ""
             raise BudgetExceeded(
                 f"{purpose} budget is {budget} queries, {spent} spent{flying}, "
-                f"this batch needs {asked} more: "
-                f"raise ledger.{purpose} to at least {spent + in_flight + asked} or ask for fewer"
+                f"this batch needs {queries} more: "
+                f"raise ledger.{purpose} to at least {spent + in_flight + queries} or query fewer images"
             )
 
     def _reserve(
@@ -296,14 +243,14 @@ class LedgerStore:
     ) -> Batch:
         size = sum(items[key] for key in keys)
         batch = self._insert(db, purpose, size, "reserved", charged_when_sent)
-        # These tell other processes what is being asked.
+        # These tell other processes what is in flight.
         db.execute("INSERT INTO asked VALUES (?, ?)", (batch, b"".join(keys)))
         return Batch(batch, tuple(keys), purpose)
 
     def _book_lost(self, db: sqlite3.Connection, batch: Batch, queries: int) -> None:
         """Charge attempts that got no answer and were repeated: a settled batch of their own."""
         row = self._insert(db, batch.purpose, queries, "sent", True)
-        _close(db, row, "unknown", f"lost attempts at batch {batch.id}, asked again")
+        _close(db, row, "unknown", f"lost attempts at batch {batch.id}, repeated")
 
     def _insert(
         self, db: sqlite3.Connection, purpose: str, size: int, state: str, charged_when_sent: bool
@@ -312,7 +259,15 @@ class LedgerStore:
             "INSERT INTO batches "
             "(purpose, size, state, charged_when_sent, host, pid, born, thread, reserved_at) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (purpose, size, state, charged_when_sent, *self._owner, threading.get_native_id(), time.time()),
+            (
+                purpose,
+                size,
+                state,
+                charged_when_sent,
+                *self.file.owner,
+                threading.get_native_id(),
+                time.time(),
+            ),
         ).lastrowid
         assert row is not None
         return row
@@ -328,9 +283,9 @@ class LedgerStore:
                 _abandon(db, batch, state, charged, "its process ended before the answer was kept")
 
     def _gone(self, host: str, pid: int, born: float, thread: int, since: float) -> bool:
-        if host != self._owner[0]:
+        if host != self.file.owner[0]:
             return time.time() - since > FOREIGN_LEASE_SECONDS
-        if pid == self._owner[1] and thread == threading.get_native_id():
+        if pid == self.file.owner[1] and thread == threading.get_native_id():
             return True  # this very thread is here, hence no longer waiting for that answer
         try:
             process = psutil.Process(pid)

@@ -102,10 +102,10 @@ class Target(ABC):
         self._check_shape(pixels.shape[1:])
         size = self.batch_size or len(pixels)
         chunks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-        return Answers.concatenate([self._checked(chunk) for chunk in chunks]).copy()
+        return Answers.concatenate([self.checked_answer(chunk) for chunk in chunks]).copy()
 
     @abstractmethod
-    def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
         """Answer images in the target's own pixel format, by default (N, C, H, W) float32.
 
         Returns labels (N,), scores (N, K), or Answers, which are taken as checked. For "top_k", scores have
@@ -124,11 +124,16 @@ class Target(ABC):
                 f"got {int(np.prod(shape))} from shape {tuple(shape)}: resize the images"
             )
 
-    def _checked(self, pixels: np.ndarray) -> Answers:
+    def checked_answer(self, pixels: np.ndarray) -> Answers:
+        """Answer one batch (N, C, H, W) and check the answer.
+
+        Raises:
+            TargetError: The target failed, or its answer makes no sense.
+        """
         count = len(pixels)
         try:
             # The target gets its own array: one that writes into its input must not change ours.
-            raw = self._answer(self.pixels.encode(pixels))
+            raw = self.answer(self.pixels.encode(pixels))
         except SurrogateError:
             raise
         except Exception as error:
@@ -136,9 +141,9 @@ class Target(ABC):
             raise TargetError(
                 f"target {self.identity} failed on a batch of {count}: {type(error).__name__}: {reason[0]}"
             ) from error
-        return raw if isinstance(raw, Answers) else self._understand(raw, count)
+        return raw if isinstance(raw, Answers) else self.parse_answer(raw, count)
 
-    def _understand(self, raw: object, count: int) -> Answers:
+    def parse_answer(self, raw: object, count: int) -> Answers:
         """Turn a raw answer for `count` images into Answers, or say what was expected and what came."""
         values = self._numbers(raw)
         expected = (count,) if self.output_kind == "labels" else (count, self.num_classes)

@@ -38,7 +38,7 @@ class CallableTarget(Target):
         )
         self._function = function
 
-    def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
         return self._function(pixels)
 
 
@@ -70,7 +70,7 @@ class TorchTarget(Target):
         self._device = torch.device(device or ("cpu" if parameter is None else parameter.device))
         self._module = module.to(self._device)
 
-    def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
         self._module.eval()
         with torch.inference_mode():
             return self._module(torch.from_numpy(pixels).to(self._device)).cpu()

@@ -55,7 +55,7 @@ class EstimatorTarget(Target):
         self._estimator = estimator
         self._classes = None if classes is None else np.asarray(classes)
 
-    def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
         rows = pixels.reshape(len(pixels), -1)
         if self.output_kind == "probabilities":
             return self._estimator.predict_proba(rows)

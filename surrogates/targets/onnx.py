@@ -92,7 +92,7 @@ class OnnxTarget(Target):
                 return outputs[known]
         raise TargetError(f"model {path} gives outputs {', '.join(outputs)}: give output='one of them'")
 
-    def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
         answer = self._session.run([self._output], {self._input: pixels})[0]
         if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # scikit-learn's ZipMap
             return np.array([[row[label] for label in sorted(row)] for row in answer])

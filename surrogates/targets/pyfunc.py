@@ -62,7 +62,7 @@ class PyfuncTarget(Target):
             pixels=pixels,
         )
 
-    def _answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
         return unpack(self._model.predict(self._arrange(pixels)))
 
     def _arrange(self, pixels: np.ndarray) -> Any:

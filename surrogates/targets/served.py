@@ -64,7 +64,7 @@ class HttpTarget(Target):
         self._wire = wire
         self._client = client
 
-    def _answer(self, pixels: np.ndarray) -> Answers:
+    def answer(self, pixels: np.ndarray) -> Answers:
         many = self._client.options.concurrency
         size = self.request_size or -(-len(pixels) // many)
         requests = [pixels[start : start + size] for start in range(0, len(pixels), size)]
@@ -89,7 +89,7 @@ class HttpTarget(Target):
         body, headers = self._wire.encode(pixels)
         reply = self._client.post(self._wire.url, body, headers, len(pixels), stop)
         try:
-            answers = self._understand(self._wire.decode(reply, len(pixels)), len(pixels))
+            answers = self.parse_answer(self._wire.decode(reply, len(pixels)), len(pixels))
         except TargetError as error:
             error.lost = reply.lost
             raise

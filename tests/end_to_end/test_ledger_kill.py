@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,7 +134,7 @@ def names_of_keys(folder: Path, life: int, frontier: int) -> dict[bytes, list[in
     names: dict[bytes, list[int]] = {}
     with QueryLedger(folder / "ledger.db", 1) as ledger:
         training = ledger.attach(service(folder / "tally"))
-        keys, _ = training._items(images(0, frontier + 200 * BLOCK))
+        keys = training.keys.of(images(0, frontier + 200 * BLOCK)).order
         names.update((key, [number]) for number, key in enumerate(keys))
         for other in range(0, life + 1, LIVES_OF_AN_EXPERIMENT):
             votes = ledger.attach(
@@ -143,7 +142,7 @@ def names_of_keys(folder: Path, life: int, frontier: int) -> dict[bytes, list[in
             )
             for turn in range(100):
                 first = first_vote(other) + turn * BLOCK
-                _, rows = votes._fresh_items(images(first, BLOCK), Counter())
+                rows = votes.keys.of(images(first, BLOCK)).rows
                 names.update((key, [first + row for row in places]) for key, places in rows.items())
     return names
 

@@ -154,7 +154,7 @@ def test_the_budget_is_held_before_anything_is_sent(path: Path) -> None:
             target.query(pool(40, first=570))
         assert str(caught.value) == (
             "training budget is 600 queries, 590 spent, this batch needs 20 more: "
-            "raise ledger.training to at least 610 or ask for fewer"
+            "raise ledger.training to at least 610 or query fewer images"
         )
         assert len(service.served) == 590
         target.query(pool(10, first=590))
@@ -228,6 +228,68 @@ def test_an_interrupted_experiment_gets_back_what_it_paid_for(path: Path, purpos
             other.query(sequence[0])
 
 
+@pytest.mark.parametrize("purpose", ["certification", "attack"])
+def test_receipts_of_a_former_experiment_are_not_paid_again(path: Path, purpose: str) -> None:
+    service = Service()
+    sequence = [pool(4), pool(4), pool(5, first=10)]  # the second has equal bytes
+    with QueryLedger(path, {purpose: 100}) as ledger:
+        older = ledger.attach(opened(service, batch_size=3), purpose=purpose, experiment="v1")
+        before = [older.query(images) for images in sequence]
+        assert len(service.served) == 13
+    with QueryLedger(path, {purpose: 100}) as ledger:
+        options = {"purpose": purpose, "experiment": "v3", "formerly": ["v2", "v1"]}
+        newer = ledger.attach(opened(service, batch_size=3), **options)
+        after = [newer.query(images) for images in sequence]
+        assert len(service.served) == 13
+        assert ledger.bill()[purpose].recalled == 13
+        for left, right in zip(before, after, strict=True):
+            np.testing.assert_array_equal(left.labels, right.labels)
+        newer.query(pool(4))  # the third asking of equal bytes was never paid
+        assert service.served[13:] == [0, 1, 2, 3]
+    with QueryLedger(path, {purpose: 100}) as ledger:
+        again = ledger.attach(opened(service, batch_size=3), purpose=purpose, experiment="v3")
+        again.query(
+            sequence[0]
+        )  # without `formerly` the new name knows nothing that was paid under the old one
+        assert service.served[17:] == [0, 1, 2, 3]
+        with pytest.raises(
+            LedgerError, match=r"formerly must be a sequence of experiments, got 'v1': try \['v1'\]"
+        ):
+            ledger.attach(opened(service), purpose=purpose, experiment="v3", formerly="v1")
+
+
+def test_a_former_experiment_is_answered_in_part(path: Path) -> None:
+    """A batch has a receipt or has none: what an interrupted older run did not pay, the new one pays."""
+    service = Service()
+    with QueryLedger(path, {"attack": 100}) as ledger:
+        ledger.attach(opened(service, batch_size=3), purpose="attack", experiment="v1").query(pool(3))
+        newer = ledger.attach(
+            opened(service, batch_size=3), purpose="attack", experiment="v2", formerly=["v1"]
+        )
+        newer.query(pool(6))
+        assert service.served == [0, 1, 2, 3, 4, 5]
+        other = ledger.attach(
+            opened(service, batch_size=3), purpose="attack", experiment="v3", formerly=["v2"]
+        )
+        other.query(pool(6))  # the first half is kept under v1 alone
+        assert service.served[6:] == [0, 1, 2]
+
+
+def test_keys_are_those_of_the_ledgers_that_exist(path: Path) -> None:
+    """Written down from version 0.1: under other keys every ledger's file would be paid again."""
+    with QueryLedger(path, {"training": 9, "certification": 9}) as ledger:
+        ledger.attach(opened(Service(), batch_size=3)).query(pool(1))
+        ledger.attach(opened(Service(), batch_size=3), purpose="certification", experiment="old").query(
+            pool(3)
+        )
+    with database(path) as db:
+        keys = [blob.hex() for (blob,) in db.execute("SELECT keys FROM asked ORDER BY batch")]
+    assert keys == [
+        "0fa924fb162013992a54296452554b0cd249c644e2236cf1abc82d87a1e63845",
+        "1d8d4578bea01c3446b35fd66eab425203ef5039794e7ebe4130efaf91c0315e",
+    ]
+
+
 FAILURES = {
     "fails": (RuntimeError("no route"), "no route"),
     "wrong length": (lambda scores: scores[:-1], "answered 2 rows, expected 3"),
@@ -278,7 +340,7 @@ class Lossy(Target):
         super().__init__("box", CLASSES, "probabilities", charged_when_sent=True, batch_size=4)
         self.service, self.lost, self.error = Service(), lost, error
 
-    def _answer(self, pixels: np.ndarray) -> Answers:
+    def answer(self, pixels: np.ndarray) -> Answers:
         if self.error is not None:
             self.error.lost = self.lost
             raise self.error
@@ -552,7 +614,7 @@ class Witness:
 def answered_images(path: Path, total: int) -> set[int]:
     """Which images the ledger could answer for free, read from its tables."""
     with QueryLedger(path, total) as ledger:
-        keys, _ = ledger.attach(opened(Service()))._items(pool(total))
+        keys = ledger.attach(opened(Service())).keys.of(pool(total)).order
     with database(path) as db:
         blobs = db.execute("SELECT keys FROM asked JOIN batches ON id = batch WHERE state = 'answered'")
         kept = {blob[start : start + 32] for (blob,) in blobs for start in range(0, len(blob), 32)}
@@ -710,7 +772,7 @@ def scenario_statements(folder: Path) -> None:
                     statements.append(statement)
 
                 if fatal:
-                    ledger._store._connection.set_trace_callback(count)
+                    ledger.store.file.connection.set_trace_callback(count)
                 target.query(pool(6))
 
         child = forked(work)

@@ -54,8 +54,8 @@ def path(tmp_path: Path) -> Path:
         with pytest.raises(Refused):
             ledger.attach(opened(failing(Refused("too busy")))).query(pool(3, seed=2))
         lossy = opened()
-        answer = lossy._answer
-        lossy._answer = lambda pixels: Answers(
+        answer = lossy.answer
+        lossy.answer = lambda pixels: Answers(
             answer(pixels).argmax(axis=1).astype(np.int64), answer(pixels), lost=len(pixels)
         )
         ledger.attach(lossy).query(pool(2, seed=3))
@@ -92,7 +92,7 @@ def test_the_export_has_every_query(path: Path, tmp_path: Path, ending: str) -> 
         assert [row[f"score_{k}"] for k in range(CLASSES)] == pytest.approx(scores.tolist(), abs=1e-7)
         assert row["reserved_at"] <= row["sent_at"] <= row["settled_at"]
     with QueryLedger(path, 500) as ledger:
-        keys, _ = ledger.attach(opened())._items(pool(50))
+        keys = ledger.attach(opened()).keys.of(pool(50)).order
     assert [row["key"] for row in rows[:50]] == [key.hex() for key in keys]
     votes = rows[50:80]
     assert [row["label"] for row in votes] == service(pool(30)).argmax(axis=1).tolist()

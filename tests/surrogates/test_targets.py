@@ -207,7 +207,7 @@ def test_identity_follows_the_weights(digits: Any, logistic: Any, linear: Any) -
         copy[2].bias[0] += 1e-3
     assert open_target(copy, num_classes=10).identity != open_target(linear, num_classes=10).identity
     assert open_target(linear, num_classes=10, identity="mine").identity == "mine"
-    assert open_target(ten_classes, num_classes=10).identity.endswith("test_surrogates_targets.ten_classes")
+    assert open_target(ten_classes, num_classes=10).identity.endswith("test_targets.ten_classes")
 
 
 BAD_IMAGES = {
@@ -315,7 +315,7 @@ def test_images_and_answers_are_copies() -> None:
 
 def test_a_subclass_is_a_target_like_any_other() -> None:
     class Parity(Target):
-        def _answer(self, pixels: np.ndarray) -> np.ndarray:
+        def answer(self, pixels: np.ndarray) -> np.ndarray:
             return np.arange(len(pixels)) % 2
 
     target = Parity("parity", 2, "labels", charged_when_sent=False, batch_size=4)
