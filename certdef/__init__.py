@@ -30,7 +30,7 @@ _HOME = {
 __all__ = ["__version__", "purifiers", *_HOME]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name == "purifiers":
         return import_module("certdef.purifiers")
     if name in _HOME:

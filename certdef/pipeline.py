@@ -188,7 +188,7 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         students = stages.distill_students(job, target)
         choice = stages.choose_noise(job, students[0])
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
-        done = [target_stage, *(student.stage for student in students), choice.stage, compared]
+        done: list[Stage] = [target_stage, *(student.stage for student in students), choice.stage, compared]
         if config.target.uri is None:  # else nobody here knows what it was trained on
             references = stages.train_references(job)
             done += [references[1], stages.audit_membership(job, target, students, references)]

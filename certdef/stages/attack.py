@@ -67,14 +67,16 @@ def _attack(
         target,
         purpose="attack",
         experiment=f"attack/{seed}",
+        formerly=job.legacy.experiment(stage.name),
     )
     known = job.ledger.attach(target, purpose="evaluation")
 
     def row(eps: float) -> AttackRow:
         attacked = images
         if eps:
-            settings = {"eps": eps, "steps": config.steps, "seed": seed, "progress": job.progress}
-            attacked = gradient.pgd(surrogate, images, labels, **settings)
+            attacked = gradient.pgd(
+                surrogate, images, labels, eps=eps, steps=config.steps, seed=seed, progress=job.progress
+            )
         with torch.inference_mode():
             purified = torch.cat([defense(batch.to(job.device)) for batch in attacked.split(BATCH)])
             predicted = {

@@ -26,6 +26,8 @@ from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage, fingerprint
+from certify.bounds import smallest_n
+from certify.guided import reachable_radii
 
 STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
 CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
@@ -136,7 +138,7 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
         return _within_reach(config, config.certify.n)
     images = config.certify.target_images * paid
     n = min(config.certify.n, config.ledger.certification // images - config.certify.n0)
-    least = certify.bounds.smallest_n(0.5, config.certify.alpha)
+    least = smallest_n(0.5, config.certify.alpha)
     if n < least:
         raise ConfigError(
             f"ledger.certification is {config.ledger.certification}: {paid} smoothed targets x "
@@ -150,7 +152,7 @@ def _within_reach(config: RunConfig, n: int) -> int:
     """Refuse a guide where n votes could prove none of the radii."""
     if config.certify.guide != "off":
         for condition in conditions(config):
-            certify.guided.reachable_radii(condition.noise, config.certify.radii, n, config.certify.alpha)
+            reachable_radii(condition.noise, config.certify.radii, n, config.certify.alpha)
     return n
 
 
@@ -218,6 +220,7 @@ def paid_classifier(
         target,
         purpose="certification",
         experiment=f"certification/{fingerprint(*decides)}",
+        formerly=job.legacy.experiment(stage.name, condition.key),
     )
 
     def classify(noisy: Tensor) -> np.ndarray:
@@ -250,7 +253,7 @@ def certify_condition(
             bar.update()
 
         if left and guided:
-            for index, certificate, seconds in _guided(job, condition, classifier, count, bar.update):
+            for index, certificate, seconds in _guided(job, condition, classifier, count, bar):
                 if index in left:
                     log.append(index, int(data.heldout_labels[index]), certificate, seconds)
         elif left:
@@ -282,15 +285,20 @@ def _guided(
     condition: Condition,
     classifier: BaseClassifier,
     count: int,
-    update: Callable[[], object],
+    bar: Any,
 ) -> Iterator[tuple[int, certify.Certificate, float]]:
     """Certify with the surrogate as guide: index, certificate, seconds an image."""
-    config = job.config.certify
+    config, guide = job.config.certify, classifier.guide
+    assert guide is not None
+
+    def update(index: int, certificate: certify.Certificate) -> None:
+        bar.update()
+
     budget = job.config.ledger.certification // sum(each.paid for each in conditions(job.config))
     started = time.perf_counter()
     certificates = certify.certify_guided(
         classifier.base,
-        classifier.guide,
+        guide,
         torch.from_numpy(job.data.heldout_images[:count]),
         condition.noise,
         classifier.num_classes,
@@ -300,7 +308,7 @@ def _guided(
         budget=budget if config.guide == "budget" else None,
         seed=job.config.seed,
         device=job.device,
-        on_certificate=lambda *_: update(),
+        on_certificate=update,
     )
     seconds = (time.perf_counter() - started) / count
     for index, certificate in enumerate(certificates):
@@ -336,7 +344,11 @@ def _certify_smoothed(
     if config.method in STOPPING:
         options["radii"] = config.radii
     if config.backend and not condition.paid:  # the ledger pays in this process
-        cluster = {"backend": config.backend, "workers": config.workers, "scheduler": config.scheduler}
+        cluster: dict[str, Any] = {
+            "backend": config.backend,
+            "workers": config.workers,
+            "scheduler": config.scheduler,
+        }
         certify.certify_parallel(smoothed, images, indices=left, on_certificate=keep, **cluster, **options)
     else:
         smoothed.certify(images, indices=left, on_certificate=keep, **options)

@@ -172,6 +172,7 @@ def _evaluate_system(
             target,
             purpose="attack",
             experiment=f"ladder/{name}/{job.config.seed}",
+            formerly=job.legacy.experiment(stage.name),
         )
         systems = {
             "surrogate": (System(surrogate, front), config.images),

@@ -111,7 +111,8 @@ def _options(job: Job) -> dict[str, Any]:
 def _deterministic(job: Job) -> str:
     """What the canaries say; a model in this process is not queried twice."""
     canaries = job.ledger.canaries
-    return {True: "yes", False: "no", None: "not known"}[canaries and canaries.deterministic]
+    deterministic = None if canaries is None else canaries.deterministic
+    return {True: "yes", False: "no", None: "not known"}[deterministic]
 
 
 def _loads(uri: str) -> bool:

@@ -226,8 +226,8 @@ class Legacy:
             split = [ducd.candidates, ducd.population, ducd.references]
             return [config.surrogate.model, config.target.epochs, *split]
         if name == "membership":
-            split: list[Any] = [ducd.candidates, ducd.population, ducd.rmia_a]
-            return [*split, self.target, *self._all("references"), *students]
+            audit = [ducd.candidates, ducd.population, ducd.rmia_a]
+            return [*audit, self.target, *self._all("references"), *students]
         return None
 
     def _noises(self) -> dict[str, dict[str, Any]]:
