@@ -130,7 +130,7 @@ def trace_budgets(
                 "budgets/queries_nominal": sum(cell.queries for cell in every),
                 "budgets/queries_charged": sum(cell.charged for cell in every),
             },
-            points=_points(every),
+            points=curve_points(every),
             artifacts=("budgets.*",),
         )
 
@@ -210,7 +210,7 @@ def _point(queries: int, shares: list[Share]) -> Point:
     return Point(queries, *median, ordered[0].value, ordered[-1].value, len(ordered))
 
 
-def _points(cells: Sequence[Cell]) -> dict[str, tuple[tuple[int, float], ...]]:
+def curve_points(cells: Sequence[Cell]) -> dict[str, tuple[tuple[int, float], ...]]:
     """Metric name -> (queries, value): the steps of MLflow are numbers of queries."""
     series = {}
     for condition in CONDITIONS:

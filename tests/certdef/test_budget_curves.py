@@ -16,10 +16,12 @@ from certdef.cli import main
 from certdef.config.job import ConfigError
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.purifiers.networks.nim import NIM, NIMClassifier, NIMShape
-from certdef.report.budget_curves import Cell, Point, as_csv, as_markdown, curves, metrics, plot
+from certdef.report.budget_curves import as_csv, as_markdown, plot
 from certdef.stages import budgets as budgets_stage
 from certdef.stages import check_budgets
 from certdef.stages import target as target_stage
+from certdef.stages.budgets import Cell, Point, curve_points, curves
+from certdef.tracking.results import Share
 
 
 def cell(strategy: str, budget: int, seed: int, share: float, charged: int = 0) -> Cell:
@@ -29,7 +31,7 @@ def cell(strategy: str, budget: int, seed: int, share: float, charged: int = 0) 
         seed,
         budget,
         charged,
-        {"clean": [share, share - 0.02, share + 0.01], "noisy": [0.5, 0.4, 0.6]},
+        {"clean": Share(share, share - 0.02, share + 0.01), "noisy": Share(0.5, 0.4, 0.6)},
     )
 
 
@@ -57,9 +59,9 @@ def test_a_point_is_the_median_seed_with_its_own_interval():
 
 
 def test_metrics_step_by_queries():
-    found = metrics(CELLS)
-    assert found["budgets/random/agreement_clean"] == [(100, 0.82), (1000, 0.90)]
-    assert found["budgets/margin/agreement_noisy_upper"] == [(100, 0.6)]
+    found = curve_points(CELLS)
+    assert found["budgets/random/agreement_clean"] == ((100, 0.82), (1000, 0.90))
+    assert found["budgets/margin/agreement_noisy_upper"] == ((100, 0.6),)
     assert len(found) == 2 * 2 * 3
 
 
@@ -79,7 +81,9 @@ def test_the_picture_has_a_panel_a_condition():
     from matplotlib.image import imread
 
     two = imread(io.BytesIO(plot(CELLS)), format="png")
-    three = [dataclasses.replace(c, agreement=c.agreement | {"denoised": [0.7, 0.6, 0.8]}) for c in CELLS]
+    three = [
+        dataclasses.replace(c, agreement=c.agreement | {"denoised": Share(0.7, 0.6, 0.8)}) for c in CELLS
+    ]
     assert imread(io.BytesIO(plot(three)), format="png").shape[1] > 1.3 * two.shape[1]
     assert np.ptp(two) > 0.5
 
@@ -147,10 +151,13 @@ def test_a_real_table(store, tmp_path, monkeypatch, capsys):
         pipeline.budgets(config, *table, progress=False)
     first = pipeline.budgets(config, *table, progress=False)
     assert trained == ["random-100-0", "random-120-0", "stopped", "margin-100-0", "margin-120-0"]
-    cells = [Cell(**each) for each in first.results["budgets"]["cells"]]
+    cells = list(next(reversed(first.stages.values())).result.cells)
     assert [(c.strategy, c.queries) for c in cells] == [
-        ("random", 100), ("random", 120), ("margin", 100), ("margin", 120),
-    ]  # fmt: skip
+        ("random", 100),
+        ("random", 120),
+        ("margin", 100),
+        ("margin", 120),
+    ]
     assert [c.charged for c in cells[:2]] == [100, 20]  # one seed's random images are nested
     assert sum(c.charged for c in cells) == first.bill["training"].spent
     assert first.bill["training"].spent < 440
@@ -176,13 +183,16 @@ def test_a_real_table(store, tmp_path, monkeypatch, capsys):
     assert [point.step for point in history] == [80, 100, 120]
     assert history[1].value == pytest.approx(cells[2].agreement["clean"][0])
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
-        "budgets.csv", "budgets.md", "budgets.png",
-    }  # fmt: skip
+        "budgets.csv",
+        "budgets.md",
+        "budgets.png",
+    }
 
     pipeline.pretrain(config, progress=False)
-    behind = pipeline.budgets(config, [80], ["random"], progress=False).results["budgets"]
-    assert set(behind["cells"][0]["agreement"]) == {"clean", "noisy", "denoised"}
-    assert "| denoised | random |" in behind["table"]
+    behind = pipeline.budgets(config, [80], ["random"], progress=False).stages.values()
+    (cell,) = next(reversed(behind)).result.cells
+    assert set(cell.agreement) == {"clean", "noisy", "denoised"}
+    assert "| denoised | random |" in as_markdown([cell])
 
 
 def test_the_encoder_of_the_denoiser_is_a_student(store, tmp_path):

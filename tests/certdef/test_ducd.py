@@ -13,15 +13,14 @@ import torch
 import certdef
 import certify
 import surrogates
-from certdef import stages
 from certdef.config.job import ConfigError
 from certdef.data.sets import load_data
 from certdef.models.storage import load_model
 from certdef.report import ducd_page
 from certdef.report.terminal import headline
+from certdef.stages.ducd.certificates import candidate_noises
 from certdef.stages.ducd.membership import draw_candidates
 from certdef.stages.ducd.surrogates import query_pool
-from certdef.tracking.workspace import Stage
 from tests.conftest import run_once
 
 TINY_DUCD = {
@@ -153,7 +152,7 @@ def test_the_target_says_the_same_by_its_weights_and_by_queries(job, results):
     config = job[0]
     model = load_model(stage_folder(job, "target") / "model")
     data = load_data(config.data, config.seed)
-    noise = stages.ducd_certificates.candidate_noises(config)[results["noise"]["chosen"]]
+    noise = candidate_noises(config)[results["noise"]["chosen"]]
     smoothed = certify.SmoothedClassifier(model, noise, 10, seed=config.seed, batch_size=256, chunk_size=256)
     again = smoothed.certify(torch.from_numpy(data.heldout_images[:4]), n0=100, n=400)
     assert [each.counts for each in again] == [tuple(row) for row in paid.counts.tolist()]
@@ -394,7 +393,7 @@ def shown_auc(figure):
 
 def test_page_has_the_figures_of_the_stages(page, job, results):
     compared = results["comparison"]
-    noise = stages.ducd_certificates.candidate_noises(job[0])[compared["noise"]]
+    noise = candidate_noises(job[0])[compared["noise"]]
     found = cells(page, "subjects")
     assert len(found) == 3
     for row, key in zip(found, compared["conditions"].values(), strict=True):
@@ -437,13 +436,8 @@ def test_page_says_what_the_certificate_does_not_mean(page):
 
 def test_page_without_membership_is_whole(job, data):
     """As for a target of one's own: nobody here knows what it was trained on."""
-    done = []
-    for name in job[1].results:
-        if name in ("membership", "references"):
-            continue
-        stage = Stage.__new__(Stage)
-        stage.name, stage.path = name, stage_folder(job, name)
-        done.append(stage)
+    every = job[1].stages
+    done = [stage for name, stage in every.items() if name not in ("membership", "references")]
     text = ducd_page.render(job[0], data, done, job[1].bill)
     assert 'id="membership"' not in text
     assert "#membership" not in text

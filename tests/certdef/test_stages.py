@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ class TestKeys:
 class TestLegacy:
     """The names are those that version 0.1.0 gave to the stages of its default job."""
 
-    NAMES = {
+    NAMES: ClassVar = {
         "target": "2b52830c9bc0d0e7",
         "surrogate": "794c2120771b94d0",
         "nim": "0aa28aaed0aba7ac",
