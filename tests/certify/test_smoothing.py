@@ -32,7 +32,7 @@ WIDE = st.gamma(4, scale=8 / 255)
 class NaiveMixture(GaussianScaleMixture):
     """A planted fault: Cohen's radius with the mean sigma."""
 
-    def _radius(self, p):
+    def compute_radius(self, p):
         return self.mean_sigma * ndtri(p)
 
 
