@@ -68,16 +68,7 @@ class Certificate:
     ) -> Self:
         """The certificate of class ``selected`` within ``radius``, or an abstention where that is None.
 
-        Args:
-            selected: The class that the votes were counted for.
-            radius: What the votes prove, or None.
-            p_lower: Lower bound on the probability of ``selected``.
-            counts0: Votes (K,) that selected the class.
-            counts: Votes (K,) of the estimation.
-            noise: The law that the votes were drawn under.
-            alpha: Probability of a wrong certificate.
-            method: How the votes were drawn and bounded.
-            subject: Whose votes they are.
+        ``counts0`` (K,) are the votes that selected the class, ``counts`` (K,) those that bound its probability.
         """
         return cls(
             prediction=ABSTAIN if radius is None else selected,

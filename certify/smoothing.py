@@ -229,11 +229,9 @@ class SmoothedClassifier:
         """Labels (N,) of the smoothed classifier, or ABSTAIN; each is wrong with probability at most ``alpha``.
 
         Args:
-            images: (N, C, H, W) in [0, 1].
+            images, indices, progress: As in ``certify``.
             n: Draws of each image.
             alpha: In (0, 0.5).
-            indices: Names of the images (default 0, 1, ...), which seed their noise.
-            progress: Anything with ``update(draws)``.
 
         Raises:
             CertifyError: Bad arguments, before the first vote.

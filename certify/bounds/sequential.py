@@ -111,15 +111,7 @@ class Plan:
     def certificate(
         self, counts0: Counts, counts: Counts, claimed: int, noise: NoiseLaw, *, subject: str
     ) -> Certificate:
-        """What the test proves of one image.
-
-        Args:
-            counts0: Votes (K,) that selected the class.
-            counts: Votes (K,) at the last analysis.
-            claimed: Number of levels claimed.
-            noise: The law that both were drawn under.
-            subject: Whose votes they are.
-        """
+        """What the test proves of one image, from its votes (K,) at the last analysis and the levels claimed."""
         top = int(np.argmax(counts0))
         p_lower = self.p_lower(claimed, int(counts[top]), int(counts.sum()))
         radius = None

@@ -32,15 +32,7 @@ def check_two_sided(noise: NoiseLaw) -> None:
 def certify_two_sided(
     counts0: Counts, counts: Counts, noise: NoiseLaw, alpha: float, *, subject: str = "model"
 ) -> Certificate:
-    """As ``core.certify``, with bounds of the other classes too.
-
-    Args:
-        counts0: Votes (K,) of n0 draws, which select the class and group its rivals.
-        counts: Votes (K,) of n other draws, which bound their probabilities.
-        noise: Gaussian, Laplace, or an inclusion of one of them.
-        alpha: Probability of a wrong certificate.
-        subject: Whose votes they are.
-    """
+    """As ``core.certify``, with bounds of the other classes too; ``counts0`` (K,) also groups the rivals."""
     top = int(np.argmax(counts0))
     p_lower, radius = two_sided_radius(counts, top, noise, alpha, rival_groups(counts0, top))
     reached = radius or None

@@ -131,12 +131,8 @@ def certify_set(
 ) -> list[Certificate]:
     """Certify the images ``start(0)`` to ``start(count - 1)``, each started once, in order.
 
-    Args:
-        start: Makes the image at a position.
-        count: Number of images.
-        budget: Most paid votes of the set; None: decide every image.
-        on_certificate: Called as ``on_certificate(position, certificate)`` as images finish.
-        progress: Anything with ``update(paid votes)``.
+    ``budget``: most paid votes of the set; None: decide every image. ``on_certificate(position, certificate)`` is
+    called as images finish. ``progress``: anything with ``update(paid votes)``.
     """
     certificates: dict[int, Certificate] = {}
 

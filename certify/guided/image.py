@@ -65,15 +65,12 @@ def certify_votes_guided(
     """Certify one image from paid votes, with a surrogate whose answers are free as guide.
 
     Args:
-        draw: ``draw(inputs)`` returns an integer label for each of the inputs that it is given, out of those
-            that the guide proposed.
+        draw: ``draw(inputs)`` returns an integer label for each of these inputs, which the guide proposed.
         guide: Predicts the class (no n0) and the votes.
         noise: The law that the guide draws from.
-        num_classes: Labels are in [0, num_classes).
         radii: One of them is tested, chosen before the first paid vote.
         n: Most paid votes.
-        alpha: Probability of a wrong certificate, in (0, 0.5).
-        subject: Whose votes they are.
+        num_classes, alpha, subject: As in ``certify_votes``.
 
     Raises:
         CertifyError: Bad arguments (before the first draw), or bad labels or logits.

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from certify.errors import CertifyError
 
 FloatArray = NDArray[np.float64]
+Shape = tuple[int, ...]
 
 ROUNDING = 4e-15  # relative; above the error of the special functions, so that radii err downwards
 
@@ -135,11 +136,7 @@ class NoiseLaw(ABC):
 
     @abstractmethod
     def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         """Noise of ``shape`` (draws, ...) on ``device``; ``sample`` checks the arguments."""
 

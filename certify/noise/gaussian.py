@@ -7,7 +7,7 @@ import torch
 from scipy.special import ndtr, ndtri
 
 from certify.errors import check_positive
-from certify.noise.base import FloatArray, NoiseLaw
+from certify.noise.base import FloatArray, NoiseLaw, Shape
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,6 @@ class Gaussian(NoiseLaw):
         return ndtr(r / self.sigma)
 
     def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype).mul_(self.sigma)

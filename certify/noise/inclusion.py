@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from certify.errors import CertifyError, check_count
-from certify.noise.base import FloatArray, NoiseLaw
+from certify.noise.base import FloatArray, NoiseLaw, Shape
 
 # |x|_old <= d^power |x|_new for x in R^d, so the new radius is the old one / d^power.
 POWERS = {("l2", "linf"): 0.5, ("l2", "l1"): 0.0, ("l1", "linf"): 1.0, ("l1", "l2"): 0.5}
@@ -64,10 +64,6 @@ class Inclusion(NoiseLaw):
         return self.law.compute_p_required(r * self._factor)
 
     def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         return self.law.draw(shape, generator, device, dtype)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from certify.errors import check_positive
-from certify.noise.base import FloatArray, NoiseLaw
+from certify.noise.base import FloatArray, NoiseLaw, Shape
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,7 @@ class Laplace(NoiseLaw):
         return 1 - 0.5 * np.exp(-r / self.scale)
 
     def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         # Inverse transform of a uniform magnitude and a fair sign; float64 keeps the tail.
         u = torch.rand(shape, generator=generator, device=device, dtype=torch.float64).mul_(2).sub_(1)

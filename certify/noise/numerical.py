@@ -19,7 +19,7 @@ import torch
 from scipy.special import ndtr
 
 from certify.errors import CertifyError, check_count, check_positive
-from certify.noise.base import FloatArray, NoiseLaw
+from certify.noise.base import FloatArray, NoiseLaw, Shape
 
 SAMPLES = 10_000  # draws for a likelihood-ratio distribution
 SUMMED = 8  # pixels up to which the sum is sampled; beyond, its normal limit stands in
@@ -100,11 +100,7 @@ class IID(NoiseLaw):
         return isinstance(other, IID) and self.describe() == other.describe()
 
     def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         """Inverse transform of a uniform, by linear interpolation of a fine quantile table."""
         table = _quantiles(str(self.describe()), self).to(device)

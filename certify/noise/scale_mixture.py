@@ -15,7 +15,7 @@ import numpy as np
 import scipy.stats
 import torch
 
-from certify.noise.base import FloatArray, NoiseLaw
+from certify.noise.base import FloatArray, NoiseLaw, Shape
 from certify.noise.radius_table import RadiusTable
 from certify.noise.sigma_cells import SigmaCells, sigma_cells
 
@@ -100,11 +100,7 @@ class GaussianScaleMixture(NoiseLaw):
         return _table(self).p_required(r)
 
     def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         sigma = self.sample_sigma(shape[0], generator, device)
         noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)

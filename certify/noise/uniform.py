@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from certify.errors import check_count, check_positive
-from certify.noise.base import FloatArray, NoiseLaw
+from certify.noise.base import FloatArray, NoiseLaw, Shape
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,7 @@ class Uniform(NoiseLaw):
         return 0.5 + r / (2 * self.half_width)
 
     def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         u = torch.rand(shape, generator=generator, device=device, dtype=dtype)
         return u.mul_(2 * self.half_width).sub_(self.half_width)

@@ -37,30 +37,18 @@ def certify_splitting(
     """Certify images on the grid of gray levels in l1, with alpha = 0; the certificate is about images on the grid.
 
     Args:
-        base: (B, C, H, W) float32 -> scores (B, num_classes) or labels (B,).
+        base, num_classes, subject: As in ``SmoothedClassifier``.
         images: (N, C, H, W) in [0, 1], whole multiples of 1 / ``levels``.
-        half_width: lambda in [0, 1] pixel units; 2 * half_width * levels must be whole, and is the number of votes
-            of an image.
-        num_classes: K.
-        subject: What is certified.
+        half_width: lambda in [0, 1] pixel units; 2 * half_width * levels is the (whole) number of votes of an image.
         levels: q.
-        indices: Names of the images (default 0, 1, ...).
-        on_certificate: Called as ``on_certificate(index, certificate, seconds)``, in order.
-        progress: Anything with ``update(votes)``.
+        indices, on_certificate, progress: As in ``SmoothedClassifier.certify``.
         options: Fields of ``VoteEngine``; ``seed`` draws the offsets of the pixels, once and for all images.
 
     Raises:
         CertifyError: Values off the grid, a half width that does not fit it, or an unknown option.
     """
     engine = with_options(VoteEngine(), options)
-    check_positive("half_width", half_width)
-    check_count("levels", levels)
-    total = round(2 * half_width * levels)
-    if abs(2 * half_width * levels - total) > 1e-9 or total < 1:
-        near = max(1, total) / (2 * levels)
-        raise CertifyError(
-            f"half_width must make 2 * half_width * {levels} whole, got {half_width}: try {near}"
-        )
+    total = _positions(half_width, levels)
     images = check_images(images)
     indices = check_indices(indices, len(images))
     grid = _gray_levels(images, levels)
@@ -87,6 +75,18 @@ def certify_splitting(
         if on_certificate is not None:
             on_certificate(index, certificates[-1], time.perf_counter() - start)
     return certificates
+
+
+def _positions(half_width: float, levels: int) -> int:
+    """T = 2 lambda q, or CertifyError unless it is whole."""
+    check_positive("half_width", half_width)
+    total = round(2 * half_width * check_count("levels", levels))
+    if abs(2 * half_width * levels - total) > 1e-9 or total < 1:
+        near = max(1, total) / (2 * levels)
+        raise CertifyError(
+            f"half_width must make 2 * half_width * {levels} whole, got {half_width}: try {near}"
+        )
+    return total
 
 
 def _gray_levels(images: torch.Tensor, levels: int) -> torch.Tensor:

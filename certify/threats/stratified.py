@@ -108,12 +108,8 @@ def certify_stratified(
         smoothed: Its noise is a scale mixture with a continuous law of sigma.
         images: (N, C, H, W) in [0, 1].
         strata: S, intervals of equal probability.
-        n0: Draws that select the class.
         n: Draws of the estimation, divided equally between the strata.
-        alpha: Probability of a wrong certificate, in (0, 0.5).
-        indices: Names of the images (default 0, 1, ...), which seed their noise.
-        on_certificate: Called as ``on_certificate(index, certificate, seconds)``, in order.
-        progress: Anything with ``update(draws)``.
+        n0, alpha, indices, on_certificate, progress: As in ``SmoothedClassifier.certify``.
 
     Raises:
         CertifyError: A law without strata, or too few votes to certify anything.

@@ -41,15 +41,12 @@ def certify_parallel(
 
     Args:
         smoothed: Travels to the workers by pickle.
-        images: (N, C, H, W) in [0, 1].
+        images, indices, on_certificate: As in ``certify``; called back in this process, in order, as shards arrive.
         workers: Processes.
         backend: "loky" (processes of this computer), "dask" or "ray" (clusters).
         scheduler: Address of a running dask or ray cluster; without one, a local cluster of ``workers`` is
             started and stopped.
         shard: Images that a worker gets at a time.
-        indices: Names of the images (default 0, 1, ...).
-        on_certificate: Called in this process as ``on_certificate(index, certificate, seconds)``, in order, as
-            shards arrive.
         progress: Anything with ``update(draws)``; updated by the votes of each image then.
         options: Of ``certify``.
 

@@ -376,6 +376,13 @@ def test_truncated_law():
         truncated(st.uniform(0, 0.1), 0.2)
 
 
+def test_a_law_without_upper_end_is_recorded(tmp_path):
+    noise = GaussianScaleMixture(truncated(st.gamma(4, scale=8 / 255), 0.05))
+    with certify.RecordLog(tmp_path / "log", {"noise": noise.describe()}) as log:
+        assert certify.read_records(log.path).config["noise"] == noise.describe()
+    assert noise != GaussianScaleMixture(truncated(st.gamma(4, scale=8 / 255), 0.05, 0.2))
+
+
 # --- choosing the noise -------------------------------------------------------------------------------------
 
 

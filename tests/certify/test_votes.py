@@ -141,6 +141,15 @@ def test_modules_vote_in_eval_mode_and_are_put_back(images):
     assert model.training
 
 
+def test_one_batch_is_counted_as_it_is(images):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(108, K)).train()
+    counts = VoteEngine().count_batch(model, images, K)
+    assert model.training
+    assert counts.tolist() == torch.bincount(model.eval()(images).argmax(1), minlength=K).tolist()
+    with pytest.raises(CertifyError, match="got 9"):
+        VoteEngine().count_batch(lambda x: np.full(len(x), 9), images, K)
+
+
 def test_the_global_generator_is_left_alone(model, images):
     before = torch.get_rng_state()
     votes(model, images, 50)
