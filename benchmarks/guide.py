@@ -23,7 +23,8 @@ from certdef.config.noise_laws import noise_law
 from certdef.data.sets import load_data
 from certdef.models import storage
 from certify.bounds.sequential import make_plan
-from certify.guided.certify import GuidedImage, certify_set
+from certify.guided.certify import certify_set
+from certify.guided.image import GuidedImage
 
 ALPHA, PRICE = 0.001, 1.5 / 1000  # USD a query
 
@@ -68,7 +69,7 @@ def _queries(folder: Path) -> int:
 
 
 class Unguided:
-    """The direct test of one radius on recorded votes; the class is the target's own favourite, for `n0` votes."""
+    """The direct test of one radius on recorded votes; the class is the target's own favorite, for `n0` votes."""
 
     def __init__(self, labels, noise, radius, n, method, seed):
         self.plan = make_plan(noise, [radius], n, ALPHA, method)
@@ -129,17 +130,16 @@ def decide_table(labels, logits, noise, radii, n, seeds) -> None:
         "| test | " + " | ".join(f"r = {r:g}: votes (certified)" for r in radii) + " | mean votes | ratio |"
     )
     print("| --- |" + " --- |" * len(radii) + " ---: | ---: |")
-    rows = {}
-    for name in ("sequential", "group_sequential", "guided"):
-        rows[name] = [
-            np.concatenate([
-                guided(labels, logits, noise, radius, n, seed)
-                if name == "guided"
-                else Unguided(labels, noise, radius, n, name, seed).decide()
-                for seed in range(seeds)
-            ])
-            for radius in radii
-        ]  # fmt: skip
+
+    def decide(name: str, radius: float, seed: int) -> np.ndarray:
+        if name == "guided":
+            return guided(labels, logits, noise, radius, n, seed)
+        return Unguided(labels, noise, radius, n, name, seed).decide()
+
+    rows = {
+        name: [np.concatenate([decide(name, radius, seed) for seed in range(seeds)]) for radius in radii]
+        for name in ("sequential", "group_sequential", "guided")
+    }
     ours = np.mean([row[:, 0].mean() for row in rows["guided"]])
     for name, label, n0 in (
         ("sequential", "sequential, n0 = 100", 100),
@@ -220,11 +220,9 @@ def main() -> None:
     for name, guide in choices:
         agreement = (guide.argmax(-1) == labels).mean()
         found = [guided(labels, guide, noise, radius, own, 0) for radius in radii[:2]]
-        print(
-            f"| {name} | {100 * agreement:.1f}% | "
-            + ", ".join(f"{run[:, 0].mean():,.0f}" for run in found) + " | "
-            + ", ".join(f"{100 * run[:, 1].mean():.1f}%" for run in found) + " |"
-        )  # fmt: skip
+        votes = ", ".join(f"{run[:, 0].mean():,.0f}" for run in found)
+        certified = ", ".join(f"{100 * run[:, 1].mean():.1f}%" for run in found)
+        print(f"| {name} | {100 * agreement:.1f}% | {votes} | {certified} |")
 
 
 if __name__ == "__main__":

@@ -59,15 +59,15 @@ def measure(
 
 
 def exact_error(plan: Plan, number: int) -> float:
-    """P(claim level ``number`` | p is exactly what it requires), by dynamic programming over the looks."""
+    """P(claim level ``number`` | p is exactly what it requires), by dynamic programming over the analyses."""
     level, alive, drawn, error = plan.levels[number], np.ones(1), 0, 0.0
-    for look, size in enumerate(plan.looks):
+    for analysis, size in enumerate(plan.sizes):
         step = int(size) - drawn
         drawn = int(size)
         alive = np.convolve(alive, binom.pmf(np.arange(step + 1), step, level.p))
-        error += alive[level.upper[look] :].sum()
-        alive[level.upper[look] :] = 0
-        alive[: level.lower[look] + 1] = 0
+        error += alive[level.upper[analysis] :].sum()
+        alive[level.upper[analysis] :] = 0
+        alive[: level.lower[analysis] + 1] = 0
     return float(error)
 
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from certify import Gaussian
-from certify.voting.engine import ESTIMATION, count_votes
+from certify import Gaussian, VoteEngine
+from certify.voting.chunks import ESTIMATION
 
 SIGMA, CLASSES = 0.25, 10
 WAYS = {
@@ -80,8 +80,8 @@ def way(name: str, model: nn.Module, image: torch.Tensor, draws: int, batch: int
     if name == "engine":
 
         def engine() -> None:
-            options = {"indices": [0], "stage": ESTIMATION, "seed": 0, "batch_size": batch}
-            count_votes(model, image[None], Gaussian(SIGMA), CLASSES, draws, **options)
+            votes = VoteEngine(batch_size=batch)
+            votes.count(model, image[None], Gaussian(SIGMA), CLASSES, draws, indices=[0], stage=ESTIMATION)
 
         return engine
     if name == "loop":

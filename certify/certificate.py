@@ -1,20 +1,36 @@
 """What a certificate says."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from certify.noise.base import NoiseLaw
 
 ABSTAIN = -1
+
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Certificate:
     """``prediction`` holds within ``radius`` of the image, with probability >= 1 - ``alpha`` over the draws.
 
-    ``prediction`` is the smoothed ``subject``'s class, or ABSTAIN with radius 0. ``radius`` is in ``norm``
-    and [0, 1] pixel units. ``p_lower`` bounds the top class's probability from ``counts``, the votes of the
-    ``n`` estimation draws (``n0`` others selected the class). ``noise`` is the law's ``describe()``;
-    ``sound`` says that the radius is proven rather than approximate. ``selected`` is the class that was
-    bounded, also where the prediction is ABSTAIN.
+    Attributes:
+        prediction: Class of the smoothed ``subject``, or ABSTAIN with radius 0.
+        radius: In ``norm`` and [0, 1] pixel units; 0 where abstained.
+        norm: "l1", "l2" or "linf".
+        p_lower: Lower bound on the probability of the selected class.
+        counts: Votes of the ``n`` estimation draws, one entry a class.
+        n0: Other draws, which selected the class.
+        n: Draws of the estimation.
+        alpha: Probability of a wrong certificate.
+        method: How the votes were drawn and bounded.
+        noise: ``describe()`` of the noise law.
+        subject: Whose class it is: a certificate of a surrogate says nothing of its target.
+        sound: Whether the radius is proven rather than approximate.
+        selected: The class that was bounded, also where the prediction is ABSTAIN.
     """
 
     prediction: int
@@ -35,3 +51,37 @@ class Certificate:
     def abstained(self) -> bool:
         """Whether no class was certified."""
         return self.prediction == ABSTAIN
+
+    @classmethod
+    def of(
+        cls,
+        selected: int,
+        radius: float | None,
+        p_lower: float,
+        counts0: Counts,
+        counts: Counts,
+        noise: NoiseLaw,
+        *,
+        alpha: float,
+        method: str,
+        subject: str,
+    ) -> Self:
+        """The certificate of class ``selected`` within ``radius``, or an abstention where that is None.
+
+        ``counts0`` (K,) are the votes that selected the class, ``counts`` (K,) those that bound its probability.
+        """
+        return cls(
+            prediction=ABSTAIN if radius is None else selected,
+            radius=radius or 0.0,
+            norm=noise.norm,
+            p_lower=p_lower,
+            counts=tuple(int(count) for count in counts),
+            n0=int(counts0.sum()),
+            n=int(counts.sum()),
+            alpha=alpha,
+            method=method,
+            noise=noise.describe(),
+            subject=subject,
+            sound=noise.sound,
+            selected=selected,
+        )

@@ -1,8 +1,15 @@
 """The one error of this package, and the checks that several modules share."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 class CertifyError(ValueError):
@@ -11,7 +18,8 @@ class CertifyError(ValueError):
 
 def check_alpha(alpha: Any) -> float:
     """Return ``alpha`` as a float, or raise CertifyError unless it lies in (0, 0.5)."""
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < 0.5:
+    number = isinstance(alpha, Real) and not isinstance(alpha, bool)
+    if not number or not 0 < alpha < 0.5:
         raise CertifyError(f"alpha must be in (0, 0.5), got {alpha!r}: try alpha=0.001")
     return float(alpha)
 
@@ -30,3 +38,12 @@ def check_positive(name: str, value: Any) -> float:
             f"{name} must be finite and above 0 in [0, 1] pixel units, got {value!r}: try {name}=0.25"
         )
     return float(value)
+
+
+def with_options(settings: Settings, options: Mapping[str, Any]) -> Settings:
+    """Frozen ``settings`` with ``options`` in place of their fields, or raise CertifyError for an unknown one."""
+    known = [field.name for field in fields(settings)]
+    for name in options:
+        if name not in known:
+            raise CertifyError(f"{name!r} is not an option: choose from {', '.join(known)}")
+    return replace(settings, **options)

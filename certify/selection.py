@@ -6,23 +6,29 @@ have the whole alpha. What the choice cost is part of its result.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from certify.bounds.binomial import binomial_lower_bound
-from certify.errors import CertifyError
+from certify.errors import CertifyError, with_options
 from certify.noise.base import NoiseLaw
-from certify.smoothing import SmoothedClassifier
+from certify.smoothing import Sampling, SmoothedClassifier
 
 
 @dataclass(frozen=True)
 class NoiseChoice:
-    """The chosen ``noise``, with the held-out certified accuracy (laws, radii) of every candidate.
+    """The chosen law, with the held-out certified accuracy of every candidate.
 
-    ``draws``: votes spent on the choice; ``held_out``: indices of its images, which must not be certified.
+    Attributes:
+        noise: The chosen law.
+        candidates: The laws that were compared.
+        radii: (R,).
+        accuracy: (laws, R).
+        draws: Votes spent on the choice.
+        held_out: Indices of its images, which must not be certified.
     """
 
     noise: NoiseLaw
@@ -62,20 +68,25 @@ def choose_noise(
     radii: Sequence[float],
     *,
     indices: Sequence[int] | None = None,
-    n0: int = 100,
-    n: int = 10_000,
-    alpha: float = 0.001,
-    method: str = "group_sequential",
-    seed: int = 0,
     **options: Any,
 ) -> NoiseChoice:
     """The candidate with the highest certified accuracy on held-out images, averaged over ``radii``.
 
-    ``images`` (N, C, H, W) in [0, 1], ``labels`` (N,); ``indices`` name the images as in the later
-    certification (default 0, 1, ...). ``options`` go to SmoothedClassifier. The first of equals is chosen, so
-    list the laws by preference. Raises CertifyError for no candidates or candidates of different norms.
+    Args:
+        candidates: Laws of one norm. The first of equals is chosen, so list them by preference.
+        base: (B, C, H, W) float32 -> scores (B, num_classes) or labels (B,).
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,), the true ones.
+        num_classes: K.
+        radii: (R,).
+        indices: Names of the images as in the later certification (default 0, 1, ...).
+        options: ``n0``, ``n`` (default 10,000), ``alpha`` and ``method`` (default "group_sequential") as in
+            ``Sampling``; all others as in ``SmoothedClassifier``.
+
+    Raises:
+        CertifyError: No candidates, or candidates of different norms.
     """
-    candidates, radii = tuple(candidates), np.atleast_1d(np.asarray(radii, dtype=np.float64))
+    candidates, tested = tuple(candidates), np.atleast_1d(np.asarray(radii, dtype=np.float64))
     if len({law.norm for law in candidates}) != 1:
         norms = sorted({law.norm for law in candidates})
         raise CertifyError(f"candidates must share a norm, got {norms}: compare laws of one threat model")
@@ -83,16 +94,19 @@ def choose_noise(
     labels = np.asarray(labels)
     if labels.shape != (len(names),):
         raise CertifyError(f"labels must be ({len(names)},), got shape {labels.shape}: one an image")
-    grid = {"radii": radii.tolist()} if "sequential" in method else {}
-    accuracy, draws = np.zeros((len(candidates), len(radii))), 0
+    given = {field.name: options.pop(field.name) for field in fields(Sampling) if field.name in options}
+    sampling = with_options(Sampling(n=10_000, method="group_sequential"), given)
+    if "sequential" in sampling.method:
+        sampling = with_options(sampling, {"radii": tested.tolist()})
+    accuracy, draws = np.zeros((len(candidates), len(tested))), 0
     for row, law in enumerate(candidates):
-        if law.p_required(radii.min()) > binomial_lower_bound(n, n, alpha / 2):
+        if law.p_required(tested.min()) > binomial_lower_bound(sampling.n, sampling.n, sampling.alpha / 2):
             continue  # out of reach of n unbroken successes: no vote is spent on it
-        smoothed = SmoothedClassifier(base, law, num_classes, seed=seed, **options)
-        found = smoothed.certify(images, n0=n0, n=n, alpha=alpha, method=method, indices=names, **grid)
-        correct = np.array([c.prediction for c in found]) == labels
-        radius = np.array([c.radius for c in found])
-        accuracy[row] = [np.mean(correct & (radius >= r)) for r in radii]
-        draws += sum(c.n0 + c.n for c in found)
+        smoothed = SmoothedClassifier(base, law, num_classes, **options)
+        certificates = smoothed.certify(images, indices=names, **asdict(sampling))
+        correct = np.array([each.prediction for each in certificates]) == labels
+        radius = np.array([each.radius for each in certificates])
+        accuracy[row] = [np.mean(correct & (radius >= r)) for r in tested]
+        draws += sum(each.n0 + each.n for each in certificates)
     best = int(np.argmax(accuracy.mean(axis=1)))
-    return NoiseChoice(candidates[best], candidates, radii, accuracy, draws, tuple(names))
+    return NoiseChoice(candidates[best], candidates, tested, accuracy, draws, tuple(names))

@@ -1,82 +1,83 @@
-"""Randomized smoothing: predict and certify by majority vote under noise (Cohen, Rosenfeld and Kolter 2019).
+"""Randomized smoothing: draw, count the votes, and let the theorem (core.py) say what they prove.
 
-The smoothed classifier answers the class that the base classifier most likely answers under the noise. If
-that class has probability at least p at an image, it still wins everywhere within ``noise.radius(p)``; p is
-bounded from below by votes, with an error probability of at most alpha over the draws.
+The other methods stand beside the theorem: ``bounds.two_sided`` bounds the rivals too, ``bounds.sequential`` stops
+drawing as soon as the answer is known.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from certify.bounds.binomial import binomial_lower_bound, smallest_n
+from certify import core
+from certify.bounds.binomial import smallest_n
 from certify.bounds.sequential import UNIT, Outcome, Plan, make_plan
-from certify.bounds.two_sided import check_two_sided, rival_groups, two_sided_radius
-from certify.certificate import ABSTAIN, Certificate
-from certify.errors import CertifyError, check_alpha, check_count
-from certify.guided.certify import Guide, GuidedImage, decide
+from certify.bounds.two_sided import certify_two_sided, check_two_sided
+from certify.certificate import Certificate, Counts
+from certify.errors import CertifyError, check_alpha, check_count, with_options
 from certify.noise.base import NoiseLaw
-from certify.voting.engine import (
-    ESTIMATION,
-    PREDICTION,
-    SELECTION,
-    check_images,
-    check_indices,
-    count_votes,
-    resolve_device,
-)
+from certify.voting.checks import check_images, check_indices, check_labels, resolve_device
+from certify.voting.chunks import ESTIMATION, PREDICTION, SELECTION
+from certify.voting.engine import VoteEngine
 
 METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
 
 
-def _certificate(
-    selection: NDArray,
-    counts: NDArray,
-    noise: NoiseLaw,
-    alpha: float,
-    method: str,
-    subject: str,
-    plan: Plan | None = None,
-    claimed: int = 0,
-) -> Certificate:
-    """CERTIFY of Cohen et al. 2019 from the votes (K,) of two disjoint sets of draws, or a plan's claim."""
-    top = int(np.argmax(selection))  # the class is chosen by draws that the bound does not see
-    n = int(counts.sum())
-    if plan is not None:
-        p_lower = plan.p_lower(claimed, int(counts[top]), n)
-        certified = claimed > 0 or p_lower > 0.5
-        radius = max(noise.radius(p_lower), plan.levels[claimed - 1].radius if claimed else 0.0)
-    elif method == "two_sided":
-        p_lower, radius = two_sided_radius(counts, top, noise, alpha, rival_groups(selection, top))
-        certified = radius > 0
-    else:
-        p_lower = binomial_lower_bound(int(counts[top]), n, alpha)
-        certified = p_lower > 0.5
-        radius = noise.radius(p_lower)
-    return Certificate(
-        prediction=top if certified else ABSTAIN,
-        radius=radius if certified else 0.0,
-        norm=noise.norm,
-        p_lower=p_lower,
-        counts=tuple(int(count) for count in counts),
-        n0=int(selection.sum()),
-        n=n,
-        alpha=alpha,
-        method=method,
-        noise=noise.describe(),
-        subject=subject,
-        sound=noise.sound,
-        selected=top,
-    )
+@dataclass(frozen=True)
+class Sampling:
+    """How many votes of an image are drawn, and what they are to prove; refused where it could certify nothing.
+
+    Attributes:
+        n0: Draws that select the class.
+        n: Draws that bound its probability: all of them ("fixed", "two_sided"), or at most.
+        alpha: Probability of a wrong certificate, in (0, 0.5).
+        method: "fixed" (Cohen et al. 2019), "two_sided" (bounds the runner-up too), "sequential" or
+            "group_sequential" (stop as soon as every one of ``radii`` is decided or out of reach of n draws).
+        radii: Of the methods that stop early; default 0, 0.25, 0.5, ...
+    """
+
+    n0: int = 100
+    n: int = 100_000
+    alpha: float = 0.001
+    method: str = "fixed"
+    radii: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        check_count("n0", self.n0)
+        check_count("n", self.n)
+        object.__setattr__(self, "alpha", check_alpha(self.alpha))
+        if self.method not in METHODS:
+            known = ", ".join(METHODS)
+            raise CertifyError(f"method must be one of {known}, got {self.method!r}: try method='fixed'")
+
+    def plan(self, noise: NoiseLaw, unit: int = UNIT) -> Plan | None:
+        """The sequential test; None for a fixed number of votes.
+
+        Raises:
+            CertifyError: n is too small to certify anything, or the law lacks what the method needs.
+        """
+        if self.method in ("sequential", "group_sequential"):
+            return make_plan(noise, self.radii, self.n, self.alpha, self.method, unit)
+        if self.radii is not None:
+            raise CertifyError(
+                f"radii is not used by method={self.method!r}, got {self.radii!r}: leave it out"
+            )
+        if self.method == "two_sided":
+            check_two_sided(noise)
+        enough = smallest_n(np.nextafter(0.5, 1), self.alpha)
+        if self.n < enough:
+            raise CertifyError(
+                f"n={self.n} is too small to certify anything at alpha={self.alpha:g}: use n >= {enough}"
+            )
+        return None
 
 
 def certify_votes(
-    draw: Callable[[Any], ArrayLike],
+    draw: Callable[[int], ArrayLike],
     noise: NoiseLaw,
     num_classes: int,
     *,
@@ -86,49 +87,56 @@ def certify_votes(
     method: str = "fixed",
     radii: Sequence[float] | None = None,
     subject: str = "callable",
-    guide: Guide | None = None,
 ) -> Certificate:
     """Certify one image from votes alone.
 
-    ``draw(count)`` returns an integer array (count,) of hard labels in [0, num_classes), each under a fresh,
-    independent draw of ``noise``; it is called once for the selection (n0), then for the estimation: once (n)
-    by "fixed" and "two_sided" (Gaussian, Laplace: bounds the runner-up too), and by "sequential" and
-    "group_sequential" look after look until every one of ``radii`` (default: 0, 0.25, 0.5, ...) is claimed,
-    given up or out of reach of n draws.
+    Args:
+        draw: ``draw(count)`` returns an integer array (count,) of hard labels, each under a fresh, independent
+            draw of ``noise``. Called once for the selection (n0), then for the estimation: once (n) by "fixed"
+            and "two_sided", analysis after analysis by the methods that stop early.
+        noise: The law that the labels are drawn under.
+        num_classes: Labels are in [0, num_classes).
+        n0, n, alpha, method, radii: See ``Sampling``.
+        subject: Whose votes they are.
 
-    With a ``guide``, a surrogate whose answers are free, ``draw(inputs)`` labels the inputs that it is given,
-    out of those that the guide proposed; the guide names the class (no n0) and picks one of ``radii`` to
-    test, by at most n paid votes; ``method`` is "guided" and stays at its default. Raises CertifyError for
-    bad arguments before the first draw, and for bad labels.
+    Raises:
+        CertifyError: Bad arguments (before the first draw), or bad labels.
     """
-    if guide is not None:
-        check_count("num_classes", num_classes, 2)
-        if method != "fixed":
-            raise CertifyError(f"method is not used with a guide, got {method!r}: leave it out")
-        settings = {"radii": radii, "n": n, "alpha": check_alpha(alpha), "subject": subject}
-        return decide(GuidedImage(draw, guide, noise, num_classes, **settings))
-    alpha, plan = _check_plan(num_classes, noise, n0, n, alpha, method, radii)
-    selection = _count_drawn(draw, n0, num_classes)
+    check_count("num_classes", num_classes, 2)
+    sampling = Sampling(n0, n, alpha, method, radii)
+    plan = sampling.plan(noise)
+
+    def count(draws: int) -> Counts:
+        return np.bincount(check_labels(draw(draws), draws, num_classes), minlength=num_classes)
+
+    counts0 = count(n0)
     if plan is None:
-        counts = _count_drawn(draw, n, num_classes)
-        return _certificate(selection, counts, noise, alpha, method, subject)
-
-    def more(_: NDArray, first: int, last: int) -> NDArray[np.int64]:
-        return _count_drawn(draw, last - first, num_classes)[None]
-
-    votes = plan.run(np.argmax(selection)[None], more, num_classes)
-    counts, claimed = votes.counts[0], int(votes.claimed[0])
-    return _certificate(selection, counts, noise, alpha, method, subject, plan, claimed)
+        counts, claimed = count(n), 0
+    else:
+        outcome = plan.run(
+            np.array([counts0.argmax()]), lambda _, first, last: count(last - first)[None], num_classes
+        )
+        counts, claimed = outcome.counts[0], int(outcome.claimed[0])
+    return _certificate(counts0, counts, claimed, noise, sampling, plan, subject)
 
 
 class SmoothedClassifier:
-    """The majority vote of ``base`` under ``noise``.
+    """The majority vote of a base classifier under noise.
 
-    ``base``: (B, C, H, W) float32 noisy images -> scores (B, num_classes) or labels (B,), see
-    ``count_votes``; the noise is added in [0, 1] pixel units, so normalising and resizing are the base's own
-    business. ``subject`` names what is certified: a certificate of a surrogate says nothing of its target.
-    Same ``seed``, same votes, whatever the batch size or order of the images. ``autocast``, ``channels_last``,
-    ``prefetch`` and ``grid`` as in ``count_votes``; ``compile`` runs the model through torch.compile.
+    The same seed gives the same votes, whatever the batch size or order of the images.
+
+    Args:
+        base: (B, C, H, W) float32 noisy images -> scores (B, num_classes) or labels (B,). The noise is added in
+            [0, 1] pixel units, so normalizing and resizing are the base's own business.
+        noise: Added to the images.
+        num_classes: K.
+        subject: What is certified: a certificate of a surrogate says nothing of its target.
+        compile: Run a torch module through torch.compile.
+        engine: How votes are drawn and computed.
+        options: Fields of ``VoteEngine`` (``batch_size``, ``device``, ``seed``, ...) that replace the engine's.
+
+    Raises:
+        CertifyError: Bad arguments, or an unknown option.
     """
 
     def __init__(
@@ -138,15 +146,9 @@ class SmoothedClassifier:
         num_classes: int,
         *,
         subject: str = "model",
-        batch_size: int = 1024,
-        chunk_size: int = 256,
-        device: torch.device | str | None = None,
-        seed: int = 0,
-        autocast: torch.dtype | None = None,
-        channels_last: bool = False,
         compile: bool = False,
-        prefetch: bool = False,
-        grid: int | None = None,
+        engine: VoteEngine | None = None,
+        **options: Any,
     ) -> None:
         if not callable(base):
             raise CertifyError(
@@ -156,20 +158,12 @@ class SmoothedClassifier:
             raise CertifyError(f"noise must be a noise law, got {noise!r}: try certify.Gaussian(0.25)")
         if compile and not isinstance(base, torch.nn.Module):
             raise CertifyError(f"compile needs a torch module, got {type(base).__name__}: leave it out")
+        engine = with_options(engine or VoteEngine(), options)
+        self.engine = replace(engine, device=resolve_device(base, engine.device))
         self.base = torch.compile(base) if compile else base
         self.noise = noise
         self.num_classes = check_count("num_classes", num_classes, 2)
         self.subject = subject
-        self.batch_size = check_count("batch_size", batch_size)
-        self.chunk_size = check_count("chunk_size", chunk_size)
-        self.device = resolve_device(base, device)
-        self.seed = check_count("seed", seed, 0)
-        self._engine = {
-            "autocast": autocast,
-            "channels_last": channels_last,
-            "prefetch": prefetch,
-            "grid": grid,
-        }
 
     def certify(
         self,
@@ -184,44 +178,43 @@ class SmoothedClassifier:
         on_certificate: Callable[[int, Certificate, float], None] | None = None,
         progress: Any = None,
     ) -> list[Certificate]:
-        """Certify (N, C, H, W) images in [0, 1], in order: one Certificate each, every one at level
-        ``alpha``.
+        """One certificate for each image, in order, every one at level ``alpha``.
 
-        ``method`` and ``radii`` as in ``certify_votes``: the methods that stop early draw more only for the
-        images that are still undecided. ``indices`` name the images (default 0, 1, ...) and seed their noise.
-        ``on_certificate(index, certificate, seconds)`` is called, in order, as soon as an image (or the small
-        group that shares its batches) is done. ``progress``: anything with ``update(draws)``; there are at
-        most N * (n0 + n) draws. Raises CertifyError for bad arguments before the first vote.
+        Args:
+            images: (N, C, H, W) in [0, 1].
+            n0, n, alpha, method, radii: See ``Sampling``; the methods that stop early draw more only for the
+                images that are still undecided.
+            indices: Names of the images (default 0, 1, ...), which seed their noise.
+            on_certificate: Called as ``on_certificate(index, certificate, seconds)``, in order, as soon as an
+                image (or the small group that shares its batches) is done.
+            progress: Anything with ``update(draws)``; there are at most N * (n0 + n) draws.
+
+        Raises:
+            CertifyError: Bad arguments, before the first vote.
         """
-        unit = min(UNIT, self.chunk_size)
-        alpha, plan = _check_plan(self.num_classes, self.noise, n0, n, alpha, method, radii, unit)
+        sampling = Sampling(n0, n, alpha, method, radii)
+        plan = sampling.plan(self.noise, self._unit)
         images = check_images(images)
         indices = check_indices(indices, len(images))
         certificates: list[Certificate] = []
         # Few selection draws fill a batch only together; estimation in smaller groups finishes images early.
-        for group in _spans(0, len(images), self._images_per_batch(n0 if plan is None else min(n0, unit))):
+        for group in _spans(len(images), self._images_per_batch(n0 if plan is None else min(n0, self._unit))):
             start = time.perf_counter()
             selection = self._votes(images[group], indices[group], SELECTION, n0, progress)
             seconds = (time.perf_counter() - start) / len(selection)
-            for part in _spans(
-                0, len(selection), self._images_per_batch(n) if plan is None else len(selection)
-            ):
+            together = self._images_per_batch(n) if plan is None else len(selection)
+            for part in _spans(len(selection), together):
                 start = time.perf_counter()
-                names = indices[group][part]
-                outcome = self._estimate(images[group][part], names, selection[part], n, plan, unit, progress)
+                names, counts0 = indices[group][part], selection[part]
+                outcome = self._estimate(images[group][part], names, counts0, n, plan, progress)
                 total = seconds + (time.perf_counter() - start) / len(names)
-                for index, chosen, counts, claimed in zip(
-                    names, selection[part], outcome.counts, outcome.claimed, strict=True
-                ):
-                    certificate = _certificate(
-                        chosen, counts, self.noise, alpha, method, self.subject, plan, int(claimed)
+                for row, index in enumerate(names):
+                    votes = counts0[row], outcome.counts[row], int(outcome.claimed[row])
+                    certificates.append(
+                        self._on_grid(_certificate(*votes, self.noise, sampling, plan, self.subject))
                     )
-                    if self._engine["grid"] is not None:
-                        law = {**certificate.noise, "grid": self._engine["grid"]}
-                        certificate = replace(certificate, noise=law)
-                    certificates.append(certificate)
                     if on_certificate is not None:
-                        on_certificate(index, certificate, total)
+                        on_certificate(index, certificates[-1], total)
         return certificates
 
     def predict(
@@ -233,115 +226,91 @@ class SmoothedClassifier:
         indices: Sequence[int] | None = None,
         progress: Any = None,
     ) -> NDArray[np.int64]:
-        """Labels (N,) of the smoothed classifier, or ABSTAIN; each is wrong with probability at most
-        ``alpha``.
+        """Labels (N,) of the smoothed classifier, or ABSTAIN; each is wrong with probability at most ``alpha``.
 
-        PREDICT of Cohen et al. 2019: the two most frequent classes are compared by a two-sided binomial test.
-        Raises CertifyError for bad arguments before the first vote.
+        Args:
+            images, indices, progress: As in ``certify``.
+            n: Draws of each image.
+            alpha: In (0, 0.5).
+
+        Raises:
+            CertifyError: Bad arguments, before the first vote.
         """
-        from scipy.stats import binomtest
-
         alpha = check_alpha(alpha)
         check_count("n", n)
         images = check_images(images)
         indices = check_indices(indices, len(images))
         votes = self._votes(images, indices, PREDICTION, n, progress)
-        labels = np.argmax(votes, axis=1)
-        second, first = np.sort(votes, axis=1)[:, -2:].T
-        unsure = [
-            binomtest(int(a), int(a + b), 0.5).pvalue > alpha for a, b in zip(first, second, strict=True)
-        ]
-        return np.where(unsure, ABSTAIN, labels).astype(np.int64)
+        return np.array([core.predict(counts, alpha) for counts in votes], dtype=np.int64)
+
+    @property
+    def _unit(self) -> int:
+        """Sample sizes of interim analyses are multiples of it: a chunk, so that counts can be continued."""
+        return min(UNIT, self.engine.chunk_size)
 
     def _images_per_batch(self, draws: int) -> int:
-        packs = self.batch_size > self.chunk_size
-        return max(1, self.batch_size // draws) if packs else 1
+        packs = self.engine.batch_size > self.engine.chunk_size
+        return max(1, self.engine.batch_size // draws) if packs else 1
 
     def _estimate(
         self,
         images: torch.Tensor,
         indices: list[int],
-        selection: NDArray[np.int64],
+        counts0: Counts,
         n: int,
         plan: Plan | None,
-        unit: int,
         progress: Any,
     ) -> Outcome:
-        """The estimation votes: n an image, or as many as the plan asks for."""
+        """The estimation votes: n an image, or as many as the plan needs."""
         if plan is None:
             votes = self._votes(images, indices, ESTIMATION, n, progress)
             return Outcome(votes, np.zeros(len(votes), dtype=np.int64))
-        batch_size = self.batch_size if self.batch_size > self.chunk_size else unit
+        packs = self.engine.batch_size > self.engine.chunk_size
+        batch_size = self.engine.batch_size if packs else self._unit
+        engine = replace(self.engine, chunk_size=self._unit, batch_size=batch_size)
 
-        def more(which: NDArray[np.int64], first: int, last: int) -> NDArray[np.int64]:
+        def more(which: Counts, first: int, last: int) -> Counts:
             names = [indices[position] for position in which]
-            sizes = {"chunk_size": unit, "batch_size": batch_size, "first": first}
-            return self._votes(images[which], names, ESTIMATION, last - first, progress, **sizes)
+            return self._votes(images[which], names, ESTIMATION, last - first, progress, engine, first)
 
-        return plan.run(np.argmax(selection, axis=1), more, self.num_classes)
+        return plan.run(np.argmax(counts0, axis=1), more, self.num_classes)
 
     def _votes(
-        self, images: torch.Tensor, indices: list[int], stage: int, n: int, progress: Any, **changes: Any
-    ) -> NDArray[np.int64]:
-        """Votes of one stage; ``changes`` to the settings of the engine."""
-        settings = {
-            "noise": self.noise,
-            "batch_size": self.batch_size,
-            "chunk_size": self.chunk_size,
-            "seed": self.seed,
-            "device": self.device,
-            **self._engine,
-            **changes,
-        }
-        noise = settings.pop("noise")
-        options = {"indices": indices, "stage": stage, "progress": progress, **settings}
-        return count_votes(self.base, images, noise, self.num_classes, n, **options)
+        self,
+        images: torch.Tensor,
+        indices: list[int],
+        stage: int,
+        n: int,
+        progress: Any,
+        engine: VoteEngine | None = None,
+        first: int = 0,
+    ) -> Counts:
+        where = {"indices": indices, "stage": stage, "first": first, "progress": progress}
+        return (engine or self.engine).count(self.base, images, self.noise, self.num_classes, n, **where)
+
+    def _on_grid(self, certificate: Certificate) -> Certificate:
+        if self.engine.grid is None:
+            return certificate
+        return replace(certificate, noise={**certificate.noise, "grid": self.engine.grid})
 
 
-def _check_plan(
-    num_classes: int,
+def _certificate(
+    counts0: Counts,
+    counts: Counts,
+    claimed: int,
     noise: NoiseLaw,
-    n0: int,
-    n: int,
-    alpha: float,
-    method: str,
-    radii: Sequence[float] | None,
-    unit: int = UNIT,
-) -> tuple[float, Plan | None]:
-    """Refuse, before any draw, a plan that is malformed or could certify nothing."""
-    check_count("num_classes", num_classes, 2)
-    check_count("n0", n0)
-    check_count("n", n)
-    alpha = check_alpha(alpha)
-    if method not in METHODS:
-        raise CertifyError(f"method must be one of {', '.join(METHODS)}, got {method!r}: try method='fixed'")
-    if method in ("sequential", "group_sequential"):
-        return alpha, make_plan(noise, radii, n, alpha, method, unit)
-    if radii is not None:
-        raise CertifyError(f"radii is not used by method={method!r}, got {radii!r}: leave it out")
-    if method == "two_sided":
-        check_two_sided(noise)
-    enough = smallest_n(np.nextafter(0.5, 1), alpha)
-    if n < enough:
-        raise CertifyError(f"n={n} is too small to certify anything at alpha={alpha:g}: use n >= {enough}")
-    return alpha, None
+    sampling: Sampling,
+    plan: Plan | None,
+    subject: str,
+) -> Certificate:
+    """What the votes (K,) of two disjoint sets of draws prove, by the method that drew them."""
+    if plan is not None:
+        return plan.certificate(counts0, counts, claimed, noise, subject=subject)
+    if sampling.method == "two_sided":
+        return certify_two_sided(counts0, counts, noise, sampling.alpha, subject=subject)
+    return core.certify(counts0, counts, noise, sampling.alpha, subject=subject)
 
 
-def _count_drawn(draw: Callable[[int], ArrayLike], count: int, num_classes: int) -> NDArray[np.int64]:
-    labels = np.asarray(draw(count))
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        got = f"{labels.dtype} of shape {labels.shape}"
-        raise CertifyError(
-            f"draw({count}) must return an integer array ({count},), got {got}: one label a draw"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        wrong = low if low < 0 else high
-        raise CertifyError(
-            f"labels must be in [0, {num_classes}), got {wrong}: check num_classes={num_classes}"
-        )
-    return np.bincount(labels, minlength=num_classes)
-
-
-def _spans(start: int, stop: int, size: int) -> list[slice]:
-    return [slice(low, min(low + size, stop)) for low in range(start, stop, size)]
+def _spans(count: int, size: int) -> Iterator[slice]:
+    for low in range(0, count, size):
+        yield slice(low, min(low + size, count))

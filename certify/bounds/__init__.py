@@ -1,4 +1,4 @@
-"""Confidence bounds: from counts of votes to what is known of a probability."""
+"""Confidence bounds: from counts of votes to bounds on probabilities."""
 
 from certify.bounds.binomial import (
     binomial_interval,

@@ -14,23 +14,29 @@ ROUNDING = 1e-12  # relative; above the error of the beta quantiles, so that eve
 def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Any:
     """One-sided lower bound on a binomial probability, wrong with probability <= ``alpha``; rounded down.
 
-    Scalars give a float, arrays a float64 array. Raises CertifyError unless 0 <= successes <= trials.
+    Args:
+        successes: Count, or array of counts.
+        trials: Count, or array of counts.
+        alpha: In (0, 0.5).
+
+    Returns:
+        A float for scalars, a float64 array for arrays.
+
+    Raises:
+        CertifyError: Not 0 <= successes <= trials, or no whole numbers.
     """
     return _bounds(successes, trials, 2 * check_alpha(alpha))[0]
 
 
 def binomial_upper_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Any:
-    """One-sided upper bound on a binomial probability, wrong with probability at most ``alpha``; rounded up.
-
-    Scalars give a float, arrays a float64 array. Raises CertifyError unless 0 <= successes <= trials.
-    """
+    """One-sided upper bound on a binomial probability; as ``binomial_lower_bound``, rounded up."""
     return _bounds(successes, trials, 2 * check_alpha(alpha))[1]
 
 
 def binomial_interval(successes: ArrayLike, trials: ArrayLike, alpha: float = 0.05) -> tuple[Any, Any]:
     """Two-sided Clopper-Pearson interval (lower, upper) at level 1 - alpha, rounded outwards.
 
-    Scalars give floats, arrays float64 arrays. Raises CertifyError unless 0 <= successes <= trials.
+    Arguments and errors as ``binomial_lower_bound``.
     """
     return _bounds(successes, trials, check_alpha(alpha))
 
@@ -38,7 +44,10 @@ def binomial_interval(successes: ArrayLike, trials: ArrayLike, alpha: float = 0.
 def smallest_n(p_required: float, alpha: float) -> int:
     """Smallest n for which n successes in n trials have a lower bound of at least ``p_required``.
 
-    The bound is then alpha^(1/n) (Cohen et al. 2019). Raises CertifyError unless p_required is in (0, 1).
+    The bound is then alpha^(1/n) (Cohen et al. 2019).
+
+    Raises:
+        CertifyError: ``p_required`` is not in (0, 1).
     """
     alpha = check_alpha(alpha)
     if not 0 < p_required < 1:

@@ -12,14 +12,21 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
 from certify.errors import CertifyError, check_alpha
-from certify.noise.base import ROUNDING, Gaussian
+from certify.noise.base import ROUNDING
+from certify.noise.gaussian import Gaussian
 
 
 def score_lower_bound(scores: ArrayLike, noise: Gaussian, radius: float, alpha: float) -> float:
-    """Lower bound on E h everywhere within l2 ``radius``, from scores (n,) of one class at fresh draws.
+    """Lower bound on E h everywhere within l2 ``radius``.
 
-    Wrong with probability at most ``alpha``, for all radii at once. Raises CertifyError for scores outside
-    [0, 1] or noise that is not Gaussian.
+    Args:
+        scores: (n,) in [0, 1], of one class, each at a fresh draw.
+        noise: The law of the draws.
+        radius: In [0, 1] pixel units.
+        alpha: Probability of a wrong bound, for all radii at once.
+
+    Raises:
+        CertifyError: Scores outside [0, 1], or noise that is not Gaussian.
     """
     scores = _check(scores, noise, radius)
     slack = np.sqrt(np.log(1 / check_alpha(alpha)) / (2 * len(scores)))

@@ -2,20 +2,20 @@
 
 A grid of radii gives levels p_1 < p_2 < ..., one for each radius. Level j is claimed once the levels below it
 are, so a wrong claim needs the rejection of one particular true hypothesis, the lowest: every level is tested
-at the full alpha, whatever their number. Each test is two rows of counts, one entry a look: claim the level
-at ``upper`` successes, give it up at ``lower``. Two ways to make ``upper``:
+at the full alpha, whatever their number. Each test has two boundaries, one entry an interim analysis: claim the
+level at ``upper`` successes (efficacy), give it up at ``lower`` (futility). Two ways to compute ``upper``:
 
 betting   Wealth that bets against p <= p_0 with a Beta(1/2, 1/2) mixture over (p_0, 1) is a nonnegative
           supermartingale, so it ever reaches 1 / alpha_1 with probability at most alpha_1 (Ville 1939), at
-          any looks and under any stopping. One Clopper-Pearson look at the cap has the remaining alpha.
-spending  alpha is spent over a fixed schedule of looks as alpha (t / n)^(1/2) (Kim and DeMets 1987), each
+          any analyses and under any stopping. One Clopper-Pearson analysis at the cap has the remaining alpha.
+spending  alpha is spent over a fixed schedule of analyses as alpha (t / n)^(1/2) (Kim and DeMets 1987), each
           boundary by exact dynamic programming of the binomial random walk: no slack, fewer draws.
 
 ``lower`` is chosen for economy and cannot hurt: giving up claims nothing. It is where even unbroken success
 could not reach ``upper`` any more, or where the predictive chance of doing so falls below FUTILITY.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,24 +26,24 @@ from scipy.special import betaincc, betaln, ndtri
 from scipy.stats import binom
 
 from certify.bounds.binomial import binomial_lower_bound, required_successes, smallest_n
+from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError
+from certify.noise.base import NoiseLaw
 
-UNIT = 32  # looks fall on multiples of this many draws: the chunk of the vote engine
-GROWTH = 1.1  # between looks
-FINAL_SHARE = 0.5  # of alpha, for the look at the cap
+UNIT = 32  # analyses fall on multiples of this many draws: the chunk of the vote engine
+GROWTH = 1.1  # between the sample sizes of analyses
+FINAL_SHARE = 0.5  # of alpha, for the analysis at the cap
 FUTILITY = 0.05  # predictive chance below which a level is given up
 MARGIN = 1e-6  # in log wealth: above the rounding error of the special functions
 LOST_TAIL = 1e-17  # tails of a step that the dynamic programming leaves out
-STEP = 0.25  # of the radii that are asked for when the caller names none
-
-Counts = NDArray[np.int64]
+STEP = 0.25  # of the radii that are tested where the caller names none
 
 
 @dataclass(frozen=True)
 class Level:
     """Claim ``radius`` (top class more probable than ``p``) at ``upper`` successes, give up at ``lower``.
 
-    ``upper``, ``lower``: int64 (looks,).
+    ``upper``, ``lower``: int64 (L,), one entry an analysis.
     """
 
     radius: float
@@ -53,102 +53,139 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """Votes (N, K) at the last analysis of each image and the number (N,) of levels claimed."""
+
+    counts: Counts
+    claimed: Counts
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A sequential test of increasing ``levels`` at the sample sizes ``looks`` (L,), wrong w.p. <= alpha."""
+    """A sequential test of increasing ``levels`` at the sample sizes ``sizes`` (L,), wrong w.p. <= alpha."""
 
     method: str
     alpha: float
-    looks: Counts
+    sizes: Counts
     levels: tuple[Level, ...]
 
-    def run(self, top: Counts, more: Callable[[Counts, int, int], Counts], num_classes: int) -> "Outcome":
-        """Draw for images (N,) with selected classes ``top`` until every one is decided.
+    def run(self, top: Counts, more: Callable[[Counts, int, int], Counts], num_classes: int) -> Outcome:
+        """Draw until every image is decided.
 
-        ``more(images, first, last)`` returns the votes (len(images), num_classes) of draws first..last-1.
+        Args:
+            top: Selected classes (N,).
+            more: ``more(images, first, last)`` returns the votes (len(images), num_classes) of draws
+                first..last-1 of the images at these positions.
+            num_classes: K.
         """
         counts = np.zeros((len(top), num_classes), dtype=np.int64)
         claimed = np.zeros(len(top), dtype=np.int64)
         within = np.full(len(top), len(self.levels))  # levels not given up
         undecided, first = np.arange(len(top)), 0
-        for look, last in enumerate(self.looks):
+        for analysis, last in enumerate(self.sizes):
             counts[undecided] += more(undecided, first, int(last))
             first = int(last)
             successes = counts[undecided, top[undecided]]
-            claimed[undecided], within[undecided] = self.step(
-                look, successes, claimed[undecided], within[undecided]
+            claimed[undecided], within[undecided] = self.analyze(
+                analysis, successes, claimed[undecided], within[undecided]
             )
             undecided = undecided[claimed[undecided] < within[undecided]]
             if len(undecided) == 0:
                 break
         return Outcome(counts, claimed)
 
-    def step(self, look: int, successes: Counts, claimed: Counts, within: Counts) -> tuple[Counts, Counts]:
-        """Levels claimed, and levels that are not given up, after a look; all (N,).
+    def analyze(
+        self, analysis: int, successes: Counts, claimed: Counts, within: Counts
+    ) -> tuple[Counts, Counts]:
+        """Levels claimed, and levels that are not given up, after an analysis; all (N,).
 
         A level is given up for good, even while one below it is undecided: its error was computed so.
         """
         claimed, within = claimed.copy(), within.copy()
         for number, level in enumerate(self.levels):
-            claimed[(claimed == number) & (within > number) & (successes >= level.upper[look])] += 1
-            gone = (claimed <= number) & (successes <= level.lower[look])
+            claimed[(claimed == number) & (within > number) & (successes >= level.upper[analysis])] += 1
+            gone = (claimed <= number) & (successes <= level.lower[analysis])
             within[gone] = np.minimum(within[gone], number)
         return claimed, within
+
+    def certificate(
+        self, counts0: Counts, counts: Counts, claimed: int, noise: NoiseLaw, *, subject: str
+    ) -> Certificate:
+        """What the test proves of one image, from its votes (K,) at the last analysis and the levels claimed."""
+        top = int(np.argmax(counts0))
+        p_lower = self.p_lower(claimed, int(counts[top]), int(counts.sum()))
+        radius = None
+        if claimed or p_lower > 0.5:
+            radius = max(noise.radius(p_lower), self.levels[claimed - 1].radius if claimed else 0.0)
+        return Certificate.of(
+            top,
+            radius,
+            p_lower,
+            counts0,
+            counts,
+            noise,
+            alpha=self.alpha,
+            method=self.method,
+            subject=subject,
+        )
 
     def p_lower(self, claimed: int, successes: int, trials: int) -> float:
         """The bound that an image's test proves; 0 if none.
 
-        Betting proves a bound between the levels too: wealth against every p at once, and the look at the cap.
-        That adds no error: wealth that claims a level above the true p has also crossed at the true p.
+        Betting proves a bound between the levels too: wealth against every p at once, and the analysis at the
+        cap. That adds no error: wealth that claims a level above the true p has also crossed at the true p.
         """
         level = self.levels[claimed - 1].p if claimed else 0.0
         if self.method != "sequential":
             return level
         bound = betting_lower_bound(successes, trials, self.alpha * (1 - FINAL_SHARE))
-        if trials == self.looks[-1]:
+        if trials == self.sizes[-1]:
             bound = max(bound, binomial_lower_bound(successes, trials, self.alpha * FINAL_SHARE))
         return max(level, bound if bound > 0.5 else 0.0)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Votes (N, K) at the last look of each image and the number (N,) of levels claimed."""
-
-    counts: Counts
-    claimed: Counts
-
-
-def look_schedule(n: int, unit: int = UNIT) -> Counts:
-    """Sample sizes of the looks: multiples of ``unit`` that grow by about a tenth, then n itself."""
-    looks = [min(unit, n)]
-    while looks[-1] < n:
-        step = max(unit, int(np.ceil(looks[-1] * (GROWTH - 1) / unit)) * unit)
-        looks.append(min(looks[-1] + step, n))
-    return np.array(looks, dtype=np.int64)
+def analysis_sizes(n: int, unit: int = UNIT) -> Counts:
+    """Sample sizes of the analyses: multiples of ``unit`` that grow by about a tenth, then n itself."""
+    sizes = [min(unit, n)]
+    while sizes[-1] < n:
+        step = max(unit, int(np.ceil(sizes[-1] * (GROWTH - 1) / unit)) * unit)
+        sizes.append(min(sizes[-1] + step, n))
+    return np.array(sizes, dtype=np.int64)
 
 
-def make_plan(noise: Any, radii: Any, n: int, alpha: float, method: str, unit: int = UNIT) -> Plan:
-    """The plan for ``radii`` (None: 0, 0.25, 0.5, ...) within n draws.
+def make_plan(
+    noise: NoiseLaw, radii: Sequence[float] | None, n: int, alpha: float, method: str, unit: int = UNIT
+) -> Plan:
+    """The test of ``radii`` within n draws.
 
-    Radii out of reach of n unbroken successes are left out. Raises CertifyError if there is a bad one, or none
-    within reach.
+    Args:
+        noise: The law that the votes are drawn under.
+        radii: To decide (None: 0, 0.25, 0.5, ...); those out of reach of n unbroken successes are left out.
+        n: Most draws of an image.
+        alpha: Probability of a wrong claim.
+        method: "sequential" (betting) or "group_sequential" (spending).
+        unit: Analyses fall on multiples of it.
+
+    Raises:
+        CertifyError: A radius is negative or not finite, or none is within reach.
     """
-    looks = look_schedule(n, unit)
+    sizes = analysis_sizes(n, unit)
     levels: list[Level] = []
-    for radius in _radii(radii):
+    for radius in _increasing(radii):
         p = noise.p_required(radius)
-        boundary = _boundary(method, p, alpha, tuple(looks.tolist())) if p < 1 else None
-        if boundary is None:
+        boundaries = _boundaries(method, p, alpha, tuple(sizes.tolist())) if p < 1 else None
+        if boundaries is None:
             break
-        levels.append(Level(radius, p, *boundary))
+        levels.append(Level(radius, p, *boundaries))
     if not levels:
         first = 0.0 if radii is None else float(np.min(radii))
         p = max(noise.p_required(first), np.nextafter(0.5, 1))
         remedy = f"use n >= {smallest_n(p, alpha * FINAL_SHARE)}" if p < 1 else "ask for a smaller radius"
         raise CertifyError(f"n={n} is too small to certify radius {first:g} at alpha={alpha:g}: {remedy}")
-    return Plan(method, alpha, looks, tuple(levels))
+    return Plan(method, alpha, sizes, tuple(levels))
 
 
-def _radii(radii: Any) -> Any:
+def _increasing(radii: Sequence[float] | None) -> Iterable[float]:
     if radii is None:
         return (STEP * step for step in range(10_000))  # make_plan stops at the first out of reach
     try:
@@ -161,14 +198,16 @@ def _radii(radii: Any) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _boundary(method: str, p: float, alpha: float, looks: tuple[int, ...]) -> tuple[Counts, Counts] | None:
+def _boundaries(
+    method: str, p: float, alpha: float, analyses: tuple[int, ...]
+) -> tuple[Counts, Counts] | None:
     """(upper, lower) of a level, or None if n unbroken successes could not claim it."""
-    sizes = np.array(looks, dtype=np.int64)
+    sizes = np.array(analyses, dtype=np.int64)
     if method == "sequential":
         upper = betting_upper(p, alpha, sizes)
         lower = _futile(sizes, upper)
     else:
-        goal = required_successes(p, looks[-1], alpha)
+        goal = required_successes(p, analyses[-1], alpha)
         if goal is None:
             return None
         # Giving up is binding, so its paths spend no alpha; giving up still more, below, only loses claims.
@@ -194,16 +233,16 @@ def log_wealth(successes: Any, trials: Any, p: Any) -> Any:
     return betaln(a, b) - betaln(0.5, 0.5) + inside - successes * np.log(p) - failures * np.log1p(-p)
 
 
-def betting_upper(p: float, alpha: float, looks: Counts, final_share: float = FINAL_SHARE) -> Counts:
+def betting_upper(p: float, alpha: float, sizes: Counts, final_share: float = FINAL_SHARE) -> Counts:
     """Successes (L,) that claim p: wealth of 1 / ((1 - final_share) alpha), or Clopper-Pearson at the cap."""
     goal = -np.log(alpha * (1 - final_share)) + MARGIN
-    low, high = np.floor(looks * p).astype(np.int64), looks + 1  # wealth rises with the successes
+    low, high = np.floor(sizes * p).astype(np.int64), sizes + 1  # wealth rises with the successes
     while np.any(high - low > 1):
         middle = (low + high) // 2
-        enough = log_wealth(middle, looks, p) >= goal
+        enough = log_wealth(middle, sizes, p) >= goal
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     if final_share > 0:
-        last = required_successes(p, int(looks[-1]), alpha * final_share)
+        last = required_successes(p, int(sizes[-1]), alpha * final_share)
         high[-1] = min(high[-1], high[-1] if last is None else last)
     return high
 
@@ -224,14 +263,14 @@ def betting_lower_bound(successes: int, trials: int, alpha: float) -> float:
     return float(low)
 
 
-def spending_upper(p: float, spend: NDArray[np.float64], looks: Counts, lower: Counts) -> Counts:
-    """Fewest successes (L,) whose chance of a claim under p, up to each look, is at most ``spend`` (L,).
+def spending_upper(p: float, spend: NDArray[np.float64], sizes: Counts, lower: Counts) -> Counts:
+    """Fewest successes (L,) whose chance of a claim under p, up to each analysis, is at most ``spend`` (L,).
 
-    Exact: the distribution of the successes of paths that are still undecided is carried from look to look.
+    Exact: the distribution of the successes of paths that are still undecided is carried from analysis to analysis.
     """
-    upper = looks + 1
+    upper = sizes + 1
     alive, offset, spent, drawn = np.ones(1), 0, 0.0, 0
-    for look, size in enumerate(looks):
+    for analysis, size in enumerate(sizes):
         step = int(size) - drawn
         drawn = int(size)
         fewest = max(0, int(binom.ppf(LOST_TAIL, step, p)) - 1)
@@ -239,13 +278,13 @@ def spending_upper(p: float, spend: NDArray[np.float64], looks: Counts, lower: C
         alive = np.convolve(alive, binom.pmf(np.arange(fewest, most + 1), step, p))
         offset += fewest
         tail = np.cumsum(alive[::-1])[::-1]
-        affordable = np.flatnonzero(spent + tail <= spend[look] * (1 - 1e-9) - 1e-14)
+        affordable = np.flatnonzero(spent + tail <= spend[analysis] * (1 - 1e-9) - 1e-14)
         if len(affordable):
             cut = int(affordable[0])
             spent += tail[cut]
             alive = alive[:cut]
-            upper[look] = offset + cut
-        dropped = max(0, int(lower[look]) + 1 - offset)
+            upper[analysis] = offset + cut
+        dropped = max(0, int(lower[analysis]) + 1 - offset)
         alive, offset = alive[dropped:], offset + dropped
         if len(alive) == 0:
             break
@@ -255,24 +294,24 @@ def spending_upper(p: float, spend: NDArray[np.float64], looks: Counts, lower: C
 # --- giving up ----------------------------------------------------------------------------------------------
 
 
-def _futile(looks: Counts, upper: Counts) -> Counts:
+def _futile(sizes: Counts, upper: Counts) -> Counts:
     """Most successes (L,) at which a level is given up."""
-    # The most failures with which some later look (or this one) can still be won.
-    allowed = np.maximum.accumulate((looks - upper)[::-1])[::-1]
-    goal = int(min(upper[-1], looks[-1]))
-    return np.maximum(_unlikely(looks, goal), looks - allowed - 1)
+    # The most failures with which some later analysis (or this one) can still be won.
+    allowed = np.maximum.accumulate((sizes - upper)[::-1])[::-1]
+    goal = int(min(upper[-1], sizes[-1]))
+    return np.maximum(_unlikely(sizes, goal), sizes - allowed - 1)
 
 
-def _unlikely(looks: Counts, goal: int) -> Counts:
+def _unlikely(sizes: Counts, goal: int) -> Counts:
     """Most successes (L,) with a predictive chance below FUTILITY of ``goal`` in all (beta-binomial, normal
     approximation).
     """
-    rest = looks[-1] - looks
-    low, high = np.full(len(looks), -1, dtype=np.int64), looks + 1
+    rest = sizes[-1] - sizes
+    low, high = np.full(len(sizes), -1, dtype=np.int64), sizes + 1
     while np.any(high - low > 1):
         middle = (low + high) // 2
-        rate = (middle + 0.5) / (looks + 1)
-        spread = np.sqrt(rate * (1 - rate) * rest * (1 + rest / (looks + 1)))
+        rate = (middle + 0.5) / (sizes + 1)
+        spread = np.sqrt(rate * (1 - rate) * rest * (1 + rest / (sizes + 1)))
         likely = middle + rest * rate - goal + 0.5 >= ndtri(FUTILITY) * spread
         low, high = np.where(likely, low, middle), np.where(likely, middle, high)
     low[-1] = goal - 1

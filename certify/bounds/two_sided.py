@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from certify.bounds.binomial import binomial_lower_bound, binomial_upper_bound
+from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError, check_alpha, check_count
-from certify.noise.base import ROUNDING, Gaussian, NoiseLaw
+from certify.noise.base import ROUNDING, NoiseLaw
+from certify.noise.gaussian import Gaussian
 
 TOP_SHARE = 0.9  # of alpha, for the top class
 RUNNERS_UP = 20  # classes with a bound of their own; the others are pooled
@@ -27,13 +29,33 @@ def check_two_sided(noise: NoiseLaw) -> None:
         raise CertifyError(f"two-sided radii need Gaussian or Laplace noise, got {noise!r}: use 'fixed'")
 
 
-def two_sided_radius(
-    counts: NDArray[np.int64], top: int, noise: NoiseLaw, alpha: float, rivals: list[list[int]] | None = None
-) -> tuple[float, float]:
-    """(lower bound of the top class, radius) from the votes (K,) of one image; radius 0: not certified.
+def certify_two_sided(
+    counts0: Counts, counts: Counts, noise: NoiseLaw, alpha: float, *, subject: str = "model"
+) -> Certificate:
+    """As ``core.certify``, with bounds of the other classes too; ``counts0`` (K,) also groups the rivals."""
+    top = int(np.argmax(counts0))
+    p_lower, radius = two_sided_radius(counts, top, noise, alpha, rival_groups(counts0, top))
+    reached = radius or None
+    return Certificate.of(
+        top, reached, p_lower, counts0, counts, noise, alpha=alpha, method="two_sided", subject=subject
+    )
 
-    ``rivals`` groups the other classes, before these votes are seen: a pooled group's upper bound holds for
-    each of its classes. Default: each class by itself. Raises CertifyError for a law without such a radius.
+
+def two_sided_radius(
+    counts: Counts, top: int, noise: NoiseLaw, alpha: float, rivals: list[list[int]] | None = None
+) -> tuple[float, float]:
+    """(lower bound of the top class, radius) from the votes of one image; radius 0: not certified.
+
+    Args:
+        counts: Votes (K,).
+        top: The class, selected by other votes.
+        noise: The law that the votes were drawn under.
+        alpha: Probability that a bound is wrong.
+        rivals: Groups of the other classes, chosen without these votes: a pooled group's upper bound holds for
+            each of its classes. Default: each class by itself.
+
+    Raises:
+        CertifyError: The law has no two-sided radius.
     """
     check_two_sided(noise)
     if rivals is None:
@@ -46,18 +68,25 @@ def two_sided_radius(
     return lower, max(float(radius or 0.0) * (1 - 4 * ROUNDING), 0.0)
 
 
-def rival_groups(selection: NDArray[np.int64], top: int, own: int = RUNNERS_UP) -> list[list[int]]:
+def rival_groups(selection: Counts, top: int, own: int = RUNNERS_UP) -> list[list[int]]:
     """The ``own`` likeliest other classes by the selection votes (K,), each alone, and one group of the rest."""
     order = [int(label) for label in np.argsort(-selection, kind="stable") if label != top]
     rest = order[own:]
     return [[label] for label in order[:own]] + ([rest] if rest else [])
 
 
-def top_k_radius(counts: NDArray[np.int64], label: int, k: int, noise: Gaussian, alpha: float) -> float:
-    """l2 radius within which ``label`` stays among the k likeliest classes, from the votes (K,) of one image.
+def top_k_radius(counts: Counts, label: int, k: int, noise: Gaussian, alpha: float) -> float:
+    """l2 radius within which ``label`` stays among the k likeliest classes; 0 where nothing is certified.
 
-    ``label`` is chosen beforehand, not by these votes; wrong with probability at most ``alpha``; 0 where
-    nothing is certified. Raises CertifyError for another law, or k outside [1, K).
+    Args:
+        counts: Votes (K,) of one image.
+        label: The class, chosen beforehand, not by these votes.
+        k: In [1, K).
+        noise: The law that the votes were drawn under.
+        alpha: Probability of a wrong radius.
+
+    Raises:
+        CertifyError: A law that is not Gaussian, or k outside [1, K).
     """
     if not isinstance(noise, Gaussian):
         raise CertifyError(f"top-k radii are known for Gaussian noise, got {noise!r}: use certify.Gaussian")
@@ -86,7 +115,7 @@ def top_k_radius(counts: NDArray[np.int64], label: int, k: int, noise: Gaussian,
 
 
 def _simultaneous_bounds(
-    counts: NDArray[np.int64], top: int, rivals: list[list[int]], alpha: float
+    counts: Counts, top: int, rivals: list[list[int]], alpha: float
 ) -> tuple[float, NDArray[np.float64]]:
     """Lower bound of the top class and upper bounds (G,) of the groups, all true w.p. >= 1 - alpha."""
     trials = int(counts.sum())

@@ -18,8 +18,8 @@ Ramdas and Ruf 2024) with f = rho', the rates nearest to it in Kullback-Leibler 
 sum_k w_k rho'_k = p_0, and theta the multiplier of that constraint: one bisection. Wealth is shared out over
 many beliefs by their prior weights, among them the flat ones that ignore the guide; the tilt is the one of a
 few under which the beliefs expect most growth. Stratified audits (Spertus and Stark 2022) multiply a
-martingale per stratum instead and minimise over all rates; that needs the w_k, hence a share of alpha, and
-pays for learning in every stratum.
+martingale per stratum instead and minimize over all rates; that needs the w_k, hence a share of alpha, and
+pays for the estimate of every stratum.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from scipy.special import logsumexp, xlogy
 from certify.guided.calibration import STRATA, Calibration, FloatArray
 
 TILTS = (1.0, 0.7, 0.5, 0.35, 0.25)  # smallest odds of a stratum; 1: no stratum is preferred
-SMALLEST_LOOK, LARGEST_SHARE = 4, 1 / 6  # paid queries between decisions, and their share of those before
+SMALLEST_BATCH, LARGEST_SHARE = 4, 1 / 6  # paid votes under the same bets, and their share of those before
 OPTIMISM = 1.6  # growth that is thought possible, over that of the unguided test
 HOPELESS = 0.05  # chance of a claim below which an image is given up
 MARGIN = 1e-6  # in log wealth: above rounding error
@@ -39,7 +39,7 @@ MARGIN = 1e-6  # in log wealth: above rounding error
 
 @dataclass(frozen=True)
 class Bets:
-    """Fixed before a look: ``tilt`` (K,), and for each belief ``theta`` (J,) and ``null`` rates (J, K)."""
+    """Fixed before a batch of paid votes: ``tilt`` (K,), and for each belief ``theta`` (J,) and ``null`` rates (J, K)."""
 
     tilt: FloatArray
     theta: FloatArray
@@ -65,11 +65,11 @@ class GuidedTest:
 
     @property
     def claimed(self) -> bool:
-        """Whether the claim is made: it stays made."""
+        """Whether the level is claimed, for good."""
         return self.best >= self.goal
 
     def outlook(self) -> tuple[float, float]:
-        """Chance of a claim within the votes left, and the votes it is expected to take; free of charge.
+        """Chance of a claim within the remaining votes, and the votes that it is expected to take.
 
         A chance below HOPELESS counts as 0.
         """
@@ -84,7 +84,7 @@ class GuidedTest:
         return chance, float(weights[able] @ (need / growth[able])) / chance
 
     def bets(self) -> Bets | None:
-        """The bets of the next look, None if no belief expects to win."""
+        """The bets of the next batch, None if no belief expects to win."""
         shares, weights = self._shares(), self._posterior()
         weights = weights * (self.rates @ shares > self.p)  # bets matter only if the claim is true
         if not weights.sum() > 0:
@@ -92,25 +92,24 @@ class GuidedTest:
         mean = (weights / weights.sum()) @ self.rates
         spread = np.sqrt(mean * (1 - mean))
         spread /= spread[shares > 1e-4].max()
-        best: tuple[float, FloatArray, FloatArray] | None = None
+        best = -np.inf
         for least in TILTS:
-            tilt = np.clip(spread, least, 1.0)
-            picked = shares * tilt / (shares @ tilt)
-            null = project(mean[None], shares, picked, self.p)[1][0]
-            growth = float(picked @ _divergence(mean, null))
-            if best is None or growth > best[0] * 1.001:
-                best = growth, tilt, picked
-        growth, tilt, picked = best
-        return Bets(tilt, *project(self.rates, shares, picked, self.p), growth)
+            candidate = np.clip(spread, least, 1.0)
+            odds = shares * candidate / (shares @ candidate)
+            null = project(mean[None], shares, odds, self.p)[1][0]
+            growth = float(odds @ _divergence(mean, null))
+            if best == -np.inf or growth > best * 1.001:
+                best, tilt, picked = growth, candidate, odds
+        return Bets(tilt, *project(self.rates, shares, picked, self.p), best)
 
-    def look_size(self, bets: Bets) -> int:
-        """Paid votes after which to look again: as many as the bets expect to need, within bounds."""
+    def batch_size(self, bets: Bets) -> int:
+        """Paid votes under these bets: as many as they expect to need, within bounds."""
         need = (self.goal - max(0.0, self._log_wealth())) / max(bets.growth, 1e-9)
         most = max(32, int(self.paid * LARGEST_SHARE))
-        return min(max(int(np.ceil(min(need, most))), SMALLEST_LOOK), self.n - self.paid)
+        return min(max(int(np.ceil(min(need, most))), SMALLEST_BATCH), self.n - self.paid)
 
     def settle(self, bets: Bets, strata: NDArray[np.int64], picks: NDArray[np.int64], won: ArrayLike) -> None:
-        """Book a look's rounds: strata (m, B) of the free draws, the picks (m,) and their votes (m,) 0/1."""
+        """Update the wealth by m rounds: strata (m, B) of the free draws, the picks (m,) and their votes (m,) 0/1."""
         rounds = np.arange(len(strata))
         shares = np.zeros((len(strata), STRATA))
         np.add.at(shares, (rounds[:, None], strata), 1 / strata.shape[1])

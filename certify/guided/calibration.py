@@ -1,13 +1,13 @@
-"""What a surrogate's confidence says about the target's votes, learned from image to image.
+"""What a surrogate's confidence says about the target's votes, estimated from image to image.
 
-A noise draw belongs to the stratum of the surrogate's log-odds of the class, cut at fixed places, so that what
-one image teaches holds for the next. Within an image the target's rate of that class follows a curve,
+A noise draw belongs to the stratum of the surrogate's log-odds of the class, cut at fixed places, so that an
+estimate from one image holds for the next. Within an image the target's rate of that class follows a curve,
 
     rate_k = sigmoid(slope * curve_k + shift)        k = 1..K strata,
 
-whose ``shift`` is the image's own. The curve and the distribution of (slope, shift) over images are learned by
-expectation-maximisation from the votes paid so far (empirical Bayes). Slope 0 ignores the guide: a guide that
-is no use is found out, and then costs little. Nothing here can make a certificate wrong: it only chooses the
+whose ``shift`` is the image's own. The curve and the distribution of (slope, shift) over images are estimated by
+expectation-maximization from the votes paid so far (empirical Bayes). Slope 0 ignores the guide: a useless guide
+is detected, and then costs little. Nothing here can make a certificate wrong: it only chooses the
 bets.
 """
 
@@ -27,9 +27,12 @@ RATE = 1e-6  # no belief is surer than this
 STEEPNESS, SHARES = 2.0, np.array([0.35, 0.15, 0.4, 0.1])
 WIDTHS = np.array([5.0, 3.0, 3.0, 3.0])  # standard deviations of the shift, by slope
 PRIOR_IMAGES = 3.0  # how many images the prior is worth
-SMOOTHING = np.array([0.1, 0.2, 0.4, 0.2, 0.1])  # of the learned distribution, over neighbouring shifts
+SMOOTHING = np.array([0.1, 0.2, 0.4, 0.2, 0.1])  # of the estimated distribution, over neighboring shifts
 RIDGE = 0.02  # pull of the curve towards the prior's, beside the pull towards a straight line
-TRUST, RELIABLE = (9, 1), 0.8  # images that named the class, or not, before any; share that is good enough
+TRUST, RELIABLE = (
+    (9, 1),
+    0.8,
+)  # prior images with the class predicted rightly, or not; share that is good enough
 NEGLIGIBLE = 1e-7  # beliefs below this weight are left out
 
 FloatArray = NDArray[np.float64]
@@ -38,7 +41,8 @@ FloatArray = NDArray[np.float64]
 def strata_of(logits: ArrayLike, top: int) -> NDArray[np.int64]:
     """Stratum (N,) of each draw from the surrogate's logits (N, num_classes); class ``top``.
 
-    Raises CertifyError for logits that are not finite numbers.
+    Raises:
+        CertifyError: The logits hold a NaN or have another shape.
     """
     scores = np.asarray(logits, dtype=np.float64)
     if scores.ndim != 2 or not 0 <= top < scores.shape[1] or np.isnan(scores).any():
@@ -52,7 +56,7 @@ def strata_of(logits: ArrayLike, top: int) -> NDArray[np.int64]:
 class Calibration:
     """Beliefs about the rates of an image's strata, before its first vote: ``rates`` (J, K), ``prior`` (J,).
 
-    Share one between the images of a target; ``observe`` teaches it the votes of an image that is done.
+    Share one between the images of a target; ``observe`` updates it by the votes of an image that is done.
     """
 
     def __init__(self) -> None:
@@ -64,27 +68,30 @@ class Calibration:
         self._curve, self._weights = self._line.copy(), self._before.copy()
         self._successes: list[FloatArray] = []
         self._trials: list[FloatArray] = []
-        self._judged = self._named = 0
+        self._judged = self._right = 0
         self._refresh()
 
     @property
     def trusts_class(self) -> bool:
-        """Whether the class that the guide names is the target's so often that no vote is paid for choosing it."""
-        return (self._named + TRUST[0]) / (self._judged + sum(TRUST)) >= RELIABLE
+        """Whether the guide predicts the target's class so often that no vote is paid for choosing it."""
+        return (self._right + TRUST[0]) / (self._judged + sum(TRUST)) >= RELIABLE
 
-    def observe(self, successes: ArrayLike, trials: ArrayLike, named: bool | None = None) -> bool:
-        """Learn the votes for the class (K,) among those paid for (K,); returns whether beliefs changed.
+    def observe(self, successes: ArrayLike, trials: ArrayLike, predicted: bool | None = None) -> bool:
+        """Update by the votes of an image; returns whether beliefs changed.
 
-        ``named``: whether the class that the guide named won most of the votes; None if there were too few.
+        Args:
+            successes: Votes for the class (K,), by stratum.
+            trials: Paid votes (K,), by stratum.
+            predicted: Whether the class that the guide predicted won most of the votes; None if there were too few.
         """
-        if named is not None:
-            self._judged, self._named = self._judged + 1, self._named + named
+        if predicted is not None:
+            self._judged, self._right = self._judged + 1, self._right + predicted
         if not np.any(trials):
             return False
         self._successes.append(np.asarray(successes, dtype=np.float64))
         self._trials.append(np.asarray(trials, dtype=np.float64))
-        seen = len(self._trials)
-        if seen not in (3, 6) and seen % 10:
+        images = len(self._trials)
+        if images not in (3, 6) and images % 10:
             return False
         for _ in range(4):
             self._fit(np.stack(self._successes), np.stack(self._trials))
@@ -100,7 +107,7 @@ class Calibration:
         return expit(self._slope * self._curve + self._shift)
 
     def _fit(self, successes: FloatArray, trials: FloatArray) -> None:
-        """One step of expectation-maximisation."""
+        """One step of expectation-maximization."""
         rates = np.clip(self._table(), RATE, 1 - RATE)
         log_posterior = (
             successes @ np.log(rates).T

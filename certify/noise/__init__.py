@@ -1,10 +1,13 @@
 """What is added to the pixels, and the radius that it proves."""
 
-from certify.noise.base import Gaussian, Laplace, NoiseLaw, Uniform, UniformLinf
+from certify.noise.base import NoiseLaw
+from certify.noise.gaussian import Gaussian
 from certify.noise.inclusion import Inclusion
-from certify.noise.numerical import IID, generalised_normal
+from certify.noise.laplace import Laplace
+from certify.noise.numerical import IID, generalized_normal
 from certify.noise.scale_mixture import GaussianScaleMixture, nim_noise
 from certify.noise.truncation import truncated
+from certify.noise.uniform import Uniform, UniformLinf
 
 __all__ = [
     "IID",
@@ -15,7 +18,7 @@ __all__ = [
     "NoiseLaw",
     "Uniform",
     "UniformLinf",
-    "generalised_normal",
+    "generalized_normal",
     "nim_noise",
     "truncated",
 ]

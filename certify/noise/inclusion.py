@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from certify.errors import CertifyError, check_count
-from certify.noise.base import FloatArray, NoiseLaw
+from certify.noise.base import FloatArray, NoiseLaw, Shape
 
 # |x|_old <= d^power |x|_new for x in R^d, so the new radius is the old one / d^power.
 POWERS = {("l2", "linf"): 0.5, ("l2", "l1"): 0.0, ("l1", "linf"): 1.0, ("l1", "l2"): 0.5}
@@ -17,12 +17,19 @@ POWERS = {("l2", "linf"): 0.5, ("l2", "l1"): 0.0, ("l1", "linf"): 1.0, ("l1", "l
 class Inclusion(NoiseLaw):
     """The noise of ``law`` with a radius in ``norm``, by inclusion of balls: sound, seldom the best there is.
 
-    From l2: R / sqrt(d) in linf and R in l1; from l1: R / d in linf and R / sqrt(d) in l2, with d =
-    ``dimensions``, the number of pixel values of an image. Raises CertifyError for another pair of norms.
+    From l2: R / sqrt(d) in linf and R in l1; from l1: R / d in linf and R / sqrt(d) in l2.
+
+    Args:
+        law: The noise that is drawn.
+        norm: Of the radius: "linf" and "l1" from l2, "linf" and "l2" from l1.
+        dimensions: d, the number of pixel values of an image.
+
+    Raises:
+        CertifyError: Another pair of norms.
     """
 
     law: NoiseLaw
-    norm: str  # type: ignore[misc]  # per instance here
+    norm: str
     dimensions: int
 
     def __post_init__(self) -> None:
@@ -34,7 +41,7 @@ class Inclusion(NoiseLaw):
             raise CertifyError(f"norm must be one of {known} from {self.law.norm}, got {self.norm!r}")
 
     @property
-    def sound(self) -> bool:  # type: ignore[override]
+    def sound(self) -> bool:
         """Whether the radius of ``law`` is proven."""
         return self.law.sound
 
@@ -50,17 +57,13 @@ class Inclusion(NoiseLaw):
         how = f"by inclusion from {self.law.norm}"
         return {**self.law.describe(), "norm": self.norm, "radius": how, "dimensions": self.dimensions}
 
-    def _radius(self, p: FloatArray) -> FloatArray:
-        return self.law._radius(p) / self._factor
+    def compute_radius(self, p: FloatArray) -> FloatArray:
+        return self.law.compute_radius(p) / self._factor
 
-    def _p_required(self, r: FloatArray) -> FloatArray:
-        return self.law._p_required(r * self._factor)
+    def compute_p_required(self, r: FloatArray) -> FloatArray:
+        return self.law.compute_p_required(r * self._factor)
 
-    def _sample(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+    def draw(
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
-        return self.law._sample(shape, generator, device, dtype)
+        return self.law.draw(shape, generator, device, dtype)

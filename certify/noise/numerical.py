@@ -5,7 +5,7 @@ L = sum_i log f(z_i - delta_i) - log f(z_i) and t its median under the shifted n
 under the noise at rest. The radius is the longest shift that p survives in the worst direction. Both steps
 are approximate: p(delta) comes from samples, or from the normal limit of the sum where the shift is spread
 over many pixels, and the worst direction is sought among shifts that are equal on m of the d pixel values,
-m = 1, ..., d. So nothing here is proven, and everything that it makes is marked ``sound = False``.
+m = 1, ..., d. So nothing here is proven, and every radius is marked ``sound = False``.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ import torch
 from scipy.special import ndtr
 
 from certify.errors import CertifyError, check_count, check_positive
-from certify.noise.base import FloatArray, NoiseLaw
+from certify.noise.base import FloatArray, NoiseLaw, Shape
 
 SAMPLES = 10_000  # draws for a likelihood-ratio distribution
 SUMMED = 8  # pixels up to which the sum is sampled; beyond, its normal limit stands in
 RADII = 48  # of the table
-TELLABLE = 20  # samples beyond the quantile, at the least: nearer to 1 no p is told from 1
+FEWEST_BEYOND = 20  # samples beyond the quantile: with fewer, p cannot be distinguished from 1
 QUANTILES = 2**16  # cells of the sampler's quantile table
 NORMS = {"l1": 1.0, "l2": 0.5, "linf": 0.0}  # |delta| = step * m^power for m equal entries
 
@@ -33,13 +33,18 @@ NORMS = {"l1": 1.0, "l2": 0.5, "linf": 0.0}  # |delta| = step * m^power for m eq
 class IID(NoiseLaw):
     """Independent noise from ``law`` on every pixel value: an approximate radius in ``norm``.
 
-    ``law``: a frozen continuous scipy.stats distribution of one pixel's noise, symmetric about 0;
-    ``dimensions``: number of pixel values of an image. ``sound`` is False. Raises CertifyError for a law
-    without a density or a finite scale.
+    Args:
+        law: A frozen continuous scipy.stats distribution of one pixel's noise, symmetric about 0.
+        norm: "l1", "l2" or "linf".
+        dimensions: Number of pixel values of an image.
+        seed: Of the samples that estimate the radius.
+
+    Raises:
+        CertifyError: A law without a density or a finite scale, or an unknown norm.
     """
 
     law: Any
-    norm: str  # type: ignore[misc]  # per instance here
+    norm: str
     dimensions: int
     seed: int = 0
     sound: ClassVar[bool] = False
@@ -53,7 +58,7 @@ class IID(NoiseLaw):
         spread = self.law.ppf(0.75) - self.law.ppf(0.25)
         if not np.isfinite(spread) or spread <= 0 or abs(self.law.ppf(0.5)) > 1e-6 * spread:
             raise CertifyError(
-                f"law must be symmetric about 0 with a finite scale, got {self.law!r}: centre it"
+                f"law must be symmetric about 0 with a finite scale, got {self.law!r}: center it"
             )
 
     @property
@@ -77,11 +82,11 @@ class IID(NoiseLaw):
             "radius": "approximate",
         }
 
-    def _radius(self, p: FloatArray) -> FloatArray:
+    def compute_radius(self, p: FloatArray) -> FloatArray:
         radius, needed = self._table()
         return np.interp(p, np.append(0.5, needed), np.append(0.0, radius))
 
-    def _p_required(self, r: FloatArray) -> FloatArray:
+    def compute_p_required(self, r: FloatArray) -> FloatArray:
         radius, needed = self._table()
         return np.interp(r, np.append(0.0, radius), np.append(0.5, needed), right=np.inf)
 
@@ -94,12 +99,8 @@ class IID(NoiseLaw):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, IID) and self.describe() == other.describe()
 
-    def _sample(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+    def draw(
+        self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         """Inverse transform of a uniform, by linear interpolation of a fine quantile table."""
         table = _quantiles(str(self.describe()), self).to(device)
@@ -108,9 +109,10 @@ class IID(NoiseLaw):
         return torch.lerp(table[cell], table[cell + 1], u - cell).to(dtype)
 
 
-def generalised_normal(shape: float, scale: float, norm: str, dimensions: int) -> IID:
+def generalized_normal(shape: float, scale: float, norm: str, dimensions: int) -> IID:
     """Noise of density exp(-|z / scale|^shape), ``scale`` in [0, 1] pixel units; the radius is approximate."""
-    return IID(scipy.stats.gennorm(check_positive("shape", shape), scale=check_positive("scale", scale)), norm, dimensions)  # fmt: skip
+    law = scipy.stats.gennorm(check_positive("shape", shape), scale=check_positive("scale", scale))
+    return IID(law, norm, dimensions)
 
 
 @lru_cache(maxsize=16)
@@ -122,7 +124,7 @@ def _quantiles(_: str, noise: IID) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _table(_: str, noise: IID) -> tuple[FloatArray, FloatArray]:
-    """Radii and the p that each needs, increasing, up to where the samples no longer tell p from 1."""
+    """Radii and the p that each needs, increasing, up to where the samples cannot distinguish p from 1."""
     rng = np.random.default_rng(noise.seed)
     spreads = np.unique(np.round(np.geomspace(1, noise.dimensions, 7)).astype(int)).tolist()
     draws = {m: noise.law.rvs((SAMPLES, min(m, SUMMED)), random_state=rng) for m in spreads}
@@ -130,7 +132,7 @@ def _table(_: str, noise: IID) -> tuple[FloatArray, FloatArray]:
     def worst(length: float) -> float:
         return max(_survives(noise.law, draws[m], length / m ** NORMS[noise.norm], m) for m in spreads)
 
-    limit, last = 1 - TELLABLE / SAMPLES, float(noise.law.ppf(1 - 1e-4))
+    limit, last = 1 - FEWEST_BEYOND / SAMPLES, float(noise.law.ppf(1 - 1e-4))
     while worst(last) > limit:
         last /= 2
     radius = np.linspace(0, 2 * last, RADII + 1)[1:]
@@ -141,10 +143,9 @@ def _table(_: str, noise: IID) -> tuple[FloatArray, FloatArray]:
 
 def _survives(law: Any, z: FloatArray, step: float, m: int) -> float:
     """p(delta) for ``m`` entries of size ``step``, from draws z (SAMPLES, min(m, SUMMED))."""
-    ends = {"nan": 0.0, "posinf": np.inf, "neginf": -np.inf}
     with np.errstate(invalid="ignore"):
-        at_rest = np.nan_to_num(law.logpdf(z - step) - law.logpdf(z), **ends)
-        shifted = np.nan_to_num(law.logpdf(z) - law.logpdf(z + step), **ends)
+        at_rest = _without_nan(law.logpdf(z - step) - law.logpdf(z))
+        shifted = _without_nan(law.logpdf(z) - law.logpdf(z + step))
     if m == z.shape[1]:
         return _neyman_pearson(at_rest.sum(axis=1), shifted.sum(axis=1))
     start = law.support()[0]
@@ -152,6 +153,11 @@ def _survives(law: Any, z: FloatArray, step: float, m: int) -> float:
         return min(1.5 - law.sf(start + step) ** m, 1.0)
     gap = m * (shifted.mean() - at_rest.mean())  # the normal limit of both sums
     return float(ndtr(gap / (np.sqrt(m) * at_rest.std())))
+
+
+def _without_nan(ratio: FloatArray) -> FloatArray:
+    """Log ratios with 0 where both densities are 0."""
+    return np.where(np.isnan(ratio), 0.0, ratio)
 
 
 def _neyman_pearson(at_rest: FloatArray, shifted: FloatArray) -> float:

@@ -9,9 +9,15 @@ from certify.errors import CertifyError
 
 
 def truncated(law: Any, low: float, high: float = np.inf) -> Any:
-    """``law`` given low <= sigma <= high: for GaussianScaleMixture, in [0, 1] pixel units.
+    """``law`` given low <= sigma <= high, for GaussianScaleMixture.
 
-    ``law``: a frozen continuous scipy.stats distribution. Raises CertifyError for an empty interval.
+    Args:
+        law: A frozen continuous scipy.stats distribution.
+        low: Smallest sigma, in [0, 1] pixel units.
+        high: Largest sigma.
+
+    Raises:
+        CertifyError: The law has no mass on the interval, or is not frozen.
     """
     try:
         below, above = float(law.cdf(low)), float(law.cdf(high))
@@ -25,12 +31,13 @@ def truncated(law: Any, low: float, high: float = np.inf) -> Any:
 
 
 class _Truncated:
-    """The part of scipy's frozen laws that a scale mixture asks for."""
+    """The part of scipy's frozen laws that a scale mixture uses."""
 
     def __init__(self, law: Any, low: float, high: float, below: float, above: float) -> None:
         self._law, self._ends, self._below, self._mass = law, (low, high), below, above - below
         self.name = f"truncated_{getattr(law, 'dist', law).name}"
-        self.args = (*getattr(law, "args", ()), *getattr(law, "kwds", {}).values(), low, high)
+        self.args = (*getattr(law, "args", ()), *getattr(law, "kwds", {}).values(), low)
+        self.args += (high,) if np.isfinite(high) else ()  # a description is JSON, which knows no infinity
 
     def cdf(self, x: ArrayLike) -> NDArray[np.float64]:
         return np.clip((self._law.cdf(x) - self._below) / self._mass, 0.0, 1.0)

@@ -15,17 +15,21 @@ from certify.records.log import Records
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart with any colour vision, and in print with the line styles below.
+# Okabe and Ito's palette: distinct with any color vision, and in print with the line styles below.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Certified accuracy at each radius, arrays (R,): share of ``total`` images right at least that far.
+    """Certified accuracy at each radius: the share of images that are correct at least that far.
 
-    ``lower`` and ``upper`` are Clopper-Pearson limits for the accuracy on the population of images; each
-    point is covered with probability 1 - alpha. ``sound`` is False where a radius is only approximate.
+    Attributes:
+        radius, accuracy: (R,).
+        lower, upper: (R,), Clopper-Pearson limits for the accuracy on the population of images; each point is
+            covered with probability 1 - alpha.
+        total: Number of images.
+        sound: False where a radius is only approximate.
     """
 
     radius: NDArray[np.float64]
@@ -40,7 +44,9 @@ def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) 
     """Share of images that are correct with radius >= r, for each r in ``radii``, with 1 - alpha bands.
 
     Abstentions and wrong classes count as wrong at every radius, 0 included (Cohen et al. 2019).
-    Raises CertifyError if there are no records or a radius is negative.
+
+    Raises:
+        CertifyError: There are no records, or a radius is negative.
     """
     if len(records) == 0:
         raise CertifyError("certified accuracy needs at least one record, got 0: certify an image first")
@@ -56,7 +62,8 @@ def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) 
 def table(curves: Mapping[str, Curve]) -> str:
     """A Markdown table: a row a curve, a column a radius, accuracies in % with their confidence limits.
 
-    Raises CertifyError unless all curves share their radii.
+    Raises:
+        CertifyError: There is no curve, or they do not share their radii.
     """
     radii = _shared_radii(curves)
     lines = ["| certified accuracy, % | images | " + " | ".join(f"r = {r:g}" for r in radii) + " |"]
@@ -74,9 +81,16 @@ def plot(
     title: str = "Certified accuracy",
     norm: str = "l2",
 ) -> "Figure":
-    """Draw the curves with their bands; save to ``path`` (the suffix chooses the format) if given.
+    """Draw the curves with their bands.
 
-    Curves look best over a few hundred radii. Raises CertifyError if there is no curve.
+    Args:
+        curves: By name; a few hundred radii each give a smooth picture.
+        path: Where to save the picture; the suffix chooses the format.
+        title: Above the picture.
+        norm: Of the radii.
+
+    Raises:
+        CertifyError: There is no curve.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -90,14 +104,8 @@ def plot(
     for number, (name, curve) in enumerate(curves.items()):
         color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
         axes.fill_between(curve.radius, curve.lower, curve.upper, color=color, alpha=0.18, linewidth=0)
-        axes.plot(
-            curve.radius,
-            curve.accuracy,
-            color=color,
-            linestyle=style,
-            linewidth=1.8,
-            label=_label(name, curve),
-        )
+        line = {"color": color, "linestyle": style, "linewidth": 1.8, "label": _label(name, curve)}
+        axes.plot(curve.radius, curve.accuracy, **line)
     furthest = max(curve.radius.max() for curve in curves.values())
     axes.set_xlim(0, furthest or 1)
     axes.set_ylim(0, 1)

@@ -9,7 +9,6 @@ for other people's scripts. ``read_records`` reads both kinds.
 import json
 import os
 from dataclasses import dataclass, replace
-from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,19 +17,26 @@ from numpy.typing import NDArray
 
 from certify.certificate import Certificate
 from certify.errors import CertifyError, check_count
+from certify.records.tsv import recover_tsv, replace_file, tsv_line, tsv_rows
 
 FORMAT = "certify-records-1"
-TSV_HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 
 
 @dataclass(frozen=True)
 class Records:
-    """Records of M images, in the order of the file.
+    """Records of M images, in the order of the file; what a ``.tsv`` does not hold is None.
 
-    ``idx``, ``label``, ``predict``: int64 (M,); ``radius``: float64 (M,), 0 where abstained; ``correct``:
-    bool (M,); ``seconds``: float64 (M,), NaN where not recorded. From ``.jsonl`` only, else None: ``p_lower``
-    (M,), ``counts`` int64 (M, K), ``selected`` (the class that was bounded, also where abstained), ``method``
-    and the ``config`` of the header. ``sound``: no radius is approximate.
+    Attributes:
+        idx, label, predict: (M,).
+        radius: (M,), 0 where abstained.
+        correct: (M,).
+        seconds: (M,), NaN where not recorded.
+        p_lower: (M,).
+        counts: (M, K).
+        config: Of the header.
+        selected: (M,), the class that was bounded, also where abstained.
+        method: How the votes were drawn and bounded.
+        sound: No radius is approximate.
     """
 
     idx: NDArray[np.int64]
@@ -53,10 +59,16 @@ class Records:
 class RecordLog:
     """Append certificates to ``<path_stem>.jsonl`` and ``.tsv``; opening an existing log resumes it.
 
-    ``config``: a JSON-able dict with everything that determines the votes (noise, n0, n, alpha, seed, model
-    hash, versions); a log with another configuration is refused. A line torn by a crash is cut off.
-    ``sync_every``: force the files to disk after this many records (1: each). A context manager. Raises
-    CertifyError for a file that is not a record log, is damaged inside, or belongs to another configuration.
+    A context manager. A line torn by a crash is cut off.
+
+    Args:
+        path_stem: Path without suffix.
+        config: A JSON-able dict with everything that determines the votes (noise, n0, n, alpha, seed, model hash,
+            versions); a log with another configuration is refused.
+        sync_every: Force the files to disk after this many records (1: each).
+
+    Raises:
+        CertifyError: A file is not a record log, is damaged inside, or belongs to another configuration.
     """
 
     def __init__(self, path_stem: str | Path, config: dict[str, Any], *, sync_every: int = 1) -> None:
@@ -69,7 +81,7 @@ class RecordLog:
         stem.parent.mkdir(parents=True, exist_ok=True)
         rows = _recover(self.path, header)
         self._done = {row["idx"] for row in rows}
-        _recover_tsv(self.tsv_path, rows)
+        recover_tsv(self.tsv_path, rows)
         self._jsonl = open(self.path, "ab")  # noqa: SIM115 - closed by close()
         self._tsv = open(self.tsv_path, "ab")  # noqa: SIM115
         self._unsynced = 0
@@ -80,7 +92,11 @@ class RecordLog:
         return set(self._done)
 
     def append(self, idx: int, label: int, certificate: Certificate, seconds: float) -> None:
-        """Record the certificate of image ``idx`` with true ``label``; ``seconds`` goes to the TSV only."""
+        """Record the certificate of image ``idx`` with true ``label``; ``seconds`` goes to the TSV only.
+
+        Raises:
+            CertifyError: The image is recorded already.
+        """
         if idx in self._done:
             raise CertifyError(f"image {idx} is already in {self.path}: skip the indices in log.done")
         row = {
@@ -100,7 +116,7 @@ class RecordLog:
         }
         line = _json_line(row)
         # The TSV goes first: a crash may leave a row too many there, which is dropped, but never one too few.
-        self._tsv.write(_tsv_line(row, seconds))
+        self._tsv.write(tsv_line(row, seconds))
         self._tsv.flush()
         self._jsonl.write(line)
         self._jsonl.flush()
@@ -131,14 +147,15 @@ class RecordLog:
 def read_records(path: str | Path) -> Records:
     """Read a ``.jsonl`` record or a log in the field's TSV format (times as h:mm:ss.ffffff or seconds).
 
-    Raises CertifyError naming the line that cannot be read; a torn last line of a ``.jsonl`` is skipped.
+    Raises:
+        CertifyError: Names the line that cannot be read; a torn last line of a ``.jsonl`` is skipped.
     """
     path = Path(path)
     if not path.is_file():
         raise CertifyError(f"no record file at {path}: give the .jsonl or .tsv file itself")
     data = path.read_bytes()
     if not data.startswith(b"{"):
-        return _records(_tsv_rows(path, data.decode(errors="replace")))
+        return _records(tsv_rows(path, data.decode(errors="replace")))
     header, *lines = data[: data.rfind(b"\n") + 1].split(b"\n")
     config = _header(path, header)["config"]
     rows = _jsonl_rows(path, lines[:-1])
@@ -161,9 +178,14 @@ def _records(rows: list[dict[str, Any]]) -> Records:
     def column(name: str, dtype: type) -> NDArray:
         return np.array([row[name] for row in rows], dtype=dtype)
 
-    seconds = np.array([row.get("seconds", np.nan) for row in rows], dtype=np.float64)
-    ints = (column(name, np.int64) for name in ("idx", "label", "predict"))
-    return Records(*ints, column("radius", np.float64), column("correct", np.bool_), seconds)
+    return Records(
+        idx=column("idx", np.int64),
+        label=column("label", np.int64),
+        predict=column("predict", np.int64),
+        radius=column("radius", np.float64),
+        correct=column("correct", np.bool_),
+        seconds=np.array([row.get("seconds", np.nan) for row in rows], dtype=np.float64),
+    )
 
 
 # --- the .jsonl record --------------------------------------------------------------------------------------
@@ -176,15 +198,15 @@ def _recover(path: Path, header: bytes) -> list[dict[str, Any]]:
     if whole == 0 and not header.startswith(data):
         raise CertifyError(f"{path} is not a record log: choose another path")
     if whole:
-        found, *lines = data[:whole].split(b"\n")
-        _check_config(path, _header(path, found)["config"], json.loads(header)["config"])
+        first, *lines = data[:whole].split(b"\n")
+        _check_config(path, _header(path, first)["config"], json.loads(header)["config"])
         rows = _jsonl_rows(path, lines[:-1])
     else:
         rows = []
     if whole < len(data):
         os.truncate(path, whole)
     if whole == 0:
-        _write(path, header)
+        replace_file(path, header)
     return rows
 
 
@@ -198,14 +220,14 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
     return header
 
 
-def _check_config(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def _check_config(path: Path, config: dict[str, Any], expected: dict[str, Any]) -> None:
     missing = object()
-    keys = sorted({*found, *expected})
-    differing = [key for key in keys if found.get(key, missing) != expected.get(key, missing)]
+    keys = sorted({*config, *expected})
+    differing = [key for key in keys if config.get(key, missing) != expected.get(key, missing)]
     if differing:
         names = ", ".join(differing)
         raise CertifyError(
-            f"{path} was made with another configuration ({names}): resume with the same or rename it"
+            f"{path} has another configuration ({names}): resume with the same one, or rename it"
         )
 
 
@@ -230,80 +252,3 @@ def _json_line(content: dict[str, Any], sort_keys: bool = False) -> bytes:
         raise CertifyError(
             f"records must be plain finite JSON values ({error}): convert them first"
         ) from None
-
-
-# --- the field's TSV ----------------------------------------------------------------------------------------
-
-
-def _recover_tsv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Bring the TSV in step with the record: extra or torn lines go, lost ones return with a time of 0."""
-    data = path.read_bytes() if path.exists() else b""
-    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-    header = TSV_HEADER.encode()
-    if not data.startswith(header) and not header.startswith(data):
-        raise CertifyError(f"{path} is not a certification log: choose another path")
-    expected = [header, *(_tsv_line(row, 0.0) for row in rows)]
-    kept = 0
-    while kept < min(len(lines), len(expected)) and _untimed(lines[kept]) == _untimed(expected[kept]):
-        kept += 1
-    content = b"".join(lines[:kept] + expected[kept:])
-    if content != data:
-        _write(path, content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step, so that a crash leaves the old or the new content."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _untimed(line: bytes) -> bytes:
-    return line.rpartition(b"\t")[0]
-
-
-def _tsv_line(row: dict[str, Any], seconds: float) -> bytes:
-    radius = Decimal(row["radius"]).quantize(
-        Decimal("0.001"), ROUND_FLOOR
-    )  # down: never claim more than was proven
-    fields = (row["idx"], row["label"], row["predict"], radius, row["correct"], _clock(seconds))
-    return ("\t".join(map(str, fields)) + "\n").encode()
-
-
-def _clock(seconds: float) -> str:
-    micro = round(seconds * 1e6)
-    minutes, micro = divmod(micro, 60_000_000)
-    return f"{minutes // 60}:{minutes % 60:02d}:{micro // 1_000_000:02d}.{micro % 1_000_000:06d}"
-
-
-def _seconds(text: str) -> float:
-    total = 0.0
-    for part in text.split(":"):
-        total = total * 60 + float(part)
-    return total
-
-
-def _tsv_rows(path: Path, text: str) -> list[dict[str, Any]]:
-    header, *lines = text.splitlines() or [""]
-    names = header.split("\t")
-    if not {"idx", "label", "predict", "radius", "correct"} <= set(names):
-        raise CertifyError(
-            f"{path} is neither a .jsonl record nor a log with columns idx label predict radius correct"
-        )
-    rows = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            row: dict[str, Any] = dict(zip(names, line.split("\t"), strict=True))
-            for name in ("idx", "label", "predict", "correct"):
-                row[name] = int(row[name])
-            row["radius"] = float(row["radius"])
-            row["seconds"] = _seconds(row["time"]) if "time" in row else np.nan
-        except ValueError:
-            raise CertifyError(f"{path} line {number} is not a record: {line[:60]!r}") from None
-        if not row["radius"] >= 0:
-            raise CertifyError(f"{path} line {number} has radius {row['radius']}: it must be >= 0")
-        rows.append(row)
-    return rows

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from certify.bounds.binomial import binomial_lower_bound
 from certify.bounds.sequential import betting_lower_bound
 from certify.bounds.two_sided import two_sided_radius
+from certify.certificate import Counts
 from certify.errors import CertifyError, check_alpha
 from certify.noise.base import NoiseLaw
 from certify.records.log import Records
@@ -18,41 +19,37 @@ BOUNDS = ("one_sided", "two_sided")
 def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one_sided") -> Records:
     """The records that the same votes give at another ``alpha``, under ``noise`` or with another ``bound``.
 
-    ``noise`` must be the law that the votes were drawn under, or an ``Inclusion`` of it for another norm.
-    Choose alpha and bound before looking at the result: the best of several is not a certificate. Sequential
-    votes keep their validity by the betting bound alone; group-sequential ones cannot be certified again.
-    Raises CertifyError for records without counts, or a bound that the law or the method does not have.
+    Choose alpha and bound before seeing the result: the best of several is not a certificate.
+
+    Args:
+        records: Read from a ``.jsonl``. Sequential votes keep their validity by the betting bound alone;
+            group-sequential and guided ones cannot be certified again.
+        noise: The law that the votes were drawn under, or an ``Inclusion`` of it for another norm.
+        alpha: Probability of a wrong certificate, in (0, 0.5).
+        bound: "one_sided" or "two_sided".
+
+    Raises:
+        CertifyError: Records without counts, or a bound that the law or the method does not have.
     """
     alpha = check_alpha(alpha)
-    if bound not in BOUNDS:
-        raise CertifyError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}: try 'one_sided'")
-    if records.counts is None or records.selected is None:
-        raise CertifyError("these records hold no counts: read the .jsonl, not the .tsv")
-    if records.method not in ("fixed", "two_sided", "sequential"):
-        raise CertifyError(f"votes of method {records.method!r} cannot be certified again: draw them 'fixed'")
-    if bound == "two_sided" and records.method == "sequential":
-        raise CertifyError(
-            "bound 'two_sided' needs a fixed number of votes, got 'sequential': use 'one_sided'"
-        )
-    chosen = np.maximum(records.selected, 0)  # -1: the class of an abstention was not kept; it stays one
-    successes = np.take_along_axis(records.counts, chosen[:, None], axis=1)[:, 0]
-    trials = records.counts.sum(axis=1)
+    counts, selected = _checked(records, bound)
+    chosen = np.maximum(selected, 0)  # -1: the class of an abstention was not kept; it stays one
     if bound == "two_sided":
         pairs = [
-            two_sided_radius(counts, int(top), noise, alpha)
-            for counts, top in zip(records.counts, chosen, strict=True)
+            two_sided_radius(row, int(top), noise, alpha) for row, top in zip(counts, chosen, strict=True)
         ]
-        p_lower, radius = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
+        p_lower, radius = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
         certified = radius > 0
     else:
+        successes, trials = np.take_along_axis(counts, chosen[:, None], axis=1)[:, 0], counts.sum(axis=1)
         if records.method == "sequential":
-            pairs = zip(successes.tolist(), trials.tolist(), strict=True)
-            p_lower = np.array([betting_lower_bound(k, n, alpha) for k, n in pairs])
+            drawn = zip(successes.tolist(), trials.tolist(), strict=True)
+            p_lower = np.array([betting_lower_bound(k, n, alpha) for k, n in drawn])
         else:
             p_lower = binomial_lower_bound(successes, trials, alpha)
         radius = noise.radius(p_lower)
         certified = p_lower > 0.5
-    certified &= records.selected >= 0
+    certified &= selected >= 0
     predict = np.where(certified, chosen, -1)
     return replace(
         records,
@@ -68,11 +65,26 @@ def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one
     )
 
 
+def _checked(records: Records, bound: str) -> tuple[Counts, NDArray[np.int64]]:
+    """Counts (M, K) and selected classes (M,) that can be certified again by ``bound``, or CertifyError."""
+    if bound not in BOUNDS:
+        raise CertifyError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}: try 'one_sided'")
+    if records.counts is None or records.selected is None:
+        raise CertifyError("these records hold no counts: read the .jsonl, not the .tsv")
+    if records.method not in ("fixed", "two_sided", "sequential"):
+        raise CertifyError(f"votes of method {records.method!r} cannot be certified again: draw them 'fixed'")
+    if bound == "two_sided" and records.method == "sequential":
+        raise CertifyError(
+            "bound 'two_sided' needs a fixed number of votes, got 'sequential': use 'one_sided'"
+        )
+    return records.counts, records.selected
+
+
 def recover_successes(radius: ArrayLike, noise: NoiseLaw, n: int, alpha: float) -> NDArray[np.int64]:
     """Votes of the top class behind rounded one-sided radii, the nearest of n + 1 possible ones; -1 at 0.
 
-    For logs that keep radii only. A radius off this lattice by more than its rounding was not made with this
-    noise, n and alpha.
+    For logs that keep radii only. A radius off this lattice by more than its rounding comes from another noise,
+    n or alpha.
     """
     k = np.arange(n // 2, n + 1)
     lattice = noise.radius(binomial_lower_bound(k, n, alpha))

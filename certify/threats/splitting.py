@@ -2,10 +2,10 @@
 
 Levine and Feizi 2021. Every pixel value is replaced by the middle of the cell that it falls in, when [0, 1] is
 cut at s, s + 2 lambda, s - 2 lambda, ...; the cuts of all pixels move together, s_i = s + offset_i, through
-all T = 2 lambda q positions between the q + 1 grey levels. A pixel that changes by m levels crosses its cut in
+all T = 2 lambda q positions between the q + 1 gray levels. A pixel that changes by m levels crosses its cut in
 m of the T positions, so an image that changes by m levels in all (l1) changes at most m of the T votes. With
 c_A votes for the top class and c_B for the runner-up, nothing within m < (c_A - c_B) / 2 levels changes the
-answer: proven for every image on the same grid of grey levels.
+answer: proven for every image on the same grid of gray levels.
 """
 
 import time
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from certify.certificate import ABSTAIN, Certificate
-from certify.errors import CertifyError, check_count, check_positive
-from certify.voting.engine import check_images, check_indices, resolve_device, tally_labels
+from certify.certificate import ABSTAIN, Certificate, Counts
+from certify.errors import CertifyError, check_count, check_positive, with_options
+from certify.voting.checks import check_images, check_indices, resolve_device
+from certify.voting.engine import VoteEngine
 
 
 def certify_splitting(
@@ -29,52 +29,74 @@ def certify_splitting(
     *,
     subject: str = "model",
     levels: int = 255,
-    seed: int = 0,
-    batch_size: int = 1024,
-    device: torch.device | str | None = None,
     indices: Sequence[int] | None = None,
     on_certificate: Callable[[int, Certificate, float], None] | None = None,
     progress: Any = None,
+    **options: Any,
 ) -> list[Certificate]:
-    """Certify (N, C, H, W) images, whose values are whole multiples of 1 / ``levels``, in l1 with alpha = 0.
+    """Certify images on the grid of gray levels in l1, with alpha = 0; the certificate is about images on the grid.
 
-    ``half_width`` is lambda in [0, 1] pixel units; 2 * half_width * levels must be whole, and is the number of
-    votes of an image. ``seed`` draws the offsets of the pixels, once and for all images. The certificate is
-    about images on the grid. Raises CertifyError for values off the grid.
+    Args:
+        base, num_classes, subject: As in ``SmoothedClassifier``.
+        images: (N, C, H, W) in [0, 1], whole multiples of 1 / ``levels``.
+        half_width: lambda in [0, 1] pixel units; 2 * half_width * levels is the (whole) number of votes of an image.
+        levels: q.
+        indices, on_certificate, progress: As in ``SmoothedClassifier.certify``.
+        options: Fields of ``VoteEngine``; ``seed`` draws the offsets of the pixels, once and for all images.
+
+    Raises:
+        CertifyError: Values off the grid, a half width that does not fit it, or an unknown option.
     """
+    engine = with_options(VoteEngine(), options)
+    total = _positions(half_width, levels)
+    images = check_images(images)
+    indices = check_indices(indices, len(images))
+    grid = _gray_levels(images, levels)
+    device = resolve_device(base, engine.device)
+    generator = torch.Generator().manual_seed(engine.seed)
+    offsets = torch.randint(total, images.shape[1:], generator=generator).to(device)
+    noise = {
+        "law": "splitting",
+        "norm": "l1",
+        "half_width": half_width,
+        "levels": levels,
+        "seed": engine.seed,
+    }
+    certificates = []
+    for index, image in zip(indices, grid.to(device), strict=True):
+        start = time.perf_counter()
+        counts = np.zeros(num_classes, dtype=np.int64)
+        for first in range(0, total, engine.batch_size):
+            shifts = torch.arange(first, min(first + engine.batch_size, total), device=device)
+            counts += engine.count_batch(base, split(image, offsets, shifts, total, levels), num_classes)
+            if progress is not None:
+                progress.update(len(shifts))
+        certificates.append(_certificate(counts, total, levels, noise, subject))
+        if on_certificate is not None:
+            on_certificate(index, certificates[-1], time.perf_counter() - start)
+    return certificates
+
+
+def _positions(half_width: float, levels: int) -> int:
+    """T = 2 lambda q, or CertifyError unless it is whole."""
     check_positive("half_width", half_width)
-    check_count("levels", levels)
-    check_count("batch_size", batch_size)
-    total = round(2 * half_width * levels)
+    total = round(2 * half_width * check_count("levels", levels))
     if abs(2 * half_width * levels - total) > 1e-9 or total < 1:
         near = max(1, total) / (2 * levels)
         raise CertifyError(
             f"half_width must make 2 * half_width * {levels} whole, got {half_width}: try {near}"
         )
-    images = check_images(images)
-    indices = check_indices(indices, len(images))
+    return total
+
+
+def _gray_levels(images: torch.Tensor, levels: int) -> torch.Tensor:
+    """Images as whole numbers of gray levels, int64; CertifyError where they are not."""
     grid = (images.double() * levels).round()
     if (grid / levels - images.double()).abs().max() > 1e-6:
         raise CertifyError(
             f"images must lie on the grid of multiples of 1/{levels}: round them, or set levels"
         )
-    device = resolve_device(base, device)
-    offsets = torch.randint(total, images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(device)
-    noise = {"law": "splitting", "norm": "l1", "half_width": half_width, "levels": levels, "seed": seed}
-    certificates = []
-    for index, image in zip(indices, grid.long().to(device), strict=True):
-        start = time.perf_counter()
-        counts = np.zeros(num_classes, dtype=np.int64)
-        for first in range(0, total, batch_size):
-            shifts = torch.arange(first, min(first + batch_size, total), device=device)
-            counts += tally_labels(base, split(image, offsets, shifts, total, levels), num_classes)
-            if progress is not None:
-                progress.update(len(shifts))
-        certificate = _certificate(counts, total, levels, noise, subject)
-        certificates.append(certificate)
-        if on_certificate is not None:
-            on_certificate(index, certificate, time.perf_counter() - start)
-    return certificates
+    return grid.long()
 
 
 def split(
@@ -82,7 +104,7 @@ def split(
 ) -> torch.Tensor:
     """Cell middles (B, C, H, W), float32 in [0, 1], of an integer image (C, H, W) for shifts (B,).
 
-    In units of half a grey level: pixels are even and cuts odd, so no pixel ever lies on a cut.
+    In units of half a gray level: pixels are even and cuts odd, so no pixel ever lies on a cut.
     """
     cut = 2 * ((shifts.reshape(-1, 1, 1, 1) + offsets) % total) + 1
     period, top = 2 * total, 2 * levels
@@ -91,9 +113,7 @@ def split(
     return ((low + high).double() / (2 * top)).float()
 
 
-def _certificate(
-    counts: NDArray[np.int64], total: int, levels: int, noise: dict[str, Any], subject: str
-) -> Certificate:
+def _certificate(counts: Counts, total: int, levels: int, noise: dict[str, Any], subject: str) -> Certificate:
     second, first = np.sort(counts)[-2:]
     tied = first == second
     return Certificate(

@@ -1,25 +1,31 @@
 """Certify on many workers: the same votes as on one, merged in order.
 
 Images are independent and their noise is seeded by their index, so shards of images go to joblib's workers:
-``loky`` (processes of this machine), ``dask`` or ``ray`` (clusters). The records are written by the caller's
+``loky`` (processes of this computer), ``dask`` or ``ray`` (clusters). The records are written by the caller's
 process, in the order of the images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from certify.certificate import Certificate
 from certify.errors import CertifyError, check_count
-from certify.smoothing import SmoothedClassifier
-from certify.voting.engine import check_images, check_indices
+from certify.voting.checks import check_images, check_indices
 
 BACKENDS = ("loky", "dask", "ray")
 Timed = list[tuple[Certificate, float]]
 
 
+class Certifier(Protocol):
+    """What a worker needs: ``SmoothedClassifier`` is one."""
+
+    def certify(self, *arguments: Any, **options: Any) -> list[Certificate]:
+        """``certify(images, indices=..., on_certificate=..., **options)``: one certificate each, in order."""
+
+
 def certify_parallel(
-    smoothed: SmoothedClassifier,
+    smoothed: Certifier,
     images: Any,
     *,
     workers: int = 2,
@@ -31,12 +37,21 @@ def certify_parallel(
     progress: Any = None,
     **options: Any,
 ) -> list[Certificate]:
-    """``smoothed.certify(images, **options)`` on ``workers``, ``shard`` images at a time; in order.
+    """``smoothed.certify(images, **options)`` on many workers: the same votes, in order.
 
-    ``scheduler``: address of a running dask or ray cluster; without one, a local cluster of ``workers`` is
-    started and stopped. ``on_certificate(index, certificate, seconds)`` is called here, in order, as shards
-    arrive; ``progress`` is updated by the votes of each image then. The classifier travels by pickle. Raises
-    CertifyError for an unknown backend or one that is not installed.
+    Args:
+        smoothed: Travels to the workers by pickle.
+        images, indices, on_certificate: As in ``certify``; called back in this process, in order, as shards arrive.
+        workers: Processes.
+        backend: "loky" (processes of this computer), "dask" or "ray" (clusters).
+        scheduler: Address of a running dask or ray cluster; without one, a local cluster of ``workers`` is
+            started and stopped.
+        shard: Images that a worker gets at a time.
+        progress: Anything with ``update(draws)``; updated by the votes of each image then.
+        options: Of ``certify``.
+
+    Raises:
+        CertifyError: An unknown backend, or one that is not installed.
     """
     import joblib
 
@@ -62,9 +77,7 @@ def certify_parallel(
     return certificates
 
 
-def _certify_shard(
-    smoothed: SmoothedClassifier, images: Any, indices: list[int], options: dict[str, Any]
-) -> Timed:
+def _certify_shard(smoothed: Certifier, images: Any, indices: list[int], options: dict[str, Any]) -> Timed:
     timed: Timed = []
     smoothed.certify(
         images, indices=indices, on_certificate=lambda _, c, seconds: timed.append((c, seconds)), **options

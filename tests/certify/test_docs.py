@@ -31,10 +31,8 @@ def test_the_example_of_a_guide_runs():
     image = torch.zeros(1, 8, 8)
     image[0, 0, 3] = 1.0
     paid = surrogates.open_target(model, num_classes=10)
-    names = {
-        "certify": certify, "noise": certify.nim_noise(), "image": image, "surrogate": model, "paid": paid,
-        "denoiser": lambda noisy: noisy.clamp(0, 1),
-    }  # fmt: skip
+    names = {"certify": certify, "noise": certify.nim_noise(), "image": image, "surrogate": model}
+    names |= {"paid": paid, "denoiser": lambda noisy: noisy.clamp(0, 1)}
     exec(compile(example, str(DOC), "exec"), names)
     assert names["certificate"].prediction == 3
     assert names["certificate"].method == "guided"

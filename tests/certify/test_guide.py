@@ -11,7 +11,8 @@ from scipy.special import expit
 import certify
 from certify.guided.bets import Bets, GuidedTest, pick_draws, project
 from certify.guided.calibration import CUTS, STRATA, Calibration, strata_of
-from certify.guided.certify import CHOICE, certify_set
+from certify.guided.certify import certify_set
+from certify.guided.image import CHOICE, GuidedImage
 
 NOISE = certify.nim_noise()
 RADIUS = 0.25
@@ -133,14 +134,14 @@ def image(kind: str, p: float, random, calibration, seed: int, **options):
 
 
 def realised_error(kind: str, images: int, monkeypatch=None) -> float:
-    """Share of images with p = p_0 that are claimed, between others that teach the calibration optimism."""
+    """Share of images with p = p_0 that are claimed, between others that make the calibration optimistic."""
     random, calibration, wrong = np.random.default_rng(7), Calibration(), 0
     for number in range(images):
         if number % 4 == 0:
             guide, draw = image(kind, 0.98, random, calibration, number, free_draws=8)
-            certify.certify_votes(draw, NOISE, 2, n=100, alpha=ALPHA, radii=[RADIUS], guide=guide)
+            certify.certify_votes_guided(draw, guide, NOISE, 2, n=100, alpha=ALPHA, radii=[RADIUS])
         guide, draw = image(kind, P0, random, calibration, number, free_draws=8)
-        found = certify.certify_votes(draw, NOISE, 2, n=200, alpha=ALPHA, radii=[RADIUS], guide=guide)
+        found = certify.certify_votes_guided(draw, guide, NOISE, 2, n=200, alpha=ALPHA, radii=[RADIUS])
         wrong += not found.abstained
     return wrong / images
 
@@ -185,12 +186,15 @@ def prices(kind: str, rounds: int = 12, n: int = 2000) -> tuple[float, float, fl
     for number in range(rounds * len(POPULATION)):
         p = POPULATION[number % len(POPULATION)]
         guide, draw = image(kind, p, random, calibration, number)
-        found = certify.certify_votes(draw, NOISE, 2, n=n, alpha=0.001, radii=[RADIUS], guide=guide)
+        found = certify.certify_votes_guided(draw, guide, NOISE, 2, n=n, alpha=0.001, radii=[RADIUS])
         guided.append((found.n0 + found.n, not found.abstained))
+
+        def fresh(count, p=p):
+            return np.where(random.random(count) < p, 0, 1)
+
         plain = certify.certify_votes(
-            lambda count, p=p: np.where(random.random(count) < p, 0, 1),
-            NOISE, 2, n=n, n0=CHOICE, alpha=0.001, radii=[RADIUS], method="sequential",
-        )  # fmt: skip
+            fresh, NOISE, 2, n=n, n0=CHOICE, alpha=0.001, radii=[RADIUS], method="sequential"
+        )
         direct.append((plain.n0 + plain.n, not plain.abstained))
     return (*np.mean(guided, axis=0), *np.mean(direct, axis=0))
 
@@ -204,8 +208,8 @@ def test_a_good_guide_saves_and_a_useless_one_costs_little():
     assert certified >= plainly - 0.05
 
 
-def test_a_guide_that_names_wrong_classes_is_found_out():
-    """The guide always names class 1; the target says 0. After some failures votes choose the class."""
+def test_a_guide_that_predicts_wrong_classes_is_detected():
+    """The guide always predicts class 1; the target says 0. After some failures votes choose the class."""
     random, calibration = np.random.default_rng(0), Calibration()
     kept = []
     for number in range(40):
@@ -214,7 +218,7 @@ def test_a_guide_that_names_wrong_classes_is_found_out():
             return np.zeros(count, dtype=int), np.stack([np.zeros(count), random.normal(3, 1, count)], axis=1)
 
         guide = certify.Guide(propose, calibration, seed=number)
-        found = certify.certify_votes(lambda votes: votes, NOISE, 2, n=500, radii=[RADIUS], guide=guide)
+        found = certify.certify_votes_guided(lambda votes: votes, guide, NOISE, 2, n=500, radii=[RADIUS])
         kept.append(found)
     assert not calibration.trusts_class
     # While the guide is trusted, its class is tested first and the target's own after it, by fresh votes.
@@ -226,18 +230,17 @@ def test_a_guide_that_names_wrong_classes_is_found_out():
 
 
 def test_the_second_class_has_its_own_share_of_alpha():
-    """The target's class is at p = p_0 and the guide names another: both tests together keep alpha."""
+    """The target's class is at p = p_0 and the guide predicts another: both tests together keep alpha."""
     random, wrong, images = np.random.default_rng(2), 0, 300
     for number in range(images):
-        guide = certify.Guide(
-            lambda count: (
-                np.where(random.random(count) < P0, 0, 1),
-                np.stack([np.zeros(count), random.normal(3, 1, count)], axis=1),
-            ),
-            seed=number, free_draws=4, pilot=32,
-        )  # fmt: skip
-        found = certify.certify_votes(
-            lambda votes: votes, NOISE, 2, n=200, alpha=ALPHA, radii=[RADIUS], guide=guide
+
+        def propose(count):
+            votes = np.where(random.random(count) < P0, 0, 1)
+            return votes, np.stack([np.zeros(count), random.normal(3, 1, count)], axis=1)
+
+        guide = certify.Guide(propose, seed=number, free_draws=4, pilot=32)
+        found = certify.certify_votes_guided(
+            lambda votes: votes, guide, NOISE, 2, n=200, alpha=ALPHA, radii=[RADIUS]
         )
         wrong += not found.abstained
     assert wrong / images <= ALPHA
@@ -317,7 +320,6 @@ def guide_of(logits):
         ({"radii": [-1.0]}, "radii"),
         ({"radii": [1.0], "n": 100}, "n=100 is too small"),
         ({"alpha": 2}, "alpha must be in"),
-        ({"method": "sequential"}, "method is not used with a guide"),
         ({"guide": guide_of(lambda count: np.zeros((count, 3)))}, "check its number of classes"),
         ({"guide": guide_of(lambda count: np.full((count, 2), np.nan))}, "NaN"),
         ({"draw": lambda inputs: np.zeros((2, 2))}, "one integer label"),
@@ -331,9 +333,14 @@ def test_bad_input_is_one_clear_error(change, words):
         "radii": [0.25],
         "n": 1000,
     } | change
-    draw = arguments.pop("draw")
+    draw, guide = arguments.pop("draw"), arguments.pop("guide")
     with pytest.raises(certify.CertifyError, match=words):
-        certify.certify_votes(draw, NOISE, 2, **arguments)
+        certify.certify_votes_guided(draw, guide, NOISE, 2, **arguments)
+
+
+def test_an_unknown_option_is_refused_before_any_vote():
+    with pytest.raises(certify.CertifyError, match="'pilots' is not an option: choose from subject, seed"):
+        certify.certify_guided(None, None, IMAGES_OF_TWO, NOISE, 2, radii=[0.25], pilots=3)
 
 
 def test_guided_votes_are_not_certified_again(tmp_path):
@@ -346,17 +353,15 @@ def test_guided_votes_are_not_certified_again(tmp_path):
 
 
 def test_a_set_is_certified_in_any_number_of_starts():
-    """certify_set asks `start` for each image once, in order."""
-    asked = []
+    """certify_set starts each image once, in order."""
+    started = []
 
     def start(position):
-        asked.append(position)
+        started.append(position)
         guide = guide_of(lambda count: np.tile([5.0, 0.0], (count, 1)))
-        from certify.guided.certify import GuidedImage
-
         return GuidedImage(
             lambda inputs: inputs, guide, NOISE, 2, radii=[0.25], n=500, alpha=0.001, subject="target"
         )
 
     assert len(certify_set(start, 3)) == 3
-    assert asked == [0, 1, 2]
+    assert started == [0, 1, 2]

@@ -14,7 +14,8 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from certify import CertifyError, Gaussian, GaussianScaleMixture, Laplace, Uniform, nim_noise
-from certify.noise.scale_mixture import _Quantiles, _quantiles, _RadiusTable
+from certify.noise.radius_table import RadiusTable, q_sufficient
+from certify.noise.sigma_cells import SigmaCells, sigma_cells
 
 LAWS = {
     "nim": st.gamma(25, scale=3 / 255),
@@ -48,7 +49,7 @@ def test_nim_reference_values(p, radius):
     assert radius * 0.998 <= nim_noise().radius(p) <= radius + 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:E.1/sigma. is infinite")  # asked for in test_certify_laws
+@pytest.mark.filterwarnings("ignore:E.1/sigma. is infinite")  # expected in test_laws
 def test_uniform_sigma_reference_value():
     assert 0.0515 * 0.998 <= GaussianScaleMixture(LAWS["uniform"]).radius(0.9) <= 0.0515 + 1e-4
 
@@ -65,20 +66,18 @@ def test_mixture_radius_against_independent_solver(name, share):
 def test_upper_cell_edges_would_be_caught():
     """The comparison above has the power to see a discretisation that errs on the wrong side."""
     law = LAWS["wide"]
-    cells = _quantiles(law)
-    planted = _Quantiles(np.append(cells.sigma[1:], cells.sigma[-1]), cells.mass, atoms=False)
+    cells = sigma_cells(law)
+    planted = SigmaCells(np.append(cells.sigma[1:], cells.sigma[-1]), cells.mass, atoms=False)
     r = 0.1
-    assert _RadiusTable(planted).radius(np.array([oracle_p(r, law)]))[0] > r * (1 + 1e-4)
+    assert RadiusTable(planted).radius(np.array([oracle_p(r, law)]))[0] > r * (1 + 1e-4)
 
 
 def test_any_threshold_is_sound():
     """Weak duality: a wrong t never certifies more than the exact radius."""
-    from certify.noise.scale_mixture import _q_sufficient
-
     law, r = LAWS["nim"], 0.3
     exact = 1 - oracle_p(r, law)
     u = np.geomspace(1e-3, 1e3, 200)
-    q = _q_sufficient(np.full(200, r), u, _quantiles(law))
+    q = q_sufficient(np.full(200, r), u, sigma_cells(law))
     assert np.all(q <= exact)
     assert q.max() >= exact * 0.995
 
@@ -168,16 +167,16 @@ def test_mixture_draws_one_sigma_per_image(name):
     assert abs(sigma.mean() / LAWS[name].mean() - 1) < 5 * LAWS[name].std() / LAWS[name].mean() / 4000**0.5
     assert sigma.std() == pytest.approx(LAWS[name].std(), rel=0.15)
     assert abs(sample.mean()) < 1e-3
-    exact = noise._sample_sigma(20_000, torch.Generator().manual_seed(3), torch.device("cpu"))
+    exact = noise.sample_sigma(20_000, torch.Generator().manual_seed(3), torch.device("cpu"))
     assert st.kstest(exact.numpy(), LAWS[name].cdf).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("name", ["nim", "uniform", "atoms"])
 def test_every_sampled_sigma_is_at_least_its_cells_lower_edge(name):
     noise = GaussianScaleMixture(LAWS[name])
-    cells = noise._quantiles
+    cells = noise.cells
     u = torch.rand(200_000, generator=torch.Generator().manual_seed(4), dtype=torch.float64).numpy()
-    sigma = noise._sample_sigma(200_000, torch.Generator().manual_seed(4), torch.device("cpu")).numpy()
+    sigma = noise.sample_sigma(200_000, torch.Generator().manual_seed(4), torch.device("cpu")).numpy()
     below = 0.0 if cells.atoms else 1 - cells.mass.sum()
     cell = np.searchsorted(below + np.cumsum(cells.mass)[:-1], u - 1e-12, side="right")
     assert np.all(sigma >= cells.sigma[cell] * (1 - 1e-12))
@@ -188,12 +187,12 @@ def test_every_sampled_sigma_is_at_least_its_cells_lower_edge(name):
 
 def test_discrete_law_draws_its_atoms_exactly():
     noise = GaussianScaleMixture(LAWS["atoms"])
-    sigma = noise._sample_sigma(100_000, torch.Generator().manual_seed(5), torch.device("cpu")).numpy()
+    sigma = noise.sample_sigma(100_000, torch.Generator().manual_seed(5), torch.device("cpu")).numpy()
     values, counts = np.unique(sigma, return_counts=True)
     assert values.tolist() == [0.1, 0.25, 0.5]
     assert st.chisquare(counts, 100_000 * np.array([0.2, 0.5, 0.3])).pvalue > 1e-4
     frozen = GaussianScaleMixture(st.randint(1, 4))
-    assert np.allclose(frozen._quantiles.sigma, [1, 2, 3])
+    assert np.allclose(frozen.cells.sigma, [1, 2, 3])
 
 
 def test_describe_identifies_the_law():

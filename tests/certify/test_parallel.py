@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import certify
 from certify import CertifyError, RecordLog, SmoothedClassifier, nim_noise
 from certify.voting.parallel import certify_parallel
 
@@ -76,6 +77,21 @@ def test_a_running_dask_scheduler_is_used_and_left_running(smoothed, images):
             assert len(client.scheduler_info()["workers"]) == 2
     finally:
         cluster.close()
+
+
+class Unanimous:
+    """Anything that certifies can be spread over workers."""
+
+    def certify(self, images, *, indices, on_certificate, n):
+        draw = certify.certify_votes(lambda count: np.zeros(count, int), certify.Gaussian(1), 2, n=n)
+        for index in indices:
+            on_certificate(index, draw, 0.5)
+        return [draw] * len(images)
+
+
+def test_whatever_certifies_can_be_spread(images):
+    found = certify_parallel(Unanimous(), images, workers=1, shard=3, n=400)
+    assert [(each.prediction, each.n) for each in found] == [(0, 400)] * 7
 
 
 def test_an_error_of_a_worker_names_its_cause(images):

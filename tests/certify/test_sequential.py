@@ -11,10 +11,10 @@ from certify import CertifyError, Gaussian, SmoothedClassifier, certify_votes, n
 from certify.bounds.sequential import (
     FINAL_SHARE,
     Plan,
+    analysis_sizes,
     betting_lower_bound,
     betting_upper,
     log_wealth,
-    look_schedule,
     make_plan,
 )
 
@@ -23,15 +23,15 @@ TRUE_P = [0.5, 0.7, 0.84, 0.95, 0.99]
 N = 8000
 
 
-def realised_error(upper, looks, p, lower=None):
-    """P(successes >= upper at any look) of a Bernoulli(p) walk, exactly, one draw at a time."""
-    up, low = np.full(looks[-1] + 1, looks[-1] + 2), np.full(looks[-1] + 1, -1)
-    up[looks] = upper
+def realised_error(upper, sizes, p, lower=None):
+    """P(successes >= upper at any analysis) of a Bernoulli(p) walk, exactly, one draw at a time."""
+    up, low = np.full(sizes[-1] + 1, sizes[-1] + 2), np.full(sizes[-1] + 1, -1)
+    up[sizes] = upper
     if lower is not None:
-        low[looks] = lower
-    alive = np.zeros(looks[-1] + 2)
+        low[sizes] = lower
+    alive = np.zeros(sizes[-1] + 2)
     alive[0], error = 1.0, 0.0
-    for t in range(1, looks[-1] + 1):
+    for t in range(1, sizes[-1] + 1):
         alive[1 : t + 1] = p * alive[:t] + (1 - p) * alive[1 : t + 1]
         alive[0] *= 1 - p
         if up[t] <= t:
@@ -42,16 +42,16 @@ def realised_error(upper, looks, p, lower=None):
     return error
 
 
-def clopper_pearson_rechecked(p, alpha, looks):
-    """A planted fault: the fixed-n bound at every look."""
-    return np.array([certify.bounds.required_successes(p, int(t), alpha) or t + 1 for t in looks])
+def clopper_pearson_rechecked(p, alpha, sizes):
+    """A planted fault: the fixed-n bound at every analysis."""
+    return np.array([certify.bounds.required_successes(p, int(t), alpha) or t + 1 for t in sizes])
 
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("p", TRUE_P)
-def test_betting_with_a_look_at_every_draw_keeps_alpha(p):
-    looks = np.arange(1, N + 1)
-    error = realised_error(betting_upper(p, ALPHA, looks), looks, p)
+def test_betting_with_an_analysis_at_every_draw_keeps_alpha(p):
+    sizes = np.arange(1, N + 1)
+    error = realised_error(betting_upper(p, ALPHA, sizes), sizes, p)
     assert 0.3 * ALPHA < error <= ALPHA
 
 
@@ -59,10 +59,10 @@ def test_betting_with_a_look_at_every_draw_keeps_alpha(p):
 @pytest.mark.parametrize("p", TRUE_P)
 @pytest.mark.parametrize("method", ["sequential", "group_sequential"])
 @pytest.mark.parametrize("alpha", [ALPHA, 0.05])
-def test_every_rule_keeps_alpha_at_its_looks(p, method, alpha):
+def test_every_rule_keeps_alpha_at_its_analyses(p, method, alpha):
     plan = make_plan(_Level(p), [0.5], N, alpha, method)
     [level] = plan.levels
-    error = realised_error(level.upper, plan.looks, level.p, level.lower)
+    error = realised_error(level.upper, plan.sizes, level.p, level.lower)
     assert error <= alpha
     assert error > 0.3 * alpha  # not vacuous
 
@@ -81,8 +81,8 @@ class _Level(Gaussian):
 @pytest.mark.acceptance
 @pytest.mark.parametrize("p", TRUE_P)
 def test_the_error_test_catches_rechecked_clopper_pearson(p):
-    looks = np.arange(1000, N + 1, 1000)
-    assert realised_error(clopper_pearson_rechecked(p, ALPHA, looks), looks, p) > 1.5 * ALPHA
+    sizes = np.arange(1000, N + 1, 1000)
+    assert realised_error(clopper_pearson_rechecked(p, ALPHA, sizes), sizes, p) > 1.5 * ALPHA
 
 
 def test_wealth_is_a_fair_bet_and_falls_below_the_level():
@@ -141,8 +141,10 @@ def test_easy_images_stop_early_and_hard_ones_go_on(method):
 class Forgetful(Plan):
     """A planted fault: a level is given up only while it is the next one to claim."""
 
-    def step(self, look, successes, claimed, within):
-        claimed, within = super().step(look, successes, claimed, np.full_like(within, len(self.levels)))
+    def analyze(self, analysis, successes, claimed, within):
+        claimed, within = super().analyze(
+            analysis, successes, claimed, np.full_like(within, len(self.levels))
+        )
         return claimed, np.where(within > claimed, len(self.levels), within)
 
 
@@ -154,7 +156,7 @@ class Forgetful(Plan):
 def test_a_grid_of_levels_keeps_alpha_at_its_top(method, kind, sound):
     alpha, paths = 0.05, 200_000
     plan = make_plan(Gaussian(0.25), [0.1, 0.12, 0.14, 0.16, 0.18, 0.2], N, alpha, method)
-    plan = kind(plan.method, plan.alpha, plan.looks, plan.levels)
+    plan = kind(plan.method, plan.alpha, plan.sizes, plan.levels)
     rng = np.random.default_rng(0)
 
     def more(images, first, last):
@@ -224,13 +226,13 @@ def test_only_undecided_images_get_more_draws(smoothed):
     assert bar.done == sum(certificate.n0 + certificate.n for certificate in certificates)
 
 
-def test_looks_grow_and_end_at_the_cap():
-    looks = look_schedule(100_000)
-    assert looks[0] == 32
-    assert looks[-1] == 100_000
-    assert np.all(np.diff(looks) > 0)
-    assert np.all(looks[:-1] % 32 == 0)
-    assert look_schedule(20).tolist() == [20]
+def test_sample_sizes_grow_and_end_at_the_cap():
+    sizes = analysis_sizes(100_000)
+    assert sizes[0] == 32
+    assert sizes[-1] == 100_000
+    assert np.all(np.diff(sizes) > 0)
+    assert np.all(sizes[:-1] % 32 == 0)
+    assert analysis_sizes(20).tolist() == [20]
 
 
 def test_radii_out_of_reach_are_left_out():
@@ -261,9 +263,9 @@ def test_bad_plans_are_refused_before_any_draw(method, options, word):
     assert word in str(caught.value)
 
 
-def test_the_final_look_costs_half_of_alpha():
+def test_the_final_analysis_costs_half_of_alpha():
     assert FINAL_SHARE == 0.5
-    looks = look_schedule(N)
-    with_look, without = (betting_upper(0.84, ALPHA, looks, share) for share in (FINAL_SHARE, 0.0))
-    assert with_look[-1] < without[-1]
-    assert np.all(with_look[:-1] >= without[:-1])
+    sizes = analysis_sizes(N)
+    with_final, without = (betting_upper(0.84, ALPHA, sizes, share) for share in (FINAL_SHARE, 0.0))
+    assert with_final[-1] < without[-1]
+    assert np.all(with_final[:-1] >= without[:-1])

@@ -1,6 +1,7 @@
 """Certificates: soundness on classifiers whose true margin is known, and the two ways to ask for one."""
 
 import shutil
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,10 +19,12 @@ from certify import (
     Gaussian,
     GaussianScaleMixture,
     SmoothedClassifier,
+    VoteEngine,
     certify_votes,
     nim_noise,
 )
 
+CPU = torch.device("cpu")
 ALPHA = 0.05
 REPETITIONS = 2000
 # At most this many of 2,000 certificates may overshoot: a sound method exceeds it once in a million runs.
@@ -32,7 +35,7 @@ WIDE = st.gamma(4, scale=8 / 255)
 class NaiveMixture(GaussianScaleMixture):
     """A planted fault: Cohen's radius with the mean sigma."""
 
-    def _radius(self, p):
+    def compute_radius(self, p):
         return self.mean_sigma * ndtri(p)
 
 
@@ -178,6 +181,16 @@ def test_certificates_do_not_depend_on_batches_groups_or_resume(smoothed, images
     assert smoothed().certify(images[4:6], n=500, indices=[4, 5]) == expected[4:6]
 
 
+def test_options_are_fields_of_the_engine_and_win_over_it(smoothed, images):
+    engine = VoteEngine(batch_size=64, chunk_size=32, seed=9)
+    expected = smoothed(chunk_size=32).certify(images, n=500)
+    assert smoothed(engine=engine).certify(images, n=500) == expected  # the fixture's seed=3 wins
+    assert smoothed(chunk_size=256, engine=engine).certify(images, n=500) != expected
+    assert smoothed(engine=engine, batch_size=100).engine == replace(
+        engine, seed=3, batch_size=100, device=CPU
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_model_votes_as_the_plain_one(smoothed, images):
@@ -267,6 +280,11 @@ def test_the_smallest_n_named_by_the_refusal_can_certify():
         (lambda draw: SmoothedClassifier(draw, 0.25, 2), "noise"),
         (lambda draw: SmoothedClassifier(draw, Gaussian(1), 2, compile=True), "torch module"),
         (lambda draw: SmoothedClassifier(draw, Gaussian(1), 2, batch_size=0), "batch_size"),
+        (
+            lambda draw: SmoothedClassifier(draw, Gaussian(1), 2, batch=8),
+            "'batch' is not an option: choose from",
+        ),
+        (lambda draw: VoteEngine(seed=-1), "seed"),
     ],
 )
 def test_bad_input(call, word):

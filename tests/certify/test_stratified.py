@@ -15,7 +15,7 @@ from certify import (
     certify_stratified,
     nim_noise,
 )
-from certify.noise.scale_mixture import _Quantiles
+from certify.noise.sigma_cells import SigmaCells
 from certify.threats.stratified import cells_of, strata_of, stratified_radius
 
 WIDE = GaussianScaleMixture(st.gamma(4, scale=8 / 255))
@@ -27,17 +27,17 @@ def test_strata_are_the_law_cut_in_equal_parts():
     laws = strata_of(WIDE, STRATA)
     generator = torch.Generator().manual_seed(0)
     together = np.concatenate(
-        [law._sample_sigma(10_000, generator, torch.device("cpu")).numpy() for law in laws]
+        [law.sample_sigma(10_000, generator, torch.device("cpu")).numpy() for law in laws]
     )
     assert st.kstest(together, WIDE.law.cdf).pvalue > 1e-4
     ends = WIDE.law.ppf(np.linspace(0, 1, STRATA + 1))
     for law, low, high in zip(laws, ends[:-1], ends[1:], strict=True):
-        assert law._quantiles.sigma[0] >= low * (1 - 1e-6)
-        assert law._quantiles.sigma[-1] <= high
+        assert law.cells.sigma[0] >= low * (1 - 1e-6)
+        assert law.cells.sigma[-1] <= high
 
 
 def one_sigma(sigma):
-    return [_Quantiles(np.array([value]), np.ones(1), atoms=True) for value in sigma]
+    return [SigmaCells(np.array([value]), np.ones(1), atoms=True) for value in sigma]
 
 
 def test_one_sigma_in_every_stratum_is_cohens_radius():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from certify import CertifyError, Gaussian, Uniform, nim_noise
-from certify.voting.engine import ESTIMATION, SELECTION, _chunks, count_votes
+from certify.voting.chunks import ESTIMATION, SELECTION, chunks
+from certify.voting.engine import VoteEngine
 
 K = 4
 
@@ -27,8 +28,9 @@ def images():
 
 def votes(classify, images, n=700, *, noise=None, stage=ESTIMATION, indices=None, seed=7, **options):
     indices = range(len(images)) if indices is None else indices
-    noise = noise or nim_noise()
-    return count_votes(classify, images, noise, K, n, indices=indices, stage=stage, seed=seed, **options)
+    how = {"stage": stage, "first": options.pop("first", 0), "progress": options.pop("progress", None)}
+    engine = VoteEngine(seed=seed, **options)
+    return engine.count(classify, images, noise or nim_noise(), K, n, indices=indices, **how)
 
 
 class Recorder:
@@ -76,12 +78,12 @@ def test_seed_stage_and_index_change_the_draws(images):
 
 
 def test_chunks_of_an_image_never_share_a_seed():
-    chunks = [
-        [chunk.seed for stage in range(3) for chunk in _chunks([index], 0, 500, stage, 0, 1)]
-        for index in range(200)
+    seeds = [
+        [part.seed for stage in range(3) for part in chunks([i], 0, 500, stage=stage, seed=0, chunk_size=1)]
+        for i in range(200)
     ]
-    assert all(len(set(seeds)) == 1500 for seeds in chunks)
-    assert all(0 <= seed < 2**32 for seeds in chunks for seed in seeds)
+    assert all(len(set(own)) == 1500 for own in seeds)
+    assert all(0 <= seed < 2**32 for own in seeds for seed in own)
 
 
 def test_the_images_get_the_noise_of_the_law(images):
@@ -137,6 +139,15 @@ def test_modules_vote_in_eval_mode_and_are_put_back(images):
     with pytest.raises(RuntimeError, match="out of memory"):
         votes(model, images, 50)
     assert model.training
+
+
+def test_one_batch_is_counted_as_it_is(images):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(108, K)).train()
+    counts = VoteEngine().count_batch(model, images, K)
+    assert model.training
+    assert counts.tolist() == torch.bincount(model.eval()(images).argmax(1), minlength=K).tolist()
+    with pytest.raises(CertifyError, match="got 9"):
+        VoteEngine().count_batch(lambda x: np.full(len(x), 9), images, K)
 
 
 def test_the_global_generator_is_left_alone(model, images):
@@ -241,11 +252,11 @@ def test_channels_last_and_autocast_reach_the_model_and_leave_the_noise_in_float
 MEMORY = r"""
 import re, sys, torch
 from certify import Gaussian
-from certify.voting.engine import count_votes
+from certify.voting.engine import VoteEngine
 torch.set_num_threads(2)
 model = torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(3 * 49, 5))
 image = torch.rand(1, 3, 224, 224)
-count = lambda n: count_votes(model, image, Gaussian(0.25), 5, n, indices=[0], stage=1, seed=0)
+count = lambda n: VoteEngine().count(model, image, Gaussian(0.25), 5, n, indices=[0], stage=1)
 # Not ru_maxrss: a new program inherits that from the process that started it.
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 count(1)

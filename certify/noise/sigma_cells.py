@@ -1,0 +1,100 @@
+"""The law of sigma cut into cells: one table for the proof of a radius and for the sampler.
+
+Smaller sigma is safe (step 2 of the proof in radius_table), so the proof puts the mass of each cell on the cell's
+lower edge, and the mass below the lowest edge on sigma = 0. The noise that is drawn has a piecewise-linear
+quantile function through the same edges (not the exact law): each cell has the same probability, and every sigma
+drawn in it is at least the cell's lower edge, so step 2 covers it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from certify.errors import CertifyError
+from certify.noise.base import FloatArray
+
+CELLS = 4096  # edges at ndtr(2 sinh(x)), x uniform: fine where the mass is, and out to 8 standard deviations
+EDGE_SHRINK = 1e-9  # relative; covers the error of scipy's quantile functions
+MAX_ATOMS = 4096
+
+
+@dataclass(frozen=True)
+class SigmaCells:
+    """Cells of probability ``mass`` and lower edge ``sigma``, both (m,); the remaining mass has sigma = 0.
+
+    ``atoms``: the cells are the exact atoms of a discrete law, so nothing is interpolated between them.
+    """
+
+    sigma: FloatArray
+    mass: FloatArray
+    atoms: bool
+
+    def sampling_tables(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Left level, value there and slope of the piecewise-linear quantile function, one entry a piece."""
+        if self.atoms:
+            level = np.concatenate([[0.0], np.cumsum(self.mass)[:-1]])
+            return level, self.sigma.copy(), np.zeros_like(self.sigma)
+        # Below the first edge and above the last one sigma stays constant.
+        level = np.concatenate([[0.0], _levels()])
+        low = np.concatenate([self.sigma[:1], self.sigma])
+        width = np.diff(_levels())  # 0 for some of the topmost cells, where float64 levels coincide
+        slope = np.divide(np.diff(self.sigma), width, out=np.zeros_like(width), where=width > 0)
+        rise = np.concatenate([[0.0], slope, [0.0]])
+        return level, low, rise
+
+
+def sigma_cells(law: Any) -> SigmaCells:
+    """The cells of a frozen scipy.stats law of sigma.
+
+    Raises:
+        CertifyError: ``law`` is no frozen law, puts mass on sigma <= 0, or has no finite quantiles.
+    """
+    if not all(callable(getattr(law, name, None)) for name in ("ppf", "cdf", "mean")):
+        raise CertifyError(
+            f"law must be a frozen scipy.stats law, got {law!r}: try scipy.stats.gamma(25, scale=3/255)"
+        )
+    try:
+        below = float(law.cdf(0.0))
+    except TypeError:  # a distribution family without its parameters
+        raise CertifyError(
+            f"law must be frozen, got {law!r}: give its parameters, gamma(25, scale=3/255)"
+        ) from None
+    if not below == 0:
+        raise CertifyError(
+            f"law must put all its mass on sigma > 0, got P(sigma <= 0) = {below:.3g}: truncate it"
+        )
+    cells = _atoms(law) if callable(getattr(law, "pmf", None)) else _intervals(law)
+    if not np.all(np.isfinite(cells.sigma)) or not np.all(cells.sigma > 0):
+        ends = cells.sigma[[0, -1]]
+        raise CertifyError(f"law must have finite quantiles above 0, got {ends}: check its parameters")
+    return cells
+
+
+def _levels() -> FloatArray:
+    """Probability levels of the m lower edges, in (0, 1)."""
+    return ndtr(2 * np.sinh(np.linspace(-1, 1, CELLS) * np.arcsinh(4)))
+
+
+def _intervals(law: Any) -> SigmaCells:
+    levels = _levels()
+    edges = np.asarray(law.ppf(levels), dtype=np.float64) * (1 - EDGE_SHRINK)
+    edges = np.minimum.accumulate(edges[::-1])[::-1]  # should a quantile function wobble, its lower envelope
+    return SigmaCells(edges, np.diff(np.append(levels, 1.0)), atoms=False)
+
+
+def _atoms(law: Any) -> SigmaCells:
+    dist = getattr(law, "dist", law)
+    low, high = law.ppf(0.0) + 1, law.ppf(1 - 1e-15)  # scipy's discrete ppf(0) is one below the support
+    values = np.asarray(dist.xk if hasattr(dist, "xk") else np.arange(low, high + 1), dtype=np.float64)
+    if len(values) > MAX_ATOMS:
+        raise CertifyError(f"law may have at most {MAX_ATOMS} atoms, got {len(values)}: use a continuous law")
+    mass = np.asarray(law.pmf(values), dtype=np.float64)
+    order = np.argsort(values)[mass[np.argsort(values)] > 0]
+    values, mass = values[order], mass[order]
+    if not np.all(np.isfinite(mass)) or not np.isclose(mass.sum(), 1, atol=1e-9, rtol=0):
+        raise CertifyError(
+            f"the probabilities of law must sum to 1, got {mass.sum():.6g}: give all its atoms"
+        )
+    return SigmaCells(values, mass / mass.sum(), atoms=True)
