@@ -5,7 +5,15 @@ from surrogates.distillation.distill import Surrogate, distill
 from surrogates.distillation.fidelity import Fidelity, fidelity
 from surrogates.distillation.selection import Selection
 from surrogates.distillation.student import Recipe
-from surrogates.errors import BudgetExceeded, DriftError, LedgerError, Refused, SurrogateError, TargetError
+from surrogates.errors import (
+    BudgetExceeded,
+    ClassesUnknown,
+    DriftError,
+    LedgerError,
+    Refused,
+    SurrogateError,
+    TargetError,
+)
 from surrogates.ledger.bill import Bill, Charge
 from surrogates.ledger.canaries import Canaries
 from surrogates.ledger.ledger import QueryLedger
@@ -18,6 +26,7 @@ __all__ = [
     "BudgetExceeded",
     "Canaries",
     "Charge",
+    "ClassesUnknown",
     "DriftError",
     "Fidelity",
     "LedgerError",

@@ -8,20 +8,25 @@ class SurrogateError(ValueError):
 
 
 class TargetError(SurrogateError):
-    """The target cannot be opened, asked, or understood.
+    """The target cannot be opened, queried, or understood.
 
-    lost counts queries of earlier attempts at the same batch that may have been charged besides it.
+    Attributes:
+        lost: Queries of earlier attempts at the same batch that may have been charged besides it.
     """
 
     lost: int = 0
 
 
+class ClassesUnknown(TargetError):
+    """The target does not tell its number of classes, and none was given."""
+
+
 class Refused(TargetError):
-    """The target surely did no work for this query: it is not charged, and may be asked again."""
+    """The target surely did no work for this query: it is not charged, and may be repeated."""
 
 
 class DriftError(TargetError):
-    """The target no longer answers as it did: what was learnt about it may be wrong."""
+    """The target no longer answers as it did: what was measured of it may be wrong."""
 
 
 class LedgerError(SurrogateError):
@@ -32,8 +37,17 @@ class BudgetExceeded(LedgerError):
     """A query would pass the budget; nothing was sent."""
 
 
+def note_lost(error: BaseException, queries: int) -> None:
+    """Note on an error, an interrupt too, how many queries of lost attempts may have been charged besides."""
+    vars(error)["lost"] = queries
+
+
 def check_positive_integers(**values: object) -> None:
-    """Raise SurrogateError for the first of several named values that is not an integer of at least 1."""
+    """Check that named values are integers of at least 1.
+
+    Raises:
+        SurrogateError: The first that is not.
+    """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
             raise SurrogateError(f"{name} must be a positive integer, got {value!r}")

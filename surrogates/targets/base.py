@@ -17,10 +17,13 @@ PROBABILITY_SLACK = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Labels (N,) int64 and scores (N, K) float32, or None where the target keeps its scores to itself.
+    """What a target answers to N images.
 
-    Scores of a target that tells its top k alone are NaN for the classes that it did not name.
-    lost counts queries of attempts that got no answer, may have been charged all the same, and were repeated.
+    Args:
+        labels: (N,) int64.
+        scores: (N, K) float32, or None where the target keeps its scores to itself; NaN for the classes that a target
+            which tells its top k alone did not name.
+        lost: Queries of attempts that got no answer, may have been charged all the same, and were repeated.
     """
 
     labels: np.ndarray
@@ -47,13 +50,21 @@ class Answers:
 
 
 class Target(ABC):
-    """A classifier that can only be asked.
+    """A classifier that can only be queried; a subclass implements `answer`.
 
-    identity names it for ever (a ledger belongs to one identity); output_kind is what it answers with:
-    "labels", "top_k" (probabilities of the best classes), "probabilities" or "logits";
-    charged_when_sent is True when a query whose answer was lost may have been charged all the same;
-    input_shape (C, H, W) and num_features are None when unknown; batch_size splits large queries;
-    pixels says in what form images go in.
+    Args:
+        identity: Name of the target for ever; a ledger belongs to one identity.
+        num_classes: Number of classes, at least 2.
+        output_kind: What it answers with: "labels", "top_k" (probabilities of the best classes), "probabilities" or
+            "logits".
+        charged_when_sent: Whether a query whose answer was lost may have been charged all the same.
+        input_shape: (C, H, W), None when unknown.
+        num_features: Values an image, None when unknown.
+        batch_size: Splits large queries.
+        pixels: In what form images go in.
+
+    Raises:
+        TargetError: A value out of its range.
     """
 
     def __init__(
@@ -82,7 +93,9 @@ class Target(ABC):
         self.num_classes = int(num_classes)
         self.output_kind = output_kind
         self.charged_when_sent = charged_when_sent
-        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.input_shape = (
+            input_shape if input_shape is None else (input_shape[0], input_shape[1], input_shape[2])
+        )
         self.num_features = num_features
         self.batch_size = batch_size
         self.pixels = pixels or PixelFormat()
@@ -93,10 +106,14 @@ class Target(ABC):
         return self.pixels.name
 
     def query(self, images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> Answers:
-        """Ask for images (N, C, H, W), float32 or float64 in [0, 1]; the answers are the caller's own.
+        """Return the answers to images, in memory of the caller's own.
 
-        bounded=False drops the range check alone, for images under additive noise that is not clipped.
-        Raises TargetError before the target is asked (bad images) or after (bad answer, failing target).
+        Args:
+            images: (N, C, H, W), float32 or float64 in [0, 1].
+            bounded: False drops the range check alone, for images under additive noise that is not clipped.
+
+        Raises:
+            TargetError: Bad images, before the target gets them; a bad answer or a failing target, after.
         """
         pixels = check_images(images, bounded=bounded, copy=False)  # what leaves is encoded into a copy
         self._check_shape(pixels.shape[1:])
@@ -108,8 +125,9 @@ class Target(ABC):
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
         """Answer images in the target's own pixel format, by default (N, C, H, W) float32.
 
-        Returns labels (N,), scores (N, K), or Answers, which are taken as checked. For "top_k", scores have
-        NaN for the classes that are not named, or come as a pair: labels (N, k) and scores (N, k).
+        Returns:
+            Labels (N,), scores (N, K), or Answers, which are taken as checked. For "top_k", scores have NaN for the
+            classes that are not named, or come as a pair: labels (N, k) and scores (N, k).
         """
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
@@ -144,7 +162,11 @@ class Target(ABC):
         return raw if isinstance(raw, Answers) else self.parse_answer(raw, count)
 
     def parse_answer(self, raw: object, count: int) -> Answers:
-        """Turn a raw answer for `count` images into Answers, or say what was expected and what came."""
+        """Return a raw answer to `count` images as Answers.
+
+        Raises:
+            TargetError: It names what was expected and what came.
+        """
         values = self._numbers(raw)
         expected = (count,) if self.output_kind == "labels" else (count, self.num_classes)
         if self.output_kind == "labels" and values.shape == (count, 1):
@@ -211,9 +233,14 @@ def _array(raw: object) -> np.ndarray:
 
 
 def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True, copy: bool = True) -> np.ndarray:
-    """Return images (N, C, H, W) as a float32 array of its own, or raise TargetError naming what is wrong.
+    """Return images (N, C, H, W) as a float32 array of its own.
 
-    copy=False shares the memory of images that are float32 and contiguous already.
+    Args:
+        bounded: Whether they must lie in [0, 1].
+        copy: False shares the memory of images that are float32 and contiguous already.
+
+    Raises:
+        TargetError: It names what is wrong.
     """
     if not isinstance(images, torch.Tensor | np.ndarray):
         raise TargetError(f"images must be a torch tensor or a numpy array, got {type(images).__name__}")
@@ -239,5 +266,5 @@ def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True, cop
     if bounded and high > 1:
         raise TargetError(f"images must lie in [0, 1], got max {high}: divide 8-bit pixels by 255")
     if bounded and low < 0:
-        raise TargetError(f"images must lie in [0, 1], got min {low}: undo the normalisation first")
+        raise TargetError(f"images must lie in [0, 1], got min {low}: undo the normalization first")
     return pixels

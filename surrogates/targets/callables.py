@@ -7,34 +7,27 @@ import numpy as np
 import torch
 
 from surrogates.targets.base import Answers, Target
-from surrogates.targets.formats import PixelFormat
+from surrogates.targets.declared import Declared
 
 
 class CallableTarget(Target):
     """A function of images (N, C, H, W) float32 that returns scores (N, K) or labels (N,).
 
     It may well call a paid service, so a query whose answer was lost counts as charged.
+
+    Raises:
+        ClassesUnknown: num_classes was not declared.
     """
 
-    def __init__(
-        self,
-        function: Callable[[np.ndarray], np.ndarray],
-        num_classes: int,
-        output_kind: str = "probabilities",
-        *,
-        identity: str | None = None,
-        input_shape: tuple[int, int, int] | None = None,
-        batch_size: int | None = None,
-        pixels: PixelFormat | None = None,
-    ) -> None:
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray], declared: Declared) -> None:
         super().__init__(
-            identity or qualified_name(function),
-            num_classes,
-            output_kind,
+            declared.identity or qualified_name(function),
+            declared.classes_of(type(function).__name__),
+            declared.output_kind or "probabilities",
             charged_when_sent=True,
-            input_shape=input_shape,
-            batch_size=batch_size,
-            pixels=pixels,
+            input_shape=declared.input_shape,
+            batch_size=declared.batch_size,
+            pixels=declared.pixels,
         )
         self._function = function
 
@@ -43,28 +36,28 @@ class CallableTarget(Target):
 
 
 class TorchTarget(Target):
-    """A torch module asked in eval mode; it dies with this process, so that a lost answer costs nothing."""
+    """A torch module in eval mode; it dies with this process, so that a lost answer costs nothing.
+
+    Args:
+        device: Where it runs; unset, where its parameters are.
+
+    Raises:
+        ClassesUnknown: num_classes was not declared, and the module has no such attribute.
+    """
 
     def __init__(
-        self,
-        module: torch.nn.Module,
-        num_classes: int,
-        output_kind: str = "logits",
-        *,
-        identity: str | None = None,
-        input_shape: tuple[int, int, int] | None = None,
-        device: str | torch.device | None = None,
-        batch_size: int | None = None,
-        pixels: PixelFormat | None = None,
+        self, module: torch.nn.Module, declared: Declared, device: str | torch.device | None = None
     ) -> None:
+        if declared.num_classes is None:
+            declared = declared.agreed(num_classes=getattr(module, "num_classes", None))
         super().__init__(
-            identity or f"{qualified_name(type(module))}:{weights_digest(module)}",
-            num_classes,
-            output_kind,
+            declared.identity or f"{qualified_name(type(module))}:{weights_digest(module)}",
+            declared.classes_of(type(module).__name__),
+            declared.output_kind or "logits",
             charged_when_sent=False,
-            input_shape=input_shape,
-            batch_size=batch_size,
-            pixels=pixels,
+            input_shape=declared.input_shape,
+            batch_size=declared.batch_size,
+            pixels=declared.pixels,
         )
         parameter = next(module.parameters(), None)
         self._device = torch.device(device or ("cpu" if parameter is None else parameter.device))
@@ -89,8 +82,7 @@ def weights_digest(module: torch.nn.Module) -> str:
         digest.update(f"{name}:".encode())
         if isinstance(value, torch.Tensor):
             digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update(value.tobytes())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()[:16]

@@ -3,54 +3,45 @@
 import hashlib
 import io
 import pickle
+from typing import Any
 
 import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.callables import qualified_name
-from surrogates.targets.formats import PixelFormat
+from surrogates.targets.declared import Declared
 
 
 class EstimatorTarget(Target):
-    """An estimator asked with images flattened to (N, C*H*W); class k is its k-th entry of `classes_`.
+    """An estimator of rows (N, C*H*W); class k is its k-th entry of `classes_`.
 
-    Answers with predict_proba where the estimator has it, else with the labels of predict.
+    It answers with predict_proba where it has that, else with the labels of predict.
+
+    Raises:
+        ClassesUnknown: num_classes was not declared, and the estimator is not fitted.
+        TargetError: It cannot answer as declared.
     """
 
-    def __init__(
-        self,
-        estimator: object,
-        num_classes: int | None = None,
-        output_kind: str | None = None,
-        *,
-        identity: str | None = None,
-        input_shape: tuple[int, int, int] | None = None,
-        batch_size: int | None = None,
-        pixels: PixelFormat | None = None,
-    ) -> None:
+    def __init__(self, estimator: Any, declared: Declared) -> None:
+        name = type(estimator).__name__
         classes = getattr(estimator, "classes_", None)
-        if num_classes is None and classes is None:
-            raise TargetError(
-                f"{type(estimator).__name__} does not say how many classes it knows: "
-                "fit it, or give open_target(..., num_classes=...)"
-            )
-        if num_classes is not None and classes is not None and num_classes != len(classes):
-            raise TargetError(f"num_classes is {num_classes}, but the estimator knows {len(classes)} classes")
+        declared = declared.agreed(num_classes=None if classes is None else len(classes))
         soft = hasattr(estimator, "predict_proba")
-        output_kind = output_kind or ("probabilities" if soft else "labels")
+        output_kind = declared.output_kind or ("probabilities" if soft else "labels")
         if output_kind == "logits" or (output_kind == "probabilities" and not soft):
-            raise TargetError(f"{type(estimator).__name__} cannot answer with {output_kind}: try 'labels'")
+            raise TargetError(f"{name} cannot answer with {output_kind}: try 'labels'")
         features = getattr(estimator, "n_features_in_", None)
+        num_classes = declared.classes_of(name, "fit it, or give open_target(..., num_classes=...)")
         super().__init__(
-            identity or f"{qualified_name(type(estimator))}:{_digest(estimator)}",
-            len(classes) if num_classes is None else num_classes,
+            declared.identity or f"{qualified_name(type(estimator))}:{_digest(estimator)}",
+            num_classes,
             output_kind,
             charged_when_sent=False,
-            input_shape=input_shape,
+            input_shape=declared.input_shape,
             num_features=None if features is None else int(features),
-            batch_size=batch_size,
-            pixels=pixels,
+            batch_size=declared.batch_size,
+            pixels=declared.pixels,
         )
         self._estimator = estimator
         self._classes = None if classes is None else np.asarray(classes)

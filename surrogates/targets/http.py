@@ -1,7 +1,7 @@
 """One way to talk HTTP to a paid service: retries that know what they may cost, pacing, and no secret in sight.
 
-Every attempt ends in one of three ways. It was answered. It was refused: no connection, or a 4xx status, 429
-and 503 (taken at their word) among them, so surely nothing was charged. Or its outcome is unknown: a timeout or a reset after
+Every attempt ends in one of three ways. It was answered. It was refused: no connection, or a 4xx status, 429 and 503
+(taken at their word) among them, so surely nothing was charged. Or its outcome is unknown: a timeout or a reset after
 sending, another 5xx, a body cut short; the service may have done the work and charged for it.
 """
 
@@ -12,19 +12,21 @@ import random
 import re
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import httpx
 import tenacity
 
-from surrogates.errors import Refused, TargetError
+from surrogates.errors import Refused, TargetError, note_lost
+from surrogates.targets.declared import check_options
 
 FREE_ATTEMPTS = 3  # for health and metadata
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
-JITTER = random.Random()  # needs no seed: it changes when a request is made, never what it asks
+JITTER = random.Random()  # needs no seed: it changes when a request is sent, never its content
 SECRET_NAME = r"key|token|secret|sig|passw|auth|credential"
 REMEDIES = {
     400: "check input_shape, layout, dtype and pixel_range",
@@ -40,13 +42,21 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """How a service is asked.
+    """How a service is queried.
 
-    token_env is the name of an environment variable; its value goes out in token_header ("Name: scheme",
-    "X-Api-Key:" for a bare value) and nowhere else. timeout is in seconds for one attempt. A refused request
-    is tried `attempts` times in all; one whose outcome is unknown is repeated `repeats` times, and every
-    repeat is on the bill. max_wait bounds the waiting of one request in seconds. rate is in images a second,
-    concurrency in requests at once, max_bytes the largest answer that is read. Raises TargetError.
+    Args:
+        token_env: Name of an environment variable; its value goes out in token_header and nowhere else.
+        token_header: "Name: scheme", or "X-Api-Key:" for a bare value.
+        timeout: Seconds of one attempt.
+        attempts: How often a refused request is tried, in all.
+        repeats: How often a request whose outcome is unknown is repeated; every repeat is on the bill.
+        max_wait: Seconds that one request waits at most.
+        concurrency: Requests at once.
+        rate: Images a second.
+        max_bytes: Size of the largest answer that is read.
+
+    Raises:
+        TargetError: A value out of its range.
     """
 
     token_env: str | None = None
@@ -78,7 +88,7 @@ class HttpOptions:
 
 @dataclass(frozen=True)
 class Reply:
-    """A complete answer, and the number of queries of lost attempts that may have been charged besides."""
+    """A complete answer; `lost` counts queries of lost attempts that may have been charged besides."""
 
     body: bytes
     headers: httpx.Headers
@@ -86,72 +96,121 @@ class Reply:
     lost: int = 0
 
 
-class _Failure(Exception):
-    """One attempt that brought no answer: may it have been charged, may it be made again, and when."""
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is sent, and how its attempts count.
 
-    def __init__(self, reason: str, remedy: str, *, charged: bool, again: bool, wait: float | None = None):
+    Args:
+        queries: Images that one attempt may be charged for; 0 for what is free.
+        stop: No retry begins once it is set.
+        any_status: Whether every status counts as an answer.
+    """
+
+    method: str
+    url: str
+    content: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    queries: int = 0
+    stop: threading.Event | None = None
+    any_status: bool = False
+
+
+class _Failure(Exception):
+    """One attempt that brought no answer: may it have been charged, may it be repeated, and when."""
+
+    def __init__(
+        self, reason: str, remedy: str, *, charged: bool, again: bool, wait: float | None = None
+    ) -> None:
         super().__init__(reason)
         self.remedy, self.charged, self.again, self.wait = remedy, charged, again, wait
 
 
+# What an error of the connection means: reason, remedy, whether it may be charged, whether to try again.
+FAULTS: list[tuple[tuple[type[Exception], ...], tuple[str, str, bool, bool]]] = [
+    (
+        (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError),
+        ("cannot be reached ({error})", "check the address and that the service runs", False, True),
+    ),
+    (
+        (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError),
+        ("cannot be queried ({error})", "check the address", False, False),
+    ),
+    (
+        (httpx.DecodingError,),
+        ("sent a body that cannot be unpacked ({error})", "look at the service's compression", True, False),
+    ),
+    (
+        (httpx.TimeoutException,),
+        ("gave no answer within {timeout:g} s", "raise timeout or lower batch_size", True, True),
+    ),
+    (
+        (httpx.TransportError,),
+        ("broke off before its answer was complete ({error})", "look at the service's log", True, True),
+    ),
+]
+
+
 class HttpClient:
-    """Sends requests to one service; threads may share it, and a forked child gets connections of its own."""
+    """Sends requests to one service; threads may share it, and a forked child gets connections of its own.
+
+    Raises:
+        TargetError: No address, a secret in the address, or a missing token.
+    """
 
     def __init__(self, url: str, options: HttpOptions) -> None:
         self.url, self._login = _without_login(url)
         self.options = options
-        self._pace = _Pace(options.rate)
+        self._pace = Pace(options.rate)
         self._lock = threading.Lock()
         self._owner: int | None = None
-        self._headers()  # a missing token is found before anything is sent
+        self._headers()  # a missing token is noticed before anything is sent
 
     def __repr__(self) -> str:
         return f"HttpClient({self.url})"
 
     def get(self, url: str) -> Reply:
-        """Return what a free resource (health, metadata) says; raises TargetError."""
-        return self._persist("GET", url, None, {}, queries=0)
+        """Return what a free resource (health, metadata) says.
+
+        Raises:
+            TargetError: No answer.
+        """
+        return self._persist(Request("GET", url))
 
     def reach(self, url: str) -> None:
-        """Raise TargetError unless something answers there, with whatever status."""
-        self._persist("GET", url, None, {}, queries=0, any_status=True)
+        """Check that something answers there, with whatever status.
+
+        Raises:
+            TargetError: Nothing does.
+        """
+        self._persist(Request("GET", url, any_status=True))
 
     def post(
         self,
         url: str,
         content: bytes,
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         queries: int,
         stop: threading.Event | None = None,
     ) -> Reply:
         """Send a batch of `queries` images, again where that may help; no retry begins once `stop` is set.
 
-        Raises Refused where surely nothing was charged, else TargetError with the queries in `lost` that may
-        have been charged besides the batch itself.
+        Raises:
+            Refused: Surely nothing was charged.
+            TargetError: With the queries in `lost` that may have been charged besides the batch itself.
         """
-        return self._persist("POST", url, content, headers, queries=queries, stop=stop)
+        return self._persist(Request("POST", url, content, headers, queries, stop))
 
-    def _persist(
-        self,
-        method: str,
-        url: str,
-        content: bytes | None,
-        headers: dict[str, str],
-        *,
-        queries: int,
-        stop: threading.Event | None = None,
-        any_status: bool = False,
-    ) -> Reply:
-        unknown = 0
-        attempts = self.options.attempts if queries else min(FREE_ATTEMPTS, self.options.attempts)
+    def _persist(self, request: Request) -> Reply:
+        """Attempt a request as often as the options allow."""
+        unknown = 0  # attempts that may have been charged
 
         def attempt() -> Reply:
             nonlocal unknown
-            self._pace.wait(queries)
-            if stop is not None and stop.is_set():
-                raise _Failure("was interrupted", "ask again", charged=False, again=False)
+            self._pace.wait(request.queries)
+            if request.stop is not None and request.stop.is_set():
+                raise _Failure("was interrupted", "query again", charged=False, again=False)
             try:
-                return self._attempt(method, url, content, headers, any_status)
+                return self._attempt(request)
             except _Failure as failure:
                 unknown += failure.charged
                 raise
@@ -161,73 +220,56 @@ class HttpClient:
                 return False
             return not error.charged or unknown <= self.options.repeats
 
-        def waited_enough(state: tenacity.RetryCallState) -> bool:
-            return state.idle_for + state.upcoming_sleep > self.options.max_wait
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(may_help),
-            wait=_wait,
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), waited_enough),
-            sleep=time.sleep if stop is None else tenacity.sleep_using_event(stop),
-            reraise=True,
-        )
+        retrying = self._retrying(request, may_help)
         try:
             reply = retrying(attempt)
         except _Failure as failure:
             tries = retrying.statistics["attempt_number"]
             often = f" in {tries} attempts" if tries > 1 else ""
             error = (TargetError if unknown else Refused)(
-                f"target {public_url(url)} {failure}{often}: {failure.remedy}"
+                f"target {public_url(request.url)} {failure}{often}: {failure.remedy}"
             )
-            error.lost = max(0, unknown - 1) * queries
+            error.lost = max(0, unknown - 1) * request.queries
             raise error from None
-        except BaseException as error:  # an interrupt: the attempt under way counts as the batch itself
-            error.lost = unknown * queries
+        except BaseException as interrupt:  # the attempt under way counts as the batch itself
+            note_lost(interrupt, unknown * request.queries)
             raise
-        return Reply(reply.body, reply.headers, reply.status, lost=unknown * queries)
+        return replace(reply, lost=unknown * request.queries)
 
-    def _attempt(
-        self, method: str, url: str, content: bytes | None, headers: dict[str, str], any_status: bool
-    ) -> Reply:
+    def _retrying(self, request: Request, may_help: Callable[[BaseException], bool]) -> tenacity.Retrying:
+        options = self.options
+        attempts = options.attempts if request.queries else min(FREE_ATTEMPTS, options.attempts)
+
+        def enough(state: tenacity.RetryCallState) -> bool:
+            waited = state.idle_for + state.upcoming_sleep > options.max_wait
+            return waited or state.attempt_number >= attempts
+
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(may_help),
+            wait=_wait,
+            stop=enough,
+            sleep=time.sleep if request.stop is None else tenacity.sleep_using_event(request.stop),
+            reraise=True,
+        )
+
+    def _attempt(self, request: Request) -> Reply:
         deadline = time.monotonic() + self.options.timeout
         try:
             with self._connection().stream(
-                method, url, content=content, headers=headers | self._headers(), auth=self._login
+                request.method,
+                request.url,
+                content=request.content,
+                headers={**request.headers, **self._headers()},
+                auth=self._login,
             ) as response:
                 body = self._read(response, deadline)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
-            raise _Failure(
-                f"cannot be reached ({_line(error)})",
-                "check the address and that the service runs",
-                charged=False,
-                again=True,
-            ) from None
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError) as error:
-            raise _Failure(
-                f"cannot be asked ({_line(error)})", "check the address", charged=False, again=False
-            ) from None
-        except httpx.DecodingError as error:
-            raise _Failure(
-                f"sent a body that cannot be unpacked ({_line(error)})",
-                "look at the service's compression",
-                charged=True,
-                again=False,
-            ) from None
-        except httpx.TimeoutException:
-            raise _Failure(
-                f"gave no answer within {self.options.timeout:g} s",
-                "raise timeout or lower batch_size",
-                charged=True,
-                again=True,
-            ) from None
-        except httpx.TransportError as error:
-            raise _Failure(
-                f"broke off before its answer was complete ({_line(error)})",
-                "look at the service's log",
-                charged=True,
-                again=True,
-            ) from None
-        if response.is_success or any_status:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            for kinds, (reason, remedy, charged, again) in FAULTS:
+                if isinstance(error, kinds):
+                    reason = reason.format(error=_line(error), timeout=self.options.timeout)
+                    raise _Failure(reason, remedy, charged=charged, again=again) from None
+            raise
+        if response.is_success or request.any_status:
             return Reply(body, response.headers, response.status_code)
         raise self._understood(response, body)
 
@@ -249,12 +291,12 @@ class HttpClient:
     def _understood(self, response: httpx.Response, body: bytes) -> _Failure:
         """Return what an answer without success means."""
         status = response.status_code
-        said = self._hide(" ".join(body[:2000].decode("utf-8", "replace").split())[:200])
-        reason = f"answered {status} {response.reason_phrase}".rstrip() + (f" ({said})" if said else "")
+        message = self._hide(" ".join(body[:2000].decode("utf-8", "replace").split())[:200])
+        reason = f"answered {status} {response.reason_phrase}".rstrip() + (f" ({message})" if message else "")
         if status in (429, 503):
             wait = retry_after(response.headers)
-            asked = "" if wait is None else f" and asks to wait {wait:.0f} s"
-            return _Failure(reason + asked, REMEDIES[status], charged=False, again=True, wait=wait)
+            delay = "" if wait is None else f" and asks to wait {wait:.0f} s"
+            return _Failure(reason + delay, REMEDIES[status], charged=False, again=True, wait=wait)
         if status in (401, 403):
             variable = self.options.token_env
             remedy = (
@@ -312,7 +354,7 @@ class HttpClient:
             return self._client
 
 
-class _Pace:
+class Pace:
     """Lets `rate` queries a second through, whatever the number of threads."""
 
     def __init__(self, rate: float | None) -> None:
@@ -321,6 +363,7 @@ class _Pace:
         self._lock = threading.Lock()
 
     def wait(self, queries: int) -> None:
+        """Sleep until so many queries may be sent."""
         if self._rate is None or not queries:
             return
         with self._lock:
@@ -349,6 +392,24 @@ def public_url(url: str) -> str:
     return re.sub(r"([?&][^=&#]*(?:" + SECRET_NAME + r")[^=&#]*=)[^&#]*", r"\1…", bare, flags=re.IGNORECASE)
 
 
+def client_of(
+    url: str, options: dict[str, Any], others: list[str], what: str
+) -> tuple[HttpClient, dict[str, Any]]:
+    """Return a client with the options of HTTP, and the options that are not of HTTP.
+
+    Args:
+        others: The options that this kind of target has besides those of HTTP.
+        what: Name of this kind of target, for errors.
+
+    Raises:
+        TargetError: An option that it does not have, or what HttpClient raises.
+    """
+    names = [option.name for option in fields(HttpOptions)]
+    check_options(options, others + names, what)
+    client = HttpClient(url, HttpOptions(**{name: options[name] for name in names if name in options}))
+    return client, {name: value for name, value in options.items() if name not in names}
+
+
 def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
     """Split an address into itself and its user and password; secrets in parameters are refused."""
     try:
@@ -370,8 +431,8 @@ def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Return what the service asked for, else exponential backoff with full jitter."""
-    failure = state.outcome.exception()
+    """Return the seconds that the service asks for, else exponential backoff with full jitter."""
+    failure = None if state.outcome is None else state.outcome.exception()
     if isinstance(failure, _Failure) and failure.wait is not None:
         return failure.wait
     longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (state.attempt_number - 1))

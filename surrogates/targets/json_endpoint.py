@@ -15,26 +15,70 @@ answer is {name: score}, `scores` is its path and `labels` is left out. A path m
 
 import base64
 import difflib
+import hashlib
 import io
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from surrogates.errors import TargetError
-from surrogates.targets.base import OUTPUT_KINDS
+from surrogates.targets.base import OUTPUT_KINDS, Target
+from surrogates.targets.declared import Declared
 from surrogates.targets.formats import PixelFormat
-from surrogates.targets.http import Reply
-from surrogates.targets.served import read_json
+from surrogates.targets.http import Reply, client_of
+from surrogates.targets.served import open_served, read_json
 
 PLACE = "$images"
 
 
+def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
+    """Open the endpoint that a mapping in a YAML file describes.
+
+    Args:
+        options: Those of HTTP; they win over the mapping.
+
+    Raises:
+        TargetError: The mapping cannot be used, or contradicts what was declared.
+    """
+    mapping = read_mapping(uri)
+    if declared.layout or declared.dtype:
+        raise TargetError("layout and dtype stand in the mapping: leave them out")
+    own = {"token_env": mapping.token_env, "token_header": mapping.token_header}
+    options = {name: value for name, value in own.items() if value is not None} | options
+    client, rest = client_of(mapping.url, options, [], "a JSON endpoint")
+    form = pixel_format(mapping)
+    shape = mapping.input_shape
+    declared = declared.agreed(
+        num_classes=mapping.known_classes,
+        output_kind=None if declared.output_kind else mapping.kind,
+        input_shape=None if shape is None else tuple(shape),
+    )
+    # Another request or another reading of the answers is another target.
+    meaning = {k: v for k, v in asdict(mapping).items() if k not in ("token_env", "token_header", "identity")}
+    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    declared = replace(
+        declared,
+        layout=form.layout,
+        dtype=form.dtype,
+        pixel_range=declared.pixel_range or form.pixel_range,
+        quantize=declared.quantize or form.quantize,
+        batch_size=mapping.per_request or declared.batch_size,
+        identity=declared.identity or mapping.identity or f"{client.url}#{digest}",
+    )
+    wire = JsonEndpoint(mapping, client.url, declared.num_classes or 0, declared.output_kind or "")
+    return open_served(wire, client, declared, **rest)
+
+
 @dataclass(frozen=True)
 class Mapping:
-    """The mapping, checked; the module's docstring shows one. Raises TargetError naming the key and the remedy."""
+    """The mapping, checked; the module's docstring shows one.
+
+    Raises:
+        TargetError: It names the key and the remedy.
+    """
 
     url: str
     request: Any
@@ -101,12 +145,20 @@ class Mapping:
     @property
     def known_classes(self) -> int | None:
         """The number of classes, where the mapping tells it."""
-        indices = None if self.classes is None else _indices(self.classes)
-        return self.num_classes if indices is None else max(indices.values()) + 1
+        return self.num_classes if self.indices is None else max(self.indices.values()) + 1
+
+    @property
+    def indices(self) -> dict[str, int] | None:
+        """The index of each label name, where the mapping lists them."""
+        return None if self.classes is None else _indices(self.classes)
 
 
 def read_mapping(path: str | Path) -> Mapping:
-    """Read a mapping from a YAML file; TargetError names the file and what is wrong in it."""
+    """Read a mapping from a YAML file.
+
+    Raises:
+        TargetError: It names the file and what is wrong in it.
+    """
     import yaml
 
     try:
@@ -179,13 +231,13 @@ class JsonEndpoint:
         return int(np.nanargmax(self._scores(answer)))
 
     def _scores(self, answer: Any) -> np.ndarray:
-        scores = _at(answer, self.mapping.scores)
+        scores = _at(answer, self.mapping.scores or "")
         if self.mapping.labels is None and not isinstance(scores, dict):
             if not isinstance(scores, list) or len(scores) != self.num_classes:
                 many = len(scores) if isinstance(scores, list) else type(scores).__name__
                 raise TargetError(f"target answered {many} classes, expected {self.num_classes}")
             return _numbers(scores)
-        labels = list(scores) if isinstance(scores, dict) else _at(answer, self.mapping.labels)
+        labels = list(scores) if isinstance(scores, dict) else _at(answer, self.mapping.labels or "")
         values = list(scores.values()) if isinstance(scores, dict) else scores
         labels, values = (part if isinstance(part, list) else [part] for part in (labels, values))
         if len(labels) != len(values) or not labels:
@@ -204,8 +256,7 @@ class JsonEndpoint:
         return row
 
     def _index(self, label: Any) -> int:
-        if self.mapping.classes is not None:
-            indices = _indices(self.mapping.classes)
+        if (indices := self.mapping.indices) is not None:
             if str(label) not in indices:
                 close = difflib.get_close_matches(str(label), list(indices), n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""

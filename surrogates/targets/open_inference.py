@@ -5,28 +5,98 @@ Source: the protocol's REST specification and its binary tensor extension, githu
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from surrogates.errors import TargetError
-from surrogates.targets.http import HttpClient, Reply
+from surrogates.targets.base import Target
+from surrogates.targets.declared import Declared
+from surrogates.targets.formats import layout_of
+from surrogates.targets.http import HttpClient, Reply, client_of
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
-from surrogates.targets.served import read_json
+from surrogates.targets.served import open_served, read_json
 
 PIXEL_TYPES = {"FP32": "float32", "FP64": "float64", "UINT8": "uint8"}
 NUMBER_TYPES = {
-    "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
-    "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
-}  # fmt: skip
+    "BOOL": "?",
+    "UINT8": "u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "INT8": "i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+}
 JSON_LENGTH = "Inference-Header-Content-Length"
 DEFAULT_INPUT = {"name": "input-0", "datatype": "FP32", "shape": []}
 
 
+def open_open_inference(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
+    """Open a model of an Open Inference server.
+
+    Args:
+        options: Those of HTTP, `output` (name of the output to read), `binary` (tensors travel as bytes), `probe`.
+
+    Raises:
+        TargetError: The server cannot be reached, or tells what does not fit.
+    """
+    client, rest = client_of(uri, options, ["probe", "output", "binary"], "an Open Inference server")
+    output, binary = rest.pop("output", None), rest.pop("binary", None)
+    model = read_metadata(client, output)
+    datatype = model.input.get("datatype", "FP32")
+    shape = [int(side) for side in model.input.get("shape") or []]
+    if datatype not in PIXEL_TYPES:
+        raise TargetError(
+            f"model {client.url} takes {datatype}, expected one of {', '.join(PIXEL_TYPES)}: "
+            "open a function that calls it"
+        )
+    if binary and not model.binary:
+        raise TargetError(f"server of {client.url} lists no extension binary_tensor_data: leave binary out")
+    if model.input is DEFAULT_INPUT:  # the server is silent, so the caller decides
+        names = {dtype: name for name, dtype in PIXEL_TYPES.items()}
+        datatype = names.get(declared.dtype or "float32", "FP32")
+    classes, kind = classes_and_kind(model.output)
+    declared = declared.agreed(
+        num_classes=classes,
+        output_kind=None if declared.output_kind else kind,
+        dtype=PIXEL_TYPES[datatype],
+        layout=declared.layout or (layout_of(shape, declared.input_shape) if shape else None),
+    )
+    if len(shape) > 1 and shape[0] > 0:
+        declared = replace(declared, batch_size=min(shape[0], declared.batch_size or shape[0]))
+    name = model.name + (f"#{output}" if output else "")
+    return open_served(
+        OpenInference(
+            model.url,
+            model.input["name"],
+            datatype,
+            None if model.output is None else model.output["name"],
+            model.binary if binary is None else bool(binary),
+        ),
+        client,
+        replace(declared, identity=declared.identity or name),
+        num_features=shape[1] if len(shape) == 2 and shape[1] > 0 else None,
+        **rest,
+    )
+
+
 @dataclass(frozen=True)
 class OpenInference:
-    """One model of a server: its only input, the output that is read, and whether tensors travel as bytes."""
+    """The protocol for one model of a server.
+
+    Args:
+        url: Where requests are posted.
+        input: Name of the only input.
+        datatype: Its type, a key of PIXEL_TYPES.
+        output: Name of the output that is read; None for the only one.
+        binary: Whether tensors travel as bytes behind the JSON.
+    """
 
     url: str
     input: str
@@ -68,14 +138,19 @@ class OpenInference:
                 return _tensor(tensor, None if size is None else raw[start : start + size])
             start += size or 0
         names = [tensor.get("name") for tensor in outputs]
-        raise TargetError(f"target answered outputs {names}, asked for {self.output!r}: give output='a name'")
+        raise TargetError(f"target answered outputs {names}, expected {self.output!r}: give output='a name'")
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server tells about a model: its input, the output to read, and whether it takes binary tensors.
+    """What a server tells about a model.
 
-    name is its address with the version, where the server tells that it has only one.
+    Args:
+        url: Where requests are posted.
+        name: Its address, with the version where the server tells that it has only one.
+        input: Name, type and shape of its only input.
+        output: Name, type and shape of the output to read, where the server tells them.
+        binary: Whether tensors may travel as bytes.
     """
 
     url: str
@@ -86,7 +161,11 @@ class ModelMetadata:
 
 
 def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
-    """Ask a server, free of charge, what the model takes and gives; raises TargetError."""
+    """Read from a server, free of charge, what the model takes and gives.
+
+    Raises:
+        TargetError: The server cannot be reached, or its metadata cannot be used.
+    """
     match = re.fullmatch(
         r"(.*)/v2/models/[^/?]+(/versions/[^/?]+)?", client.url.removesuffix("/infer").rstrip("/")
     )
@@ -102,11 +181,13 @@ def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
         names = [tensor["name"] for tensor in inputs]
         raise TargetError(f"model {url} takes inputs {names}, expected 1: open a function that calls it")
     versions = model.get("versions") if isinstance(model, dict) else None
-    single = isinstance(versions, list) and len(versions) == 1 and match.group(2) is None
+    version = None
+    if isinstance(versions, list) and len(versions) == 1 and match.group(2) is None:
+        version = versions[0]
     extensions = server.get("extensions") if isinstance(server, dict) else None
     return ModelMetadata(
         url=f"{url}/infer",
-        name=f"{url}/versions/{versions[0]}" if single else url,
+        name=url if version is None else f"{url}/versions/{version}",
         input=inputs[0] if inputs else DEFAULT_INPUT,
         output=_choose(outputs, output, url),
         binary="binary_tensor_data" in (extensions or []),
@@ -124,19 +205,8 @@ def classes_and_kind(output: dict[str, Any] | None) -> tuple[int | None, str | N
     return (int(shape[-1]) if shape and int(shape[-1]) > 1 else None), None
 
 
-def layout_of(shape: list[int], input_shape: tuple[int, int, int] | None) -> str:
-    """Return the layout of an input of this shape: flat for rows, hwc where channels come last."""
-    if len(shape) == 2:
-        return "flat"
-    sides = tuple(int(side) for side in shape[-3:])
-    if input_shape is not None and sides == (*input_shape[1:], input_shape[0]) != tuple(input_shape):
-        return "hwc"
-    last = len(sides) == 3 and sides[2] in (1, 3, 4) and sides[0] not in (1, 3, 4)
-    return "hwc" if last and input_shape is None else "chw"
-
-
 def _choose(outputs: list[dict[str, Any]], wanted: str | None, url: str) -> dict[str, Any] | None:
-    """Return the output to read: the one asked for, the only one, or the one with a known name."""
+    """Return the output to read: the named one, the only one, or the one with a known name."""
     names = [tensor["name"] for tensor in outputs]
     if wanted is not None:
         if names and wanted not in names:

@@ -6,60 +6,53 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
-from surrogates.targets.formats import PixelFormat
+from surrogates.targets.declared import Declared, check_options
 from surrogates.targets.records import unpack
 
-# Flavours whose model runs in this process and dies with it; any other may call a service that charges.
+# Flavors whose model runs in this process and dies with it; any other may call a service that charges.
 IN_PROCESS = frozenset(
-    f"mlflow.{flavour}"
-    for flavour in ("sklearn", "pytorch", "xgboost", "lightgbm", "catboost", "tensorflow", "keras", "onnx")
+    f"mlflow.{flavor}"
+    for flavor in ("sklearn", "pytorch", "xgboost", "lightgbm", "catboost", "tensorflow", "keras", "onnx")
 )
 
 
-class PyfuncTarget(Target):
-    """An MLflow pyfunc model, asked in the layout that its signature names.
+def open_mlflow(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
+    """Open an MLflow model of `models:/...`, `runs:/...` or a folder, in this process.
 
-    A 2-D tensor input or a table of columns gets flat rows (N, C*H*W), anything else (N, C, H, W). The
-    number of classes and the kind of output come from the signature where it tells them.
+    Raises:
+        TargetError: It cannot be loaded, or does not fit what was declared.
+    """
+    check_options(options, [], "an MLflow model in this process")
+    return PyfuncTarget(load_pyfunc(uri), declared)
+
+
+class PyfuncTarget(Target):
+    """An MLflow pyfunc model, queried in the layout that its signature names.
+
+    A 2-D tensor input or a table of columns gets flat rows (N, C*H*W), anything else (N, C, H, W). The number of
+    classes and the kind of output come from the signature where it tells them.
+
+    Raises:
+        ClassesUnknown: num_classes was not declared, and the signature does not tell it.
+        TargetError: The signature contradicts what was declared.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        num_classes: int | None = None,
-        output_kind: str | None = None,
-        *,
-        identity: str | None = None,
-        input_shape: tuple[int, int, int] | None = None,
-        batch_size: int | None = None,
-        pixels: PixelFormat | None = None,
-    ) -> None:
+    def __init__(self, model: Any, declared: Declared) -> None:
         signature = model.metadata.signature
         self._model = model
         self._inputs = None if signature is None else signature.inputs
-        known_classes, known_kind = _outputs(None if signature is None else signature.outputs)
-        if None not in (num_classes, known_classes) and num_classes != known_classes:
-            raise TargetError(
-                f"num_classes is {num_classes}, but the model's signature says {known_classes}: leave num_classes out"
-            )
-        num_classes = known_classes if num_classes is None else num_classes
-        if num_classes is None:
-            raise TargetError(
-                "the model's signature does not tell its number of classes: "
-                "give open_target(..., num_classes=...)"
-            )
+        classes, kind = _outputs(None if signature is None else signature.outputs)
         shape, features = _input_layout(self._inputs)
-        if shape is not None and input_shape is not None and shape != tuple(input_shape):
-            raise TargetError(f"input_shape is {tuple(input_shape)}, but the model's signature says {shape}")
+        declared = declared.agreed(num_classes=classes, input_shape=shape)
         super().__init__(
-            identity or f"mlflow:{getattr(model, 'model_id', None) or model.metadata.model_uuid}",
-            num_classes,
-            output_kind or known_kind or "probabilities",
+            declared.identity or f"mlflow:{getattr(model, 'model_id', None) or model.metadata.model_uuid}",
+            declared.classes_of("the model's signature"),
+            declared.output_kind or kind or "probabilities",
             charged_when_sent=model.loader_module not in IN_PROCESS,
-            input_shape=input_shape or shape,
+            input_shape=declared.input_shape,
             num_features=features,
-            batch_size=batch_size,
-            pixels=pixels,
+            batch_size=declared.batch_size,
+            pixels=declared.pixels,
         )
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
@@ -78,7 +71,11 @@ class PyfuncTarget(Target):
 
 
 def load_pyfunc(uri: str) -> Any:
-    """Load an MLflow model from `models:/...`, `runs:/...` or a folder; TargetError names the URI."""
+    """Load an MLflow model from `models:/...`, `runs:/...` or a folder.
+
+    Raises:
+        TargetError: There is none, or it cannot be loaded.
+    """
     import mlflow.pyfunc
 
     try:

@@ -14,7 +14,9 @@ def unpack(answer: Any) -> Any:
     """Return the scores or labels in an array, a table, a list of records or a dictionary of columns.
 
     A column of a known name is taken; without one, columns of numbers are the classes in their order.
-    Raises TargetError.
+
+    Raises:
+        TargetError: Records that differ, or columns that tell nothing.
     """
     if hasattr(answer, "to_numpy"):
         return answer.to_numpy()

@@ -3,13 +3,31 @@
 import json
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
 from surrogates.errors import TargetError
-from surrogates.targets.http import Reply
+from surrogates.targets.base import Target
+from surrogates.targets.declared import Declared
+from surrogates.targets.http import Reply, client_of
 from surrogates.targets.records import unpack
-from surrogates.targets.served import read_json
+from surrogates.targets.served import open_served, read_json
+
+
+def open_scoring_server(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
+    """Open a model behind MLflow's scoring server; it tells nothing but that it is there.
+
+    Args:
+        options: Those of HTTP, and `probe`.
+
+    Raises:
+        TargetError: The server cannot be reached.
+    """
+    client, rest = client_of(uri, options, ["probe"], "an MLflow scoring server")
+    parts = urlsplit(client.url)
+    client.reach(urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/ping", query="")))
+    return open_served(ScoringServer(client.url), client, declared, **rest)
 
 
 @dataclass(frozen=True)

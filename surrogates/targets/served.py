@@ -8,14 +8,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from surrogates.errors import Refused, TargetError
+from surrogates.errors import Refused, TargetError, note_lost
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.declared import Declared
 from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http import HttpClient, Reply
 
+# A request of this many images is welcome at most servers; what the target tells or batch_size comes first.
+REQUEST_SIZE = 32
+PROBE_REMEDY = (
+    "give open_target(..., num_classes=...), or input_shape and probe=True, which pays for one query"
+)
+
 
 class Wire(Protocol):
-    """What a protocol must tell: where a batch is posted, how it is written and how its answer is read."""
+    """A protocol: where a batch is posted, how it is written and how its answer is read."""
 
     @property
     def url(self) -> str:
@@ -25,67 +32,61 @@ class Wire(Protocol):
         """Return body and headers for images in the target's own pixel format."""
 
     def decode(self, reply: Reply, count: int) -> Any:
-        """Return labels (N,), scores (N, K) or a pair of top-k labels and scores; raises TargetError."""
+        """Return labels (N,), scores (N, K) or a pair of top-k labels and scores.
+
+        Raises:
+            TargetError: The answer cannot be read.
+        """
 
 
 class HttpTarget(Target):
-    """A paid service, asked with at most `request_size` images a request.
+    """A paid service that gets at most `request_size` images a request.
 
-    One query goes out as up to `concurrency` requests at once, so that batch_size is request_size times
-    concurrency. Its answers carry what lost attempts may have cost (Answers.lost).
+    One query goes out as up to `concurrency` requests at once, so that batch_size is request_size times concurrency.
+    Its answers carry what lost attempts may have cost (Answers.lost).
+
+    Raises:
+        ClassesUnknown: num_classes was not declared.
     """
 
     def __init__(
-        self,
-        wire: Wire,
-        client: HttpClient,
-        num_classes: int,
-        output_kind: str,
-        *,
-        identity: str | None = None,
-        input_shape: tuple[int, int, int] | None = None,
-        num_features: int | None = None,
-        request_size: int | None = None,
-        pixels: PixelFormat | None = None,
+        self, wire: Wire, client: HttpClient, declared: Declared, num_features: int | None = None
     ) -> None:
+        self.request_size = declared.batch_size or REQUEST_SIZE
         super().__init__(
-            identity or client.url,
-            num_classes,
-            output_kind,
+            declared.identity or client.url,
+            declared.classes_of(f"target {client.url}", PROBE_REMEDY),
+            declared.output_kind or "probabilities",
             charged_when_sent=True,
-            input_shape=input_shape,
+            input_shape=declared.input_shape,
             num_features=num_features,
-            batch_size=request_size,
-            pixels=pixels,
+            batch_size=self.request_size * client.options.concurrency,
+            pixels=declared.pixels,
         )
-        self.request_size = request_size
-        if request_size is not None:
-            self.batch_size = request_size * client.options.concurrency
         self._wire = wire
         self._client = client
 
     def answer(self, pixels: np.ndarray) -> Answers:
-        many = self._client.options.concurrency
-        size = self.request_size or -(-len(pixels) // many)
+        many, size = self._client.options.concurrency, self.request_size
         requests = [pixels[start : start + size] for start in range(0, len(pixels), size)]
         stop = threading.Event()
         if len(requests) == 1:
-            return self._ask(pixels, stop)
+            return self._request(pixels, stop)
         with ThreadPoolExecutor(min(many, len(requests))) as pool:
-            futures = [pool.submit(self._ask, request, stop) for request in requests]
+            futures = [pool.submit(self._request, request, stop) for request in requests]
             try:
                 wait(futures)
             except BaseException as error:
                 stop.set()  # an interrupt ends retries too
                 wait(futures)
-                error.lost = max(0, _charged(requests, futures) - len(pixels))
+                note_lost(error, max(0, _charged(requests, futures) - len(pixels)))
                 raise
-        errors = [error for future in futures if (error := future.exception()) is not None]
+        errors = [failed for future in futures if (failed := future.exception()) is not None]
         if errors:
             raise _joined(errors, _charged(requests, futures), len(pixels))
         return Answers.concatenate([future.result() for future in futures])
 
-    def _ask(self, pixels: np.ndarray, stop: threading.Event) -> Answers:
+    def _request(self, pixels: np.ndarray, stop: threading.Event) -> Answers:
         body, headers = self._wire.encode(pixels)
         reply = self._client.post(self._wire.url, body, headers, len(pixels), stop)
         try:
@@ -100,10 +101,32 @@ class HttpTarget(Target):
         return replace(answers, lost=reply.lost)
 
 
-def probe(
+def open_served(
+    wire: Wire,
+    client: HttpClient,
+    declared: Declared,
+    *,
+    probe: bool = False,
+    num_features: int | None = None,
+) -> Target:
+    """Return a service as a target.
+
+    Args:
+        probe: Pay for one query, outside any ledger, where the number of classes is unknown.
+
+    Raises:
+        ClassesUnknown: Neither the service nor the caller tells the number of classes.
+    """
+    if declared.num_classes is None and probe and declared.input_shape:
+        classes, kind = probed(wire, client, declared.input_shape, declared.pixels)
+        declared = replace(declared, num_classes=classes, output_kind=declared.output_kind or kind)
+    return HttpTarget(wire, client, declared, num_features)
+
+
+def probed(
     wire: Wire, client: HttpClient, shape: tuple[int, int, int], pixels: PixelFormat
 ) -> tuple[int, str]:
-    """Return the number of classes and the kind of output, by asking about one grey image: one paid query."""
+    """Return the number of classes and the kind of output of a service, from its answer to one gray image, which is paid."""
     body, headers = wire.encode(pixels.encode(np.full((1, *shape), 0.5, np.float32)))
     answer = np.asarray(wire.decode(client.post(wire.url, body, headers, 1), 1))
     if answer.ndim != 2 or answer.shape[1] < 2 or answer.dtype.kind not in "fiu":
@@ -116,7 +139,11 @@ def probe(
 
 
 def read_json(reply: Reply) -> Any:
-    """Return the body of a reply as JSON; TargetError shows how it begins."""
+    """Return the body of a reply as JSON.
+
+    Raises:
+        TargetError: It is none; the message quotes its beginning.
+    """
     try:
         return json.loads(reply.body)
     except ValueError as error:
@@ -142,5 +169,5 @@ def _joined(errors: list[BaseException], charged: int, count: int) -> BaseExcept
         return errors[0]
     known = [error for error in errors if not isinstance(error, Refused)]
     error = known[0] if known else TargetError(str(errors[0]))
-    error.lost = max(0, charged - count)
+    note_lost(error, max(0, charged - count))
     return error

@@ -215,7 +215,7 @@ BAD_IMAGES = {
     "half": (torch.zeros(2, *SHAPE, dtype=torch.bfloat16), r"got bfloat16: convert them to float32"),
     "levels": (np.full((2, *SHAPE), 255, np.float32), r"got max 255.0: divide 8-bit pixels by 255"),
     "above": (np.full((2, *SHAPE), np.nextafter(np.float32(1), np.float32(2))), r"must lie in \[0, 1\]"),
-    "below": (np.full((2, *SHAPE), -0.5, np.float32), r"got min -0.5: undo the normalisation"),
+    "below": (np.full((2, *SHAPE), -0.5, np.float32), r"got min -0.5: undo the normalization"),
     "nan": (np.full((2, *SHAPE), np.nan, np.float32), r"must be finite, got nan"),
     "inf": (np.full((2, *SHAPE), np.inf, np.float32), r"must be finite, got inf"),
     "overflow": (np.full((2, *SHAPE), 1e300), r"must be finite, got inf"),

@@ -312,7 +312,7 @@ def test_the_rate_paces_queries_and_not_requests(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(http.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(http.time, "sleep", sleep)
-    pace = http._Pace(rate=8)
+    pace = http.Pace(rate=8)
     for queries in (4, 4, 16, 1):
         pace.wait(queries)
     assert slept == [0, 0.5, 0.5, 2]
@@ -320,7 +320,7 @@ def test_the_rate_paces_queries_and_not_requests(monkeypatch: pytest.MonkeyPatch
 
 def test_threads_share_one_pace(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[float] = []
-    pace = http._Pace(rate=100)
+    pace = http.Pace(rate=100)
     monkeypatch.setattr(http.time, "sleep", starts.append)
     threads = [threading.Thread(target=pace.wait, args=(10,)) for _ in range(5)]
     for thread in threads:
