@@ -272,7 +272,7 @@ def test_the_job_climbs_pays_shows_and_never_climbs_twice(migrated_store, tmp_pa
             tried = {each["name"]: each["accuracy"] for each in shown[subject]["rungs"] if each["accuracy"]}
             assert {"clean", "square", "hop_skip_jump"} <= set(tried)
             least = shown[subject]["headline"]
-            assert least["accuracy"] == tried[least["rung"]]
+            assert list(least["accuracy"]) == tried[least["rung"]]
     assert "surrogate_transfer_eot" in {each["name"] for each in found["systems"]["gs"]["target"]["rungs"]}
     asked = sum(shown["target"]["queries"] for shown in found["systems"].values())
     attack = 20 * (2 * len(config.attack.eps) + 1)
