@@ -18,19 +18,19 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pictures
 import torch
+from scene_attacks import ATTACKS, scene_attack
 from torch import nn
 
 import certdef
 from certdef import pipeline, stages
 from certdef.attacks import gradient as attacks
-from certdef.attacks.scene import ATTACKS, scene_attack
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.agdm import AGDM, DISTANCES
 from certdef.purifiers.anls import anls, purify
 from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
-from certdef.report import figures_purifiers as pictures_purifiers
 from surrogates.distillation.training import Training
 
 GRID = tuple(range(10, 101, 10))
@@ -238,7 +238,7 @@ def main() -> None:
         stage = job.stage("anls", chosen_on, arguments.choice_images, list(SCALES), *depends_on)
         with job.tracker.stage(stage):
             if not stage.done:
-                (stage.path / "anls.png").write_bytes(pictures_purifiers.noise_level_plot(rows))
+                (stage.path / "anls.png").write_bytes(pictures.noise_level_plot(rows))
                 params = {
                     "images": arguments.images,
                     "steps": STEPS,

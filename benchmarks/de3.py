@@ -20,6 +20,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import pictures
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,6 @@ from certdef.config.noise_laws import noise_law
 from certdef.models import storage
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
 from certdef.purifiers.networks.nim import NIM, pretrain_nim
-from certdef.report import figures_purifiers as pictures_purifiers
 from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
 from certdef.stages.trained_once import trained_once
 
@@ -237,7 +237,7 @@ def plot(result: dict) -> bytes:
         for name, rows in result["dial"].items()
     }
     hidden = [[float(ratio), row["clean"], row["attacked"]] for ratio, row in result["hidden"].items()]
-    return pictures_purifiers.dial_plot(
+    return pictures.dial_plot(
         {
             "noise level σ (8-bit levels)": points,
             "share of hidden patches": {"masked baseline, filled in": hidden},

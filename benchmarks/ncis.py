@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pictures
 import torch
 from torch import nn
 
@@ -34,7 +35,6 @@ from certdef.models import storage
 from certdef.purifiers.gaussian import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
 from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
-from certdef.report import figures_purifiers as pictures_purifiers
 from certdef.stages.trained_once import trained_once
 from surrogates.distillation.training import Training
 
@@ -229,7 +229,7 @@ def plot(result: dict, eps_255) -> bytes:
         knowing = {f"{eps:g}": row[f"worse {eps:g}"] for eps in eps_255}
         marked[f"{name}, attacker aware"] = {"clean": accuracy[name]["clean"]} | knowing
     panels = {f"PGD, L∞ {eps:g}/255": f"{eps:g}" for eps in eps_255}
-    return pictures_purifiers.trade_off_plot(
+    return pictures.trade_off_plot(
         {name: rows for name, rows in lines.items() if rows}, marked, panels
     )
 

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import pictures
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -31,7 +32,6 @@ from certdef.attacks.gradient import StraightThrough
 from certdef.data.natural import natural_crops
 from certdef.purifiers.diffpure import DiffPure
 from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
-from certdef.report import figures_purifiers as pictures_purifiers
 from certdef.restoration import (
     Display,
     RestorationNetwork,
@@ -228,7 +228,7 @@ class Study:
         purified, purified_tuned = (
             apply(self.purifier(self.level["t"], 100), images) for images in (found, tuned)
         )
-        return pictures_purifiers.image_strip({
+        return pictures.image_strip({
             "truth": truth,
             "degraded": seen,
             "restored": apply(self.network, seen),

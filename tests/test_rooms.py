@@ -19,11 +19,7 @@ DOORS = {
     "torchmetrics": {"certdef/restoration/metrics.py"},
     "mlflow": {"certdef/tracking/", "certdef/models/serving.py", "surrogates/targets/pyfunc.py"},
     "joblib": {"certify/voting/parallel.py"},
-    "matplotlib": {
-        "certify/records/curves.py",
-        "certdef/report/figures.py",
-        "certdef/report/figures_purifiers.py",
-    },
+    "matplotlib": {"certify/records/curves.py", "certdef/report/figures.py"},
     "httpx": {"surrogates/targets/"},
     "requests": {"surrogates/targets/"},
     "urllib.request": {"surrogates/targets/"},

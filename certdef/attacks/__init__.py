@@ -1,1 +1,1 @@
-"""Attacks: by gradients, by answers alone, on the smoothed vote, and all of them on one ladder."""
+"""Attacks: by gradients, by queries alone, on the smoothed vote, and all of them on one threat ladder."""

@@ -1,7 +1,8 @@
 """Attacks by gradients and by scores, from torchattacks. Images are (N, C, H, W) in [0, 1], distances in the same units.
 
-The library draws from, and reseeds, the global generator: it is forked around every call. What an attack returns is not
-taken on trust either: it leaves here within eps of the original and in [0, 1].
+The library draws from, and reseeds, the global generator: it is forked around every call. What an attack returns is
+checked too: it leaves here within eps of the original and in [0, 1]. A model gets copies of the batches, so that one
+that writes into its input cannot change the attacker's images.
 """
 
 from __future__ import annotations
@@ -16,72 +17,127 @@ from torch import Tensor, nn
 SLACK = 1e-6
 
 
-def pgd(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int, eot: int = 1,
-        batch_size: int = 256, progress: Callable | None = None) -> Tensor:  # fmt: skip
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    seed: int,
+    eot: int = 1,
+    batch_size: int = 256,
+    progress: Callable | None = None,
+) -> Tensor:
     """Untargeted L-infinity PGD with a random start (Madry et al., ICLR 2018); step size 2.5 eps / steps.
 
     Args:
+        model: Images to logits (N, K).
+        images: The originals, (N, C, H, W).
         labels: What the attacker wants to leave, (N,).
+        eps: Largest distance.
+        steps: Gradient steps.
+        seed: Of the random start, and of what a model draws from the global generator.
         eot: Expectation over transformation (Athalye et al., ICML 2018): each step follows the mean gradient over this
             many passes through a model that draws noise.
+        batch_size: Images at once.
+        progress: Wraps the batches, like tqdm.
 
     Returns:
         Adversarial images in [0, 1] within eps.
     """
     import torchattacks
 
+    model = OnCopies(model)
     step = {"eps": eps, "alpha": 2.5 * eps / steps, "steps": steps, "random_start": True}
     attack = torchattacks.EOTPGD(model, **step, eot_iter=eot) if eot > 1 else torchattacks.PGD(model, **step)
     device = next(model.parameters()).device
     batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
-    found = []
+    adversarial = []
     with evaluating(model), forked(seed, device):
         for batch, label in progress(batches, desc=f"PGD {eps:g}") if progress else batches:
-            found.append(attack(batch.to(device), label.to(device)).cpu())
-    return within(torch.cat(found), images, eps)
+            adversarial.append(attack(batch.to(device), label.to(device)).cpu())
+    return within(torch.cat(adversarial), images, eps)
 
 
 def pgd_l2(
-    model: nn.Module, images: Tensor, labels: Tensor, *, eps: Tensor, steps: int, seed: int, progress: Callable | None = None
-) -> Tensor:  # fmt: skip
-    """Untargeted L2 PGD, each image within a distance of its own: eps (N,); one image after the other, no random start.
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: Tensor,
+    steps: int,
+    seed: int,
+    progress: Callable | None = None,
+) -> Tensor:
+    """Untargeted L2 PGD, each image within a distance of its own; one image after the other, no random start.
 
-    Step size 2.5 eps / steps. Before a smoothed classifier (certdef.smoothed_attack) it is the attack of Salman et al.,
-    NeurIPS 2019 ("Provably robust deep learning via adversarially trained smoothed classifiers").
+    Step size 2.5 eps / steps. Before a smoothed classifier (certdef.attacks.smoothed) it is the attack of Salman et al.,
+    "Provably robust deep learning via adversarially trained smoothed classifiers", NeurIPS 2019.
+
+    Args:
+        model: Images to logits (N, K).
+        images: The originals, (N, C, H, W).
+        labels: What the attacker wants to leave, (N,).
+        eps: Largest L2 distances, (N,).
+        steps: Gradient steps.
+        seed: Of what a model draws from the global generator.
+        progress: Wraps the images, like tqdm.
+
+    Returns:
+        Adversarial images in [0, 1], each within its distance.
     """
     import torchattacks
 
+    model = OnCopies(model)
     device = next(model.parameters()).device
     rows = list(zip(images.split(1), labels.split(1), eps.tolist(), strict=True))
-    found = []
+    adversarial = []
     with evaluating(model), forked(seed, device):
         for image, label, radius in progress(rows, desc="PGD L2") if progress else rows:
             attack = torchattacks.PGDL2(model, radius, 2.5 * radius / steps, steps, random_start=False)
-            found.append(attack(image.to(device), label.to(device)).cpu() if radius > 0 else image)
-    return within_l2(torch.cat(found), images, eps)
+            adversarial.append(attack(image.to(device), label.to(device)).cpu() if radius > 0 else image)
+    return within_l2(torch.cat(adversarial), images, eps)
 
 
 def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int) -> Tensor:
     """L-infinity Square (Andriushchenko et al., ECCV 2020): random squares that are kept if they lower the margin.
 
-    `model` returns logits (N, K), or anything that orders classes alike; no gradient is asked of it. Each image is asked
-    about at most steps + 3 times, and no more once it is misclassified.
+    Each image is queried at most steps + 3 times, and no more once it is misclassified. No gradient is taken.
+
+    Args:
+        model: Images to logits (N, K), or to anything that orders classes alike.
+        images: The originals, (N, C, H, W).
+        labels: What the attacker wants to leave, (N,).
+        eps: Largest distance.
+        steps: Squares.
+        seed: Of the squares.
+
+    Returns:
+        Adversarial images in [0, 1] within eps.
     """
     import torchattacks
 
+    model = OnCopies(model)
     device = next(model.parameters()).device
     attack = torchattacks.Square(model, eps=eps, n_queries=steps, seed=seed)
     with evaluating(model), forked(seed, device):
-        found = attack(images.to(device), labels.to(device)).cpu()
-    return within(found, images, eps)
+        adversarial = attack(images.to(device), labels.to(device)).cpu()
+    return within(adversarial, images, eps)
 
 
 def sign_steps(
     loss: Callable[[Tensor], Tensor], start: Tensor, low: Tensor, high: Tensor, *, step: float, steps: int
 ) -> Tensor:
-    """Images that raise a loss of any kind: so many sign steps from a start, each kept between low and high.
+    """Images that raise a loss of any kind: sign steps from a start, each kept between low and high.
 
-    `loss` takes images (N, C, H, W) and returns what each raises, (N,).
+    Args:
+        loss: Images (N, C, H, W) to what each raises, (N,).
+        start: Images (N, C, H, W).
+        low: The lowest pixels, of the same shape.
+        high: The highest pixels, of the same shape.
+        step: Size of a step.
+        steps: How many.
     """
     images = start
     for _ in range(steps):
@@ -89,6 +145,17 @@ def sign_steps(
         (gradient,) = torch.autograd.grad(loss(images).sum(), images)
         images = (images.detach() + step * gradient.sign()).clamp(low, high)
     return images.detach()
+
+
+class OnCopies(nn.Module):
+    """A model that gets a copy of every batch and hands out copies of its outputs; the gradient passes."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.clone()).clone()
 
 
 class StraightThrough(nn.Module):
@@ -100,7 +167,7 @@ class StraightThrough(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            moved = self.purifier(images) - images
+            moved = self.purifier(images.clone()) - images
         return images + moved
 
 

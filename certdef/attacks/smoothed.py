@@ -8,6 +8,7 @@ what the proof, or the attack, leaves open.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import certify
-from certdef.attacks import gradient as attacks
+from certdef.attacks import gradient
+
+
+@dataclass(frozen=True)
+class VoteAttack:
+    """PGD on the soft vote.
+
+    Args:
+        steps: Gradient steps.
+        draws: Noise draws of an image in each step.
+        seed: Of the noise.
+    """
+
+    steps: int
+    draws: int
+    seed: int
 
 
 class SoftVote(nn.Module):
-    """The smoothed classifier as a function with a gradient: (N, C, H, W) -> log of the mean probability (N, K).
+    """The smoothed classifier as a function with a gradient: (N, C, H, W) to the log of the mean probability (N, K).
 
     Args:
-        base: Noisy images -> logits.
+        base: Noisy images to logits.
         noise: The smoothing noise; every pass draws anew.
         draws: Noise draws an image and pass.
         seed: Of the noise.
@@ -43,56 +59,97 @@ class SoftVote(nn.Module):
 
 
 def attack_smoothed(
-    base: nn.Module, noise: certify.NoiseLaw, images: Tensor, labels: Tensor, radii: Tensor, *,
-    steps: int, draws: int, seed: int, progress: Callable | None = None,
-) -> Tensor:  # fmt: skip
+    base: nn.Module,
+    noise: certify.NoiseLaw,
+    images: Tensor,
+    labels: Tensor,
+    radii: Tensor,
+    *,
+    steps: int,
+    draws: int,
+    seed: int,
+    progress: Callable | None = None,
+) -> Tensor:
     """Adversarial images for the vote under `noise`, each within radii (N,) in L2 of its original and in [0, 1]."""
     vote = SoftVote(base, noise, draws, seed)
-    return attacks.pgd_l2(vote, images, labels, eps=radii, steps=steps, seed=seed, progress=progress)
+    return gradient.pgd_l2(vote, images, labels, eps=radii, steps=steps, seed=seed, progress=progress)
 
 
 def changed(
-    smoothed: certify.SmoothedClassifier, certificates: Sequence[certify.Certificate], adversarial: Tensor, *,
-    n: int, alpha: float,
-) -> NDArray[np.int64]:  # fmt: skip
+    smoothed: certify.SmoothedClassifier,
+    certificates: Sequence[certify.Certificate],
+    adversarial: Tensor,
+    *,
+    n: int,
+    alpha: float,
+) -> NDArray[np.int64]:
     """Which certified predictions a fresh vote of n draws contradicts at the adversarial images: indices.
 
     The vote names a class only where it is sure of it, so each certificate that holds is contradicted with probability at
     most alpha. An abstention contradicts nothing: near the end of the radius the vote is close.
     """
-    sure = np.array([certificate.prediction != certify.ABSTAIN for certificate in certificates])
-    claimed = np.array([certificate.prediction for certificate in certificates])
-    seen = smoothed.predict(adversarial, n=n, alpha=alpha)
-    return np.flatnonzero(sure & (seen != certify.ABSTAIN) & (seen != claimed))
+    certified = np.array([certificate.prediction for certificate in certificates])
+    voted = smoothed.predict(adversarial, n=n, alpha=alpha)
+    sure = (certified != certify.ABSTAIN) & (voted != certify.ABSTAIN)
+    return np.flatnonzero(sure & (voted != certified))
 
 
 def curve(
-    smoothed: certify.SmoothedClassifier, images: Tensor, labels: Tensor, radii: Sequence[float], *, n0: int, n: int,
-    votes: int, alpha: float, steps: int, draws: int, seed: int, progress: Callable | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    smoothed: certify.SmoothedClassifier,
+    images: Tensor,
+    labels: Tensor,
+    radii: Sequence[float],
+    attack: VoteAttack,
+    *,
+    n0: int,
+    n: int,
+    votes: int,
+    alpha: float,
+    progress: Callable | None = None,
+) -> list[dict[str, Any]]:
     """At each L2 radius, from 0: certified accuracy and, above it, accuracy under the attack; [share, lower, upper].
 
     Args:
         smoothed: Certified with n0 + n draws an image; its base is a module with a gradient.
+        images: (N, C, H, W) in [0, 1].
+        labels: The truth, (N,).
+        radii: L2 radii in [0, 1] pixel units.
+        attack: PGD on the vote.
+        n0: Draws that choose the class.
+        n: Draws that bound its probability.
         votes: Draws of a prediction under attack; abstentions count as wrong, here and there.
+        alpha: Probability that a certificate, or a prediction, is wrong.
+        progress: Wraps the radii, like tqdm.
     """
     certificates = smoothed.certify(images, n0=n0, n=n, alpha=alpha)
     right = np.array([certificate.prediction for certificate in certificates]) == labels.numpy()
     proven = np.array([certificate.radius for certificate in certificates])
-    rows = []
+    points = []
     every = [0.0, *(radius for radius in radii if radius > 0)]
     for radius in progress(every, desc="PGD on the vote") if progress else every:
-        reach = torch.full((len(images),), radius)
-        shown = images
-        if radius:
-            shown = attack_smoothed(
-                smoothed.base, smoothed.noise, images, labels, reach, steps=steps, draws=draws, seed=seed
-            )
-        seen = smoothed.predict(shown, n=votes, alpha=alpha) == labels.numpy()
-        rows.append(
-            {"radius": radius, "certified": _share(right & (proven >= radius)), "attacked": _share(seen)}
-        )
-    return rows
+        adversarial = _attacked(smoothed, images, labels, radius, attack) if radius else images
+        voted = smoothed.predict(adversarial, n=votes, alpha=alpha) == labels.numpy()
+        certified = _share(right & (proven >= radius))
+        points.append({"radius": radius, "certified": certified, "attacked": _share(voted)})
+    return points
+
+
+def _attacked(
+    smoothed: certify.SmoothedClassifier, images: Tensor, labels: Tensor, radius: float, attack: VoteAttack
+) -> Tensor:
+    if not isinstance(smoothed.base, nn.Module):
+        raise TypeError("PGD on the vote needs a base with a gradient: give a torch module")
+    radii = torch.full((len(images),), radius)
+    return attack_smoothed(
+        smoothed.base,
+        smoothed.noise,
+        images,
+        labels,
+        radii,
+        steps=attack.steps,
+        draws=attack.draws,
+        seed=attack.seed,
+    )
 
 
 def _share(hits: NDArray[np.bool_]) -> list[float]:

@@ -1,6 +1,6 @@
 """Natural photographs, to train what should know no data set: crops of the Berkeley images beside the data sets.
 
-`natural/train400_gray180.npz` holds 400 grey images of 180x180, `natural/cbsd68` the 68 colour test photographs of 481x321;
+`natural/train400_gray180.npz` holds 400 gray images of 180x180, `natural/cbsd68` the 68 color test photographs of 481x321;
 none is in both.
 """
 
@@ -19,17 +19,26 @@ SOURCES = {1: "train400", 3: "cbsd68"}
 
 
 def natural_crops(
-    root: Path | str, channels: int, size: int, count: int, seed: int = 0, *, source: str | None = None,
+    root: Path | str,
+    channels: int,
+    size: int,
+    count: int,
+    seed: int = 0,
+    *,
+    source: str | None = None,
     scales: Sequence[int] = (1,),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Random square crops of natural photographs: (count, channels, size, size), float32 in [0, 1].
 
     Photographs take turns, so that each gives as many crops as any other; half of the crops are mirrored.
 
     Args:
         root: Folder of the data sets, with `natural` below it.
-        channels: 1 (grey, Rec. 601 luma where the photograph has colour) or 3.
-        source: `train400` or `cbsd68`; unset, train400 for grey and cbsd68 for colour.
+        channels: 1 (gray, Rec. 601 luma where the photograph has color) or 3.
+        size: Side of a crop, in pixels.
+        count: Number of crops.
+        seed: Of the order, places and mirrors.
+        source: `train400` or `cbsd68`; unset, train400 for gray and cbsd68 for color.
         scales: Whole factors that photographs are shrunk by first, by averages; crops take turns among them. The images of
             most data sets are shrunken photographs, with more detail in a pixel.
 
@@ -42,25 +51,24 @@ def natural_crops(
     photographs = _photographs(Path(root) / "natural", source, channels)
     smallest = min(min(photograph.shape[1:]) for photograph in photographs) // max(scales)
     if not 0 < size <= smallest:
+        shrunk = f", shrunk by {max(scales)}" if max(scales) > 1 else ""
         raise ConfigError(
-            f"natural crops of {size} pixels do not fit: {source} has photographs of {smallest}"
-            + (f", shrunk by {max(scales)}" if max(scales) > 1 else "")
+            f"natural crops of {size} pixels do not fit: {source} has photographs of {smallest}{shrunk}"
         )
-    shrunk = [[_shrunk(photograph, scale) for photograph in photographs] for scale in scales]
+    scaled = [[_shrink(photograph, scale) for photograph in photographs] for scale in scales]
     random = np.random.default_rng(seed)
-    order = np.concatenate(
-        [random.permutation(len(photographs)) for _ in range(-(-count // len(photographs)))]
-    )
+    rounds = -(-count // len(photographs))
+    order = np.concatenate([random.permutation(len(photographs)) for _ in range(rounds)])
     crops = np.empty((count, channels, size, size), np.float32)
     for number, chosen in enumerate(order[:count]):
-        photograph = shrunk[number % len(scales)][chosen]  # (C, H, W), 8-bit levels
+        photograph = scaled[number % len(scales)][chosen]  # (C, H, W), 8-bit levels
         top, left = (random.integers(length - size + 1) for length in photograph.shape[1:])
         crop = photograph[:, top : top + size, left : left + size]
         crops[number] = crop[:, :, ::-1] if random.random() < 0.5 else crop
     return torch.from_numpy(crops / 255)
 
 
-def _shrunk(photograph: np.ndarray, scale: int) -> np.ndarray:
+def _shrink(photograph: np.ndarray, scale: int) -> np.ndarray:
     """Averages of scale x scale pixels, (C, H // scale, W // scale)."""
     if scale == 1:
         return photograph
@@ -70,6 +78,7 @@ def _shrunk(photograph: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _photographs(folder: Path, source: str, channels: int) -> list[np.ndarray]:
+    """Every photograph of a source, (C, H, W) in 8-bit levels."""
     if source == "train400" and channels == 1:
         path = folder / "train400_gray180.npz"
         if not path.is_file():
@@ -86,8 +95,9 @@ def _photographs(folder: Path, source: str, channels: int) -> list[np.ndarray]:
             raise ConfigError(
                 f"no photographs in {str(folder / 'cbsd68')!r}: pass the folder of the data sets"
             )
-        opened = [np.asarray(Image.open(path).convert("L" if channels == 1 else "RGB")) for path in paths]
+        mode = "L" if channels == 1 else "RGB"
+        opened = [np.asarray(Image.open(path).convert(mode)) for path in paths]
         return [np.atleast_3d(pixels).transpose(2, 0, 1) for pixels in opened]
     raise ConfigError(
-        f"no natural source {source!r} with {channels} channels: train400 is grey, cbsd68 grey or colour"
+        f"no natural source {source!r} with {channels} channels: train400 is gray, cbsd68 gray or color"
     )

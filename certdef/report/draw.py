@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import certify
-from certdef.attacks import threat_ladder
+from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
 from certdef.report import budget_curves, figures
@@ -67,7 +67,7 @@ def _(result: LadderResult, folder: Path, *, config: RunConfig, data: Splits) ->
     (folder / "ladder.png").write_bytes(
         figures.ladder_plot(result.attacks_by_subject, result.curve, result.eps)
     )
-    tables = {subject: threat_ladder.table(systems) for subject, systems in result.attacks_by_subject.items()}
+    tables = {subject: markdown_table(systems) for subject, systems in result.attacks_by_subject.items()}
     (folder / "ladder.md").write_text("\n\n".join(f"{k}\n\n{v}" for k, v in tables.items()) + "\n")
 
 

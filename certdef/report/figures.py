@@ -188,7 +188,7 @@ def ladder_plot(
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    from certdef.attacks.threat_ladder import KNOWS, headline
+    from certdef.attacks.evaluation import THREAT_MODELS, worst_case
 
     panels = len(subjects) + bool(curve)
     figure = Figure(figsize=(1.5 + 4.6 * panels, 4.6), dpi=150, layout="constrained")
@@ -196,9 +196,9 @@ def ladder_plot(
     every = list(figure.subplots(1, panels, squeeze=False)[0])
     for axes, (subject, systems) in zip(every, subjects.items(), strict=False):
         tried = {rung.name for rungs in systems.values() for rung in rungs if rung.accuracy}
-        names = [name for name in KNOWS if name in tried]
+        names = [name for name in THREAT_MODELS if name in tried]
         for number, (system, rungs) in enumerate(systems.items()):
-            color, lowest = COLORS[number % len(COLORS)], headline(rungs)
+            color, lowest = COLORS[number % len(COLORS)], worst_case(rungs)
             shown = [rung for rung in rungs if rung.accuracy]
             accuracy, lower, upper = np.array([rung.accuracy for rung in shown]).T
             apart = 0.7 / len(systems) * (number - (len(systems) - 1) / 2)

@@ -9,7 +9,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certdef.attacks import threat_ladder
+from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.report.budget_curves import as_markdown
 from certdef.report.words import SUBJECT_NAMES, purifier_title
@@ -98,7 +98,7 @@ def _(result: LadderResult, config: RunConfig) -> list[str]:
     lines = []
     for subject, systems in result.attacks_by_subject.items():
         caption = f"{subject}, in % [95% interval], L-infinity eps {result.eps:g}; bold: the worst case over attacks"
-        lines += [caption, threat_ladder.table(systems), ""]
+        lines += [caption, markdown_table(systems), ""]
         for name, subjects in result.systems.items():
             evaluation = subjects[subject]
             worst = evaluation.headline

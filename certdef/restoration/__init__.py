@@ -1,7 +1,7 @@
-"""Restoration of photographs taken through a display, attacks on it, and its defence by purification."""
+"""Restoration of photographs taken through a display, attacks on it, and its defense by purification."""
 
 from certdef.restoration.attacks import carlini_wagner, pgd, simba
-from certdef.restoration.defence import Level, apply, choose_level, finetune_restoration, purify_varied
+from certdef.restoration.defense import Level, apply, choose_level, finetune_restoration, purify_varied
 from certdef.restoration.display import Display, point_spread, under_display
 from certdef.restoration.metrics import psnr, ssim
 from certdef.restoration.network import (

@@ -1,7 +1,7 @@
 """Attacks on a restoration: push its output away from the truth, with the input within eps of what the camera saw.
 
-Every attack takes a module (N, C, H, W) -> (N, C, H, W), the degraded images and the truth, all in [0, 1], and returns
-images in [0, 1] within eps (L-infinity, same units) of the degraded ones. It maximises the squared distance of output and
+Every attack takes a module (N, C, H, W) to (N, C, H, W), the degraded images and the truth, all in [0, 1], and returns
+images in [0, 1] within eps (L-infinity, same units) of the degraded ones. It maximizes the squared distance of output and
 truth, each image for itself. The published evaluation (Song et al., arXiv 2402.13629) names PGD, C&W and SimBA; how each
 is carried over from classes to images is unread there and said here.
 """
@@ -9,36 +9,54 @@ is carried over from classes to images is unread there and said here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from certdef.attacks.gradient import sign_steps
+from certdef.attacks.gradient import OnCopies, sign_steps
 
 
 def squared_error(output: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error of each image, (N,): what the attacks maximise; PSNR is -10 log10 of it."""
+    """Mean squared error of each image, (N,): what the attacks maximize; PSNR is -10 log10 of it."""
     return (output - truth).square().mean(dim=(1, 2, 3))
 
 
 def pgd(
-    model: nn.Module, degraded: Tensor, truth: Tensor, *, eps: float, steps: int = 20, eot: int = 1, seed: int = 0,
+    model: nn.Module,
+    degraded: Tensor,
+    truth: Tensor,
+    *,
+    eps: float,
+    steps: int = 20,
+    eot: int = 1,
+    seed: int = 0,
     batch_size: int = 64,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Projected gradient ascent (Madry et al., ICLR 2018): a random start, then sign steps of 2.5 eps / steps.
 
     Args:
+        model: Degraded images to restored ones.
+        degraded: What the camera saw, (N, C, H, W).
+        truth: The photographs, of the same shape.
+        eps: Largest distance.
+        steps: Sign steps.
         eot: Passes whose gradients are averaged in each step, for a model that draws noise.
         seed: Of the start.
+        batch_size: Images at once.
     """
-    low, high = _box(degraded, truth, eps)
+    model = OnCopies(model)
+    low, high = pixel_range(degraded, truth, eps)
     generator = torch.Generator(degraded.device).manual_seed(seed)
     start = torch.rand(degraded.shape, generator=generator, device=degraded.device) * 2 - 1
     start = (degraded + eps * start).clamp(low, high)
 
     def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor) -> Tensor:
         def distance(images: Tensor) -> Tensor:
-            return sum(squared_error(model(images), truth) for _ in range(eot))
+            total = squared_error(model(images), truth)
+            for _ in range(eot - 1):
+                total = total + squared_error(model(images), truth)
+            return total
 
         return sign_steps(distance, images, low, high, step=2.5 * eps / steps, steps=steps)
 
@@ -46,22 +64,37 @@ def pgd(
 
 
 def carlini_wagner(
-    model: nn.Module, degraded: Tensor, truth: Tensor, *, eps: float, steps: int = 40, penalty: float = 0.1,
-    learning_rate: float = 0.1, batch_size: int = 64,
-) -> Tensor:  # fmt: skip
+    model: nn.Module,
+    degraded: Tensor,
+    truth: Tensor,
+    *,
+    eps: float,
+    steps: int = 40,
+    penalty: float = 0.1,
+    learning_rate: float = 0.1,
+    batch_size: int = 64,
+) -> Tensor:
     """C&W-like: Adam on squared error of the output - penalty * squared size of the perturbation, in tanh space.
 
-    As in Carlini & Wagner (S&P 2017) the size is weighed against success and the box costs no projection:
-    image = low + (high - low) (1 + tanh w) / 2. The box is that of eps, so that one budget holds for all attacks, and the
-    output's distance takes the place of the margin of logits. The best image of all steps is returned. No draws.
+    As in Carlini & Wagner (S&P 2017) the size is weighed against success and the range costs no projection:
+    image = low + (high - low) (1 + tanh w) / 2. The range is that of eps, so that one budget holds for all attacks, and
+    the output's distance takes the place of the margin of logits. The best image of all steps is returned. No draws.
 
     Args:
+        model: Degraded images to restored ones.
+        degraded: What the camera saw, (N, C, H, W).
+        truth: The photographs, of the same shape.
+        eps: Largest distance.
+        steps: Steps of Adam.
         penalty: Weight of the perturbation's mean square, relative to the output's.
+        learning_rate: Of Adam.
+        batch_size: Images at once.
     """
-    low, high = _box(degraded, truth, eps)
+    model = OnCopies(model)
+    low, high = pixel_range(degraded, truth, eps)
 
     def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        share = ((images - low) / (high - low)).clamp(0.01, 0.99)  # tanh is flat at the ends of the box
+        share = ((images - low) / (high - low)).clamp(0.01, 0.99)  # tanh is flat at the ends of the range
         free = torch.logit(share) / 2  # = atanh(2 share - 1)
         free.requires_grad_()
         optimizer = torch.optim.Adam([free], lr=learning_rate)
@@ -81,47 +114,59 @@ def carlini_wagner(
 
 @torch.no_grad()
 def simba(
-    model: nn.Module, degraded: Tensor, truth: Tensor, *, eps: float, queries: int = 300, seed: int = 0,
+    model: nn.Module,
+    degraded: Tensor,
+    truth: Tensor,
+    *,
+    eps: float,
+    queries: int = 300,
+    seed: int = 0,
     batch_size: int = 64,
-) -> Tensor:  # fmt: skip
-    """SimBA-like (Guo et al., ICML 2019): only outputs are asked for. Try a random basis direction, keep what helps.
+) -> Tensor:
+    """SimBA-like (Guo et al., ICML 2019), by queries alone: try a random basis direction, keep what helps.
 
     Directions are the two-dimensional cosine basis of one channel, in a random order of each image's own, drawn without
     replacement, as in the published SimBA-DCT but over all frequencies: the camera's blur is undone most at high ones.
-    Each is scaled to a peak of eps and added, else subtracted; the sum is cut to the box.
+    Each is scaled to a peak of eps and added, else subtracted; the sum is cut to the range of eps.
 
     Args:
+        model: Degraded images to restored ones.
+        degraded: What the camera saw, (N, C, H, W).
+        truth: The photographs, of the same shape.
+        eps: Largest distance.
         queries: At most so many passes an image; every direction takes one or two.
         seed: Of the directions.
+        batch_size: Images at once.
     """
-    low, high = _box(degraded, truth, eps)
+    model = OnCopies(model)
+    low, high = pixel_range(degraded, truth, eps)
     generator = torch.Generator(degraded.device).manual_seed(seed)
     channels, height, width = degraded.shape[1:]
-    count = min(queries, channels * height * width)
-    order = torch.stack(
-        [torch.randperm(channels * height * width, generator=generator, device=degraded.device)[:count] for _ in degraded]
-    )  # (N, directions)  # fmt: skip
+    values = channels * height * width
+    shuffled = [torch.randperm(values, generator=generator, device=degraded.device) for _ in degraded]
+    order = torch.stack([each[: min(queries, values)] for each in shuffled])  # (N, directions)
     rows, columns = (cosine_basis(length).to(degraded) for length in (height, width))
 
     def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor, order: Tensor) -> Tensor:
+        every = torch.arange(len(images), device=images.device)
         distance = squared_error(model(images), truth)
-        left = torch.full((len(images),), queries - 1, device=images.device)
-        for chosen in order.T:
-            place, channel = chosen % (height * width), chosen // (height * width)
+        budget = torch.full((len(images),), queries - 1, device=images.device)
+        for direction in order.T:
+            place, channel = direction % (height * width), direction // (height * width)
             wave = rows[place // width, :, None] * columns[place % width, None, :]  # (N, H, W)
             step = torch.zeros_like(images)
-            step[torch.arange(len(images)), channel] = eps * wave / wave.abs().amax(dim=(1, 2), keepdim=True)
-            asked = torch.arange(len(images), device=images.device)
+            step[every, channel] = eps * wave / wave.abs().amax(dim=(1, 2), keepdim=True)
+            trying = every
             for sign in (1, -1):
-                asked = asked[left[asked] > 0]
-                if not len(asked):
+                trying = trying[budget[trying] > 0]
+                if not len(trying):
                     break
-                candidate = (images[asked] + sign * step[asked]).clamp(low[asked], high[asked])
-                reached = squared_error(model(candidate), truth[asked])
-                left[asked] -= 1
-                better = reached > distance[asked]
-                images[asked[better]], distance[asked[better]] = candidate[better], reached[better]
-                asked = asked[~better]  # these try the other way
+                candidate = (images[trying] + sign * step[trying]).clamp(low[trying], high[trying])
+                reached = squared_error(model(candidate), truth[trying])
+                budget[trying] -= 1
+                better = reached > distance[trying]
+                images[trying[better]], distance[trying[better]] = candidate[better], reached[better]
+                trying = trying[~better]  # these try the other way
         return images
 
     return _batched(attack, batch_size, degraded.clone(), truth, low, high, order)
@@ -134,8 +179,12 @@ def cosine_basis(length: int) -> Tensor:
     return basis / basis.norm(dim=1, keepdim=True)
 
 
-def _box(degraded: Tensor, truth: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Lowest and highest pixels that an attack may use."""
+def pixel_range(degraded: Tensor, truth: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest pixels within eps of the degraded images, each (N, C, H, W).
+
+    Raises:
+        ValueError: eps is not positive, or images and truth have different shapes.
+    """
     if not 0 < eps < math.inf:
         raise ValueError(
             f"eps must be positive in [0,1] pixel units, got {eps}: 8 8-bit levels are {8 / 255:.4f}"
@@ -147,6 +196,6 @@ def _box(degraded: Tensor, truth: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (degraded - eps).clamp(min=0), (degraded + eps).clamp(max=1)
 
 
-def _batched(attack, batch_size: int, *tensors: Tensor) -> Tensor:
+def _batched(attack: Callable[..., Tensor], batch_size: int, *tensors: Tensor) -> Tensor:
     parts = zip(*(tensor.split(batch_size) for tensor in tensors), strict=True)
     return torch.cat([attack(*part).detach() for part in parts])

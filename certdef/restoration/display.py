@@ -1,8 +1,8 @@
 """A camera under a display, simulated: diffraction at the display's pixel grid, little light, noise.
 
 A camera that looks through a lit panel sees three things (Zhou et al., "Image Restoration for Under-Display Camera",
-CVPR 2021, arXiv 2003.04857): the openings between the display's pixels diffract, most of the light is lost, and what is
-left is noisy. Their panels and lens were measured; the numbers here are a documented choice of the same kind.
+CVPR 2021, arXiv 2003.04857): the openings between the display's pixels diffract, most of the light is lost, and the rest is
+noisy. Their panels and lens were measured; the numbers here are a documented choice of the same kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Display:
         openings: Openings of the panel across the lens. Ghost images stand `openings * airy` sensor pixels apart.
         open_width: Width of an opening over the width of a display pixel; its square is the share of open area.
         airy: Wavelength times f-number in sensor pixels, for green: the scale of the lens's own blur.
-        colours: Wavelengths, relative to green, that a grey sensor adds up.
+        wavelengths: Relative to green; a gray sensor adds them up.
         kernel: Width of the blur kernel in sensor pixels, odd.
         transmission: Share of the light that passes; about 0.2 for a transparent, 0.03 for a PenTile OLED panel.
         full_well: Electrons of a white pixel without the panel, at the same exposure.
@@ -32,7 +32,7 @@ class Display:
     openings: int = 3
     open_width: float = 0.5
     airy: float = 1.0
-    colours: tuple[float, ...] = (0.85, 1.0, 1.15)
+    wavelengths: tuple[float, ...] = (0.85, 1.0, 1.15)
     kernel: int = 15
     transmission: float = 0.03
     full_well: float = 10_000.0
@@ -44,10 +44,14 @@ class Display:
         for name in ("open_width", "transmission"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share in (0, 1], got {getattr(self, name)}")
-        if self.openings < 1 or not self.colours or min(self.airy, self.full_well, *self.colours) <= 0:
+        if (
+            self.openings < 1
+            or not self.wavelengths
+            or min(self.airy, self.full_well, *self.wavelengths) <= 0
+        ):
             raise ValueError(
-                f"openings, airy, colours and full_well must be positive, got {self.openings}, {self.airy}, "
-                f"{self.colours}, {self.full_well}"
+                f"openings, airy, wavelengths and full_well must be positive, got {self.openings}, {self.airy}, "
+                f"{self.wavelengths}, {self.full_well}"
             )
         if not 0 <= self.read_noise < math.inf:
             raise ValueError(f"read_noise must be 0 electrons or more, got {self.read_noise}")
@@ -57,8 +61,8 @@ def point_spread(display: Display = Display(), samples: int = 32) -> Tensor:
     """What the sensor sees of a far point, (kernel, kernel), summing to 1.
 
     Fraunhofer diffraction: the intensity is the squared modulus of the aperture's Fourier transform, taken at the sensor
-    pixels' centres. The aperture is a round lens behind square openings on a square grid, `samples` points an opening.
-    Colours have patterns of other widths and add up without interference.
+    pixels' centers. The aperture is a round lens behind square openings on a square grid, `samples` points an opening.
+    Wavelengths have patterns of other widths and add up without interference.
     """
     points = display.openings * samples
     place = (torch.arange(points, dtype=torch.float64) + 0.5) / points  # across the lens, 0 .. 1
@@ -67,9 +71,11 @@ def point_spread(display: Display = Display(), samples: int = 32) -> Tensor:
     aperture = (lens * clear[:, None] * clear[None]).to(torch.complex128)  # (P, P)
     pixels = torch.arange(display.kernel, dtype=torch.float64) - display.kernel // 2
     total = torch.zeros(display.kernel, display.kernel, dtype=torch.float64)
-    for colour in display.colours:
-        wave = torch.exp(-2j * math.pi * pixels[:, None] * place[None] / (display.airy * colour))  # (K, P)
-        total += (wave @ aperture @ wave.T).abs() ** 2 / colour**2
+    for wavelength in display.wavelengths:
+        wave = torch.exp(
+            -2j * math.pi * pixels[:, None] * place[None] / (display.airy * wavelength)
+        )  # (K, P)
+        total += (wave @ aperture @ wave.T).abs() ** 2 / wavelength**2
     return (total / total.sum()).float()
 
 

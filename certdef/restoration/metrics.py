@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from certdef.config.job import ConfigError
@@ -19,7 +21,7 @@ def ssim(restored: Tensor, truth: Tensor) -> Tensor:
     return measure(restored, truth, data_range=1.0, reduction="none")
 
 
-def _torchmetrics():
+def _torchmetrics() -> Any:
     try:
         import torchmetrics.functional.image as functional
     except ImportError as error:

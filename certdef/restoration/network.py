@@ -23,7 +23,7 @@ class RestorationShape:
 
 
 class RestorationNetwork(nn.Module):
-    """Degraded images (N, C, H, W) in [0, 1] -> restored images (N, C, H, W), clamped to [0, 1].
+    """Degraded images (N, C, H, W) in [0, 1] to restored images (N, C, H, W), clamped to [0, 1].
 
     A small residual network: what it adds to the image comes from `depth` blocks of two 3x3 convolutions at half the
     resolution, a 2x2 block of pixels being its channels (as in FFDNet, Zhang et al., IEEE TIP 2018): four times faster, and
@@ -41,8 +41,8 @@ class RestorationNetwork(nn.Module):
         self.enter = nn.Conv2d(channels, shape.width, 3, padding=1)
         self.blocks = nn.Sequential(*[_Block(shape.width) for _ in range(shape.depth)])
         self.leave = nn.Conv2d(shape.width, channels, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)  # an untrained network changes nothing
-        nn.init.zeros_(self.leave.bias)
+        for weight in self.leave.parameters():  # an untrained network changes nothing
+            nn.init.zeros_(weight)
 
     def restore(self, images: Tensor) -> Tensor:
         """The photograph as predicted, (N, C, H, W), not clamped."""
@@ -82,26 +82,37 @@ def restoration_loss(restored: Tensor, truth: Tensor, gradient: float = 0.1, sca
 
 
 def train_restoration(
-    network: RestorationNetwork, photographs: Tensor, training: Training, *, display: Display | None = None,
-    gradient: float = 0.1, seed: int = 0, device: torch.device | str = "cpu", checkpoint: Any = None,
+    network: RestorationNetwork,
+    photographs: Tensor,
+    training: Training,
+    *,
+    display: Display | None = None,
+    gradient: float = 0.1,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: Any = None,
     progress: Callable | None = None,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """Train in place to undo the display; every epoch degrades every photograph anew. Returns the loss of each epoch.
 
     Args:
+        network: The restoration, untrained.
         photographs: The truth, (N, C, H, W) in [0, 1].
+        training: The recipe.
         display: What they are seen through; unset, the display as set in `Display`.
         gradient: Weight of the loss's perceptual part.
-        seed, device, checkpoint, progress: As in `surrogates.distillation.training.fit`.
+        seed: Of the order of the photographs, and of the display's noise.
+        device: Where to train.
+        checkpoint: File from which an interrupted training goes on.
+        progress: Wraps the epochs, like tqdm.
     """
     display = display or Display()
 
     def loss(model: RestorationNetwork, truth: Tensor, *, generator: torch.Generator) -> Tensor:
         return restoration_loss(model.restore(under_display(truth, generator, display)), truth, gradient)
 
-    return fit(
-        network, photographs, loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
-    )  # fmt: skip
+    place = {"device": device, "checkpoint": checkpoint, "progress": progress}
+    return fit(network, photographs, loss, training, seed=seed, **place)
 
 
 def _even(shape: tuple[int, ...]) -> None:

@@ -19,7 +19,9 @@ from torch import nn
 import certify
 import surrogates
 from certdef.attacks import query, smoothed, threat_ladder
-from certdef.attacks.threat_ladder import Rung, System
+from certdef.attacks.evaluation import AttackEvaluation, worst_case
+from certdef.attacks.gradient_masking import check_gradient_masking
+from certdef.attacks.threat_ladder import System
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.stages.job import Job
@@ -48,7 +50,7 @@ class Headline:
 class Evaluation:
     """One system as one subject: every attack, the worst case over them, and the gradient masking checks that fail."""
 
-    rungs: tuple[Rung, ...]
+    rungs: tuple[AttackEvaluation, ...]
     headline: Headline
     alarms: tuple[str, ...]
     images: int
@@ -81,7 +83,7 @@ class LadderResult(StageResult):
     eps: float
 
     @property
-    def attacks_by_subject(self) -> dict[str, dict[str, list[Rung]]]:
+    def attacks_by_subject(self) -> dict[str, dict[str, list[AttackEvaluation]]]:
         """Every attack on every system, for each subject."""
         return {
             subject: {system: list(subjects[subject].rungs) for system, subjects in self.systems.items()}
@@ -182,15 +184,16 @@ def _evaluate_system(
         for subject, (system, images) in systems.items():
             path, count = stage.path / f"{subject}.json", min(images, len(job.data.heldout_images))
             if not path.is_file():
-                write_json(path, threat_ladder.plain(_attacked(job, system, count, f"{name}, {subject}")))
+                attacks = _attacked(job, system, count, f"{name}, {subject}")
+                write_json(path, [each.to_json() for each in attacks])
             subjects[subject] = _evaluation(path, count)
         return SystemResult(subjects=subjects, params=settings)
 
     return job.run(stage, evaluate)
 
 
-def _attacked(job: Job, system: System, count: int, title: str) -> list[Rung]:
-    return threat_ladder.climb(
+def _attacked(job: Job, system: System, count: int, title: str) -> list[AttackEvaluation]:
+    return threat_ladder.evaluate(
         system,
         torch.from_numpy(job.data.heldout_images[:count]),
         torch.from_numpy(job.data.heldout_labels[:count]),
@@ -203,15 +206,15 @@ def _attacked(job: Job, system: System, count: int, title: str) -> list[Rung]:
 
 def _evaluation(path: Path, images: int) -> Evaluation:
     """What a finished evaluation says, without the answers image by image."""
-    rungs = [Rung(**row | {"right": tuple(row["right"])}) for row in json.loads(path.read_text())]
-    least = threat_ladder.headline(rungs)
+    attacks = [AttackEvaluation.from_json(row) for row in json.loads(path.read_text())]
+    least = worst_case(attacks)
     assert least.accuracy is not None
     return Evaluation(
-        rungs=tuple(replace(rung, right=()) for rung in rungs),
+        rungs=tuple(replace(each, right=()) for each in attacks),
         headline=Headline(least.name, least.knows, Share(*least.accuracy)),
-        alarms=tuple(threat_ladder.alarms(rungs)),
+        alarms=tuple(check_gradient_masking(attacks)),
         images=images,
-        queries=sum(rung.queries for rung in rungs),
+        queries=sum(each.queries for each in attacks),
     )
 
 
@@ -226,7 +229,7 @@ def _metrics(
     for system, subjects in systems.items():
         for subject, evaluation in subjects.items():
             prefix = "target/" * (subject == "target") + f"{system}/" * (system != own)
-            accuracies = {rung.name: rung.accuracy[0] for rung in evaluation.rungs if rung.accuracy}
+            accuracies = {each.name: each.accuracy[0] for each in evaluation.rungs if each.accuracy}
             accuracies["lowest"] = evaluation.headline.accuracy.value
             for name, accuracy in accuracies.items():
                 figures[metrics.ATTACK_ACCURACY.format(attack=prefix + name)] = accuracy
@@ -261,13 +264,11 @@ def _smoothed(job: Job, surrogate: nn.Module, denoiser: nn.Module | None) -> tup
         torch.from_numpy(data.heldout_images[:count]),
         torch.from_numpy(data.heldout_labels[:count]),
         certified.radii,
+        smoothed.VoteAttack(min(10, config.steps), config.smoothed_draws, job.config.seed),
         n0=certified.n0,
         n=certified.n,
         votes=min(VOTES, certified.n),
         alpha=certified.alpha,
-        steps=min(10, config.steps),
-        draws=config.smoothed_draws,
-        seed=job.config.seed,
         progress=job.progress,
     )
     return tuple(

@@ -106,3 +106,38 @@ def test_averaging_over_the_noise_attacks_a_noisy_model_better(victim):
         for eot in (1, 20)
     ]
     assert left[1] < left[0] - 0.05
+
+
+class WritesIntoItsInput(nn.Module):
+    """A foreign model that blackens the batch that it is given, and hands out a buffer of its own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        scores = self.inner(images.clone())
+        images.zero_()
+        return scores
+
+
+@pytest.mark.parametrize("attack", ["pgd", "eot", "square", "l2"])
+def test_a_model_that_writes_into_its_input_changes_no_attack(victim, attack):
+    model, images, labels = victim[0], victim[1][:10], victim[2][:10]
+    run = {
+        "pgd": lambda m: attacks.pgd(m, images, labels, eps=0.1, steps=3, seed=1),
+        "eot": lambda m: attacks.pgd(m, images, labels, eps=0.1, steps=3, seed=1, eot=2),
+        "square": lambda m: attacks.square(m, images, labels, eps=0.1, steps=20, seed=1),
+        "l2": lambda m: attacks.pgd_l2(m, images, labels, eps=torch.ones(10), steps=2, seed=1),
+    }[attack]
+    before = images.clone()
+    assert torch.equal(run(WritesIntoItsInput(model)), run(model))
+    assert torch.equal(images, before)
+
+
+def test_a_purifier_that_writes_into_its_input_leaves_the_attackers_images_alone(victim):
+    images = victim[1][:4].clone()
+    before = images.clone()
+    purified = attacks.StraightThrough(WritesIntoItsInput(nn.Identity()))(images)
+    assert torch.equal(images, before)
+    assert torch.allclose(purified, before, atol=1e-6)

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 
@@ -8,6 +9,8 @@ from torch import nn
 import certdef
 import surrogates
 from certdef.attacks import threat_ladder as ladder
+from certdef.attacks.evaluation import CONTROLS, THREAT_MODELS, AttackEvaluation, markdown_table, worst_case
+from certdef.attacks.gradient_masking import check_gradient_masking
 from certdef.cli import with_ladder
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, LadderConfig
@@ -76,106 +79,129 @@ class Saturated(nn.Module):
         return 1e4 * self.inner(images)
 
 
-def climbed(victim, purifier=None, classifier=None, **changes):
+def evaluated(victim, purifier=None, classifier=None, **changes):
     model, images, labels = victim
     system = ladder.System(classifier or model, purifier)
     return {
-        rung.name: rung for rung in ladder.climb(system, images, labels, replace(SETTINGS, **changes), seed=0)
+        each.name: each
+        for each in ladder.evaluate(system, images, labels, replace(SETTINGS, **changes), seed=0)
     }
 
 
 @pytest.fixture(scope="module")
 def bare(victim):
-    return climbed(victim)
+    return evaluated(victim)
 
 
 @pytest.fixture(scope="module")
 def noisy(victim):
-    return climbed(victim, Noise())
+    return evaluated(victim, Noise())
 
 
-def test_every_rung_has_a_name_an_interval_and_says_what_its_attacker_knows(bare, noisy):
+def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy):
     assert list(bare) == ["clean", "blind", "square", "hop_skip_jump", "full_eot", "large_eps"]
     assert list(noisy) == [
         "clean", "blind", "square", "hop_skip_jump", "bpda_eot", "full_eot", "one_draw", "large_eps",
         "resubmission", "resubmission_clean",
     ]  # fmt: skip
-    for rung in [*bare.values(), *noisy.values()]:
-        share, low, high = rung.accuracy
+    for each in [*bare.values(), *noisy.values()]:
+        share, low, high = each.accuracy
         assert 0 <= low <= share <= high <= 1
-        assert share == pytest.approx(sum(rung.right) / 40)
-        assert rung.knows == ladder.KNOWS[rung.name]
-        assert rung.queries >= 40
+        assert share == pytest.approx(sum(each.right) / 40)
+        assert each.knows == THREAT_MODELS[each.name]
+        assert each.queries >= 40
     assert bare["clean"].accuracy[0] > 0.9
     assert bare["square"].queries <= 40 * 301
     assert bare["hop_skip_jump"].queries <= 40 * 201
     assert noisy["resubmission"].queries == 8 * 40
 
 
-def test_the_headline_is_the_lowest_rung_and_no_control(bare, noisy):
-    for rungs in (bare, noisy):
-        least = ladder.headline(list(rungs.values()))
-        assert least.name not in ladder.CONTROLS
+def test_the_worst_case_is_the_strongest_attack_and_no_control(bare, noisy):
+    for found in (bare, noisy):
+        least = worst_case(list(found.values()))
+        assert least.name not in CONTROLS
         assert least.eps == 0.2
-        for rung in rungs.values():
-            assert rung.name in ladder.CONTROLS or least.accuracy[0] <= rung.accuracy[0]
-    with pytest.raises(ValueError, match="no rung"):
-        ladder.headline([bare["clean"]])
+        for each in found.values():
+            assert each.name in CONTROLS or least.accuracy[0] <= each.accuracy[0]
+    with pytest.raises(ValueError, match="no attack was tried"):
+        worst_case([bare["clean"]])
 
 
-def test_asking_again_finds_what_one_look_missed(victim):
-    rungs = climbed(victim, Noise(), eps=0.1, square_queries=0, decision_queries=0)
-    assert rungs["resubmission"].accuracy[0] < rungs["full_eot"].accuracy[0] - 0.1
-    assert rungs["resubmission"].accuracy[0] < rungs["resubmission_clean"].accuracy[0] - 0.2
-    assert rungs["resubmission_clean"].accuracy[0] <= rungs["clean"].accuracy[0]
-    assert ladder.headline(list(rungs.values())).name == "resubmission"
+def test_resubmission_finds_what_one_evaluation_missed(victim):
+    found = evaluated(victim, Noise(), eps=0.1, square_queries=0, decision_queries=0)
+    assert found["resubmission"].accuracy[0] < found["full_eot"].accuracy[0] - 0.1
+    assert found["resubmission"].accuracy[0] < found["resubmission_clean"].accuracy[0] - 0.2
+    assert found["resubmission_clean"].accuracy[0] <= found["clean"].accuracy[0]
+    assert worst_case(list(found.values())).name == "resubmission"
 
 
 def test_honest_systems_raise_no_alarm(bare, noisy):
-    assert ladder.alarms(list(bare.values())) == []
-    assert ladder.alarms(list(noisy.values())) == []
+    assert check_gradient_masking(list(bare.values())) == []
+    assert check_gradient_masking(list(noisy.values())) == []
 
 
 def test_masked_gradients_raise_alarms(victim):
     model = victim[0]
     for classifier in (Saturated(model), nn.Sequential(Rounding(), model)):
-        found = " ".join(ladder.alarms(list(climbed(victim, classifier=classifier).values())))
+        found = " ".join(check_gradient_masking(list(evaluated(victim, classifier=classifier).values())))
         assert "square" in found
         assert "knows more" in found
         assert "eps 0.5" in found
 
 
 def test_averaging_that_misleads_raises_an_alarm(victim):
-    rungs = climbed(victim, HeavyTails(), square_queries=0, decision_queries=0)
-    assert rungs["one_draw"].accuracy[0] < rungs["full_eot"].accuracy[0]
-    assert any("averaging over the noise" in alarm for alarm in ladder.alarms(list(rungs.values())))
+    found = evaluated(victim, HeavyTails(), square_queries=0, decision_queries=0)
+    assert found["one_draw"].accuracy[0] < found["full_eot"].accuracy[0]
+    assert any("averaging over the noise" in alarm for alarm in check_gradient_masking(list(found.values())))
 
 
 def test_a_purifier_without_a_gradient_is_attacked_past_it(victim):
-    rungs = climbed(victim, Rounding(), eps=0.15, square_queries=0, decision_queries=0)
-    assert ladder.headline(list(rungs.values())).name == "bpda_eot"
-    assert rungs["bpda_eot"].accuracy[0] < rungs["full_eot"].accuracy[0] - 0.5
-    assert rungs["large_eps"].accuracy[0] < 0.1  # it follows the better of the two gradients
-    rungs = climbed(victim, Cut(), square_queries=0, decision_queries=0)
-    assert rungs["full_eot"].accuracy is None
-    assert "no gradient" in rungs["full_eot"].skipped
-    assert rungs["bpda_eot"].accuracy[0] < 0.2
-    assert rungs["large_eps"].accuracy[0] < 0.1
+    found = evaluated(victim, Rounding(), eps=0.15, square_queries=0, decision_queries=0)
+    assert worst_case(list(found.values())).name == "bpda_eot"
+    assert found["bpda_eot"].accuracy[0] < found["full_eot"].accuracy[0] - 0.5
+    assert found["large_eps"].accuracy[0] < 0.1  # it follows the better of the two gradients
+    found = evaluated(victim, Cut(), square_queries=0, decision_queries=0)
+    assert found["full_eot"].accuracy is None
+    assert "no gradient" in found["full_eot"].skipped
+    assert found["bpda_eot"].accuracy[0] < 0.2
+    assert found["large_eps"].accuracy[0] < 0.1
 
 
-def test_a_rung_with_no_queries_is_left_out(victim):
-    assert not {"square", "hop_skip_jump"} & set(climbed(victim, square_queries=0, decision_queries=0))
+def test_a_purifier_that_writes_into_its_input_gets_copies(victim):
+    class Blackens(nn.Module):
+        def forward(self, images):
+            purified = 0.9 * images
+            images.zero_()
+            return purified
+
+    class Dims(nn.Module):
+        def forward(self, images):
+            return 0.9 * images
+
+    model, images, labels = victim
+    settings = replace(SETTINGS, steps=2, square_queries=20, decision_queries=20)
+    before = images.clone()
+    found, expected = (
+        ladder.evaluate(ladder.System(model, purifier), images, labels, settings)
+        for purifier in (Blackens(), Dims())
+    )
+    assert torch.equal(images, before)
+    assert found == expected
 
 
-def test_the_same_seed_climbs_to_the_same_rungs_and_training_modes_stay(victim):
+def test_an_attack_with_no_queries_is_left_out(victim):
+    assert not {"square", "hop_skip_jump"} & set(evaluated(victim, square_queries=0, decision_queries=0))
+
+
+def test_the_same_seed_gives_the_same_evaluations_and_training_modes_stay(victim):
     model, images, labels = victim
     settings = replace(SETTINGS, steps=3, eot=2, square_queries=40, decision_queries=40)
     state = torch.random.get_rng_state()
     first, again = (
-        ladder.climb(ladder.System(model, Noise()), images, labels, settings, seed=1) for _ in range(2)
+        ladder.evaluate(ladder.System(model, Noise()), images, labels, settings, seed=1) for _ in range(2)
     )
     assert first == again
-    assert first != ladder.climb(ladder.System(model, Noise()), images, labels, settings, seed=2)
+    assert first != ladder.evaluate(ladder.System(model, Noise()), images, labels, settings, seed=2)
     assert torch.equal(state, torch.random.get_rng_state())
     assert not any(part.training for part in model.modules())
 
@@ -195,26 +221,26 @@ def test_a_target_is_attacked_by_queries_that_the_ledger_pays(victim, tmp_path, 
         asked = ledger.attach(target, purpose="attack", experiment="a test")
         images, labels = images[:15], labels[:15]
         system = ladder.System(asked, Noise(), surrogate=model)
-        rungs = ladder.climb(system, images, labels, settings, seed=0)
+        found = ladder.evaluate(system, images, labels, settings, seed=0)
         spent = ledger.bill()["attack"].answered
-    named = {rung.name: rung for rung in rungs}
+    named = {each.name: each for each in found}
     assert list(named) == [
         "clean", "surrogate_transfer", "surrogate_transfer_eot", "square", "hop_skip_jump", "resubmission",
         "resubmission_clean",
     ]  # fmt: skip
-    assert sum(rung.queries for rung in rungs) == spent
+    assert sum(each.queries for each in found) == spent
     assert (named["square"].accuracy is None) == (kind == "labels")
     assert ("labels alone" in named["square"].skipped) == (kind == "labels")
-    least = ladder.most_queries(settings, 15, noisy=True, purified=True)
-    assert spent <= least
-    text = ladder.table({"noise": rungs})
+    most = ladder.most_queries(settings, 15, noisy=True, purified=True)
+    assert spent <= most
+    text = markdown_table({"noise": found})
     assert f"| square | {'(the target answers labels alone)' if kind == 'labels' else ''}" in text
     assert text.count("**") == 2
 
 
-def test_rungs_are_plain_values(bare):
-    rungs = list(bare.values())
-    assert [ladder.Rung(**row | {"right": tuple(row["right"])}) for row in ladder.plain(rungs)] == rungs
+def test_evaluations_go_through_json(bare):
+    found = list(bare.values())
+    assert [AttackEvaluation.from_json(json.loads(json.dumps(each.to_json()))) for each in found] == found
 
 
 # --- in the job ---------------------------------------------------------------------------------------------
@@ -243,11 +269,11 @@ def test_the_job_climbs_pays_shows_and_never_climbs_twice(migrated_store, tmp_pa
     for shown in found["systems"].values():
         for subject, images in (("surrogate", 12), ("target", 5)):
             assert shown[subject]["images"] == images
-            tried = {rung["name"]: rung["accuracy"] for rung in shown[subject]["rungs"] if rung["accuracy"]}
+            tried = {each["name"]: each["accuracy"] for each in shown[subject]["rungs"] if each["accuracy"]}
             assert {"clean", "square", "hop_skip_jump"} <= set(tried)
             least = shown[subject]["headline"]
-            assert least["accuracy"] == tried[least["rung"]]
-    assert "surrogate_transfer_eot" in {rung["name"] for rung in found["systems"]["gs"]["target"]["rungs"]}
+            assert list(least["accuracy"]) == tried[least["rung"]]
+    assert "surrogate_transfer_eot" in {each["name"] for each in found["systems"]["gs"]["target"]["rungs"]}
     asked = sum(shown["target"]["queries"] for shown in found["systems"].values())
     attack = 20 * (2 * len(config.attack.eps) + 1)
     assert summary.bill["attack"].answered == asked + attack
@@ -257,16 +283,16 @@ def test_the_job_climbs_pays_shows_and_never_climbs_twice(migrated_store, tmp_pa
     import mlflow
 
     logged = mlflow.MlflowClient(config.tracking.uri).get_run(summary.run_id).data.metrics
-    for rung in found["systems"]["gs"]["surrogate"]["rungs"]:
-        assert logged[f"attack/{rung['name']}/accuracy"] == rung["accuracy"][0]
-    for rung in found["systems"]["none"]["target"]["rungs"]:
-        assert logged[f"attack/target/none/{rung['name']}/accuracy"] == rung["accuracy"][0]
+    for each in found["systems"]["gs"]["surrogate"]["rungs"]:
+        assert logged[f"attack/{each['name']}/accuracy"] == each["accuracy"][0]
+    for each in found["systems"]["none"]["target"]["rungs"]:
+        assert logged[f"attack/target/none/{each['name']}/accuracy"] == each["accuracy"][0]
 
     text = summary.report.read_text()
     for subject in ("target", "surrogate"):
         section = text[text.index(f'<table id="ladder-{subject}"') :].split("</table>")[0]
         assert section.count("<tr>") == 1 + len(
-            {rung["name"] for shown in found["systems"].values() for rung in shown[subject]["rungs"]}
+            {each["name"] for shown in found["systems"].values() for each in shown[subject]["rungs"]}
         )
         assert section.count(" lowest<") == 2
     assert headline_of(config, summary).count("ladder      ") == 4

@@ -7,6 +7,7 @@ from torch import nn
 
 import surrogates
 from certdef.attacks import query as query_attacks
+from certdef.attacks.endpoint import Endpoint
 from certdef.config.job import ConfigError
 from tests.trained import digits_mlp
 
@@ -41,7 +42,7 @@ def test_scores_are_log_probabilities_whatever_the_target_answers(victim, kind):
     model, images, _ = victim
     with torch.no_grad():
         expected = model(images).log_softmax(1)
-    labels, scores = query_attacks.Endpoint(target(model, kind)).ask(images)
+    labels, scores = Endpoint(target(model, kind)).query(images)
     assert torch.equal(labels, expected.argmax(1))
     named = expected.topk(3 if kind == "top_k" else 10).indices
     assert torch.allclose(scores.gather(1, named).exp(), expected.gather(1, named).exp(), atol=1e-4)
@@ -51,13 +52,13 @@ def test_scores_are_log_probabilities_whatever_the_target_answers(victim, kind):
 
 def test_labels_alone_give_no_scores_and_square_says_so(victim):
     model, images, labels = victim
-    endpoint = query_attacks.Endpoint(target(model, "labels"))
-    assert endpoint.ask(images)[1] is None
+    endpoint = Endpoint(target(model, "labels"))
+    assert endpoint.query(images)[1] is None
     with pytest.raises(ConfigError, match="hop_skip_jump"):
         query_attacks.square(endpoint, images, labels, eps=EPS, queries=50, seed=0)
 
 
-def test_several_looks_are_averaged_and_each_is_counted(victim):
+def test_repeated_queries_are_averaged_and_each_is_counted(victim):
     model, images, labels = victim
 
     class Noise(nn.Module):
@@ -68,12 +69,12 @@ def test_several_looks_are_averaged_and_each_is_counted(victim):
         def forward(self, shown):
             return (shown + 0.5 * torch.randn(shown.shape, generator=self.generator)).clamp(0, 1)
 
-    single, many = (query_attacks.Endpoint(model, Noise(), looks=looks) for looks in (1, 25))
-    right = [float((each.ask(images)[0] == labels).float().mean()) for each in (single, many)]
+    single, many = (Endpoint(model, Noise(), repeats=repeats) for repeats in (1, 25))
+    right = [float((each.query(images)[0] == labels).float().mean()) for each in (single, many)]
     assert right[1] > right[0]
     assert (single.queries, many.queries) == (20, 500)
-    silent = query_attacks.Endpoint(target(model, "labels"), Noise(), looks=25)
-    assert float((silent.ask(images)[0] == labels).float().mean()) > right[0]
+    silent = Endpoint(target(model, "labels"), Noise(), repeats=25)
+    assert float((silent.query(images)[0] == labels).float().mean()) > right[0]
 
 
 @pytest.mark.parametrize("attack", [query_attacks.square, query_attacks.hop_skip_jump])
@@ -81,7 +82,7 @@ def test_attacks_by_answers_alone_break_the_model_within_eps_and_their_queries(v
     model, images, labels = victim
     kind = "probabilities" if attack is query_attacks.square else "labels"
     before, state = np.random.get_state()[1].copy(), torch.random.get_rng_state()  # noqa: NPY002
-    endpoint = query_attacks.Endpoint(target(model, kind))
+    endpoint = Endpoint(target(model, kind))
     found = attack(endpoint, images, labels, eps=EPS, queries=400, seed=3)
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
     assert torch.equal(state, torch.random.get_rng_state())
@@ -89,30 +90,45 @@ def test_attacks_by_answers_alone_break_the_model_within_eps_and_their_queries(v
     assert (found - images).abs().max() <= EPS + 1e-6
     assert found.min() >= 0
     assert found.max() <= 1
-    right = [(endpoint.ask(shown)[0] == labels).float().mean() for shown in (images, found)]
+    right = [(endpoint.query(shown)[0] == labels).float().mean() for shown in (images, found)]
     assert right[0] > 0.9
     assert right[1] < 0.4
-    again = attack(query_attacks.Endpoint(target(model, kind)), images, labels, eps=EPS, queries=400, seed=3)
+    again = attack(Endpoint(target(model, kind)), images, labels, eps=EPS, queries=400, seed=3)
     assert torch.equal(found, again)
 
 
-def test_no_image_is_asked_about_more_often_than_allowed(victim):
+def test_no_image_is_queried_more_often_than_allowed(victim):
     """One image at a time, so that the count is the image's."""
     model, images, labels = victim
     counts = []
     for row in range(4):
-        endpoint = query_attacks.Endpoint(model)
+        endpoint = Endpoint(model)
         others = torch.cat([images[row : row + 1], images[-2:]])
         truth = torch.cat([labels[row : row + 1], labels[-2:] * 0 - 1])  # the others are wrong from the start
         query_attacks.hop_skip_jump(endpoint, others, truth, eps=1e-4, queries=60, seed=0)
-        counts.append(endpoint.queries - 2)  # each of the others is looked at once
+        counts.append(endpoint.queries - 2)  # each of the others is queried once
     assert counts == [60] * 4
 
 
 def test_without_the_toolbox_one_line_says_what_to_install(victim, monkeypatch):
     model, images, labels = victim
     monkeypatch.setitem(sys.modules, "art", None)
-    endpoint = query_attacks.Endpoint(model)
+    endpoint = Endpoint(model)
     with pytest.raises(ConfigError, match=r"certdef\[attacks\]"):
         query_attacks.hop_skip_jump(endpoint, images, labels, eps=EPS, queries=60, seed=0)
     assert endpoint.queries == 0
+
+
+def test_a_purifier_that_writes_into_its_input_leaves_the_attackers_images_alone(victim):
+    model, images, _ = victim
+
+    class Blackens(nn.Module):
+        def forward(self, batch):
+            purified = batch.clone()
+            batch.zero_()
+            return purified
+
+    before = images.clone()
+    labels, _ = Endpoint(model, Blackens()).query(images)
+    assert torch.equal(images, before)
+    assert torch.equal(labels, Endpoint(model).query(images)[0])

@@ -62,7 +62,7 @@ def build(shape: RestorationShape = SMALL, seed: int = 0) -> RestorationNetwork:
 
 class TestDisplay:
     def test_without_a_panel_the_blur_is_that_of_a_round_lens(self):
-        display = Display(openings=1, open_width=1.0, airy=2.0, colours=(1.0,), kernel=9)
+        display = Display(openings=1, open_width=1.0, airy=2.0, wavelengths=(1.0,), kernel=9)
         kernel = point_spread(display, samples=400)
         y, x = np.mgrid[-4:5, -4:5]
         reach = np.pi * np.hypot(x, y) / 2.0
@@ -71,7 +71,7 @@ class TestDisplay:
         np.testing.assert_allclose(kernel / kernel[4, 4], airy, atol=2e-3)
 
     def test_the_panel_throws_ghosts_at_the_distance_of_its_grid(self):
-        row = point_spread(Display(openings=5, colours=(1.0,)))[7]  # through the centre, pixel 7
+        row = point_spread(Display(openings=5, wavelengths=(1.0,)))[7]  # through the centre, pixel 7
         assert row[12] > 10 * max(row[9], row[10]), row
         assert row[7] > row[12] > 0.2 * row[7]
 
@@ -108,7 +108,7 @@ class TestDisplay:
             ({"kernel": 4}, "odd number of sensor pixels, got 4"),
             ({"transmission": 0.0}, "transmission is a share"),
             ({"open_width": 1.2}, "open_width is a share"),
-            ({"colours": ()}, "must be positive"),
+            ({"wavelengths": ()}, "must be positive"),
             ({"read_noise": -1.0}, "0 electrons or more"),
         ],
     )
@@ -196,6 +196,23 @@ class TestAttacks:
         assert torch.equal(before, torch.random.get_rng_state())
         assert all(weight.grad is None for weight in network.parameters())
 
+    def test_a_network_that_writes_into_its_input_changes_no_attack(self, attack):
+        class Blackens(nn.Module):
+            def forward(self, images):
+                restored = (1.1 * images).clamp(0, 1)
+                images.zero_()
+                return restored
+
+        class Brightens(nn.Module):
+            def forward(self, images):
+                return (1.1 * images).clamp(0, 1)
+
+        truth = scenes(3)
+        seen = under_display(truth, seeded())
+        found, expected = (attack(network, seen, truth, eps=EPS) for network in (Blackens(), Brightens()))
+        assert torch.equal(found, expected)
+        assert torch.equal(apply(Blackens(), seen), apply(Brightens(), seen))
+
     @pytest.mark.parametrize("eps", [0, -1, float("nan"), float("inf")])
     def test_bad_eps(self, attack, eps):
         with pytest.raises(ValueError, match="eps must be positive"):
@@ -218,25 +235,25 @@ def test_gradient_attacks_reach_the_optimum_where_it_is_known():
 
 
 class Counting(nn.Module):
-    """Counts the images that it is asked for."""
+    """Counts the images that it is queried with."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.asked = model, 0
+        self.model, self.queried = model, 0
 
     def forward(self, images):
         assert not images.requires_grad
-        self.asked += len(images)
+        self.queried += len(images)
         return self.model(images)
 
 
-def test_simba_asks_no_gradient_and_no_more_than_its_queries():
+def test_simba_takes_no_gradient_and_no_more_than_its_queries():
     truth = scenes(4)
     seen, distances = under_display(truth, seeded()), []
     for queries in (1, 2, 25, 100):
         model = Counting(build())
         found = simba(model, seen, truth, eps=EPS, queries=queries)
-        assert 4 <= model.asked <= 4 * queries
+        assert 4 <= model.queried <= 4 * queries
         distances.append(float((apply(build(), found) - truth).square().mean()))
     assert distances == sorted(distances)
     assert distances[-1] > distances[0]
@@ -246,7 +263,7 @@ def test_simba_stops_when_every_direction_was_tried():
     truth = scenes(1, size=4)
     model = Counting(nn.Identity())
     simba(model, truth, truth, eps=EPS, queries=10_000)
-    assert model.asked <= 1 + 2 * 16
+    assert model.queried <= 1 + 2 * 16
 
 
 def test_several_draws_average_the_gradient_of_a_random_model():
@@ -278,7 +295,7 @@ class Shift(nn.Module):
         return (images + self.t / 100).clamp(0, 1)
 
 
-class TestDefence:
+class TestDefense:
     def test_the_level_is_the_one_that_restores_attacked_images_best(self):
         truth = 0.3 + 0.3 * torch.rand(4, 1, 8, 8, generator=seeded())
         attacked = [truth - 0.08, truth - 0.12]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from certdef.attacks.scene import ATTACKS, BLOCKS, patchwork, scene_attack
+from benchmarks.scene_attacks import ATTACKS, BLOCKS, patchwork, scene_attack
 from certdef.models.classifiers import features
 from tests.trained import digits_mlp
 

@@ -103,8 +103,9 @@ def test_the_formula_of_the_mean_sigma_is_broken_where_the_sound_radius_holds():
 def test_the_curve_under_attack_lies_above_the_certified_one():
     model, images, labels = digits_mlp(0.3)
     smoothed = certify.SmoothedClassifier(model, certify.nim_noise(), 10, seed=0)
+    attack = smoothed_attack.VoteAttack(steps=5, draws=8, seed=0)
     rows = smoothed_attack.curve(
-        smoothed, images[:20], labels[:20], [0.25, 0.5, 2.0], n0=50, n=500, votes=500, alpha=0.001, steps=5, draws=8, seed=0
+        smoothed, images[:20], labels[:20], [0.25, 0.5, 2.0], attack, n0=50, n=500, votes=500, alpha=0.001
     )  # fmt: skip
     assert [row["radius"] for row in rows] == [0, 0.25, 0.5, 2.0]
     for row in rows:

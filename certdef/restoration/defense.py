@@ -1,4 +1,4 @@
-"""Purify the input by diffusion, then teach the restoration what purified inputs look like (Song et al., arXiv 2402.13629).
+"""Purify the input by diffusion, then fine-tune the restoration on purified inputs (Song et al., arXiv 2402.13629).
 
 The defended restoration is `nn.Sequential(purifier, network)`. How far to diffuse is chosen on training images.
 """
@@ -19,7 +19,13 @@ from surrogates.distillation.training import Training, fit
 
 @dataclass(frozen=True)
 class Level:
-    """How far the purifier diffuses, `t`, and the mean PSNR in dB of what is restored at every t that was tried."""
+    """How far the purifier diffuses, and the mean PSNR in dB of what is restored at every t that was tried.
+
+    Attributes:
+        t: The chosen step.
+        clean: By t, of clean images.
+        attacked: By t, of attacked images.
+    """
 
     t: int
     clean: dict[int, float]
@@ -27,18 +33,32 @@ class Level:
 
 
 def choose_level(
-    purifier: Callable[[int], nn.Module], network: nn.Module, seen: Tensor, attacked: Sequence[Tensor], truth: Tensor,
-    grid: Sequence[int], *, loss: float = 0.5, batch_size: int = 64,
-) -> Level:  # fmt: skip
+    purifier: Callable[[int], nn.Module],
+    network: nn.Module,
+    seen: Tensor,
+    attacked: Sequence[Tensor],
+    truth: Tensor,
+    grid: Sequence[int],
+    *,
+    loss: float = 0.5,
+    batch_size: int = 64,
+) -> Level:
     """The t that restores attacked images best, of those that cost clean ones no more than `loss`.
 
     The source varies t and says not how to choose it (unread). Where no t of the grid is cheap enough it is the smallest.
 
     Args:
-        purifier: t -> a purifier that diffuses to t.
-        seen: Degraded training images (N, C, H, W) in [0, 1], and `truth`; never the test images.
+        purifier: t to a purifier that diffuses to t.
+        network: The restoration.
+        seen: Degraded training images (N, C, H, W) in [0, 1]; never the test images.
         attacked: The same images under one attack or several.
+        truth: The photographs.
+        grid: Every t that is tried.
         loss: Largest loss of mean PSNR on clean images, in dB, before any fine-tuning.
+        batch_size: Images at once.
+
+    Raises:
+        ValueError: The grid is empty.
     """
     if not grid:
         raise ValueError("the grid of t is empty: give at least one step")
@@ -75,13 +95,32 @@ def purify_varied(
 
 
 def finetune_restoration(
-    network: RestorationNetwork, purified: Tensor, truth: Tensor, training: Training, *, gradient: float = 0.1, seed: int = 0,
-    device: torch.device | str = "cpu", checkpoint: Any = None, progress: Callable | None = None,
-) -> list[float]:  # fmt: skip
-    """Go on training in place, purified images (N, C, H, W) -> truth, L2 + perceptual. Returns the loss of each epoch.
+    network: RestorationNetwork,
+    purified: Tensor,
+    truth: Tensor,
+    training: Training,
+    *,
+    gradient: float = 0.1,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: Any = None,
+    progress: Callable | None = None,
+) -> list[float]:
+    """Go on training in place, purified images to truth, by L2 + perceptual loss. Returns the loss of each epoch.
 
     Which images are purified is unread in the source; give clean and attacked ones in equal parts, and the network
     neither forgets the one nor ignores the other.
+
+    Args:
+        network: The restoration, trained.
+        purified: Purified images, (N, C, H, W) in [0, 1].
+        truth: The photographs.
+        training: The recipe.
+        gradient: Weight of the loss's perceptual part.
+        seed: Of the order of the images.
+        device: Where to train.
+        checkpoint: File from which an interrupted training goes on.
+        progress: Wraps the epochs, like tqdm.
     """
 
     def loss(
@@ -89,12 +128,11 @@ def finetune_restoration(
     ) -> Tensor:
         return restoration_loss(model.restore(purified), truth, gradient)
 
-    return fit(
-        network, (purified, truth), loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
-    )  # fmt: skip
+    place = {"device": device, "checkpoint": checkpoint, "progress": progress}
+    return fit(network, (purified, truth), loss, training, seed=seed, **place)
 
 
 @torch.no_grad()
 def apply(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
     """A model's output for images (N, C, H, W), in batches, without gradients."""
-    return torch.cat([model(batch) for batch in images.split(batch_size)])
+    return torch.cat([model(batch.clone()) for batch in images.split(batch_size)])

@@ -1,0 +1,79 @@
+"""Where a robust accuracy looks like masked gradients, not like robustness.
+
+Attacks can fail because they are weak (Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security",
+ICML 2018). Each check is an exact test at 1%. Two attacks at the same eps are compared image by image (McNemar's test,
+one-sided).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scipy.stats import binomtest
+
+from certdef.attacks.evaluation import AttackEvaluation
+
+BLACK_BOX = ("blind", "surrogate_transfer", "surrogate_transfer_eot", "square", "hop_skip_jump")
+WHITE_BOX = ("bpda_eot", "full_eot")
+LEVEL = 0.01  # of each test
+TOLERANCE = 0.05  # largest robust accuracy at large_eps
+
+
+def check_gradient_masking(evaluations: Sequence[AttackEvaluation]) -> list[str]:
+    """What suggests masked gradients or a weak attack, in words; empty where nothing does."""
+    tried = {each.name: each for each in evaluations if each.accuracy}
+    return [*_black_box(tried), *_averaging(tried), *_large_eps(tried)]
+
+
+def strongest_white_box(evaluations: Sequence[AttackEvaluation]) -> AttackEvaluation | None:
+    """The attack by gradients with the lowest robust accuracy; None where none was tried."""
+    tried = {each.name: each for each in evaluations if each.accuracy}
+    white = [tried[name] for name in WHITE_BOX if name in tried]
+    return min(white, key=lambda each: each.robust_accuracy, default=None)
+
+
+def _black_box(tried: dict[str, AttackEvaluation]) -> list[str]:
+    """A black-box attack must not beat the one that knows every gradient."""
+    best = strongest_white_box(list(tried.values()))
+    if best is None:
+        return []
+    return [
+        f"{name} ({_percent(tried[name])}) beats {best.name} ({_percent(best)}), which knows more: the gradients are masked"
+        for name in BLACK_BOX
+        if name in tried and _is_lower(tried[name], best)
+    ]
+
+
+def _averaging(tried: dict[str, AttackEvaluation]) -> list[str]:
+    """More draws of the noise must not weaken the attack."""
+    one = tried.get("one_draw")
+    many = next((tried[name] for name in WHITE_BOX[::-1] if name in tried), None)
+    if one is None or many is None or not _is_lower(one, many):
+        return []
+    return [
+        f"averaging over the noise attacks worse ({_percent(many)}) than one draw ({_percent(one)}): the gradients are masked"
+    ]
+
+
+def _large_eps(tried: dict[str, AttackEvaluation]) -> list[str]:
+    """At a large distance every image must be lost."""
+    far = tried.get("large_eps")
+    if far is None or far.accuracy is None or far.accuracy[1] <= TOLERANCE:
+        return []
+    return [
+        f"robust accuracy is {_percent(far)} at eps {far.eps:g}, where it should be 0: the attack is too weak"
+    ]
+
+
+def _is_lower(low: AttackEvaluation, high: AttackEvaluation) -> bool:
+    """Whether fewer images survive one attack than another, by McNemar's exact test."""
+    pairs = list(zip(low.right, high.right, strict=True))
+    only_high = sum(b and not a for a, b in pairs)
+    only_low = sum(a and not b for a, b in pairs)
+    if not only_high:
+        return False
+    return binomtest(only_high, only_high + only_low, 0.5, alternative="greater").pvalue < LEVEL
+
+
+def _percent(evaluation: AttackEvaluation) -> str:
+    return f"{100 * evaluation.robust_accuracy:.1f}%"
