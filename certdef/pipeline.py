@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,38 +25,10 @@ from certdef.data.sets import Splits, load_data, read_images
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page
 from certdef.stages import Job
+from certdef.stages.summary import Summary
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a verb leaves behind: the finished stages by name, and where to look."""
-
-    stages: dict[str, Stage]
-    workspace: Path
-    report: Path | None = None
-    tracking_uri: str = ""
-    run_id: str = ""
-    bill: surrogates.Bill | None = None
-    purified: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def results(self) -> dict[str, dict[str, Any]]:
-        """The result of each stage in plain form, as result.json has it."""
-        # a table of budgets is one of many, and each has a name of its own
-        plain = {
-            name.split("-")[0] if name.startswith("budgets-") else name: stage
-            for name, stage in self.stages.items()
-        }
-        purified = {"purify": self.purified} if self.purified else {}
-        return {name: stage.result.to_json() for name, stage in plain.items()} | purified
-
-    @property
-    def reused(self) -> bool:
-        """Whether every stage was done before."""
-        return all(stage.reused for stage in self.stages.values())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,66 @@ def broken_rules(path: str, source: str) -> list[str]:
     return broken
 
 
+UNDERSCORES_OF_LIBRARIES = {"_asdict", "_replace", "_fields"}  # named tuples: public in spite of their names
+
+
+def foreign_underscores(path: str, source: str) -> list[str]:
+    """Names with an underscore that a file takes from elsewhere: imported, or of an object that it does not define."""
+    tree = ast.parse(source)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found += [f"{path} imports {alias.name}" for alias in node.names if private(alias.name)]
+        elif isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in own:
+            found.append(f"{path}:{node.lineno} uses .{node.attr}")
+    return found
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in UNDERSCORES_OF_LIBRARIES
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Which file imports which of ours, anywhere in it, also for types only; faces only hand names on."""
+    modules = {
+        path.removesuffix(".py").replace("/", "."): path
+        for path in files()
+        if not path.endswith("__init__.py")
+    }
+    return {
+        path: {modules[name] for name in imports((ROOT / path).read_text()) if name in modules} - {path}
+        for path in modules.values()
+    }
+
+
+def rooms_of(graph: dict[str, set[str]], package: str) -> dict[str, set[str]]:
+    """The same between the folders and top files of a package."""
+
+    def room(path: str) -> str:
+        return path.split("/")[1]
+
+    inside = [path for path in graph if path.startswith(f"{package}/")]
+    found: dict[str, set[str]] = {room(path): set() for path in inside}
+    for path in inside:
+        found[room(path)] |= {room(other) for other in graph[path] if other in inside} - {room(path)}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of the graph, if there is one."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
 def files() -> list[str]:
     return [str(path.relative_to(ROOT)) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
@@ -63,6 +124,48 @@ def test_every_file_keeps_the_rules():
     assert len(files()) > 20
     broken = [rule for path in files() for rule in broken_rules(path, (ROOT / path).read_text())]
     assert not broken, "\n".join(broken)
+
+
+def test_nobody_takes_a_private_name_from_elsewhere():
+    found = [each for path in files() for each in foreign_underscores(path, (ROOT / path).read_text())]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from certify.voting.engine import _eval_mode",
+        "from certify.voting import engine\nengine._eval_mode()",
+        "def f(ledger):\n    return ledger._store.plan()",
+    ],
+)
+def test_the_check_sees_a_private_name_from_elsewhere(source):
+    assert foreign_underscores("certdef/x.py", source)
+    assert not foreign_underscores(
+        "certdef/x.py", "class A:\n    def f(self):\n        self._x = 1\n        return self._x"
+    )
+
+
+def test_no_files_and_no_rooms_import_each_other_in_a_circle():
+    graph = import_graph()
+    assert sum(map(len, graph.values())) > 200
+    assert not circle(graph)
+    for package in ROOMS:
+        assert not circle(rooms_of(graph, package)), package
+
+
+def test_the_check_sees_a_circle():
+    planted = import_graph() | {"certify/errors.py": {"certify/smoothing.py"}}
+    assert circle(planted)
+    planted = import_graph()
+    planted["certdef/config/job.py"] = planted["certdef/config/job.py"] | {"certdef/stages/job.py"}
+    assert circle(rooms_of(planted, "certdef"))
+
+
+def test_the_number_of_rooms():
+    graph = import_graph()
+    assert len(rooms_of(graph, "certify")) <= 12
+    assert len(rooms_of(graph, "certdef")) <= 13
 
 
 @pytest.mark.parametrize(

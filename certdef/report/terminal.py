@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from functools import singledispatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
@@ -19,12 +19,10 @@ from certdef.stages.certificates import CertifiedCurve, CertifyResult
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
+from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
 from certdef.stages.target import TargetResult
 from certdef.tracking.results import Share, StageResult
-
-if TYPE_CHECKING:
-    from certdef.pipeline import Summary
 
 
 def headline(config: RunConfig, summary: Summary) -> str:

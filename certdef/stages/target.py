@@ -76,9 +76,7 @@ def _open(job: Job, uri: str) -> surrogates.Target:
     config, classes = job.config.target, len(job.data.classes)
     try:
         target = surrogates.open_target(uri, input_shape=job.data.image_shape, **_options(job))
-    except surrogates.TargetError as error:
-        if not (config.uri and "num_classes" in str(error)):
-            raise
+    except surrogates.ClassesUnknown as error:
         raise ConfigError(
             f"target {without_password(uri)!r} does not tell its number of classes: give --target.num_classes"
         ) from error
