@@ -180,7 +180,7 @@ def make_plan(
     if not levels:
         first = 0.0 if radii is None else float(np.min(radii))
         p = max(noise.p_required(first), np.nextafter(0.5, 1))
-        remedy = f"use n >= {smallest_n(p, alpha * FINAL_SHARE)}" if p < 1 else "ask for a smaller radius"
+        remedy = f"use n >= {smallest_n(p, alpha * FINAL_SHARE)}" if p < 1 else "choose a smaller radius"
         raise CertifyError(f"n={n} is too small to certify radius {first:g} at alpha={alpha:g}: {remedy}")
     return Plan(method, alpha, sizes, tuple(levels))
 
