@@ -41,10 +41,7 @@ STEP = 0.25  # of the radii that are tested where the caller names none
 
 @dataclass(frozen=True)
 class Level:
-    """Claim ``radius`` (top class more probable than ``p``) at ``upper`` successes, give up at ``lower``.
-
-    ``upper``, ``lower``: int64 (L,), one entry an analysis.
-    """
+    """Claim ``radius`` (top class more probable than ``p``) at ``upper`` successes, give up at ``lower``; both (L,)."""
 
     radius: float
     p: float
