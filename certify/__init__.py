@@ -40,7 +40,7 @@ from certify.threats.stratified import certify_stratified
 from certify.voting.engine import VoteEngine
 from certify.voting.parallel import certify_parallel
 
-generalised_normal = generalized_normal  # the British spelling stays
+generalised_normal = generalized_normal  # its name in the first versions
 
 __all__ = [
     "ABSTAIN",

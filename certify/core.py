@@ -3,8 +3,9 @@
 The base classifier f answers a class for every noisy image. The smoothed classifier g answers the class that f most
 probably answers:  g(x) = argmax_c P(f(x + eps) = c),  eps ~ noise.
 
-Theorem 1. If P(f(x + eps) = c_A) >= p_A > 1/2, then g(x + delta) = c_A for every |delta| < R, with
-R = sigma Phi^-1(p_A) in l2 for eps ~ N(0, sigma^2), and R = noise.radius(p_A) in noise.norm for another law.
+Theorem 1. If P(f(x + eps) = c_A) >= p_A > 1/2, all other classes together have at most p_B = 1 - p_A, and
+g(x + delta) = c_A for every |delta| < R, with R = sigma Phi^-1(p_A) in l2 for eps ~ N(0, sigma^2), and
+R = noise.radius(p_A) in noise.norm for another law.
 
 p_A is unknown: it is bounded from below by votes, and the bound is wrong with probability at most alpha.
 """
@@ -48,5 +49,6 @@ def predict(counts: Counts, alpha: float) -> int:
     # c_A, c_B <- top two indices in counts; n_A, n_B <- counts[c_A], counts[c_B]
     c_A = int(np.argmax(counts))
     n_B, n_A = np.sort(counts)[-2:]
-    # if BINOMPVALUE(n_A, n_A + n_B, 1/2) <= alpha return c_A, else return ABSTAIN
+    # if BINOMPVALUE(n_A, n_A + n_B, 1/2) <= alpha return c_A, else return ABSTAIN. The rival that the same votes
+    # chose costs no more alpha: the two-sided test of the top two keeps it for every K (Hung and Fithian 2019).
     return c_A if binomtest(int(n_A), int(n_A + n_B), 0.5).pvalue <= alpha else ABSTAIN

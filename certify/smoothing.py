@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from certify import core
+import certify.core as core
 from certify.bounds.binomial import smallest_n
 from certify.bounds.sequential import UNIT, Outcome, Plan, make_plan
 from certify.bounds.two_sided import certify_two_sided, check_two_sided

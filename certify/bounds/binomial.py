@@ -52,7 +52,7 @@ def smallest_n(p_required: float, alpha: float) -> int:
     alpha = check_alpha(alpha)
     if not 0 < p_required < 1:
         raise CertifyError(
-            f"p_required must be in (0, 1), got {p_required!r}: no n certifies it, ask for a smaller radius"
+            f"p_required must be in (0, 1), got {p_required!r}: no n certifies it, choose a smaller radius"
         )
     n = max(1, math.ceil(math.log(alpha) / math.log(p_required)) - 1)
     while alpha ** (1 / n) * (1 - ROUNDING) < p_required:

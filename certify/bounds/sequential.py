@@ -41,10 +41,7 @@ STEP = 0.25  # of the radii that are tested where the caller names none
 
 @dataclass(frozen=True)
 class Level:
-    """Claim ``radius`` (top class more probable than ``p``) at ``upper`` successes, give up at ``lower``.
-
-    ``upper``, ``lower``: int64 (L,), one entry an analysis.
-    """
+    """Claim ``radius`` (top class more probable than ``p``) at ``upper`` successes, give up at ``lower``; both (L,)."""
 
     radius: float
     p: float
@@ -180,7 +177,7 @@ def make_plan(
     if not levels:
         first = 0.0 if radii is None else float(np.min(radii))
         p = max(noise.p_required(first), np.nextafter(0.5, 1))
-        remedy = f"use n >= {smallest_n(p, alpha * FINAL_SHARE)}" if p < 1 else "ask for a smaller radius"
+        remedy = f"use n >= {smallest_n(p, alpha * FINAL_SHARE)}" if p < 1 else "choose a smaller radius"
         raise CertifyError(f"n={n} is too small to certify radius {first:g} at alpha={alpha:g}: {remedy}")
     return Plan(method, alpha, sizes, tuple(levels))
 

@@ -32,7 +32,7 @@ from certify.guided.calibration import STRATA, Calibration, FloatArray
 
 TILTS = (1.0, 0.7, 0.5, 0.35, 0.25)  # smallest odds of a stratum; 1: no stratum is preferred
 SMALLEST_BATCH, LARGEST_SHARE = 4, 1 / 6  # paid votes under the same bets, and their share of those before
-OPTIMISM = 1.6  # growth that is thought possible, over that of the unguided test
+OPTIMISM = 1.6  # largest growth, over that of the unguided test
 HOPELESS = 0.05  # chance of a claim below which an image is given up
 MARGIN = 1e-6  # in log wealth: above rounding error
 

@@ -131,8 +131,12 @@ def certify_set(
 ) -> list[Certificate]:
     """Certify the images ``start(0)`` to ``start(count - 1)``, each started once, in order.
 
-    ``budget``: most paid votes of the set; None: decide every image. ``on_certificate(position, certificate)`` is
-    called as images finish. ``progress``: anything with ``update(paid votes)``.
+    Args:
+        start: Called once for each position, in order; with a budget all are started before the first vote.
+        count: Number of images.
+        budget: Most paid votes of the set; None: decide every image.
+        on_certificate: Called as ``on_certificate(position, certificate)`` as images finish.
+        progress: Anything with ``update(paid votes)``.
     """
     certificates: dict[int, Certificate] = {}
 
@@ -157,8 +161,8 @@ def certify_set(
     else:
         waiting = {position: start(position) for position in range(count)}
         remaining = budget
-        while remaining > 0 and (open_ones := [p for p, image in waiting.items() if not image.done]):
-            position = max(open_ones, key=lambda each: waiting[each].chance / waiting[each].cost)
+        while remaining > 0 and (undecided := [p for p, image in waiting.items() if not image.done]):
+            position = max(undecided, key=lambda each: waiting[each].chance / waiting[each].cost)
             remaining -= pay(waiting[position], remaining)
             if waiting[position].done and finish(position, waiting.pop(position)):
                 for image in waiting.values():

@@ -216,6 +216,6 @@ def reachable_radii(noise: NoiseLaw, radii: Sequence[float] | None, n: int, alph
         least = (-np.log(alpha * (1 - SECOND)) + MARGIN) / -np.log(np.minimum(levels, 1.0))
     within = values[least <= n]
     if len(within) == 0:
-        remedy = f"use n >= {int(np.ceil(least[0]))}" if least[0] < 1e12 else "ask for a smaller radius"
+        remedy = f"use n >= {int(np.ceil(least[0]))}" if least[0] < 1e12 else "choose a smaller radius"
         raise CertifyError(f"n={n} is too small to certify radius {values[0]:g} at alpha={alpha:g}: {remedy}")
     return within.tolist()

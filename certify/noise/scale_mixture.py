@@ -85,7 +85,7 @@ class GaussianScaleMixture(NoiseLaw):
             "kwds": {name: _plain(value) for name, value in sorted(getattr(self.law, "kwds", {}).items())},
         }
         if type(dist) is not type(getattr(scipy.stats, str(dist.name), None)):
-            # The name and parameters of a home-made law do not identify it: its atoms or quantiles do.
+            # The name and parameters of a user's own law do not identify it: its atoms or quantiles do.
             if self.cells.atoms:
                 identity["atoms"] = self.cells.sigma.tolist()
                 identity["probabilities"] = self.cells.mass.tolist()

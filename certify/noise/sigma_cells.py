@@ -22,9 +22,12 @@ MAX_ATOMS = 4096
 
 @dataclass(frozen=True)
 class SigmaCells:
-    """Cells of probability ``mass`` and lower edge ``sigma``, both (m,); the remaining mass has sigma = 0.
+    """The law of sigma as m cells.
 
-    ``atoms``: the cells are the exact atoms of a discrete law, so nothing is interpolated between them.
+    Attributes:
+        sigma: Lower edges (m,).
+        mass: Probabilities (m,); the remaining mass has sigma = 0.
+        atoms: The cells are the exact atoms of a discrete law, so nothing is interpolated between them.
     """
 
     sigma: FloatArray

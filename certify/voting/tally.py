@@ -34,7 +34,11 @@ class Tally:
         self._counts.index_add_(0, slot, torch.ones_like(slot))  # bincount would wait for the device
 
     def counts(self) -> Counts:
-        """Votes int64 (N, K); raises CertifyError where a label was no class."""
+        """Votes (N, K).
+
+        Raises:
+            CertifyError: A label was no class.
+        """
         self._check()
         return self._counts.reshape(-1, self.num_classes).cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""The guide: exact fairness of every bet, realised error with good, useless and wrong guides, savings, errors."""
+"""The guide: exact fairness of every bet, realized error with good, useless and wrong guides, savings, errors."""
 
 from itertools import product
 
@@ -133,7 +133,7 @@ def image(kind: str, p: float, random, calibration, seed: int, **options):
     return guide, lambda votes: votes
 
 
-def realised_error(kind: str, images: int, monkeypatch=None) -> float:
+def realized_error(kind: str, images: int, monkeypatch=None) -> float:
     """Share of images with p = p_0 that are claimed, between others that make the calibration optimistic."""
     random, calibration, wrong = np.random.default_rng(7), Calibration(), 0
     for number in range(images):
@@ -152,8 +152,8 @@ SLACK = 2.33 * np.sqrt(ALPHA * (1 - ALPHA) / IMAGES)  # a sound test passes it w
 
 
 @pytest.mark.parametrize("kind", STEEP)
-def test_realised_error_is_at_most_alpha(kind):
-    assert realised_error(kind, IMAGES) <= ALPHA + SLACK
+def test_realized_error_is_at_most_alpha(kind):
+    assert realized_error(kind, IMAGES) <= ALPHA + SLACK
 
 
 def test_a_planted_unsound_test_is_caught(monkeypatch):
@@ -173,7 +173,7 @@ def test_a_planted_unsound_test_is_caught(monkeypatch):
 
     monkeypatch.setattr(GuidedTest, "bets", greedy)
     monkeypatch.setattr(GuidedTest, "settle", forgetful)
-    assert realised_error("good", 100) > ALPHA + 2.33 * np.sqrt(ALPHA * (1 - ALPHA) / 100)
+    assert realized_error("good", 100) > ALPHA + 2.33 * np.sqrt(ALPHA * (1 - ALPHA) / 100)
 
 
 POPULATION = (0.9999, 0.999, 0.98, 0.93, 0.88, 0.6)

@@ -1,4 +1,4 @@
-"""Noise laws: published and independently computed radii, soundness of the discretisation, and what is
+"""Noise laws: published and independently computed radii, soundness of the discretization, and what is
 sampled.
 """
 
@@ -64,7 +64,7 @@ def test_mixture_radius_against_independent_solver(name, share):
 
 
 def test_upper_cell_edges_would_be_caught():
-    """The comparison above has the power to see a discretisation that errs on the wrong side."""
+    """The comparison above has the power to see a discretization that errs on the wrong side."""
     law = LAWS["wide"]
     cells = sigma_cells(law)
     planted = SigmaCells(np.append(cells.sigma[1:], cells.sigma[-1]), cells.mass, atoms=False)

@@ -1,4 +1,4 @@
-"""Sequential tests: realised error by exact dynamic programming, economy, and the same draws as the engine."""
+"""Sequential tests: realized error by exact dynamic programming, economy, and the same draws as the engine."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ TRUE_P = [0.5, 0.7, 0.84, 0.95, 0.99]
 N = 8000
 
 
-def realised_error(upper, sizes, p, lower=None):
+def realized_error(upper, sizes, p, lower=None):
     """P(successes >= upper at any analysis) of a Bernoulli(p) walk, exactly, one draw at a time."""
     up, low = np.full(sizes[-1] + 1, sizes[-1] + 2), np.full(sizes[-1] + 1, -1)
     up[sizes] = upper
@@ -51,7 +51,7 @@ def clopper_pearson_rechecked(p, alpha, sizes):
 @pytest.mark.parametrize("p", TRUE_P)
 def test_betting_with_an_analysis_at_every_draw_keeps_alpha(p):
     sizes = np.arange(1, N + 1)
-    error = realised_error(betting_upper(p, ALPHA, sizes), sizes, p)
+    error = realized_error(betting_upper(p, ALPHA, sizes), sizes, p)
     assert 0.3 * ALPHA < error <= ALPHA
 
 
@@ -62,7 +62,7 @@ def test_betting_with_an_analysis_at_every_draw_keeps_alpha(p):
 def test_every_rule_keeps_alpha_at_its_analyses(p, method, alpha):
     plan = make_plan(_Level(p), [0.5], N, alpha, method)
     [level] = plan.levels
-    error = realised_error(level.upper, plan.sizes, level.p, level.lower)
+    error = realized_error(level.upper, plan.sizes, level.p, level.lower)
     assert error <= alpha
     assert error > 0.3 * alpha  # not vacuous
 
@@ -82,7 +82,7 @@ class _Level(Gaussian):
 @pytest.mark.parametrize("p", TRUE_P)
 def test_the_error_test_catches_rechecked_clopper_pearson(p):
     sizes = np.arange(1000, N + 1, 1000)
-    assert realised_error(clopper_pearson_rechecked(p, ALPHA, sizes), sizes, p) > 1.5 * ALPHA
+    assert realized_error(clopper_pearson_rechecked(p, ALPHA, sizes), sizes, p) > 1.5 * ALPHA
 
 
 def test_wealth_is_a_fair_bet_and_falls_below_the_level():
@@ -251,7 +251,7 @@ def test_radii_out_of_reach_are_left_out():
         ({"radii": []}, "radii"),
         ({"n": 5}, "n >= 11"),
         ({"n": 50, "radii": [0.75]}, "n >= 5627"),
-        ({"n": 50, "radii": [30.0]}, "ask for a smaller radius"),
+        ({"n": 50, "radii": [30.0]}, "choose a smaller radius"),
     ],
 )
 def test_bad_plans_are_refused_before_any_draw(method, options, word):

@@ -275,7 +275,7 @@ def test_large_images_take_less_than_a_gibibyte_beyond_the_model(n):
 
 
 def test_on_the_grid_image_plus_noise_is_exact():
-    """Moving the image by whole grey levels moves what the model sees by exactly as much, which plain float32
+    """Moving the image by whole gray levels moves what the model sees by exactly as much, which plain float32
     addition does not do.
     """
     levels = torch.arange(0, 192).reshape(1, 3, 8, 8)
