@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
+from certify.bounds.bisection import largest
 from certify.errors import CertifyError, check_alpha
 from certify.noise.base import ROUNDING
 from certify.noise.gaussian import Gaussian
@@ -45,16 +46,11 @@ def score_radius(scores: ArrayLike, noise: Gaussian, alpha: float, threshold: fl
 
     With scores that sum to 1 over the classes, 1/2 certifies the class of the mean score.
     """
-    low, high = 0.0, 20 * getattr(noise, "sigma", 1.0)
-    if not score_lower_bound(scores, noise, 0.0, alpha) > threshold:
-        return 0.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if score_lower_bound(scores, noise, middle, alpha) > threshold:
-            low = middle
-        else:
-            high = middle
-    return low
+
+    def stays(radius: float) -> bool:
+        return score_lower_bound(scores, noise, radius, alpha) > threshold
+
+    return largest(stays, 0.0, 20 * noise.sigma) if stays(0.0) else 0.0
 
 
 def _steps(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

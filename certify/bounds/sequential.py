@@ -26,6 +26,7 @@ from scipy.special import betaincc, betaln, ndtri
 from scipy.stats import binom
 
 from certify.bounds.binomial import binomial_lower_bound, required_successes, smallest_n
+from certify.bounds.bisection import largest
 from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError
 from certify.noise.base import NoiseLaw
@@ -250,14 +251,12 @@ def betting_lower_bound(successes: int, trials: int, alpha: float) -> float:
     Where the wealth is above 2 it falls with p (the mixture's hazard rate is below 0.64 / (1 - p)), so the
     rejected p form an interval that bisection finds.
     """
-    goal = -np.log(alpha) + MARGIN
-    low, high = 0.5, successes / trials
-    if high <= low or log_wealth(successes, trials, low) < goal:
-        return 0.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if log_wealth(successes, trials, middle) >= goal else (low, middle)
-    return float(low)
+
+    def rejected(p: float) -> bool:
+        return bool(log_wealth(successes, trials, p) >= -np.log(alpha) + MARGIN)
+
+    share = successes / trials
+    return largest(rejected, 0.5, share) if share > 0.5 and rejected(0.5) else 0.0
 
 
 def spending_upper(p: float, spend: NDArray[np.float64], sizes: Counts, lower: Counts) -> Counts:

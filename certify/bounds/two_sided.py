@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from certify.bounds.binomial import binomial_lower_bound, binomial_upper_bound
+from certify.bounds.bisection import largest
 from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise.base import ROUNDING, NoiseLaw
@@ -105,13 +106,7 @@ def top_k_radius(counts: Counts, label: int, k: int, noise: Gaussian, alpha: flo
         rivals = ndtr(ndtri(together) + shift) / np.arange(1, k + 1)
         return bool(ndtr(ndtri(lower) - shift) > rivals.min() * (1 + ROUNDING))
 
-    low, high = 0.0, 20 * noise.sigma
-    if not stays(0.0):
-        return 0.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if stays(middle) else (low, middle)
-    return low
+    return largest(stays, 0.0, 20 * noise.sigma) if stays(0.0) else 0.0
 
 
 def _simultaneous_bounds(

@@ -5,7 +5,6 @@ to the image whose claim is likeliest for what it is expected to cost. Bets are 
 image is paid for, so each certificate has its full alpha.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from certify.guided.calibration import Calibration
 from certify.guided.image import Guide, GuidedImage, reachable_radii
 from certify.noise.base import NoiseLaw
 from certify.voting.checks import check_images, check_indices, eval_mode, resolve_device
+from certify.voting.chunks import hash32
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ def certify_guided(
     calibration = chosen.calibration or Calibration()
 
     def start(position: int) -> GuidedImage:
-        name = f"{chosen.seed}:{names[position]}:guided"
-        own_seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        own_seed = hash32(f"{chosen.seed}:{names[position]}:guided")
         propose = _proposals(surrogate, images[position].to(device), noise, own_seed)
         guide = Guide(propose, calibration, chosen.free_draws, chosen.pilot, own_seed)
         about = chosen.subject

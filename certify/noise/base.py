@@ -43,9 +43,6 @@ class NoiseLaw(ABC):
     def radius(self, p_lower: ArrayLike) -> Any:
         """Certified radius for a top-class probability of at least ``p_lower``; 0 where p_lower <= 1/2.
 
-        Args:
-            p_lower: A probability or an array of them.
-
         Returns:
             A float for a scalar, a float64 array of the same shape for an array; rounded down.
 
@@ -63,9 +60,6 @@ class NoiseLaw(ABC):
 
     def p_required(self, radius: ArrayLike) -> Any:
         """Smallest top-class probability that certifies ``radius``, rounded up; 1/2 at radius 0.
-
-        Args:
-            radius: A radius or an array of them.
 
         Returns:
             A float for a scalar, a float64 array of the same shape for an array; inf where no probability

@@ -22,6 +22,7 @@ import torch
 from scipy.special import ndtr, ndtri
 
 from certify.bounds.binomial import binomial_lower_bound, smallest_n
+from certify.bounds.bisection import largest
 from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise.base import ROUNDING, FloatArray, NoiseLaw
@@ -61,11 +62,7 @@ def stratified_radius(p_lower: FloatArray, strata: list[SigmaCells]) -> float:
 
     if not p_lower.mean() > 0.5:
         return 0.0
-    low, high = 0.0, 20 * max(float(law.sigma[-1]) for law in strata)
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if keeps(middle) else (low, middle)
-    return low
+    return largest(keeps, 0.0, 20 * max(float(law.sigma[-1]) for law in strata), steps=40)
 
 
 def _kept(p: float, r: float, law: SigmaCells) -> float:

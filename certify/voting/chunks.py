@@ -31,6 +31,11 @@ class Chunk:
     size: int
 
 
+def hash32(name: str) -> int:
+    """32 bits of a name's SHA-256: a seed for what it names."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
 def chunks(
     indices: Sequence[int], first: int, n: int, *, stage: int, seed: int, chunk_size: int
 ) -> Iterator[Chunk]:
@@ -45,7 +50,7 @@ def chunks(
             f"n={n} in chunks of {chunk_size} is more than 2^28 chunks: use a larger chunk_size"
         )
     for position, index in enumerate(indices):
-        base = int.from_bytes(hashlib.sha256(f"{int(seed)}:{index}".encode()).digest()[:4], "big")
+        base = hash32(f"{int(seed)}:{index}")
         for chunk in range(first // chunk_size, total):
             generator_seed = (base + stage * CHUNKS_PER_STAGE + chunk) % 2**32
             yield Chunk(position, generator_seed, min(chunk_size, first + n - chunk * chunk_size))
