@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp, xlogy
 
-from certify.guided.calibration import STRATA, Calibration, FloatArray
+from certify.guided.calibration import STRATA, Calibration
+from certify.noise.base import FloatArray
 
 TILTS = (1.0, 0.7, 0.5, 0.35, 0.25)  # smallest odds of a stratum; 1: no stratum is preferred
 SMALLEST_BATCH, LARGEST_SHARE = 4, 1 / 6  # paid votes under the same bets, and their share of those before
@@ -39,12 +40,19 @@ MARGIN = 1e-6  # in log wealth: above rounding error
 
 @dataclass(frozen=True)
 class Bets:
-    """Fixed before a batch of paid votes: ``tilt`` (K,), and for each belief ``theta`` (J,) and ``null`` rates (J, K)."""
+    """What is fixed before a batch of paid votes.
+
+    Attributes:
+        tilt: Odds of the strata (K,).
+        theta: Stakes of the beliefs (J,).
+        null: Rates (J, K) that the beliefs bet against.
+        growth: Of the log wealth, expected in a round.
+    """
 
     tilt: FloatArray
     theta: FloatArray
     null: FloatArray
-    growth: float  # of the log wealth, expected in a round
+    growth: float
 
 
 class GuidedTest:
@@ -98,7 +106,7 @@ class GuidedTest:
             odds = shares * candidate / (shares @ candidate)
             null = project(mean[None], shares, odds, self.p)[1][0]
             growth = float(odds @ _divergence(mean, null))
-            if best == -np.inf or growth > best * 1.001:
+            if growth > best * 1.001:
                 best, tilt, picked = growth, candidate, odds
         return Bets(tilt, *project(self.rates, shares, picked, self.p), best)
 

@@ -7,8 +7,7 @@ estimate from one image holds for the next. Within an image the target's rate of
 
 whose ``shift`` is the image's own. The curve and the distribution of (slope, shift) over images are estimated by
 expectation-maximization from the votes paid so far (empirical Bayes). Slope 0 ignores the guide: a useless guide
-is detected, and then costs little. Nothing here can make a certificate wrong: it only chooses the
-bets.
+is detected, and then costs little. Nothing here can make a certificate wrong: it only chooses the bets.
 """
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logsumexp
 
 from certify.errors import CertifyError
+from certify.noise.base import FloatArray
 
 CUTS = np.arange(-4.0, 8.5, 0.5)  # of the log-odds
 STRATA = len(CUTS) + 1
@@ -29,13 +29,9 @@ WIDTHS = np.array([5.0, 3.0, 3.0, 3.0])  # standard deviations of the shift, by 
 PRIOR_IMAGES = 3.0  # how many images the prior is worth
 SMOOTHING = np.array([0.1, 0.2, 0.4, 0.2, 0.1])  # of the estimated distribution, over neighboring shifts
 RIDGE = 0.02  # pull of the curve towards the prior's, beside the pull towards a straight line
-TRUST, RELIABLE = (
-    (9, 1),
-    0.8,
-)  # prior images with the class predicted rightly, or not; share that is good enough
+TRUST = (9, 1)  # prior images whose class the guide predicted, and did not
+RELIABLE = 0.8  # share of predicted classes from which the guide's choice is trusted
 NEGLIGIBLE = 1e-7  # beliefs below this weight are left out
-
-FloatArray = NDArray[np.float64]
 
 
 def strata_of(logits: ArrayLike, top: int) -> NDArray[np.int64]:

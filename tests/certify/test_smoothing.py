@@ -1,4 +1,4 @@
-"""Certificates: soundness on classifiers whose true margin is known, and the two ways to ask for one."""
+"""Certificates: soundness on classifiers whose true margin is known, and the two ways to obtain one."""
 
 import shutil
 from dataclasses import replace

@@ -218,7 +218,7 @@ def test_bad_arguments_are_refused_before_any_vote(change, word, model, images):
     assert not calls
 
 
-def test_a_batch_made_ahead_gives_the_same_votes(images):
+def test_prefetched_batches_give_the_same_votes(images):
     recorder, ahead = Recorder(), Recorder()
     expected = votes(recorder, images, batch_size=300)
     assert np.array_equal(votes(ahead, images, batch_size=300, prefetch=True), expected)
