@@ -24,17 +24,17 @@ class Plan:
     Args:
         config: The job as configured.
         image_shape: (C, H, W).
-        classifier: The classifier that is defended; untrained where only sizes are checked.
-        new_classifier: Builds an untrained one of the same architecture.
         law: The noise law, of a network that has one.
+        classifier: The classifier that is defended, of a network that sees it; untrained where only sizes are checked.
+        new_classifier: Builds an untrained one of the same architecture.
         networks: The networks that this one needs, by role.
     """
 
     config: RunConfig
     image_shape: tuple[int, int, int]
-    classifier: nn.Module
-    new_classifier: Callable[[], nn.Module]
     law: SigmaLaw | None = None
+    classifier: nn.Module | None = None
+    new_classifier: Callable[[], nn.Module] | None = None
     networks: Networks = field(default_factory=dict)
 
 
@@ -74,9 +74,11 @@ class TrainingRun:
 
     def labels(self, images: Tensor) -> Tensor:
         """The defended classifier's labels (N,) of images (N, C, H, W)."""
+        classifier = self.plan.classifier
+        assert classifier is not None
         with torch.inference_mode():
-            batches = (self.plan.classifier(batch.to(self.device)) for batch in images.split(BATCH))
-            return torch.cat([scores.argmax(1).cpu() for scores in batches])
+            batches = [classifier(batch.to(self.device)).argmax(1) for batch in images.split(BATCH)]
+        return torch.cat(batches).cpu()
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,31 @@ class Denoiser:
     Args:
         name: What it is, in words.
         build: Builds it from settings and networks. It draws no noise: that of the law is added once.
+        kind: The same for denoisers that work alike, by the same networks and settings; unset, the purifier's name.
+        settings: The settings that it depends on; unset, all.
+        networks: The roles of the networks that it depends on; unset, all.
     """
 
     name: str
     build: Callable[[Settings, Networks], nn.Module]
+    kind: str = ""
+    settings: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Settings that a purifier chose for a classifier, and the curve that it chose from, as points of a metric."""
+    """Settings that were chosen for a classifier.
+
+    Args:
+        settings: Those that take the place of the configured ones.
+        params: What the choice was made under.
+        curves: What the choice was made from: (step, value) pairs by name.
+    """
 
     settings: dict[str, Any]
     params: dict[str, Any] = field(default_factory=dict)
-    points: dict[str, list[list[float]]] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def build_one_step(
     return OneStep(network)
 
 
-ONE_STEP = Denoiser("one diffusion step", build_one_step)
+ONE_STEP = Denoiser("one diffusion step", build_one_step, "one-step", settings=(), networks=("diffusion",))
 
 PURIFIER = PurifierSpec(
     name="one-step",

@@ -33,6 +33,11 @@ def find_purifier(name: str) -> PurifierSpec:
     return _SPECS[name]
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a purifier comes from another package, or is the user's own."""
+    return name not in own_names()
+
+
 def check_code(name: str, code: str | None) -> None:
     """Refuse to run code that a file names and the user did not.
 
@@ -65,7 +70,9 @@ def _load(name: str) -> PurifierSpec:
         raise ConfigError(f"purifier {name!r} ({point.value}) cannot be imported: {error}") from error
     spec = getattr(loaded, "PURIFIER", loaded)
     if not isinstance(spec, PurifierSpec) or spec.name != name:
-        raise ConfigError(f"purifier {name!r} ({point.value}) is no PurifierSpec of that name: mend its package")
+        raise ConfigError(
+            f"purifier {name!r} ({point.value}) is no PurifierSpec of that name: mend its package"
+        )
     return spec
 
 
@@ -73,7 +80,7 @@ def _from_code(name: str) -> PurifierSpec:
     """A user's own: factory() -> module, noisy images (N, C, H, W) -> images in [0, 1]; it denoises votes too."""
     _, module_name, attribute = name.split(":")
     here = str(Path.cwd())
-    sys.path.insert(0, here)  # as `python -m` has it: the command line's own script does not
+    sys.path.insert(0, here)  # as `python -m` has it, and a console script has not
     try:
         factory = getattr(import_module(module_name), attribute)
     except Exception as error:  # whatever the user's module trips over

@@ -1,5 +1,5 @@
-"""Adaptive noise level selection, ANLS (Yu, Xu & Ghamisi, "Universal Adversarial Defense in Remote Sensing Based on
-Pre-trained Denoising Diffusion Models", arXiv 2307.16865): which step t of DiffPure suits a classifier and an attack.
+"""UAD-RS: DiffPure with adaptive noise level selection, ANLS (Yu, Xu & Ghamisi, "Universal Adversarial Defense in Remote
+Sensing Based on Pre-trained Denoising Diffusion Models", arXiv 2307.16865): which step t suits a classifier and an attack.
 
 No label is used. It is a choice for a data set, a classifier and an attack, made on a set of attacked images, so what it
 chose is fixed before any single image is defended.
@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from certdef.attacks import gradient as attacks
+from certdef.config.job import RunConfig
 from certdef.models.classifiers import features
-from certdef.purifiers.diffpure import DiffPure
-from certdef.purifiers.networks.diffusion import DiffusionNetwork
+from certdef.purifiers.base import About, Networks, PurifierSpec, TrainingRun, Tuned, Tuning
+from certdef.purifiers.diffpure import DiffPure, build_diffpure, chain_settings
+from certdef.purifiers.gs import THREAT
+from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork
+from certdef.purifiers.one_step import ONE_STEP
+
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -27,46 +35,59 @@ class Choice:
 
 
 def anls(
-    network: DiffusionNetwork, classifier: nn.Module, clean: Tensor, adversarial: Tensor, grid: Iterable[int], *,
-    steps: int | None = None, shrinkage: float = 0.1, seed: int = 0, batch_size: int = 128,
-    seen: Callable[[int, Tensor], None] | None = None, progress: Callable | None = None,
-) -> Choice:  # fmt: skip
+    network: DiffusionNetwork,
+    classifier: nn.Module,
+    clean: Tensor,
+    adversarial: Tensor,
+    grid: Iterable[int],
+    *,
+    steps: int | None = None,
+    shrinkage: float = 0.1,
+    seed: int = 0,
+    seen: Callable[[int, Tensor], None] | None = None,
+    progress: Callable | None = None,
+) -> Choice:
     """Purify at each t of a grid and choose the one whose features are nearest to clean ones.
 
     The distance is Frechet's, between the classifier's pooled features of clean training images and of the purified set.
 
     Args:
+        network: A trained diffusion network.
+        classifier: The classifier whose features are compared.
         clean: Clean training images (M, C, H, W) in [0, 1].
         adversarial: Attacked images (N, C, H, W) in [0, 1]; some 500 in the paper, other images than the clean ones.
         grid: Steps t to try; every tenth in the paper.
         steps: Reverse steps of each purification; unset, all of them.
         shrinkage: Of the covariances, for fewer images than the paper's (see `frechet`).
         seed: Of the purification; every t gets the same draws, so that differences are of t.
-        seen: seen(t, purified) is called with what each t makes of the attacked images.
+        seen: seen(t, purified) is called with the attacked images as each t purifies them.
         progress: Wraps the grid, e.g. tqdm.
+
+    Raises:
+        ValueError: An empty grid, or fewer than two images.
     """
     grid = sorted(set(grid))
     if not grid:
         raise ValueError("grid has no step t: give some, e.g. range(10, 101, 10)")
-    wanted = _features(classifier, clean, batch_size)
+    reference = _features(classifier, clean)
     distances = {}
     for t in progress(grid) if progress else grid:
         generator = torch.Generator(adversarial.device).manual_seed(seed)
-        purified = purify(DiffPure(network, t, steps, generator), adversarial, batch_size)
-        distances[t] = frechet(_features(classifier, purified, batch_size), wanted, shrinkage)
+        purified = purify(DiffPure(network, t, steps, generator), adversarial)
+        distances[t] = frechet(_features(classifier, purified), reference, shrinkage)
         if seen:
             seen(t, purified)
     return Choice(min(distances, key=distances.__getitem__), distances)
 
 
 @torch.inference_mode()
-def purify(purifier: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
+def purify(purifier: nn.Module, images: Tensor) -> Tensor:
     """Purify images (N, C, H, W) in batches, without gradients."""
-    return torch.cat([purifier(batch) for batch in images.split(batch_size)])
+    return torch.cat([purifier(batch) for batch in images.split(BATCH)])
 
 
 def frechet(first: Tensor, second: Tensor, shrinkage: float = 0.1) -> float:
-    """Squared Frechet distance of two sets of features (N, D) and (M, D), each taken for a Gaussian; in float64.
+    """Squared Frechet distance of two sets of features (N, D) and (M, D), each modeled as a Gaussian; in float64.
 
         |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))      (Dowson & Landau, 1982)
 
@@ -92,11 +113,61 @@ def _gaussian(samples: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Mean (D,) and shrunk covariance (D, D)."""
     covariance = torch.atleast_2d(samples.T.cov())
     level = covariance.trace() / len(covariance)
-    return samples.mean(0), (1 - shrinkage) * covariance + shrinkage * level * torch.eye(len(covariance)).to(
-        covariance
-    )
+    identity = torch.eye(len(covariance)).to(covariance)
+    return samples.mean(0), (1 - shrinkage) * covariance + shrinkage * level * identity
 
 
 @torch.inference_mode()
-def _features(classifier: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([features(classifier, batch) for batch in images.split(batch_size)])
+def _features(classifier: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([features(classifier, batch) for batch in images.split(BATCH)])
+
+
+def _depends_on(config: RunConfig) -> list[Any]:
+    chosen, attack = config.diffusion, config.attack
+    return [list(chosen.grid), chosen.steps, chosen.choice_images, max(attack.eps), attack.steps]
+
+
+def _choose(networks: Networks, run: TrainingRun) -> Tuned:
+    """The t at which purified attacked images of the pool look most like clean ones to the classifier; no labels."""
+    config, classifier, diffusion = run.config, networks["classifier"], networks["diffusion"]
+    assert isinstance(diffusion, DiffusionNetwork)
+    eps = max(config.attack.eps)
+    images = run.pool[: config.diffusion.choice_images]
+    attacked = attacks.pgd(
+        classifier,
+        images,
+        run.labels(images),
+        eps=eps,
+        steps=config.attack.steps,
+        seed=config.seed,
+        progress=run.progress,
+    )
+    choice = anls(
+        diffusion,
+        classifier,
+        run.pool.to(run.device),
+        attacked.to(run.device),
+        config.diffusion.grid,
+        steps=config.diffusion.steps,
+        seed=config.seed,
+        progress=run.progress,
+    )
+    return Tuned({"t": choice.t}, {"eps": eps}, {"distance": sorted(choice.distances.items())})
+
+
+PURIFIER = PurifierSpec(
+    "uad-rs",
+    About(
+        "UAD-RS: DiffPure at the step that brings purified features nearest to clean ones",
+        "Yu et al. 2023, arXiv 2307.16865",
+        THREAT,
+        papers=("uad-rs", "diffpure", "ddpm"),
+    ),
+    build_diffpure,
+    chain_settings,  # but for t, which is tuned
+    networks=lambda config: (DIFFUSION,),
+    denoiser=ONE_STEP,
+    differentiable=True,
+    sees_classifier=True,
+    tuning=Tuning("uad-step", _depends_on, _choose),
+)

@@ -214,7 +214,9 @@ def load_pretrained(
 def check_diffusers() -> None:
     """Raise ConfigError where the package diffusers is missing."""
     if find_spec("diffusers") is None:
-        raise ConfigError("a diffusion model needs diffusers, which is missing: pip install 'certdef[diffusion]'")
+        raise ConfigError(
+            "a diffusion model needs diffusers, which is missing: pip install 'certdef[diffusion]'"
+        )
 
 
 def _build(plan: Plan) -> DiffusionNetwork:

@@ -317,9 +317,7 @@ def _train(model: nn.Module, run: TrainingRun) -> list[float]:
 NIM_MAE = NetworkSpec(
     "nim", "nim", _build, _train, lambda config: asdict(config.nim), laws="each", served=True
 )
-NIM_SIMMIM = replace(
-    NIM_MAE, role="nim-simmim", stage="nim-simmim", build=partial(_build, linear_head=True)
-)
+NIM_SIMMIM = replace(NIM_MAE, role="nim-simmim", stage="nim-simmim", build=partial(_build, linear_head=True))
 MASKED = replace(NIM_MAE, role="mim", stage="mim", build=partial(_build, masked=True), laws="none")
 
 

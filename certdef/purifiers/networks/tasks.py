@@ -114,9 +114,7 @@ class TaskNetwork(nn.Module):
         which = [self.tasks.index(task) for task in tasks]
         return (losses - self.mean[which]) / self.sd[which]
 
-    def _loss(
-        self, task: str, classifier: nn.Module, images: Tensor, denoiser: nn.Module | None
-    ) -> Tensor:
+    def _loss(self, task: str, classifier: nn.Module, images: Tensor, denoiser: nn.Module | None) -> Tensor:
         """One task's loss (N,), the mean over its fixed views."""
         views, count = self.shape.views, len(images)
         if task == "denoising":
@@ -328,6 +326,7 @@ def _head(shape: TaskShape, outputs: int) -> nn.Module:
 
 def _build(plan: Plan) -> TaskNetwork:
     config, classifier = plan.config, plan.classifier
+    assert classifier is not None
     device = next(classifier.parameters()).device
     with torch.inference_mode():
         width = features(classifier, torch.zeros(1, *plan.image_shape, device=device)).shape[1]
@@ -336,11 +335,9 @@ def _build(plan: Plan) -> TaskNetwork:
 
 
 def _train(network: nn.Module, run: TrainingRun) -> list[float]:
-    assert isinstance(network, TaskNetwork)
-    denoiser = run.plan.networks.get("denoiser")
-    return train_tasks(
-        network, run.plan.classifier, run.pool, _training(run.config), denoiser=denoiser, **run.options
-    )
+    classifier, denoiser = run.plan.classifier, run.plan.networks.get("denoiser")
+    assert isinstance(network, TaskNetwork) and classifier is not None
+    return train_tasks(network, classifier, run.pool, _training(run.config), denoiser=denoiser, **run.options)
 
 
 def _training(config: RunConfig) -> Training:
@@ -354,7 +351,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config.reversal).items() if key not in used_later}
 
 
-def _check(config: RunConfig) -> None:
+def _check_training(config: RunConfig) -> None:
     _training(config)
 
 
@@ -367,5 +364,12 @@ def required_denoiser(config: RunConfig) -> tuple[NetworkSpec, ...]:
 
 
 HEADS = NetworkSpec(
-    "tasks", "tasks", _build, _train, _settings, needs=required_denoiser, sees_classifier=True, check=_check
+    "tasks",
+    "tasks",
+    _build,
+    _train,
+    _settings,
+    needs=required_denoiser,
+    sees_classifier=True,
+    check=_check_training,
 )
