@@ -32,7 +32,7 @@ from certdef.attacks import gradient as attacks
 from certdef.data.natural import natural_crops
 from certdef.data.sets import data_root
 from certdef.models import storage
-from certdef.purifiers.gaussian import GaussianSmoothing
+from certdef.purifiers.gs import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
 from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
 from certdef.stages.trained_once import trained_once

@@ -80,7 +80,9 @@ def _described(module: Any) -> dict[str, Any]:
 
 
 def _rebuilt(described: dict[str, Any], modules: list[str]) -> nn.Module:
-    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
+    arguments: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in described.items()
+    }
     kind = arguments.pop("type")
     if kind == "classifier":
         return build_classifier(**arguments)

@@ -115,7 +115,9 @@ def train_network(
     if law is None and spec.laws != "none":
         law = config.certify.laws[0]
     stage = network_stage(job, spec, law, defended, needs)
-    plan = Plan(config, job.data.image_shape, law, networks={role: each.network for role, each in needs.items()})
+    plan = Plan(
+        config, job.data.image_shape, law, networks={role: each.network for role, each in needs.items()}
+    )
     if defended is not None:
         again = partial(build_classifier, **defended.classifier.built)  # type: ignore[arg-type]
         plan = replace(plan, classifier=defended.classifier, new_classifier=again)
@@ -155,7 +157,9 @@ def training_run(job: Job, plan: Plan, stage: Stage[Any]) -> TrainingRun:
     )
 
 
-def pretrain_denoiser(job: Job, law: SigmaLaw, *, linear_head: bool = False) -> tuple[NIM, Stage[NetworkResult]]:
+def pretrain_denoiser(
+    job: Job, law: SigmaLaw, *, linear_head: bool = False
+) -> tuple[NIM, Stage[NetworkResult]]:
     """NIM-MAE under one law, or with a linear head NIM-SimMIM; an interrupted pre-training ends at the same weights."""
     trained = train_network(job, NIM_SIMMIM if linear_head else NIM_MAE, law)
     assert isinstance(trained.network, NIM)

@@ -109,9 +109,7 @@ class Purifier:
         return fingerprint(part.kind or self.name, settings, stages)
 
 
-def prepare_purifier(
-    job: Job, name: str, surrogate: nn.Module, surrogate_stage: Stage[Any]
-) -> Purifier:
+def prepare_purifier(job: Job, name: str, surrogate: nn.Module, surrogate_stage: Stage[Any]) -> Purifier:
     """Train what the purifier needs and is not there yet, and log the whole as a model: images in, images out."""
     spec, config = find_purifier(name), job.config
     defended = Defended(surrogate, surrogate_stage)

@@ -336,7 +336,8 @@ def _build(plan: Plan) -> TaskNetwork:
 
 def _train(network: nn.Module, run: TrainingRun) -> list[float]:
     classifier, denoiser = run.plan.classifier, run.plan.networks.get("denoiser")
-    assert isinstance(network, TaskNetwork) and classifier is not None
+    assert isinstance(network, TaskNetwork)
+    assert classifier is not None
     return train_tasks(network, classifier, run.pool, _training(run.config), denoiser=denoiser, **run.options)
 
 
