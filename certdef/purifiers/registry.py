@@ -6,6 +6,8 @@ holds one as PURIFIER), or a function of the user's own, `python:package.module:
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import sys
 from importlib import import_module
@@ -14,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from certdef.config.job import ConfigError, nearest
+from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.purifiers import entry_points, is_code, own_names, purifier_names
 from certdef.purifiers.base import About, Denoiser, PurifierSpec
 
@@ -94,6 +96,10 @@ def _from_code(name: str) -> PurifierSpec:
             raise ConfigError(f"purifier {name!r} is a {type(module).__name__}: return a torch module")
         return module.eval()
 
+    def settings(config: RunConfig) -> dict[str, Any]:
+        """Other code is another purifier."""
+        return {"code": hashlib.sha256(Path(inspect.getfile(factory)).read_bytes()).hexdigest()[:16]}
+
     summary = (factory.__doc__ or "").strip().partition("\n")[0]
     about = About(summary or f"your own module, from {attribute}()", module_name, "not stated")
-    return PurifierSpec(name, about, build, denoiser=Denoiser("your own module", build))
+    return PurifierSpec(name, about, build, settings, denoiser=Denoiser("your own module", build))

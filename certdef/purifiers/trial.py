@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,8 @@ def check_purifier_module(name: str, module: nn.Module, image_shape: tuple[int, 
         ConfigError: The first rule that it breaks, or the error that it raised.
     """
     images = _noisy_images(module, image_shape)
-    purified = _purify(name, module, images)
+    with torch.random.fork_rng():
+        purified = _purify(name, module, images)
     _check(name, not any(part.training for part in module.modules()), "stays in training mode: use eval mode")
     given = f"{tuple(purified.shape)} for images of shape {tuple(images.shape)}"
     _check(name, purified.shape == images.shape, f"returns shape {given}: keep the shape")
@@ -41,16 +44,17 @@ def check_denoiser(name: str, module: nn.Module, image_shape: tuple[int, int, in
         ConfigError: The first rule that it breaks, or the error that it raised.
     """
     check_purifier_module(name, module, image_shape)
-    images = _noisy_images(module, image_shape)
-    purified = _purify(name, module, images)
-    again = "answers the same images differently: a denoiser draws no noise and keeps no state"
-    _check(name, _close(_purify(name, module, images), purified), again)
-    order = torch.arange(IMAGES, device=images.device).flip(0)
+    images, purify = _noisy_images(module, image_shape), partial(_purify, name, module)
     others = torch.cat([images[:1], 1 - images[1:]])
-    alone = torch.cat([_purify(name, module, image[None]) for image in images])
+    with torch.random.fork_rng():
+        purified, again = purify(images), purify(images)
+        turned, beside = purify(images.flip(0)).flip(0), purify(others)
+        alone = torch.cat([purify(image[None]) for image in images])
+    differs = "answers the same images differently: a denoiser draws no noise and keeps no state"
+    _check(name, _close(again, purified), differs)
     together = "depends on the other images of the batch: purify each image by itself"
-    _check(name, _close(_purify(name, module, images[order])[order], purified), together)
-    _check(name, _close(_purify(name, module, others)[:1], purified[:1]), together)
+    _check(name, _close(turned, purified), together)
+    _check(name, _close(beside[:1], purified[:1]), together)
     _check(name, _close(alone, purified), together)
 
 
@@ -66,7 +70,7 @@ def _noisy_images(module: nn.Module, image_shape: tuple[int, int, int]) -> Tenso
 def _purify(name: str, module: nn.Module, images: Tensor) -> Tensor:
     """The module's answer to a copy of the images, which it must leave as they are."""
     batch = images.clone()
-    with torch.inference_mode(), torch.random.fork_rng():
+    with torch.inference_mode():
         try:
             purified = module(batch)
         except Exception as error:  # whatever a foreign module trips over

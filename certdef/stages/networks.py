@@ -142,7 +142,7 @@ def network_stage(
     key += [job.data.pool_digest] if spec.uses_pool(job.config) else []
     key += [defended.stage.fingerprint] if spec.sees_classifier and defended else []
     key += [each.stage.fingerprint for each in (needs or {}).values()]
-    return job.stage(spec.stage_name(job.config, law), NetworkResult, *key, kind=spec.role)
+    return job.stage(spec.stage_name(job.config, law), NetworkResult, *key, kind=spec.stage)
 
 
 def training_run(job: Job, plan: Plan, stage: Stage[Any]) -> TrainingRun:

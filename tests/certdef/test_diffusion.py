@@ -11,8 +11,6 @@ from sklearn.datasets import load_digits
 
 from certdef.models.classifiers import build_classifier, features
 from certdef.purifiers.agdm import AGDM
-from certdef.purifiers.one_step import OneStep, noise_level
-from certdef.purifiers.uad_rs import anls, frechet, purify
 from certdef.purifiers.diffpure import DiffPure, strided
 from certdef.purifiers.networks.diffusion import (
     DiffusionNetwork,
@@ -22,6 +20,8 @@ from certdef.purifiers.networks.diffusion import (
     outside,
     train_diffusion,
 )
+from certdef.purifiers.one_step import OneStep, noise_level
+from certdef.purifiers.uad_rs import anls, frechet, purify
 from surrogates.distillation.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,7 +17,16 @@ from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.purifiers.base import Plan
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
 from certdef.purifiers.networks.finetuning import finetune
-from certdef.purifiers.networks.nim import NIM_MAE, MIM, NIM, MIMShape, NIMClassifier, NIMShape, nim_training, pretrain_nim
+from certdef.purifiers.networks.nim import (
+    MIM,
+    NIM,
+    NIM_MAE,
+    MIMShape,
+    NIMClassifier,
+    NIMShape,
+    nim_training,
+    pretrain_nim,
+)
 from certdef.purifiers.networks.timm_encoders import encoder_sizes, load_encoder
 from surrogates.distillation.training import Training
 
