@@ -29,8 +29,8 @@ from certdef.attacks import gradient as attacks
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.agdm import AGDM, DISTANCES
-from certdef.purifiers.uad_rs import anls, purify
 from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
+from certdef.purifiers.uad_rs import anls, purify
 from surrogates.distillation.training import Training
 
 GRID = tuple(range(10, 101, 10))

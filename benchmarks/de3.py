@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import pictures
 import torch
+from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
+from certdef.stages.trained_once import trained_once
 from torch import Tensor, nn
 
 import certdef
@@ -33,8 +35,6 @@ from certdef.config.noise_laws import noise_law
 from certdef.models import storage
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
 from certdef.purifiers.networks.nim import NIM, pretrain_nim
-from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
-from certdef.stages.trained_once import trained_once
 
 EPS, SIGMA_255, VOTES = 0.1, 75, 15
 SIGMAS_255 = (0, 15, 30, 45, 60, 75, 90, 105, 120, 140)

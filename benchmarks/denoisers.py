@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from certdef.purifiers.catalogue import title
 from torch import nn
 
 import certdef
@@ -23,7 +24,6 @@ from certdef import pipeline, stages
 from certdef.config.noise_laws import noise_law
 from certdef.models import storage
 from certdef.purifiers import build
-from certdef.purifiers.catalogue import title
 from certdef.stages.certificates import Condition, certify_condition
 from certdef.stages.networks import PER_LAW, SHARED
 

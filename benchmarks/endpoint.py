@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from certdef.stages.trained_once import trained_once
 from ncis import add_folders, colour_network, open_job, smoothing
 from torch import Tensor, nn
 
@@ -30,7 +31,6 @@ from certdef.attacks import gradient as attacks
 from certdef.models import serving
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.ncis import NCIS
-from certdef.stages.trained_once import trained_once
 
 # The attacker's models and their epochs; two have the target's architecture.
 MODELS = {"cnn-1": 8, "cnn-2": 8, "mlp": 6}

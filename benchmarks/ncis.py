@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pictures
 import torch
+from certdef.stages.trained_once import trained_once
 from torch import nn
 
 import certdef
@@ -35,7 +36,6 @@ from certdef.models import storage
 from certdef.purifiers.gs import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
 from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
-from certdef.stages.trained_once import trained_once
 from surrogates.distillation.training import Training
 
 EPS_255 = {"aerial": (4, 8), "cifar10": (4, 8), "fashion-mnist": (8, 25.5)}

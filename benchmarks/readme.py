@@ -6,10 +6,11 @@ The job is finished by then, so nothing is trained or paid for; each figure is r
 import sys
 from pathlib import Path
 
+from certdef.purifiers.catalogue import title
+
 import certdef
 import certify
 from certdef import stages
-from certdef.purifiers.catalogue import title
 from certdef.report import terminal
 from certdef.report.page import law_in_words
 

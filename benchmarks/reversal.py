@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from certdef.stages.trained_once import trained_once
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,7 +31,7 @@ import certdef
 import certify
 from certdef import pipeline, stages
 from certdef.attacks import gradient as attacks
-from certdef.models.classifiers import build_classifier, features, train_classifier
+from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers import (
     NIM,
     NIMShape,
@@ -42,7 +43,7 @@ from certdef.purifiers import (
     train_tasks,
 )
 from certdef.purifiers.networks.tasks import TASKS
-from certdef.stages.trained_once import trained_once
+from surrogates.distillation.inference import features
 
 EPS = 0.1
 BASES = {"robust": {"images": 12_000, "epochs": 6, "steps": 5}, "plain": {"images": 12_000, "epochs": 4}}

@@ -144,26 +144,6 @@ def _resnet(channels: int, size: int, num_classes: int, width: int = 32) -> nn.M
     )  # fmt: skip
 
 
-def features(classifier: nn.Module, images: Tensor) -> Tensor:
-    """What a classifier's last linear layer is given: pooled features (N, D), differentiable in the images (N, C, H, W).
-
-    Raises:
-        ConfigError: The classifier has no linear layer.
-    """
-    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ConfigError(
-            f"{type(classifier).__name__} has no linear layer to take features from: use another"
-        )
-    seen: list[Tensor] = []
-    handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        classifier(images)
-    finally:
-        handle.remove()
-    return seen[-1].flatten(1)
-
-
 def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
     """The digits target: an RBF support vector machine with calibrated probabilities, on flattened images."""
     from sklearn.calibration import CalibratedClassifierCV

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certdef.config.job import RunConfig
-from certdef.models.classifiers import features
 from certdef.purifiers.base import About, Networks, PurifierSpec, Settings
 from certdef.purifiers.diffpure import DiffPure, chain_settings
 from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork, outside
 from certdef.purifiers.networks.robust import ROBUST
 from certdef.purifiers.one_step import ONE_STEP
+from surrogates.distillation.inference import features
 
 DISTANCES = ("cosine", "l2")
 

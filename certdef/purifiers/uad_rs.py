@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from certdef.attacks import gradient as attacks
 from certdef.config.job import RunConfig
-from certdef.models.classifiers import features
 from certdef.purifiers.base import About, Networks, PurifierSpec, TrainingRun, Tuned, Tuning
 from certdef.purifiers.diffpure import DiffPure, build_diffpure, chain_settings
 from certdef.purifiers.gs import THREAT
 from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork
 from certdef.purifiers.one_step import ONE_STEP
+from surrogates.distillation.inference import features
 
 BATCH = 128
 

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
 
-from certdef.models.classifiers import build_classifier, features
+from certdef.models.classifiers import build_classifier
 from certdef.purifiers.agdm import AGDM
 from certdef.purifiers.diffpure import DiffPure, strided
 from certdef.purifiers.networks.diffusion import (
@@ -22,6 +22,7 @@ from certdef.purifiers.networks.diffusion import (
 )
 from certdef.purifiers.one_step import OneStep, noise_level
 from certdef.purifiers.uad_rs import anls, frechet, purify
+from surrogates.distillation.inference import features
 from surrogates.distillation.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")

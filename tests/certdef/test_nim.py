@@ -139,8 +139,8 @@ def test_interrupted_pretraining_ends_at_the_same_weights(digits, tmp_path):
             yield epoch
 
     path = tmp_path / "nim.pt"
+    options = {"checkpoint": path, "progress": stop_at_four}
     with pytest.raises(Stop):
-        options = {"checkpoint": path, "progress": stop_at_four}
         pretrain_nim(make(), digits, certify.nim_noise(), recipe(6), **options)
     resumed = make(seed=7)
     assert (

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certdef.config.job import RunConfig
-from certdef.models.classifiers import features
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks.nim import NIM_MAE
+from surrogates.distillation.inference import features
 from surrogates.distillation.training import Training, fit
 
 TASKS = ("contrastive", "rotation", "jigsaw", "denoising")
@@ -41,7 +41,7 @@ class TaskShape:
 
     Args:
         image_shape: (C, H, W).
-        features: Width of the classifier's features, see certdef.models.features.
+        features: Width of the classifier's features, see surrogates.distillation.inference.features.
         tasks: Some of TASKS.
         hidden: Width of the heads' hidden layer.
         embedding: Width of the contrastive embedding; 16 in the paper.
