@@ -79,14 +79,23 @@ def _described(module: Any) -> dict[str, Any]:
     return {"type": type(module).__name__} | asdict(module.shape)
 
 
-def _rebuilt(described: dict[str, Any], modules: list[str]) -> nn.Module:
+def rebuilt(described: dict[str, Any], purifier: str | None = None) -> nn.Module:
+    """A module as `model.json` describes it, with untrained weights.
+
+    Args:
+        described: Its class and shape, or a classifier's name.
+        purifier: The purifier that it belongs to, which another package may have registered.
+
+    Raises:
+        ConfigError: No module of ours, or of that purifier, defines the class.
+    """
     arguments: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in described.items()
     }
     kind = arguments.pop("type")
     if kind == "classifier":
         return build_classifier(**arguments)
-    network = _network_class(kind, modules)
+    network = _network_class(kind, _modules(purifier))
     return network(get_type_hints(network.__init__)["shape"](**arguments))
 
 
@@ -150,8 +159,7 @@ def load_model(folder: Path | str, device: str | torch.device = "cpu", code: str
     purifier = spec.get("purifier")
     if purifier is not None:
         check_code(purifier, code)
-    modules = _modules(purifier)
-    parts = {name: _rebuilt(described, modules) for name, described in spec["networks"].items()}
+    parts = {name: rebuilt(described, purifier) for name, described in spec["networks"].items()}
     for name, module in parts.items():
         module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         module.to(device).eval()
