@@ -84,7 +84,7 @@ def surrogate_model(config: RunConfig) -> str:
     """Name of the surrogate's architecture for build_classifier: `nim` stands for the configured encoder's sizes."""
     if config.surrogate.model != "nim":
         return config.surrogate.model
-    from certdef.purifiers.networks.nim import configured_sizes
+    from certdef.purifiers.networks.denoisers import configured_sizes
 
     sizes = configured_sizes(config)
     token = "_c" if sizes.get("class_token") else ""

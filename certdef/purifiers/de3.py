@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from certdef.config.job import RunConfig
 from certdef.purifiers.base import About, Denoiser, Networks, NetworkSpec, PurifierSpec, Settings
-from certdef.purifiers.networks.nim import MIM, NIM_MAE
+from certdef.purifiers.networks.denoisers import NIM_MAE
+from certdef.purifiers.networks.nim import MIM
 
 
 class DeCubed(nn.Module):

@@ -2,7 +2,7 @@
 
 from certdef.purifiers.base import About
 from certdef.purifiers.de3 import SOURCE, THREAT, de_cubed
-from certdef.purifiers.networks.nim import NIM_SIMMIM
+from certdef.purifiers.networks.denoisers import NIM_SIMMIM
 
 PURIFIER = de_cubed(
     NIM_SIMMIM,

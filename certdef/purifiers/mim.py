@@ -2,7 +2,7 @@
 
 from certdef.purifiers.base import About
 from certdef.purifiers.de3 import THREAT, de_cubed
-from certdef.purifiers.networks.nim import MASKED
+from certdef.purifiers.networks.denoisers import MASKED
 
 PURIFIER = de_cubed(
     MASKED,

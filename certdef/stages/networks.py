@@ -17,7 +17,8 @@ from certdef.config.job import SigmaLaw
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
-from certdef.purifiers.networks.nim import NIM, NIM_MAE, NIM_SIMMIM
+from certdef.purifiers.networks.denoisers import NIM_MAE, NIM_SIMMIM
+from certdef.purifiers.networks.nim import NIM
 from certdef.stages.job import Job
 from certdef.tracking.metrics import LAST_LOSS, LOSS
 from certdef.tracking.results import StageResult

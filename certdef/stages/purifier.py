@@ -17,7 +17,7 @@ from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier
 from certdef.purifiers import trial
 from certdef.purifiers.base import NetworkSpec, Plan, PurifierSpec, Tuning
-from certdef.purifiers.networks.nim import NIM_MAE
+from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.registry import find_purifier, is_foreign
 from certdef.stages.job import Job
 from certdef.stages.networks import Defended, Trained, train_network, training_run

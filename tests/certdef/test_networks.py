@@ -16,8 +16,8 @@ from certdef.models import storage
 from certdef.models.classifiers import build_classifier
 from certdef.purifiers import build
 from certdef.purifiers.networks.blind_spot import DENOISER, RESTORER
+from certdef.purifiers.networks.denoisers import MASKED, NIM_MAE, NIM_SIMMIM
 from certdef.purifiers.networks.diffusion import DIFFUSION
-from certdef.purifiers.networks.nim import MASKED, NIM_MAE, NIM_SIMMIM
 from certdef.purifiers.networks.robust import ROBUST
 from certdef.purifiers.networks.tasks import HEADS
 from certdef.purifiers.registry import find_purifier

@@ -16,11 +16,11 @@ from certdef.data.sets import load_data
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.purifiers.base import Plan
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
+from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.networks.finetuning import finetune
 from certdef.purifiers.networks.nim import (
     MIM,
     NIM,
-    NIM_MAE,
     MIMShape,
     NIMClassifier,
     NIMShape,

@@ -4,7 +4,7 @@ Modeling Provides Adversarial Defense", NeurIPS 2023, arXiv 2302.01056). De^3, w
 Pre-training is a masked autoencoder with noise in the place of masks: noisy = x + sigma z with one random sigma an
 image, no clipping, every patch through a ViT encoder, a small ViT decoder predicts the clean pixels of all patches
 (NIM-MAE). NIM-SimMIM has a linear head on the encoder instead of a decoder. MIM is the baseline: the same network,
-trained on masks. NIM_MAE, NIM_SIMMIM and MASKED describe the three as a job's networks; they see no label and cost no query.
+trained on masks. denoisers.py describes the three as networks of a job.
 
 Two departures from the published code, both needed by certificates: the targets are raw pixels, and the denoiser is a
 function of the noisy image alone. (The published inference un-normalizes each patch with the mean and variance of the
@@ -14,16 +14,12 @@ un-noised input, which lets an attack through and voids any certificate.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from certdef.config.job import ConfigError, RunConfig
-from certdef.config.noise_laws import noise_law
-from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from surrogates.distillation.training import Training, fit
 
 
@@ -263,62 +259,6 @@ def pretrain_nim(
     return fit(
         model, images, loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
     )
-
-
-def configured_sizes(config: RunConfig) -> dict[str, Any]:
-    """The sizes of a NIMShape as configured, but for the image's: those of timm's encoder where one is named.
-
-    Raises:
-        ConfigError: timm has no such encoder.
-    """
-    known = {each.name for each in fields(NIMShape)} - {"image_shape"}
-    sizes = {name: value for name, value in asdict(config.nim).items() if name in known}
-    if not config.nim.encoder:
-        return sizes
-    from certdef.purifiers.networks.timm_encoders import encoder_sizes
-
-    try:
-        return sizes | encoder_sizes(config.nim.encoder) | {"patch_size": config.nim.patch_size}
-    except ValueError as error:
-        raise ConfigError(f"nim: {error}") from error
-
-
-def _build(plan: Plan, *, masked: bool = False, linear_head: bool = False) -> NIM:
-    sizes = configured_sizes(plan.config) | ({"decoder_depth": 0} if linear_head else {})
-    try:
-        if masked:
-            return MIM(MIMShape(plan.image_shape, **sizes))
-        return NIM(NIMShape(plan.image_shape, **sizes))
-    except ValueError as error:
-        raise ConfigError(f"nim: {error}") from error
-
-
-def _train(model: nn.Module, run: TrainingRun) -> list[float]:
-    assert isinstance(model, NIM)
-    config, law = run.config.nim, run.plan.law
-    if config.encoder and config.weights:
-        from certdef.purifiers.networks.timm_encoders import load_encoder
-
-        try:
-            load_encoder(model, config.encoder, None if config.weights == "timm" else config.weights)
-        except ValueError as error:
-            raise ConfigError(f"nim.weights: {error}") from error
-    training = nim_training(
-        config.epochs,
-        config.batch_size,
-        config.base_learning_rate,
-        warmup=config.warmup,
-        ema=config.ema,
-        precision=config.precision,
-    )
-    return pretrain_nim(model, run.pool, law and noise_law(law), training, **run.options)
-
-
-NIM_MAE = NetworkSpec(
-    "nim", "nim", _build, _train, lambda config: asdict(config.nim), laws="each", served=True
-)
-NIM_SIMMIM = replace(NIM_MAE, role="nim-simmim", stage="nim-simmim", build=partial(_build, linear_head=True))
-MASKED = replace(NIM_MAE, role="mim", stage="mim", build=partial(_build, masked=True), laws="none")
 
 
 def _blocks(depth: int, width: int, heads: int) -> list[nn.Module]:

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from certdef.config.job import RunConfig
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
-from certdef.purifiers.networks.nim import NIM_MAE
+from certdef.purifiers.networks.denoisers import NIM_MAE
 from surrogates.distillation.inference import features
 from surrogates.distillation.training import Training, fit
 
