@@ -97,9 +97,7 @@ def endpoint(model_uri: str) -> Iterator[str]:
         thread.join()
 
 
-def measure(
-    job: stages.Job, stage: stages.Stage, target_stage: stages.Stage, network: nn.Module, arguments
-) -> dict:
+def measure(job: stages.Job, stage: Stage, target_stage: Stage, network: nn.Module, arguments) -> dict:
     data, eps = job.data, arguments.eps_255 / 255
     images, labels = (
         torch.from_numpy(array[: arguments.images]) for array in (data.heldout_images, data.heldout_labels)

@@ -37,8 +37,7 @@ def trained(
     train: Callable[[Any, Stage], list[float]],
 ) -> tuple[Any, Stage[NetworkResult]]:
     """A network that depends on the key and on the job's images, trained once: train(network, stage) -> losses."""
-    stage = job.stage(name, NetworkResult, *key, *_images(job))
-    return stages.trained_once(job, stage, build, lambda network: train(network, stage)), stage
+    return stages.trained_once(job, name, [*key, *_images(job)], build, train)
 
 
 def _images(job: Job) -> list[str]:

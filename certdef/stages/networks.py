@@ -56,44 +56,48 @@ class Defended:
 
 def trained_once(
     job: Job,
-    stage: Stage[NetworkResult],
+    name: str,
+    key: list[Any],
     build: Callable[[], nn.Module],
-    train: Callable[[nn.Module], list[float]],
+    train: Callable[[Any, Stage[NetworkResult]], list[float]],
     params: dict[str, Any] | None = None,
     *,
     served: bool = False,
-) -> nn.Module:
+    kind: str | None = None,
+) -> tuple[nn.Module, Stage[NetworkResult]]:
     """The network of a stage, in eval mode on the job's device; trained only if no run has done it.
 
     Args:
         job: Its seed is that of the untrained weights.
-        stage: `job.stage(name, NetworkResult, ...)` with what the weights depend on.
+        name: Of the stage.
+        key: What the weights depend on beside the seed and the kind of device, JSON-able.
         build: Builds the untrained network.
-        train: Trains it in place and returns the loss of each epoch; the stage's folder is there.
+        train: train(network, stage) trains in place and returns the loss of each epoch; the stage's folder is there.
         params: For MLflow.
         served: Log it in MLflow as a model that can be served: images in, images out.
+        kind: What the folder is called, where stages of several names have the same network.
     """
+    stage = job.stage(name, NetworkResult, *key, kind=kind)
     network = job.seeded(build)
 
     def compute() -> NetworkResult:
-        history = train(network.to(job.device))
+        history = train(network.to(job.device), stage)
         storage.save_network(stage.path / "model", network)
-        uri = None
-        if served:
-            uri = serving.log_served(stage.path / "model", stage.name, job.data.heldout_images[:2])
         parameters = sum(weight.numel() for weight in network.parameters())
+        example = job.data.heldout_images[:2]
+        uri = serving.log_served(stage.path / "model", name, example) if served else None
         return NetworkResult(
             parameters=parameters,
             uri=uri,
             params=(params or {}) | {"parameters": parameters},
-            metrics={LAST_LOSS.format(stage=stage.name): history[-1]} if history else {},
-            series={LOSS.format(stage=stage.name): tuple(history)},
+            metrics={LAST_LOSS.format(stage=name): history[-1]} if history else {},
+            series={LOSS.format(stage=name): tuple(history)},
             artifacts=() if uri else ("model/*",),
         )
 
     job.run(stage, compute)
     storage.load_weights(stage.path / "model", network)
-    return network.to(job.device).eval()
+    return network.to(job.device).eval(), stage
 
 
 def train_network(
@@ -115,35 +119,50 @@ def train_network(
     config, needs = job.config, needs or {}
     if law is None and spec.laws != "none":
         law = config.certify.laws[0]
-    stage = network_stage(job, spec, law, defended, needs)
-    plan = Plan(
-        config, job.data.image_shape, law, networks={role: each.network for role, each in needs.items()}
-    )
+    networks = {role: each.network for role, each in needs.items()}
+    plan = Plan(config, job.data.image_shape, law, networks=networks)
     if defended is not None:
-        again = partial(build_classifier, **defended.classifier.built)  # type: ignore[arg-type]
-        plan = replace(plan, classifier=defended.classifier, new_classifier=again)
-
-    def train(network: nn.Module) -> list[float]:
-        return spec.train(network, training_run(job, plan, stage))
-
-    settings = spec.settings(config) | (asdict(law) if law else {})
-    network = trained_once(job, stage, lambda: spec.build(plan), train, settings, served=spec.served)
+        plan = replace(
+            plan, classifier=defended.classifier, new_classifier=untrained_copy(defended.classifier)
+        )
+    network, stage = trained_once(
+        job,
+        spec.stage_name(config, law),
+        network_key(job, spec, law, defended, needs),
+        lambda: spec.build(plan),
+        lambda network, stage: spec.train(network, training_run(job, plan, stage)),
+        spec.settings(config) | (asdict(law) if law else {}),
+        served=spec.served,
+        kind=spec.stage,
+    )
     return Trained(network, stage)
 
 
-def network_stage(
+def network_key(
     job: Job,
     spec: NetworkSpec,
     law: SigmaLaw | None,
     defended: Defended | None = None,
     needs: Mapping[str, Trained] | None = None,
-) -> Stage[NetworkResult]:
-    """The stage of a network, named by what decides its weights: neither the target nor the label of the law."""
+) -> list[Any]:
+    """What decides a network's weights: neither the target nor the label of the law."""
     key: list[Any] = [spec.settings(job.config), list(job.data.image_shape), law and law.parameters]
     key += [job.data.pool_digest] if spec.uses_pool(job.config) else []
     key += [defended.stage.fingerprint] if spec.sees_classifier and defended else []
-    key += [each.stage.fingerprint for each in (needs or {}).values()]
+    return key + [each.stage.fingerprint for each in (needs or {}).values()]
+
+
+def network_stage(
+    job: Job, spec: NetworkSpec, law: SigmaLaw | None, defended: Defended | None = None
+) -> Stage[NetworkResult]:
+    """The stage of a network that needs no other one, whether it is done or not."""
+    key = network_key(job, spec, law, defended)
     return job.stage(spec.stage_name(job.config, law), NetworkResult, *key, kind=spec.stage)
+
+
+def untrained_copy(classifier: Any) -> Callable[[], nn.Module]:
+    """Builds another classifier of the same architecture; `classifier` is one of build_classifier."""
+    return partial(build_classifier, **classifier.built)
 
 
 def training_run(job: Job, plan: Plan, stage: Stage[Any]) -> TrainingRun:

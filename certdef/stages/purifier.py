@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw
 from certdef.models import serving, storage
-from certdef.models.classifiers import build_classifier
 from certdef.purifiers import trial
 from certdef.purifiers.base import NetworkSpec, Plan, PurifierSpec, Tuning
 from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.registry import find_purifier, is_foreign
 from certdef.stages.job import Job
-from certdef.stages.networks import Defended, Trained, train_network, training_run
+from certdef.stages.networks import Defended, Trained, train_network, training_run, untrained_copy
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage, fingerprint
 
@@ -238,7 +236,7 @@ def untrained_networks(
     networks: Iterable[NetworkSpec],
 ) -> dict[str, nn.Module]:
     """Networks as configured, before any training, by role; ValueError names what cannot be used."""
-    again = partial(build_classifier, **classifier.built)  # type: ignore[arg-type]
+    again = untrained_copy(classifier)
     built: dict[str, nn.Module] = {}
     for network in networks:
         plan = Plan(config, image_shape, laws_of(network, config)[0], classifier, again, built)
