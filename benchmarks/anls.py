@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pictures
 import torch
+from kept import Figures, kept, trained
 from scene_attacks import ATTACKS, scene_attack
 from torch import nn
 
@@ -29,8 +30,10 @@ from certdef.attacks import gradient as attacks
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.agdm import AGDM, DISTANCES
-from certdef.purifiers.anls import anls, purify
 from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
+from certdef.purifiers.uad_rs import anls, purify
+from certdef.tracking.results import Share
+from certdef.tracking.workspace import Stage
 from surrogates.distillation.training import Training
 
 GRID = tuple(range(10, 101, 10))
@@ -43,39 +46,44 @@ SCALES = (100.0, 1_000.0, 10_000.0)
 SEARCH = ("i-fgsm", "mixcut")  # attacks that the guidance is chosen on
 
 
-def trained(job: stages.Job) -> tuple[dict[str, nn.Module], list[stages.Stage]]:
+def trained_networks(job: stages.Job) -> tuple[dict[str, nn.Module], list[Stage]]:
     """The target, the diffusion model and AGDM's adversarially trained network."""
     data, seed = job.data, job.config.seed
-    _, target_stage = stages.open_black_box(job)
+    _, target_stage = stages.open_target(job)
     target = storage.load_model(target_stage.path / "model", job.device)
     scenes = torch.from_numpy(np.concatenate([data.target_images, data.pool]))
 
-    def train(network: DiffusionNetwork, stage: stages.Stage) -> list[float]:
-        return train_diffusion(
-            network, scenes, Training(**RECIPE), longest=DIFFUSION["longest"], seed=seed, device=job.device,
-            checkpoint=stage.path / "checkpoint.pt", progress=job.progress,
-        )  # fmt: skip
+    def train(network: DiffusionNetwork, stage: Stage) -> list[float]:
+        where = {"device": job.device, "checkpoint": stage.path / "checkpoint.pt", "progress": job.progress}
+        longest = DIFFUSION["longest"]
+        return train_diffusion(network, scenes, Training(**RECIPE), longest=longest, seed=seed, **where)
 
     def perturb(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         eps, steps = ROBUST["eps_255"] / 255, ROBUST["steps"]
         return attacks.pgd(model, images, labels, eps=eps, steps=steps, seed=seed).to(images.device)
 
-    def harden(model: nn.Module, stage: stages.Stage) -> list[float]:
+    def harden(model: nn.Module, stage: Stage) -> list[float]:
         model.load_state_dict(target.state_dict())
         train_classifier(
-            model, data.target_images, data.target_labels, epochs=ROBUST["epochs"], seed=seed, device=job.device,
-            learning_rate=ROBUST["learning_rate"], augment=True, perturb=perturb, progress=partial(job.progress, desc="robust"),
-        )  # fmt: skip
+            model,
+            data.target_images,
+            data.target_labels,
+            epochs=ROBUST["epochs"],
+            seed=seed,
+            device=job.device,
+            learning_rate=ROBUST["learning_rate"],
+            augment=True,
+            perturb=perturb,
+            progress=partial(job.progress, desc="robust"),
+        )
         return []
 
     shape = DiffusionShape(data.image_shape, DIFFUSION["channels"])
-    diffusion, first = stages.trained_once(
+    diffusion, first = trained(
         job, "scene-diffusion", [DIFFUSION, RECIPE], lambda: DiffusionNetwork(shape), train
     )
-    robust, second = stages.trained_once(
-        job, "scene-robust", [ROBUST, target_stage.fingerprint],
-        lambda: build_classifier(job.config.target.kind, data.image_shape, len(data.classes)), harden,
-    )  # fmt: skip
+    untrained = partial(build_classifier, job.config.target.kind, data.image_shape, len(data.classes))
+    robust, second = trained(job, "scene-robust", [ROBUST, target_stage.fingerprint], untrained, harden)
     return {"target": target, "diffusion": diffusion, "robust": robust}, [target_stage, first, second]
 
 
@@ -94,35 +102,47 @@ def attacked(
 
 @torch.inference_mode()
 def judged(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """Which images are told right, (N,)."""
+    """Which images are classified right, (N,)."""
     device = next(model.parameters()).device
     guesses = torch.cat([model(batch.to(device)).argmax(1).cpu() for batch in images.split(128)])
     return (guesses == labels).numpy()
 
 
-def choose_step(job: stages.Job, name: str, networks, images, labels, attack, depends_on) -> dict:
+def choose_step(job: stages.Job, name: str, networks, labels, attack, depends_on) -> dict:
     """Accuracy at each t, ANLS's distances, both choices and the regret; `hits` are the images right at ANLS's t."""
     data, target = job.data, networks["target"]
-    stage = job.stage(f"anls-{name}", *depends_on)
-    with job.tracker.stage(stage):
-        if not stage.done:
-            clean = torch.from_numpy(np.concatenate([data.target_images, data.pool]))
-            hits: dict[int, np.ndarray] = {}
-            choice = anls(
-                networks["diffusion"], target, clean.to(job.device), attack.to(job.device), GRID, steps=STEPS,
-                seed=job.config.seed, seen=lambda t, purified: hits.update({t: judged(target, purified, labels)}),
-                progress=lambda grid: job.progress(grid, desc=f"ANLS {name}"),
-            )  # fmt: skip
-            best = max(GRID, key=lambda t: hits[t].mean())
-            regret = difference(hits[best], hits[choice.t])
-            stage.finish({
-                "t": choice.t, "best": best, "regret": regret, "hits": hits[choice.t].tolist(),
-                "undefended": share(judged(target, attack, labels)),
-                "accuracy": {str(t): share(right) for t, right in hits.items()},
-                "distances": {str(t): distance for t, distance in choice.distances.items()},
-                "metrics": {f"anls/{name}/t": choice.t, f"anls/{name}/best_t": best, f"anls/{name}/regret": regret[0]},
-            })  # fmt: skip
-    return stage.result
+
+    def compute(stage: Stage) -> Figures:
+        clean = torch.from_numpy(np.concatenate([data.target_images, data.pool]))
+        hits: dict[int, np.ndarray] = {}
+        choice = anls(
+            networks["diffusion"],
+            target,
+            clean.to(job.device),
+            attack.to(job.device),
+            GRID,
+            steps=STEPS,
+            seed=job.config.seed,
+            seen=lambda t, purified: hits.update({t: judged(target, purified, labels)}),
+            progress=lambda grid: job.progress(grid, desc=f"ANLS {name}"),
+        )
+        best = max(GRID, key=lambda t: hits[t].mean())
+        regret = difference(hits[best], hits[choice.t])
+        figures = {
+            "t": choice.t,
+            "best": best,
+            "regret": regret,
+            "hits": hits[choice.t].tolist(),
+            "undefended": share(judged(target, attack, labels)),
+            "accuracy": {str(t): share(right) for t, right in hits.items()},
+            "distances": {str(t): distance for t, distance in choice.distances.items()},
+        }
+        metrics = {"t": choice.t, "best_t": best, "regret": regret[0]}
+        return Figures(
+            figures=figures, metrics={f"anls/{name}/{key}": value for key, value in metrics.items()}
+        )
+
+    return kept(job, f"anls-{name}", depends_on, compute).result.figures
 
 
 def guided(job: stages.Job, networks: dict[str, nn.Module], images, labels, t: int, **guidance) -> np.ndarray:
@@ -136,39 +156,40 @@ def guided(job: stages.Job, networks: dict[str, nn.Module], images, labels, t: i
 
 def choose_guidance(job: stages.Job, networks, steps: dict[str, int], count: int, depends_on) -> dict:
     """Accuracy of each distance and scale on attacked pool images, each at its attack's t; the target's labels are the truth."""
-    stage = job.stage("agdm-choice", steps, count, list(SCALES), *depends_on)
-    with job.tracker.stage(stage):
-        if not stage.done:
-            images = torch.from_numpy(job.data.pool[:count])
-            with torch.no_grad():
-                labels = networks["target"](images.to(job.device)).argmax(1).cpu()
-            shown = attacked(job, networks["target"], images, labels, SEARCH)
-            found = {}
-            settings = [("cosine", 0.0), *((distance, scale) for distance in DISTANCES for scale in SCALES)]
-            for distance, scale in job.progress(settings, desc="guidance"):
-                found[f"{distance} {scale:g}"] = float(np.mean([
-                    guided(job, networks, attack, labels, steps[name], scale=scale, distance=distance)
-                    for name, attack in shown.items()
-                ]))  # fmt: skip
-            chosen = max((name for name in found if not name.endswith(" 0")), key=found.__getitem__)
-            stage.finish({"accuracy": found, "chosen": chosen, "params": {"guidance": chosen}})
-    return stage.result
+
+    def compute(stage: Stage) -> Figures:
+        images = torch.from_numpy(job.data.pool[:count])
+        with torch.no_grad():
+            labels = networks["target"](images.to(job.device)).argmax(1).cpu()
+        adversarial = attacked(job, networks["target"], images, labels, SEARCH)
+        accuracy = {}
+        settings = [("cosine", 0.0), *((distance, scale) for distance in DISTANCES for scale in SCALES)]
+        for distance, scale in job.progress(settings, desc="guidance"):
+            hits = [
+                guided(job, networks, attack, labels, steps[name], scale=scale, distance=distance)
+                for name, attack in adversarial.items()
+            ]
+            accuracy[f"{distance} {scale:g}"] = float(np.mean(hits))
+        chosen = max((name for name in accuracy if not name.endswith(" 0")), key=accuracy.__getitem__)
+        return Figures(figures={"accuracy": accuracy, "chosen": chosen}, params={"guidance": chosen})
+
+    return kept(job, "agdm-choice", [steps, count, list(SCALES), *depends_on], compute).result.figures
 
 
 def compare(job: stages.Job, name: str, networks, attack, labels, row: dict, chosen: str, depends_on) -> dict:
     """AGDM at ANLS's t, and what it gains on plain diffusion over the same images."""
-    stage = job.stage(f"agdm-{name}", row["t"], chosen, *depends_on)
-    with job.tracker.stage(stage):
-        if not stage.done:
-            distance, scale = chosen.split()
-            right = guided(job, networks, attack, labels, row["t"], scale=float(scale), distance=distance)
-            gain = difference(right, np.array(row["hits"]))
-            stage.finish({"agdm": share(right), "gain": gain, "metrics": {f"agdm/{name}/gain": gain[0]}})
-    return stage.result
+
+    def compute(stage: Stage) -> Figures:
+        distance, scale = chosen.split()
+        right = guided(job, networks, attack, labels, row["t"], scale=float(scale), distance=distance)
+        gain = difference(right, np.array(row["hits"]))
+        return Figures(figures={"agdm": share(right), "gain": gain}, metrics={f"agdm/{name}/gain": gain[0]})
+
+    return kept(job, f"agdm-{name}", [row["t"], chosen, *depends_on], compute).result.figures
 
 
 def share(hits: np.ndarray) -> list[float]:
-    return stages.interval(int(hits.sum()), len(hits))
+    return list(Share.of(int(hits.sum()), len(hits)))
 
 
 def difference(first: np.ndarray, second: np.ndarray, draws: int = 2000) -> list[float]:
@@ -186,14 +207,15 @@ def show(rows: dict[str, dict], guidance: dict, robust: list[float], count: int)
     print(
         f"\n{count} test scenes, L∞ {255 * EPS:g}/255, {STEPS} reverse steps; accuracy in % with 95% intervals\n"
     )
-    columns = ("attack", "undefended", "t of ANLS", "accuracy", "most accurate t", "accuracy", "regret, points", "AGDM", "AGDM - plain")  # fmt: skip
+    columns = ("attack", "undefended", "t of ANLS", "accuracy", "most accurate t", "accuracy")
+    columns += ("regret, points", "AGDM", "AGDM - plain")
     print(f"| {' | '.join(columns)} |\n| --- |" + " ---: |" * (len(columns) - 1))
     for name, row in rows.items():
         at = row["accuracy"]
-        cells = (
-            name, cell(row["undefended"]), str(row["t"]), cell(at[str(row["t"])]), str(row["best"]), cell(at[str(row["best"])]),
-            cell(row["regret"]), cell(row["agdm"]), cell(row["gain"]),
-        )  # fmt: skip
+        cells = [name, cell(row["undefended"])]
+        for step in (str(row["t"]), str(row["best"])):
+            cells += [step, cell(at[step])]
+        cells += [cell(row[key]) for key in ("regret", "agdm", "gain")]
         print(f"| {' | '.join(cells)} |")
     print("\naccuracy in % (and Frechet distance) at each t\n")
     print("| attack | " + " | ".join(map(str, GRID)) + " |\n| --- |" + " ---: |" * len(GRID))
@@ -202,8 +224,8 @@ def show(rows: dict[str, dict], guidance: dict, robust: list[float], count: int)
         print(f"| {name} | " + " | ".join(cells) + " |")
     near = sum(abs(rows[name]["t"] - rows[name]["best"]) <= GRID[1] - GRID[0] for name in ATTACKS)
     print(f"\nANLS within one grid step of the most accurate t: {near} of {len(ATTACKS)} attacks")
-    found = ", ".join(f"{name} {100 * value:.1f}" for name, value in guidance["accuracy"].items())
-    print(f"AGDM on attacked pool images, accuracy in %: {found}; chosen: {guidance['chosen']}")
+    accuracies = ", ".join(f"{name} {100 * value:.1f}" for name, value in guidance["accuracy"].items())
+    print(f"AGDM on attacked pool images, accuracy in %: {accuracies}; chosen: {guidance['chosen']}")
     print(f"the robust network itself, clean: {cell(robust)}")
 
 
@@ -216,38 +238,34 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="Test scenes.")
     parser.add_argument("--choice-images", type=int, default=60, help="Pool scenes that AGDM is chosen on.")
     arguments = parser.parse_args()
-    config = certdef.load_config(
-        preset="aerial", data__root=arguments.data_root, work_dir=str(arguments.work_dir / "aerial"), threads=1
-    )  # fmt: skip
+    work_dir = str(arguments.work_dir / "aerial")
+    config = certdef.load_config("aerial", data__root=arguments.data_root, work_dir=work_dir, threads=1)
     with pipeline.open_job(config) as job:
-        networks, made = trained(job)
-        depends_on = [arguments.images, STEPS, EPS, list(GRID), *(stage.fingerprint for stage in made)]
-        images, labels = (
-            torch.from_numpy(part[: arguments.images]) for part in (job.data.heldout_images, job.data.heldout_labels)
-        )  # fmt: skip
-        shown = attacked(job, networks["target"], images, labels, ATTACKS) | {"clean": images}
+        networks, parts = trained_networks(job)
+        depends_on = [arguments.images, STEPS, EPS, list(GRID), *(stage.fingerprint for stage in parts)]
+        images = torch.from_numpy(job.data.heldout_images[: arguments.images])
+        labels = torch.from_numpy(job.data.heldout_labels[: arguments.images])
+        adversarial = attacked(job, networks["target"], images, labels, ATTACKS) | {"clean": images}
         rows = {
-            name: choose_step(job, name, networks, images, labels, attack, depends_on) for name, attack in shown.items()
-        }  # fmt: skip
+            name: choose_step(job, name, networks, labels, attack, depends_on)
+            for name, attack in adversarial.items()
+        }
         chosen_on = {name: rows[name]["t"] for name in SEARCH}
         guidance = choose_guidance(job, networks, chosen_on, arguments.choice_images, depends_on)
-        for name, attack in shown.items():
+        for name, attack in adversarial.items():
             rows[name] |= compare(
                 job, name, networks, attack, labels, rows[name], guidance["chosen"], depends_on
             )
-        stage = job.stage("anls", chosen_on, arguments.choice_images, list(SCALES), *depends_on)
-        with job.tracker.stage(stage):
-            if not stage.done:
-                (stage.path / "anls.png").write_bytes(pictures.noise_level_plot(rows))
-                params = {
-                    "images": arguments.images,
-                    "steps": STEPS,
-                    "eps": EPS,
-                    "guidance": guidance["chosen"],
-                } | RECIPE
-                robust = share(judged(networks["robust"], images, labels))
-                stage.finish({"robust": robust, "params": params, "artifacts": ["anls.png"]})
-        show(rows, guidance, stage.result["robust"], arguments.images)
+
+        def compute(stage: Stage) -> Figures:
+            (stage.path / "anls.png").write_bytes(pictures.noise_level_plot(rows))
+            params = {"images": arguments.images, "steps": STEPS, "eps": EPS, "guidance": guidance["chosen"]}
+            robust = share(judged(networks["robust"], images, labels))
+            return Figures(figures={"robust": robust}, params=params | RECIPE, artifacts=("anls.png",))
+
+        key = [chosen_on, arguments.choice_images, list(SCALES), *depends_on]
+        figures = kept(job, "anls", key, compute).result.figures
+        show(rows, guidance, figures["robust"], arguments.images)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pictures
 import torch
+from kept import Figures, kept, trained
 from torch import Tensor, nn
 
 import certdef
@@ -31,10 +32,12 @@ from certdef.attacks import gradient as attacks
 from certdef.config.job import SigmaLaw
 from certdef.config.noise_laws import noise_law
 from certdef.models import storage
+from certdef.purifiers.base import Plan
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
-from certdef.purifiers.networks.nim import NIM, pretrain_nim
-from certdef.stages.denoiser import build_denoiser, pretrain_denoiser, pretrain_mim
-from certdef.stages.trained_once import trained_once
+from certdef.purifiers.networks.denoisers import MASKED, NIM_MAE
+from certdef.purifiers.networks.nim import NIM, nim_training, pretrain_nim
+from certdef.tracking.results import Share
+from certdef.tracking.workspace import Stage
 
 EPS, SIGMA_255, VOTES = 0.1, 75, 15
 SIGMAS_255 = (0, 15, 30, 45, 60, 75, 90, 105, 120, 140)
@@ -42,33 +45,34 @@ RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9)
 UNDEFENDED, HEADLINE, CONSTANT = "nothing", "De³, gamma noise", "De³, constant noise"
 
 
-def pretrained(job: stages.Job, name: str, noise: certify.NoiseLaw, seed: int) -> tuple[NIM, stages.Stage]:
+def pretrained(job: stages.Job, name: str, noise: certify.NoiseLaw, seed: int) -> tuple[NIM, Stage]:
     """A NIM-MAE under a noise and a training seed of its own."""
     config = job.config.nim
 
-    def build() -> NIM:
-        torch.manual_seed(seed)  # inside the fork of trained_once
-        return build_denoiser(job.config, job.data.image_shape)
+    def build() -> nn.Module:
+        torch.manual_seed(seed)  # the job forks the generator around it
+        return NIM_MAE.build(Plan(job.config, job.data.image_shape))
 
-    def train(model: NIM, stage: stages.Stage) -> list[float]:
-        return pretrain_nim(
-            model, torch.from_numpy(job.data.pool), noise, epochs=config.epochs, batch_size=config.batch_size,
-            base_learning_rate=config.base_learning_rate, warmup=config.warmup, seed=seed, device=job.device,
-            checkpoint=stage.path / "checkpoint.pt", progress=job.progress,
-        )  # fmt: skip
+    def train(model: NIM, stage: Stage) -> list[float]:
+        training = nim_training(
+            config.epochs, config.batch_size, config.base_learning_rate, warmup=config.warmup
+        )
+        where = {"device": job.device, "checkpoint": stage.path / "checkpoint.pt", "progress": job.progress}
+        return pretrain_nim(model, torch.from_numpy(job.data.pool), noise, training, seed=seed, **where)
 
-    return trained_once(job, name, [noise.describe(), seed, vars(config)], build, train)
+    return trained(job, name, [noise.describe(), seed, vars(config)], build, train)
 
 
-def networks(job: stages.Job) -> tuple[dict[str, NIM], list[stages.Stage]]:
+def networks(job: stages.Job) -> tuple[dict[str, NIM], list[Stage]]:
     """Every network of the comparison by name, trained only once."""
     law, constant = job.config.certify.laws[0], certify.Gaussian(SIGMA_255 / 255)
-    made = {
-        HEADLINE: pretrain_denoiser(job, law),
+    masked = stages.train_network(job, MASKED)
+    pairs = {
+        HEADLINE: stages.pretrain_denoiser(job, law),
         CONSTANT: pretrained(job, "nim-constant", constant, job.config.seed),
-        "masked baseline": pretrain_mim(job),
+        "masked baseline": (masked.network, masked.stage),
     }
-    return {name: network for name, (network, _) in made.items()}, [stage for _, stage in made.values()]
+    return {name: network for name, (network, _) in pairs.items()}, [stage for _, stage in pairs.values()]
 
 
 class Measured:
@@ -124,7 +128,7 @@ def share(hits: np.ndarray) -> list[float]:
     Seeds of one image are not independent: the interval is that of the images.
     """
     count = hits.shape[1]
-    low, high = stages.interval(round(float(hits.mean() * count)), count)[1:]
+    _, low, high = Share.of(round(float(hits.mean() * count)), count)
     by_seed = hits.mean(axis=1)
     return [float(hits.mean()), low, high, float(by_seed.min()), float(by_seed.max())]
 
@@ -191,44 +195,40 @@ def measure(measured: Measured, nets: dict[str, NIM], arguments: argparse.Namesp
     }
 
 
-def further(
-    job: stages.Job, measured: Measured, seeds: int, depends_on: list
-) -> list[tuple[str, stages.Stage]]:
+def further(job: stages.Job, measured: Measured, seeds: int, depends_on: list) -> list[tuple[str, Stage]]:
     """Other networks, each trained and measured in stages of its own: blind and over the dial."""
     law, uniform = job.config.certify.laws[0], SigmaLaw("uniform", "uniform", (), 150.0)
-    made = {
+    makers = {
         "De³, uniform noise": partial(pretrained, job, "nim-uniform", noise_law(uniform), job.config.seed),
-        "De³, NIM-SimMIM": partial(pretrain_denoiser, job, law, linear_head=True),
+        "De³, NIM-SimMIM": partial(stages.pretrain_denoiser, job, law, linear_head=True),
     } | {
         f"{HEADLINE}, training seed {seed}": partial(pretrained, job, f"nim-seed{seed}", noise_law(law), seed)
         for seed in range(1, seeds)
     }
     rows = []
-    for name, make in made.items():
-        network, trained = make()
-        stage = job.stage(f"de3-{trained.name}", trained.fingerprint, SIGMAS_255, depends_on)
-        with job.tracker.stage(stage):
-            if not stage.done:
-                network.requires_grad_(False)
-                found = measured.both(measured.behind(network), measured.seeds)
-                row = {kind: share(hits) for kind, hits in found.items()}
-                stage.finish({
-                    "row": row,
-                    "dial": table(measured.dial(network)),
-                    "metrics": {f"{stage.name}/{kind}": each[0] for kind, each in row.items()},
-                })  # fmt: skip
-        rows.append((name, stage))
+    for name, make in makers.items():
+        network, trained_stage = make()
+
+        def compute(stage: Stage, network: nn.Module = network) -> Figures:
+            network.requires_grad_(False)
+            hits = measured.both(measured.behind(network), measured.seeds)
+            row = {kind: share(each) for kind, each in hits.items()}
+            metrics = {f"{stage.name}/{kind}": each[0] for kind, each in row.items()}
+            return Figures(figures={"row": row, "dial": table(measured.dial(network))}, metrics=metrics)
+
+        key = [trained_stage.fingerprint, SIGMAS_255, depends_on]
+        rows.append((name, kept(job, f"de3-{trained_stage.name}", key, compute)))
     return rows
 
 
-def kept_plot(job: stages.Job, result: dict, parts: list[stages.Stage]) -> Path:
+def kept_plot(job: stages.Job, result: dict, parts: list[Stage]) -> Path:
     """Where the plot of everything measured is kept."""
-    stage = job.stage("de3-plot", [part.fingerprint for part in parts])
-    with job.tracker.stage(stage):
-        if not stage.done:
-            (stage.path / "de3.png").write_bytes(plot(result))
-            stage.finish({"artifacts": ["de3.png"]})
-    return stage.path / "de3.png"
+
+    def compute(stage: Stage) -> Figures:
+        (stage.path / "de3.png").write_bytes(plot(result))
+        return Figures(artifacts=("de3.png",))
+
+    return kept(job, "de3-plot", [part.fingerprint for part in parts], compute).path / "de3.png"
 
 
 def plot(result: dict) -> bytes:
@@ -323,43 +323,47 @@ def main() -> None:
     parser.add_argument("--eot", type=int, default=10, help="Draws a gradient.")
     arguments = parser.parse_args()
     config = certdef.load_config(
-        preset="fashion-mnist", data__root=arguments.data_root, work_dir=str(arguments.work_dir / "fashion-mnist"),
-        threads=1, nim__epochs=arguments.epochs,
-    )  # fmt: skip
+        preset="fashion-mnist",
+        data__root=arguments.data_root,
+        work_dir=str(arguments.work_dir / "fashion-mnist"),
+        threads=1,
+        nim__epochs=arguments.epochs,
+    )
     with pipeline.open_job(config) as job:
-        _, target_stage = stages.open_black_box(job)
+        _, target_stage = stages.open_target(job)
         target = storage.load_model(target_stage.path / "model", job.device)
-        nets, trained = networks(job)
+        nets, parts = networks(job)
         settings = {key: getattr(arguments, key) for key in ("images", "eot_images", "seeds", "steps", "eot")}
         depends_on = [target_stage.fingerprint, EPS, SIGMA_255, settings]
         for network in (target, *nets.values()):
             network.requires_grad_(False)  # attacks ask for gradients in the images alone
         measured = Measured(job, target, arguments.images, arguments.seeds, arguments.steps)
-        stage = job.stage(
-            "de3", [each.fingerprint for each in trained], SIGMAS_255, RATIOS, VOTES, depends_on
-        )  # fmt: skip
-        with job.tracker.stage(stage):
-            if not stage.done:
-                result = measure(measured, nets, arguments)
-                stage.finish({
-                    "result": result,
-                    "params": settings,
-                    "metrics": {
-                        f"de3/{kind}_{number}": row[kind][0]
-                        for number, row in enumerate(result["blind"].values())
-                        for kind in row
-                    } | {f"de3/aware_{number}": found[0] for number, found in enumerate(result["aware"].values())},
-                    "points": {
-                        "de3/dial": [[int(sigma), row["attacked"][0]] for sigma, row in result["dial"][HEADLINE].items()]
-                    },
-                    "artifacts": ["result.json"],
-                })  # fmt: skip
-        result = stage.result["result"]
+
+        def compute(stage: Stage) -> Figures:
+            result = measure(measured, nets, arguments)
+            metrics = {
+                f"de3/{kind}_{number}": row[kind][0]
+                for number, row in enumerate(result["blind"].values())
+                for kind in row
+            }
+            metrics |= {f"de3/aware_{number}": row[0] for number, row in enumerate(result["aware"].values())}
+            dial = [(int(sigma), row["attacked"][0]) for sigma, row in result["dial"][HEADLINE].items()]
+            return Figures(
+                figures=result,
+                params=settings,
+                metrics=metrics,
+                points={"de3/dial": tuple(dial)},
+                artifacts=("result.json",),
+            )
+
+        key = [[each.fingerprint for each in parts], SIGMAS_255, RATIOS, VOTES, depends_on]
+        stage = kept(job, "de3", key, compute)
+        result = stage.result.figures
         others = further(job, measured, arguments.training_seeds, depends_on)
         for name, other in others:
-            result["blind"][name] = other.result["row"]
+            result["blind"][name] = other.result.figures["row"]
             if "seed" not in name:
-                result["dial"][name] = other.result["dial"]
+                result["dial"][name] = other.result.figures["dial"]
         show(result, arguments)
         print(f"\nplot: {kept_plot(job, result, [stage, *(other for _, other in others)])}")
 

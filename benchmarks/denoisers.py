@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kept import Figures, kept
 from torch import nn
 
 import certdef
@@ -22,63 +23,62 @@ import certify
 from certdef import pipeline, stages
 from certdef.config.noise_laws import noise_law
 from certdef.models import storage
-from certdef.purifiers import build
-from certdef.purifiers.catalogue import title
-from certdef.stages.certificates import Condition, certify_condition
-from certdef.stages.networks import PER_LAW, SHARED
+from certdef.purifiers.registry import find_purifier
+from certdef.report.words import purifier_title
+from certdef.stages.certificates import BaseClassifier, Condition, certify_condition
+from certdef.tracking.workspace import Stage
 
-# The purifier, and the network that denoises for it.
-DENOISERS = {"none": None, "de3": "nim", "blind-spot": "blind_spot_noisy", "one-step": "diffusion"}
-
-
-def denoiser(job: stages.Job, name: str) -> tuple[nn.Module | None, str]:
-    """The trained denoiser of a purifier, and the fingerprint of its stage."""
-    need = DENOISERS[name]
-    if need is None:
-        return None, ""
-    network, stage = (
-        PER_LAW[need](job, job.config.certify.laws[0]) if need in PER_LAW else SHARED[need](job, None, None)
-    )
-    return build.denoiser(name, build.settings(name, job.config), {need: network}), stage.fingerprint
+DENOISERS = ("none", "de3", "blind-spot", "one-step")
 
 
-def measure(job: stages.Job) -> stages.Stage:
+def denoiser(job: stages.Job, name: str) -> tuple[nn.Module | None, list[str]]:
+    """The trained denoiser of a purifier, and the fingerprints of its networks' stages."""
+    if name == "none":
+        return None, []
+    spec = find_purifier(name)
+    assert spec.denoiser is not None
+    trained = {network.role: stages.train_network(job, network) for network in spec.networks(job.config)}
+    networks = {role: each.network for role, each in trained.items()}
+    front = spec.denoiser.build(spec.settings(job.config), networks)
+    return front, [each.stage.fingerprint for each in trained.values()]
+
+
+def measure(job: stages.Job) -> Stage[Figures]:
     """Certify the target under each denoiser; the records and the picture stay in the stage."""
-    _, target_stage = stages.open_black_box(job)
+    _, target_stage = stages.open_target(job)
     target = storage.load_model(target_stage.path / "model", job.device)
     fronts = {name: denoiser(job, name) for name in DENOISERS}
-    stage = job.stage(
-        "denoisers", job.config.certify.settings, target_stage.fingerprint, [mark for _, mark in fronts.values()]
-    )  # fmt: skip
     noise = noise_law(job.config.certify.laws[0])
-    with job.tracker.stage(stage):
-        if not stage.done:
-            found, lines = {}, {}
-            for name, (front, _) in fronts.items():
-                base = nn.Sequential(front, target) if front else target
-                condition = Condition(
-                    "target", "nim", None if name == "none" else name, noise, white_box=True
-                )
-                found[name] = certify_condition(
-                    job, condition, base, len(job.data.classes), stage, job.config.certify.n
-                )
-                records = certify.read_records(stage.path / "records" / f"{condition.key}.jsonl")
-                furthest = 1.1 * max(0.25, float(records.radius.max()))
-                lines[title(name)] = certify.curves.certified_accuracy(records, np.linspace(0, furthest, 300))
-            certify.curves.plot(
-                lines, stage.path / "denoisers.png", title=f"{job.data.name}: certified by denoiser"
-            )
-            stage.finish({
-                "found": found,
-                "params": job.config.certify.settings,
-                "metrics": {
-                    f"denoisers/{name}/certified_accuracy_at_{radius:g}": share[0]
-                    for name, each in found.items()
-                    for radius, share in zip(job.config.certify.radii, each["accuracy"], strict=True)
-                },
-                "artifacts": ["*.png", "records/*"],
-            })  # fmt: skip
-    return stage
+
+    def compute(stage: Stage) -> Figures:
+        curves, lines = {}, {}
+        for name, (front, _) in fronts.items():
+            base = nn.Sequential(front, target) if front else target
+            purifier = None if name == "none" else name
+            condition = Condition("target", "nim", purifier, noise, white_box=True)
+            classifier = BaseClassifier(base, len(job.data.classes), job.config.certify.n)
+            curves[name] = certify_condition(job, condition, classifier, stage)
+            records = certify.read_records(stage.path / "records" / f"{condition.key}.jsonl")
+            furthest = 1.1 * max(0.25, float(records.radius.max()))
+            radii = np.linspace(0, furthest, 300)
+            lines[name_in_words(name)] = certify.curves.certified_accuracy(records, radii)
+        title = f"{job.data.name}: certified by denoiser"
+        certify.curves.plot(lines, stage.path / "denoisers.png", title=title)
+        metrics = {
+            f"denoisers/{name}/certified_accuracy_at_{radius:g}": share[0]
+            for name, each in curves.items()
+            for radius, share in zip(job.config.certify.radii, each.accuracy, strict=True)
+        }
+        figures = {name: [each.accuracy_at_0, *each.accuracy] for name, each in curves.items()}
+        settings = job.config.certify.settings
+        return Figures(figures=figures, params=settings, metrics=metrics, artifacts=("*.png", "records/*"))
+
+    marks = [mark for _, mark in fronts.values()]
+    return kept(job, "denoisers", [job.config.certify.settings, target_stage.fingerprint, marks], compute)
+
+
+def name_in_words(name: str) -> str:
+    return "none" if name == "none" else purifier_title(name)
 
 
 def main() -> None:
@@ -104,22 +104,26 @@ def main() -> None:
             if (value := getattr(arguments, f"{section}_epochs")) is not None
         }
         config = certdef.load_config(
-            preset=preset, data__root=arguments.data_root, work_dir=str(Path(arguments.work_dir) / preset),
-            certify__images=arguments.images, certify__target_images=arguments.images, certify__n=arguments.n,
-            blind_spot__images="pool", threads=1, **epochs,
-        )  # fmt: skip
+            preset=preset,
+            data__root=arguments.data_root,
+            work_dir=str(Path(arguments.work_dir) / preset),
+            certify__images=arguments.images,
+            certify__target_images=arguments.images,
+            certify__n=arguments.n,
+            blind_spot__images="pool",
+            threads=1,
+            **epochs,
+        )
         with pipeline.open_job(config) as job:
             stage = measure(job)
-            found = stage.result["found"]
             print(
                 f"\n{job.data.name}: {arguments.images} images, n = {arguments.n}, alpha = {config.certify.alpha}, {stage.path}"
             )
             print("| denoiser | r = 0 | " + " | ".join(f"{r:g}" for r in config.certify.radii) + " |")
             print("| --- |" + " --- |" * (1 + len(config.certify.radii)))
-            for name, each in found.items():
-                shares = [each["accuracy_at_0"], *each["accuracy"]]
+            for name, shares in stage.result.figures.items():
                 cells = [f"{100 * a:.0f} [{100 * low:.0f}, {100 * high:.0f}]" for a, low, high in shares]
-                print(f"| {title(name)} | {' | '.join(cells)} |")
+                print(f"| {name_in_words(name)} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

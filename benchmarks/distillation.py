@@ -158,7 +158,7 @@ def train_target(root: str) -> str:
 
     config = certdef.load_config(preset="fashion-mnist", data__root=root)
     with pipeline.open_job(config) as job:
-        return str(stages.open_black_box(job)[1].path / "model")
+        return str(stages.open_target(job)[1].path / "model")
 
 
 def table(cells: list[dict[str, Any]], condition: str) -> str:

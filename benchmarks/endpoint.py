@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from ncis import add_folders, colour_network, open_job, smoothing
+from kept import Figures, kept, trained
+from ncis import add_folders, color_network, open_job, smoothing
 from torch import Tensor, nn
 
 import surrogates
@@ -30,7 +31,8 @@ from certdef.attacks import gradient as attacks
 from certdef.models import serving
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.ncis import NCIS
-from certdef.stages.trained_once import trained_once
+from certdef.tracking.results import Share
+from certdef.tracking.workspace import Stage
 
 # The attacker's models and their epochs; two have the target's architecture.
 MODELS = {"cnn-1": 8, "cnn-2": 8, "mlp": 6}
@@ -61,14 +63,20 @@ def attackers_model(job: stages.Job, name: str, epochs: int, number: int) -> nn.
     def build() -> nn.Module:
         return job.seeded(lambda: build_classifier(kind, data.image_shape, len(data.classes)), seed)
 
-    def train(model: nn.Module, _: stages.Stage) -> list[float]:
+    def train(model: nn.Module, _: Stage) -> list[float]:
         train_classifier(
-            model, data.target_images, data.target_labels, epochs=epochs, seed=seed, device=job.device, augment=True,
+            model,
+            data.target_images,
+            data.target_labels,
+            epochs=epochs,
+            seed=seed,
+            device=job.device,
+            augment=True,
             progress=partial(job.progress, desc="train the attacker's model"),
-        )  # fmt: skip
+        )
         return []
 
-    return trained_once(job, f"attackers-{name}", [epochs, number], build, train)[0]
+    return trained(job, f"attackers-{name}", [epochs, number], build, train)[0]
 
 
 @contextmanager
@@ -89,16 +97,14 @@ def endpoint(model_uri: str) -> Iterator[str]:
         thread.join()
 
 
-def measure(
-    job: stages.Job, stage: stages.Stage, target_stage: stages.Stage, network: nn.Module, arguments
-) -> dict:
+def measure(job: stages.Job, stage: Stage, target_stage: Stage, network: nn.Module, arguments) -> dict:
     data, eps = job.data, arguments.eps_255 / 255
     images, labels = (
         torch.from_numpy(array[: arguments.images]) for array in (data.heldout_images, data.heldout_labels)
     )
     ensemble = Ensemble(attackers_models(job)).to(job.device)
     members = {
-        kind: stages.interval(int((guesses(member, images) == labels).sum()), len(labels))
+        kind: Share.of(int((guesses(member, images) == labels).sum()), len(labels))
         for kind, member in zip(MODELS, ensemble.members, strict=True)
     }
     moved = attacks.pgd(
@@ -113,22 +119,20 @@ def measure(
     rows = {}
     budget = {"attack": 2 * len(purifiers) * len(images)}
     with (
-        endpoint(target_stage.result["uri"]) as address,
+        endpoint(target_stage.result.uri) as address,
         surrogates.QueryLedger(stage.path / "ledger.db", budget) as ledger,
     ):
         # The port changes with every start; the ledger knows the target by what is behind it.
         target = surrogates.open_target(
             address, num_classes=len(data.classes), output_kind="probabilities", input_shape=data.image_shape,
-            identity=f"endpoint:{target_stage.result['identity']}",
+            identity=f"endpoint:{target_stage.result.identity}",
         )  # fmt: skip
         asked = ledger.attach(target, purpose="attack", experiment=stage.fingerprint)
         for name, purifier in purifiers.items():
             with torch.inference_mode():
                 shown = {"clean": purifier(images), "attacked": purifier(moved)}
             rows[name] = {
-                key: stages.interval(
-                    int((asked.query(each.numpy()).labels == labels.numpy()).sum()), len(labels)
-                )
+                key: Share.of(int((asked.query(each.numpy()).labels == labels.numpy()).sum()), len(labels))
                 for key, each in shown.items()
             }
         charge = ledger.bill()["attack"]
@@ -156,22 +160,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="PGD steps.")
     arguments = parser.parse_args()
     settings = {name: getattr(arguments, name) for name in ("images", "eps_255", "steps")}
-    network = colour_network(arguments)
+    network = color_network(arguments)
     with open_job("cifar10", arguments) as job:
-        _, target_stage = stages.open_black_box(job)
-        stage = job.stage("endpoint", target_stage.fingerprint, settings, MODELS, GS, NCIS_SETTING)
-        with job.tracker.stage(stage):
-            if not stage.done:
-                result = measure(job, stage, target_stage, network, arguments)
-                metrics = {
-                    f"endpoint/{name}/{key}": share[0]
-                    for name, row in result["rows"].items()
-                    for key, share in row.items()
-                }
-                stage.finish(
-                    result | {"params": settings, "metrics": metrics | {"endpoint/queries": result["spent"]}}
-                )
-        result = stage.result
+        _, target_stage = stages.open_target(job)
+
+        def compute(stage: Stage) -> Figures:
+            result = measure(job, stage, target_stage, network, arguments)
+            metrics = {
+                f"endpoint/{name}/{key}": share[0]
+                for name, row in result["rows"].items()
+                for key, share in row.items()
+            }
+            metrics["endpoint/queries"] = result["spent"]
+            return Figures(figures=result, params=settings, metrics=metrics)
+
+        key = [target_stage.fingerprint, settings, MODELS, GS, NCIS_SETTING]
+        result = kept(job, "endpoint", key, compute).result.figures
     print(
         f"\n### CIFAR-10 part over HTTP, {result['images']} test images, PGD {arguments.eps_255:g}/255 on three models\n"
     )

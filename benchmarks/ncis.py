@@ -20,10 +20,12 @@ import argparse
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pictures
 import torch
+from kept import Figures, kept, trained
 from torch import nn
 
 import certdef
@@ -32,10 +34,11 @@ from certdef.attacks import gradient as attacks
 from certdef.data.natural import natural_crops
 from certdef.data.sets import data_root
 from certdef.models import storage
-from certdef.purifiers.gaussian import GaussianSmoothing
+from certdef.purifiers.gs import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
 from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
-from certdef.stages.trained_once import trained_once
+from certdef.tracking.results import Share
+from certdef.tracking.workspace import Stage
 from surrogates.distillation.training import Training
 
 EPS_255 = {"aerial": (4, 8), "cifar10": (4, 8), "fashion-mnist": (8, 25.5)}
@@ -58,24 +61,30 @@ def open_job(preset: str, arguments: argparse.Namespace) -> AbstractContextManag
     )
 
 
-def colour_network(arguments: argparse.Namespace) -> nn.Module:
-    """The blind-spot network for colour images, trained once, in the job of the aerial scenes."""
+def color_network(arguments: argparse.Namespace) -> nn.Module:
+    """The blind-spot network for color images, trained once, in the job of the aerial scenes."""
     with open_job("aerial", arguments) as job:
         config, size = job.config.blind_spot, TRAINED["size"]
 
-        def train(network: nn.Module, stage: stages.Stage) -> list[float]:
+        def train(network: nn.Module, stage: Stage) -> list[float]:
             crops = natural_crops(
                 data_root(job.config.data), 3, size, config.crops, job.config.seed, scales=TRAINED["scales"]
             )
+            training = Training(config.epochs, config.batch_size, config.learning_rate)
             return train_blind_spot(
-                network, crops, Training(config.epochs, config.batch_size, config.learning_rate),
-                smoothing=smoothing(TRAINED["sigma"]), seed=job.config.seed, device=job.device,
-                checkpoint=stage.path / "checkpoint.pt", progress=job.progress,
-            )  # fmt: skip
+                network,
+                crops,
+                training,
+                smoothing=smoothing(TRAINED["sigma"]),
+                seed=job.config.seed,
+                device=job.device,
+                checkpoint=stage.path / "checkpoint.pt",
+                progress=job.progress,
+            )
 
         shape = BlindSpotShape((3, size, size), config.filters, config.blocks)
         recipe = TRAINED | asdict(replace(config, images="natural", iterations=1))
-        return trained_once(job, "ncis-network", [recipe], lambda: BlindSpotNetwork(shape), train, recipe)[0]
+        return trained(job, "ncis-network", [recipe], lambda: BlindSpotNetwork(shape), train)[0]
 
 
 @dataclass
@@ -139,7 +148,7 @@ def shares(right: dict[str, np.ndarray]) -> dict[str, list[float]]:
     """Accuracy with its 95% interval. Seeds of one image are not independent: the interval is that of the images."""
     table = {}
     for name, hits in right.items():
-        _, low, high = stages.interval(round(hits.mean() * hits.shape[1]), hits.shape[1])
+        _, low, high = Share.of(round(hits.mean() * hits.shape[1]), hits.shape[1])
         table[name] = [float(hits.mean()), low, high]
     return table
 
@@ -172,13 +181,11 @@ def aware(target, purifier, shown: Shown, count: int, eps_255, steps: int, devic
             )
             hits.append(judged(defended, moved, labels, device))
         for name, right in zip(("bpda", "full", "worse"), (*hits, hits[0] & hits[1]), strict=True):
-            found[f"{name} {eps:g}"] = stages.interval(int(right.sum()), count)
+            found[f"{name} {eps:g}"] = Share.of(int(right.sum()), count)
     return found
 
 
-def measure(
-    job: stages.Job, stage: stages.Stage, target: nn.Module, network: nn.Module | None, arguments
-) -> dict:
+def measure(job: stages.Job, stage: Stage, target: nn.Module, network: nn.Module | None, arguments) -> dict:
     """Everything about one data set, as plain values."""
     data, device, eps_255 = job.data, job.device, EPS_255[job.config.preset]
     images, labels = (
@@ -229,9 +236,7 @@ def plot(result: dict, eps_255) -> bytes:
         knowing = {f"{eps:g}": row[f"worse {eps:g}"] for eps in eps_255}
         marked[f"{name}, attacker aware"] = {"clean": accuracy[name]["clean"]} | knowing
     panels = {f"PGD, L∞ {eps:g}/255": f"{eps:g}" for eps in eps_255}
-    return pictures.trade_off_plot(
-        {name: rows for name, rows in lines.items() if rows}, marked, panels
-    )
+    return pictures.trade_off_plot({name: rows for name, rows in lines.items() if rows}, marked, panels)
 
 
 def cell(share: list[float]) -> str:
@@ -281,27 +286,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="PGD steps.")
     arguments = parser.parse_args()
     settings = {name: getattr(arguments, name) for name in ("images", "aware_images", "seeds", "steps")}
-    colour = [preset for preset in arguments.presets if preset != "fashion-mnist"]
-    network = colour_network(arguments) if colour else None
+    color = [preset for preset in arguments.presets if preset != "fashion-mnist"]
+    network = color_network(arguments) if color else None
     for preset in arguments.presets:
         with open_job(preset, arguments) as job:
-            _, target_stage = stages.open_black_box(job)
+            _, target_stage = stages.open_target(job)
             target = storage.load_model(target_stage.path / "model", job.device)
-            depends_on = [target_stage.fingerprint, settings, SIGMAS, EPS_255[preset]]
-            stage = job.stage(
-                "ncis",
-                *depends_on,
-                *([TRAINED, asdict(job.config.blind_spot), INFERENCE] if preset in colour else []),
-            )
-            with job.tracker.stage(stage):
-                if not stage.done:
-                    result = measure(job, stage, target, network if preset in colour else None, arguments)
-                    metrics = {f"ncis/gain_{eps}": points[0] for eps, points in result["gains"].items()}
-                    for name, row in result["accuracy"].items():
-                        metrics |= {f"ncis/{name}/{eps}": share[0] for eps, share in row.items()}
-                    params = settings | {"chosen": result["chosen"]} | TRAINED
-                    stage.finish(result | {"params": params, "metrics": metrics, "artifacts": ["ncis.png"]})
-            show(preset, stage.result)
+            front = network if preset in color else None
+            key = [target_stage.fingerprint, settings, SIGMAS, EPS_255[preset]]
+            key += [TRAINED, asdict(job.config.blind_spot), INFERENCE] if preset in color else []
+
+            def compute(
+                stage: Stage, job: stages.Job = job, target: nn.Module = target, front: Any = front
+            ) -> Figures:
+                result = measure(job, stage, target, front, arguments)
+                metrics = {f"ncis/gain_{eps}": points[0] for eps, points in result["gains"].items()}
+                for name, row in result["accuracy"].items():
+                    metrics |= {f"ncis/{name}/{eps}": share[0] for eps, share in row.items()}
+                params = settings | {"chosen": result["chosen"]} | TRAINED
+                return Figures(figures=result, params=params, metrics=metrics, artifacts=("ncis.png",))
+
+            show(preset, kept(job, "ncis", key, compute).result.figures)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ from pathlib import Path
 import certdef
 import certify
 from certdef import stages
-from certdef.purifiers.catalogue import title
 from certdef.report import terminal
-from certdef.report.page import law_in_words
+from certdef.report.words import law_in_words, purifier_title
 
 BEGIN, END = "<!-- numbers: from the run's result.json files -->\n", "<!-- end of numbers -->\n"
 
@@ -42,7 +41,7 @@ def certificates(config, found: dict, subject: str) -> list[str]:
         cells += [
             percent(each) if r <= reach else "–" for r, each in zip(radii, curve["accuracy"], strict=True)
         ]
-        front = title(condition.purifier) if condition.denoised else "nothing"
+        front = purifier_title(condition.purifier) if condition.denoised else "nothing"
         lines.append(
             f"| {name} | {front} | {' | '.join(cells)} | {100 * curve['abstained']:.1f} | {int(1000 * reach) / 1000:.3f} |"
         )
@@ -50,7 +49,7 @@ def certificates(config, found: dict, subject: str) -> list[str]:
 
 
 def numbers(config, summary) -> str:
-    results, front = summary.results, title(config.purifier)
+    results, front = summary.results, purifier_title(config.purifier)
     found, attack, surrogate = results["certify"], results["attack"], results["surrogate"]
     printed = [
         line for line in terminal.headline(config, summary).splitlines() if not line.startswith("reused")

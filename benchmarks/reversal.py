@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kept import Figures, kept, trained
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,7 +31,7 @@ import certdef
 import certify
 from certdef import pipeline, stages
 from certdef.attacks import gradient as attacks
-from certdef.models.classifiers import build_classifier, features, train_classifier
+from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers import (
     NIM,
     NIMShape,
@@ -41,8 +42,11 @@ from certdef.purifiers import (
     pretrain_nim,
     train_tasks,
 )
+from certdef.purifiers.networks.nim import nim_training
 from certdef.purifiers.networks.tasks import TASKS
-from certdef.stages.trained_once import trained_once
+from certdef.tracking.results import Share
+from certdef.tracking.workspace import Stage
+from surrogates.distillation.inference import features
 
 EPS = 0.1
 BASES = {"robust": {"images": 12_000, "epochs": 6, "steps": 5}, "plain": {"images": 12_000, "epochs": 4}}
@@ -54,7 +58,7 @@ SYSTEMS = {task: (task,) for task in TASKS} | {"first three": TASKS[:3], "all fo
 JOINT = (0.1, 0.5, 2.0)  # weights of the self-supervised loss in the joint attack
 
 
-def trained_base(job: stages.Job, name: str) -> tuple[nn.Module, stages.Stage]:
+def trained_base(job: stages.Job, name: str) -> tuple[nn.Module, Stage]:
     """A CNN on the owner's images; the robust one sees attacked images alone (Madry et al., ICLR 2018)."""
     how, seeds = BASES[name], itertools.count()
 
@@ -63,47 +67,48 @@ def trained_base(job: stages.Job, name: str) -> tuple[nn.Module, stages.Stage]:
             images.device
         )
 
-    def train(model: nn.Module, stage: stages.Stage) -> list[float]:
-        shown, labels = job.data.target_images[: how["images"]], job.data.target_labels[: how["images"]]
+    def train(model: nn.Module, stage: Stage) -> list[float]:
+        images, labels = job.data.target_images[: how["images"]], job.data.target_labels[: how["images"]]
         train_classifier(
-            model, shown, labels, epochs=how["epochs"], seed=0, device=job.device, progress=partial(job.progress, desc=f"train the {name} base"),
+            model,
+            images,
+            labels,
+            epochs=how["epochs"],
+            seed=0,
+            device=job.device,
+            progress=partial(job.progress, desc=f"train the {name} base"),
             perturb=perturb if name == "robust" else None,
-        )  # fmt: skip
+        )
         return []
 
     build = partial(build_classifier, "cnn", job.data.image_shape, len(job.data.classes))
-    return trained_once(job, f"reversal-base-{name}", [how, EPS], build, train)
+    return trained(job, f"reversal-base-{name}", [how, EPS], build, train)
 
 
-def trained_denoiser(job: stages.Job) -> tuple[nn.Module, stages.Stage]:
-    def train(model: nn.Module, stage: stages.Stage) -> list[float]:
-        how = {key: value for key, value in DENOISER.items() if key != "images"}
+def trained_denoiser(job: stages.Job) -> tuple[nn.Module, Stage]:
+    def train(model: nn.Module, stage: Stage) -> list[float]:
+        training = nim_training(**{key: value for key, value in DENOISER.items() if key != "images"})
         images = torch.from_numpy(job.data.pool[: DENOISER["images"]])
-        checkpoint = stage.path / "checkpoint.pt"
-        return pretrain_nim(
-            model, images, certify.nim_noise(), **how, device=job.device, checkpoint=checkpoint, progress=job.progress
-        )  # fmt: skip
+        where = {"device": job.device, "checkpoint": stage.path / "checkpoint.pt", "progress": job.progress}
+        return pretrain_nim(model, images, certify.nim_noise(), training, **where)
 
     shape = NIMShape(job.data.image_shape, depth=2)
-    return trained_once(job, "reversal-denoiser", [DENOISER, vars(shape)], lambda: NIM(shape), train)
+    return trained(job, "reversal-denoiser", [DENOISER, vars(shape)], lambda: NIM(shape), train)
 
 
-def trained_heads(job, name, base, denoiser, depends_on) -> tuple[nn.Module, stages.Stage]:
+def trained_heads(job, name, base, denoiser, depends_on) -> tuple[nn.Module, Stage]:
     how = {key: value for key, value in HEADS.items() if key != "images"}
     images = torch.from_numpy(job.data.pool[: HEADS["images"]])
     with torch.no_grad():
         width = features(base, images[:1].to(job.device)).shape[1]
     shape = TaskShape(job.data.image_shape, width, TASKS, sigma=NOISE)
 
-    def train(network: nn.Module, stage: stages.Stage) -> list[float]:
-        return train_tasks(
-            network, base, images, Training(**how), denoiser=denoiser, device=job.device,
-            checkpoint=stage.path / "checkpoint.pt", progress=job.progress,
-        )  # fmt: skip
+    def train(network: nn.Module, stage: Stage) -> list[float]:
+        where = {"device": job.device, "checkpoint": stage.path / "checkpoint.pt", "progress": job.progress}
+        return train_tasks(network, base, images, Training(**how), denoiser=denoiser, **where)
 
-    return trained_once(
-        job, f"reversal-tasks-{name}", [vars(shape), HEADS, *depends_on], lambda: TaskNetwork(shape), train
-    )
+    key = [vars(shape), HEADS, *depends_on]
+    return trained(job, f"reversal-tasks-{name}", key, lambda: TaskNetwork(shape), train)
 
 
 @torch.no_grad()
@@ -159,7 +164,7 @@ def aware(
         moved = joint(reversal, images.to(device), labels.to(device), weight, 2 * steps).cpu()
         hits[f"joint {weight:g}"] = right(defended, moved, labels, device)
     hits["left"] = np.logical_and.reduce(list(hits.values()))
-    return {name: stages.interval(int(each.sum()), len(each)) for name, each in hits.items()}
+    return {name: Share.of(int(each.sum()), len(each)) for name, each in hits.items()}
 
 
 def measure(job: stages.Job, reversal: Reversal, settings: dict, knowing: bool) -> dict:
@@ -181,7 +186,7 @@ def measure(job: stages.Job, reversal: Reversal, settings: dict, knowing: bool) 
         for front, model in (("bare", base), ("defended", defended))
         for name, shown in (("clean", images), ("blind", attacked[0]))
     }
-    result: dict = {name: stages.interval(int(each.sum()), len(each)) for name, each in hits.items()}
+    result: dict = {name: Share.of(int(each.sum()), len(each)) for name, each in hits.items()}
     for name in ("clean", "blind"):
         gain = hits[f"defended {name}"].astype(float) - hits[f"bare {name}"]
         result[f"gain {name}"] = bootstrapped(np.mean, gain)
@@ -191,6 +196,16 @@ def measure(job: stages.Job, reversal: Reversal, settings: dict, knowing: bool) 
         aware(reversal, images[:few], labels[:few], settings["aware_steps"], device) if knowing else {}
     )
     return result
+
+
+def measured(
+    job: stages.Job, reversal: Reversal, settings: dict, knowing: bool, prefix: str, stage: Stage
+) -> Figures:
+    """One row, as a stage keeps it."""
+    row = measure(job, reversal, settings, knowing)
+    metrics = {f"{prefix}/{key}": row[key][0] for key in row if key != "aware"}
+    metrics |= {f"{prefix}/aware/{key}": share[0] for key, share in row["aware"].items()}
+    return Figures(figures=row, params={"tasks": list(reversal.tasks)}, metrics=metrics)
 
 
 def cell(share: list[float], signed: bool = False) -> str:
@@ -264,25 +279,10 @@ def main() -> None:
                     job.device
                 )
                 knowing = system in arguments.aware
-                stage = job.stage(
-                    f"reversal-{name}-{system.replace(' ', '-')}",
-                    settings,
-                    knowing,
-                    JOINT,
-                    heads_stage.fingerprint,
-                )
-                with job.tracker.stage(stage):
-                    if not stage.done:
-                        row = measure(job, reversal, settings, knowing)
-                        metrics = {
-                            f"reversal/{name}/{system}/{key}": row[key][0] for key in row if key != "aware"
-                        }
-                        metrics |= {
-                            f"reversal/{name}/{system}/aware/{key}": row["aware"][key][0]
-                            for key in row["aware"]
-                        }
-                        stage.finish(row | {"params": {"tasks": list(SYSTEMS[system])}, "metrics": metrics})
-                rows[system] = stage.result
+                compute = partial(measured, job, reversal, settings, knowing, f"reversal/{name}/{system}")
+                key = [settings, knowing, JOINT, heads_stage.fingerprint]
+                stage_name = f"reversal-{name}-{system.replace(' ', '-')}"
+                rows[system] = kept(job, stage_name, key, compute).result.figures
             show(name, rows, settings)
 
 

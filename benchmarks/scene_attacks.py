@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certdef.attacks.gradient import OnCopies, evaluating, sign_steps, within
-from certdef.models.classifiers import features
+from surrogates.distillation.inference import features
 
 ATTACKS = ("fgsm", "i-fgsm", "cw", "tpgd", "jitter", "mixup", "mixcut")
 RANDOM_START = ("tpgd", "jitter")

@@ -19,8 +19,7 @@ from certdef.config.job import (
     nearest,
     preset_path,
 )
-from certdef.config.purifiers import NIMConfig
-from certdef.purifiers.catalogue import CATALOGUE
+from certdef.config.purifiers import NIMConfig, is_code, purifier_names
 
 METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
 GUIDES = ("off", "decide", "budget")
@@ -64,10 +63,17 @@ def _refuse(section: object, prefix: str, rules: Rules) -> None:
 
 
 def _job(config: RunConfig) -> Rules:
-    known = f"certdef purifiers lists them{nearest(config.purifier, list(CATALOGUE))}"
-    yield "purifier", config.purifier in CATALOGUE, known
+    yield "purifier", *_purifier(config.purifier)
     yield "device", config.device in ("auto", "cpu", "cuda"), "use auto, cpu or cuda"
     yield "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"
+
+
+def _purifier(name: str) -> tuple[bool, str]:
+    """Whether there is such a purifier, and what to do otherwise."""
+    if name.startswith("python:"):
+        return is_code(name), "write python:package.module:factory"
+    names = purifier_names()
+    return name in names, f"certdef purifiers lists them{nearest(name, names)}"
 
 
 def _certify(certify: CertifyConfig) -> Rules:
@@ -93,13 +99,8 @@ def _attack(attack: AttackConfig) -> Rules:
 
 
 def _ladder(ladder: LadderConfig) -> Rules:
-    from certdef.purifiers.catalogue import CATALOGUE
-
-    yield (
-        "systems",
-        not (unknown := {*ladder.systems} - {*CATALOGUE, "none"}),
-        (f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"),
-    )
+    unknown = [name for name in ladder.systems if name != "none" and not _purifier(name)[0]]
+    yield "systems", not unknown, f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"
     yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
     yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"
     for name in ("images", "target_images", "steps", "eot", "looks", "resubmissions", "smoothed_draws"):

@@ -1,8 +1,41 @@
-"""How each purifier is made, as configured. certdef/purifiers/catalogue.py says which purifier needs which."""
+"""The names of the purifiers, without loading any, and their networks as configured."""
 
 from __future__ import annotations
 
+import pkgutil
+import re
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "purifiers"
+NO_PURIFIERS = ("base", "build", "registry", "trial")  # modules of that folder that hold none
+GROUP = "certdef.purifiers"
+
+
+def purifier_names() -> list[str]:
+    """Every registered name: a module of certdef/purifiers each, and the entry points of other packages."""
+    return sorted({*own_names(), *entry_points()})
+
+
+@cache
+def own_names() -> tuple[str, ...]:
+    """The purifiers of this package: the names of their files."""
+    modules = pkgutil.iter_modules([str(FOLDER)])
+    names = [each.name for each in modules if not each.ispkg and not each.name.startswith("_")]
+    return tuple(name.replace("_", "-") for name in names if name not in NO_PURIFIERS)
+
+
+def entry_points() -> dict[str, metadata.EntryPoint]:
+    """The purifiers that installed packages register in the group `certdef.purifiers`; ours keep their names."""
+    points = metadata.entry_points(group=GROUP)
+    return {point.name: point for point in points if point.name not in own_names()}
+
+
+def is_code(name: str) -> bool:
+    """Whether a purifier is a function of the user's own: python:package.module:factory."""
+    return re.fullmatch(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
 @dataclass(frozen=True)

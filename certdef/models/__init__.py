@@ -1,5 +1,6 @@
 """Classifiers by name, our models on disk, and models that are served."""
 
-from certdef.models.classifiers import build_classifier, features, train_classifier
+from certdef.models.classifiers import build_classifier, train_classifier
+from surrogates.distillation.inference import features
 
 __all__ = ["build_classifier", "features", "train_classifier"]

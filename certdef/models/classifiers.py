@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -57,7 +56,10 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn
         from certdef.purifiers.networks.nim import NIM, NIMClassifier, NIMShape
 
         *numbers, token = sizes.groups()
-        encoder = NIMShape(image_shape, *map(int, numbers), decoder_depth=0, class_token=token is not None)
+        patch_size, width, depth, heads = map(int, numbers)
+        encoder = NIMShape(
+            image_shape, patch_size, width, depth, heads, decoder_depth=0, class_token=token is not None
+        )
         return NIMClassifier(NIM(encoder), num_classes)
     import timm
 
@@ -82,11 +84,9 @@ def surrogate_model(config: RunConfig) -> str:
     """Name of the surrogate's architecture for build_classifier: `nim` stands for the configured encoder's sizes."""
     if config.surrogate.model != "nim":
         return config.surrogate.model
-    sizes = asdict(config.nim)
-    if config.nim.encoder:
-        from certdef.purifiers.networks.timm_encoders import encoder_sizes
+    from certdef.purifiers.networks.denoisers import configured_sizes
 
-        sizes |= encoder_sizes(config.nim.encoder) | {"patch_size": config.nim.patch_size}
+    sizes = configured_sizes(config)
     token = "_c" if sizes.get("class_token") else ""
     return "nim_p{patch_size}_w{width}_d{depth}_h{heads}".format(**sizes) + token
 
@@ -142,26 +142,6 @@ def _resnet(channels: int, size: int, num_classes: int, width: int = 32) -> nn.M
         _Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes),
     )  # fmt: skip
-
-
-def features(classifier: nn.Module, images: Tensor) -> Tensor:
-    """What a classifier's last linear layer is given: pooled features (N, D), differentiable in the images (N, C, H, W).
-
-    Raises:
-        ConfigError: The classifier has no linear layer.
-    """
-    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ConfigError(
-            f"{type(classifier).__name__} has no linear layer to take features from: use another"
-        )
-    seen: list[Tensor] = []
-    handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        classifier(images)
-    finally:
-        handle.remove()
-    return seen[-1].flatten(1)
 
 
 def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):

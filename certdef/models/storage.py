@@ -6,12 +6,13 @@ The same reader serves the notebook, the pipeline and the scoring server.
 from __future__ import annotations
 
 import json
+import pkgutil
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -20,23 +21,16 @@ from torch import nn
 
 import certdef
 import certify
-from certdef.config.job import ConfigError, SigmaLaw
+from certdef.config.job import ConfigError, RunConfig, SigmaLaw
 from certdef.config.noise_laws import noise_law
 from certdef.models.classifiers import build_classifier
 from certdef.purifiers import build
+from certdef.purifiers import networks as network_room
+from certdef.purifiers.registry import check_code, find_purifier, is_foreign
 
 # As a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.
 FRESH = -1
 PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH}
-# A network's class, and the module that has it and the dataclass of its shape.
-NETWORKS = {
-    "NIM": ("certdef.purifiers.networks.nim", "NIMShape"),
-    "MIM": ("certdef.purifiers.networks.nim", "MIMShape"),
-    "BlindSpotNetwork": ("certdef.purifiers.networks.blind_spot", "BlindSpotShape"),
-    "DiffusionNetwork": ("certdef.purifiers.networks.diffusion", "DiffusionShape"),
-    "TaskNetwork": ("certdef.purifiers.networks.tasks", "TaskShape"),
-    "RestorationNetwork": ("certdef.restoration.network", "RestorationShape"),
-}
 
 
 def save_classifier(folder: Path, model: nn.Module, answers: str = "probabilities") -> None:
@@ -52,7 +46,7 @@ def save_network(folder: Path, network: nn.Module) -> None:
 def save_purifier(
     folder: Path, name: str, settings: dict[str, Any], networks: Mapping[str, nn.Module]
 ) -> None:
-    """Write a purifier of the catalogue: its settings and networks."""
+    """Write a purifier by name: its settings and networks."""
     _save(folder, networks, kind="purifier", purifier=name, settings=settings)
 
 
@@ -78,20 +72,54 @@ def _save(folder: Path, modules: Mapping[str, nn.Module], **spec: Any) -> None:
     (folder / "model.json").write_text(json.dumps(spec | {"certdef": certdef.__version__}, indent=1))
 
 
-def _described(module: nn.Module) -> dict[str, Any]:
-    kind = type(module).__name__
-    return (
-        {"type": kind} | asdict(module.shape) if kind in NETWORKS else {"type": "classifier"} | module.built
-    )
+def _described(module: Any) -> dict[str, Any]:
+    """How to build a module again: a classifier by its name, a network by its class and shape."""
+    if hasattr(module, "built"):
+        return {"type": "classifier"} | module.built
+    return {"type": type(module).__name__} | asdict(module.shape)
 
 
-def _rebuilt(described: dict[str, Any]) -> nn.Module:
-    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
+def rebuilt(described: dict[str, Any], purifier: str | None = None) -> nn.Module:
+    """A module as `model.json` describes it, with untrained weights.
+
+    Args:
+        described: Its class and shape, or a classifier's name.
+        purifier: The purifier that it belongs to, which another package may have registered.
+
+    Raises:
+        ConfigError: No module of ours, or of that purifier, defines the class.
+    """
+    arguments: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in described.items()
+    }
     kind = arguments.pop("type")
     if kind == "classifier":
         return build_classifier(**arguments)
-    module = import_module(NETWORKS[kind][0])
-    return getattr(module, kind)(getattr(module, NETWORKS[kind][1])(**arguments))
+    network = _network_class(kind, _modules(purifier))
+    return network(get_type_hints(network.__init__)["shape"](**arguments))
+
+
+def _network_class(kind: str, modules: list[str]) -> Any:
+    """The class of this name that one of the modules defines: a file never says what is imported.
+
+    Raises:
+        ConfigError: None does.
+    """
+    for name in modules:
+        network = getattr(import_module(name), kind, None)
+        if isinstance(network, type) and issubclass(network, nn.Module) and network.__module__ == name:
+            return network
+    raise ConfigError(f"unknown network {kind!r}: use the version of certdef that saved the model")
+
+
+def _modules(purifier: str | None) -> list[str]:
+    """The modules that define networks: ours, and those of a purifier that another package registered."""
+    known = [f"{network_room.__name__}.{each.name}" for each in pkgutil.iter_modules(network_room.__path__)]
+    known.append("certdef.restoration.network")
+    if purifier is not None and is_foreign(purifier):
+        builders = (each.build for each in find_purifier(purifier).networks(RunConfig()))
+        known += [getattr(build, "func", build).__module__ for build in builders]
+    return known
 
 
 def load_weights(folder: Path, network: nn.Module) -> nn.Module:
@@ -115,19 +143,31 @@ def read_spec(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def load_model(folder: Path | str, device: str | torch.device = "cpu") -> Any:
-    """What was saved in a folder: a classifier, a network, a purifier or a CertifiedClassifier, in eval mode."""
+def load_model(folder: Path | str, device: str | torch.device = "cpu", code: str | None = None) -> Any:
+    """What was saved in a folder: a classifier, a network, a purifier or a CertifiedClassifier, in eval mode.
+
+    Args:
+        folder: A folder with `model.json`.
+        device: Where it runs.
+        code: Allows this purifier of the user's own (`python:package.module:factory`), whose code is imported and run.
+
+    Raises:
+        ConfigError: There is no model, or it needs code that is not allowed.
+    """
     folder = Path(folder)
     spec = read_spec(folder)
-    networks = {name: _rebuilt(described) for name, described in spec["networks"].items()}
-    for name, module in networks.items():
+    purifier = spec.get("purifier")
+    if purifier is not None:
+        check_code(purifier, code)
+    parts = {name: rebuilt(described, purifier) for name, described in spec["networks"].items()}
+    for name, module in parts.items():
         module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         module.to(device).eval()
     if spec["kind"] == "certified":
-        return CertifiedClassifier(networks, spec, device)
+        return CertifiedClassifier(parts, spec, device)
     if spec["kind"] == "purifier":
-        return build.purifier(spec["purifier"], spec["settings"], networks).to(device).eval()
-    return next(iter(networks.values()))
+        return build.purifier(spec["purifier"], spec["settings"], parts).to(device).eval()
+    return next(iter(parts.values()))
 
 
 class CertifiedClassifier:

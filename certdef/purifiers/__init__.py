@@ -1,39 +1,39 @@
 """Purifiers: torch modules (N, C, H, W) -> (N, C, H, W) in [0, 1] that accept the noisy or attacked image and nothing else.
 
-catalogue.py lists them, build.py makes one from its name, the other modules are one idea each.
+Each module is one purifier, registered by its file; base.py says what it states of itself, registry.py finds it by name,
+build.py builds it, trial.py tries a foreign one, and networks/ holds the networks that purifiers share.
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOME = {
     "surrogates.distillation.training": ("Training", "fit"),
-    "networks.nim": ("MIM", "NIM", "MIMShape", "NIMShape", "pretrain_nim"),
-    "de3": ("DeCubed", "FillIn", "Vote"),
-    "gaussian": ("GaussianSmoothing",),
-    "networks.blind_spot": ("BlindSpotNetwork", "BlindSpotShape", "train_blind_spot"),
-    "ncis": ("NCIS",),
-    "networks.tasks": ("TaskNetwork", "TaskShape", "train_tasks"),
-    "reversal": ("Reversal",),
-    "networks.diffusion": (
+    "certdef.purifiers.networks.nim": ("MIM", "NIM", "MIMShape", "NIMShape", "pretrain_nim"),
+    "certdef.purifiers.de3": ("DeCubed", "FillIn", "Vote"),
+    "certdef.purifiers.gs": ("GaussianSmoothing",),
+    "certdef.purifiers.networks.blind_spot": ("BlindSpotNetwork", "BlindSpotShape", "train_blind_spot"),
+    "certdef.purifiers.ncis": ("NCIS",),
+    "certdef.purifiers.networks.tasks": ("TaskNetwork", "TaskShape", "train_tasks"),
+    "certdef.purifiers.reversal": ("Reversal",),
+    "certdef.purifiers.networks.diffusion": (
         "DiffusionNetwork",
         "DiffusionShape",
-        "OneStep",
         "load_pretrained",
         "train_diffusion",
     ),
-    "diffpure": ("DiffPure",),
-    "agdm": ("AGDM",),
-    "anls": ("anls",),
+    "certdef.purifiers.one_step": ("OneStep",),
+    "certdef.purifiers.diffpure": ("DiffPure",),
+    "certdef.purifiers.agdm": ("AGDM",),
+    "certdef.purifiers.uad_rs": ("anls",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = sorted(_MODULE)
 
 
-def __getattr__(name: str):
-    """Load what is asked for: the catalogue alone needs no torch, and only the diffusion purifiers need diffusers."""
+def __getattr__(name: str) -> Any:
+    """Import a name's module when it is first used: `import certdef.purifiers` needs no torch."""
     if name in _MODULE:
-        module = _MODULE[name]
-        path = module if module.startswith("surrogates.") else f"certdef.purifiers.{module}"
-        return getattr(import_module(path), name)
+        return getattr(import_module(_MODULE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,13 +4,19 @@ are guided by the latent space of an auxiliary network that was trained adversar
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certdef.models.classifiers import features
-from certdef.purifiers.diffpure import DiffPure
-from certdef.purifiers.networks.diffusion import DiffusionNetwork, outside
+from certdef.config.job import RunConfig
+from certdef.purifiers.base import About, Networks, PurifierSpec, Settings
+from certdef.purifiers.diffpure import DiffPure, chain_settings
+from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork, outside
+from certdef.purifiers.networks.robust import ROBUST
+from certdef.purifiers.one_step import ONE_STEP
+from surrogates.distillation.inference import features
 
 DISTANCES = ("cosine", "l2")
 
@@ -20,7 +26,7 @@ class AGDM(DiffPure):
 
     From the mean of each reverse step, scale * variance * gradient is subtracted; the gradient, in z, is of the distance
     between the latent of the current clean estimate and that of the input. The latent is what the auxiliary network's
-    last linear layer is given.
+    last linear layer receives.
 
     The paper was not readable on scale and distance (unread): both are chosen by validation, benchmarks/anls.py.
     The gradient is taken through the diffusion network, which costs a backward pass a step.
@@ -36,9 +42,16 @@ class AGDM(DiffPure):
     """
 
     def __init__(
-        self, network: DiffusionNetwork, classifier: nn.Module, t: int, scale: float, *, distance: str = "cosine",
-        steps: int | None = None, generator: torch.Generator | None = None,
-    ):  # fmt: skip
+        self,
+        network: DiffusionNetwork,
+        classifier: nn.Module,
+        t: int,
+        scale: float,
+        *,
+        distance: str = "cosine",
+        steps: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__(network, t, steps, generator)
         if not 0 <= scale < float("inf"):
             raise ValueError(f"scale must be 0 or more, got {scale}: 0 is no guidance")
@@ -51,16 +64,43 @@ class AGDM(DiffPure):
             return super().estimate(z, images, now)
         attacked = torch.is_grad_enabled() and z.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
-            # Copies, since what was made in inference mode can't be differentiated.
+            # Copies, since tensors of inference mode can't be differentiated.
             z = z if attacked else z.clone().requires_grad_()
             images = images if attacked else images.clone()
             clean, _ = super().estimate(z, images, now)
-            apart = self._apart(features(self.classifier, outside(clean)), features(self.classifier, images))
-            (gradient,) = torch.autograd.grad(apart.sum(), z, create_graph=attacked)
+            latent, reference = (features(self.classifier, part) for part in (outside(clean), images))
+            distance = self.latent_distance(latent, reference)
+            (gradient,) = torch.autograd.grad(distance.sum(), z, create_graph=attacked)
         return (clean if attacked else clean.detach()), self.scale * gradient
 
-    def _apart(self, latent: Tensor, reference: Tensor) -> Tensor:
+    def latent_distance(self, latent: Tensor, reference: Tensor) -> Tensor:
         """Distance of latents (N, D), one an image (N,)."""
         if self.distance == "cosine":
             return 1 - F.cosine_similarity(latent, reference, dim=1)
         return (latent - reference).square().sum(1) / reference.square().sum(1).clamp_min(1e-12)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return chain_settings(config) | {"scale": config.diffusion.guidance}
+
+
+def _build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> AGDM:
+    network = networks["diffusion"]
+    assert isinstance(network, DiffusionNetwork)
+    return AGDM(network, networks["robust"], **settings, generator=generator)
+
+
+PURIFIER = PurifierSpec(
+    "agdm",
+    About(
+        "AGDM: DiffPure guided by the latent space of an adversarially trained network",
+        "Lin et al., arXiv 2403.16067",
+        "knows classifier and purifier",
+        papers=("agdm", "diffpure", "ddpm"),
+    ),
+    _build,
+    _settings,
+    networks=lambda config: (ROBUST, DIFFUSION),
+    denoiser=ONE_STEP,
+    differentiable=True,
+)

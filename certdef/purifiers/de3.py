@@ -7,13 +7,15 @@ votes for a proof, Vote for an answer.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from certdef.purifiers.networks.nim import MIM
+from certdef.config.job import RunConfig
+from certdef.purifiers.base import About, Denoiser, Networks, NetworkSpec, PurifierSpec, Settings
+from certdef.purifiers.networks.denoisers import NIM_MAE
+from certdef.purifiers.networks.nim import MIM
 
 
 class DeCubed(nn.Module):
@@ -40,7 +42,10 @@ class DeCubed(nn.Module):
         self.denoiser, self.sigma, self.generator, self.draws = denoiser, sigma, generator, _draws(draws)
 
     def forward(self, images: Tensor) -> Tensor:
-        return sum(self._draw(images) for _ in range(self.draws)) / self.draws
+        total = self._draw(images)
+        for _ in range(self.draws - 1):
+            total = total + self._draw(images)
+        return total / self.draws
 
     def _draw(self, images: Tensor) -> Tensor:
         noise = torch.randn(images.shape, generator=self.generator, device=images.device)
@@ -52,7 +57,7 @@ class FillIn(nn.Module):
 
     Args:
         model: A trained MIM.
-        ratio: Share of the patches that is hidden, the dial; 0 shows all of them.
+        ratio: Share of the patches that is hidden, the dial; 0 hides none.
         generator: Source of the masks; unset, torch's default.
 
     Raises:
@@ -87,7 +92,7 @@ class Vote(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        votes = 0
+        votes = torch.zeros((), dtype=torch.int64, device=images.device)
         for _ in range(self.draws):
             scores = self.classifier(self.purifier(images))
             votes = votes + nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1])
@@ -98,3 +103,41 @@ def _draws(draws: int) -> int:
     if not (isinstance(draws, int) and draws > 0):
         raise ValueError(f"draws must be a positive whole number, got {draws!r}: try 1")
     return draws
+
+
+def de_cubed(network: NetworkSpec, name: str, about: About, denoiser: str) -> PurifierSpec:
+    """De^3 with one network: a NIM, or another denoiser. In a vote the network stands alone: the law's noise is enough."""
+
+    def settings(config: RunConfig) -> dict[str, Any]:
+        return {"sigma": config.attack.sigma_255 / 255}
+
+    def build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> DeCubed:
+        return DeCubed(networks[network.role], settings["sigma"], generator)
+
+    alone = Denoiser(denoiser, lambda settings, networks: networks[network.role], "network", settings=())
+    return PurifierSpec(
+        name,
+        about,
+        build,
+        settings,
+        networks=lambda config: (network,),
+        denoiser=alone,
+        differentiable=True,
+    )
+
+
+SOURCE = "You et al., NeurIPS 2023, arXiv 2302.01056"
+THREAT = "knows the classifier; one noise draw differentiated, no expectation over draws"
+
+PURIFIER = de_cubed(
+    NIM_MAE,
+    "de3",
+    About(
+        "De^3: noise, then the decoder of a masked autoencoder trained on noisy images",
+        SOURCE,
+        THREAT,
+        papers=("nim", "mae"),
+        title="De^3",
+    ),
+    denoiser="the NIM",
+)

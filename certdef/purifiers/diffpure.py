@@ -1,16 +1,20 @@
 """DiffPure (Nie et al., "Diffusion Models for Adversarial Purification", ICML 2022, arXiv 2205.07460): diffuse to a step t,
-then back to a clean image. With the t that certdef.purifiers.anls chooses it is UAD-RS (arXiv 2307.16865).
+then back to a clean image. With the t that certdef.purifiers.uad_rs chooses it is UAD-RS (arXiv 2307.16865).
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from certdef.purifiers.networks.diffusion import DiffusionNetwork, inside, outside
+from certdef.config.job import RunConfig
+from certdef.purifiers.base import About, Networks, PurifierSpec, Settings
+from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork, inside, outside
+from certdef.purifiers.one_step import ONE_STEP
 
 
 class DiffPure(nn.Module):
@@ -31,8 +35,12 @@ class DiffPure(nn.Module):
     """
 
     def __init__(
-        self, network: DiffusionNetwork, t: int, steps: int | None = None, generator: torch.Generator | None = None
-    ):  # fmt: skip
+        self,
+        network: DiffusionNetwork,
+        t: int,
+        steps: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         if not 1 <= t <= network.steps:
             raise ValueError(
@@ -46,20 +54,20 @@ class DiffPure(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         z = self.network.diffuse(inside(images), self._all(self.t, images), self._draw(images))
         for now, then in pairwise(self.times):
-            noise = (
-                self._draw(images) if then else torch.zeros_like(images)
-            )  # drawn once, not again in the backward pass
+            # Drawn once, not again in the backward pass.
+            noise = self._draw(images) if then else torch.zeros_like(images)
             if torch.is_grad_enabled() and z.requires_grad:
-                z = checkpoint(self._step, z, images, noise, now, then, use_reentrant=False)
+                z = checkpoint(self.step, z, images, noise, now, then, use_reentrant=False)
             else:
-                z = self._step(z, images, noise, now, then)
+                z = self.step(z, images, noise, now, then)
         return outside(z)
 
     def estimate(self, z: Tensor, images: Tensor, now: int) -> tuple[Tensor, Tensor | float]:
         """The clean image behind z, in [-1, 1], and the direction that the step is pushed against, in units of its variance."""
         return self.network.clean(z, self._all(now, z)), 0.0
 
-    def _step(self, z: Tensor, images: Tensor, noise: Tensor, now: int, then: int) -> Tensor:
+    def step(self, z: Tensor, images: Tensor, noise: Tensor, now: int, then: int) -> Tensor:
+        """One reverse step from z_now to z_then, in [-1, 1] units, with this noise."""
         clean, against = self.estimate(z, images, now)
         keep, kept = self.network.keep[now], self.network.keep[then]
         ratio = keep / kept  # of the signal, squared, between the two steps
@@ -78,4 +86,34 @@ class DiffPure(nn.Module):
 def strided(t: int, steps: int | None) -> list[int]:
     """Noise steps visited on the way from t to 0, both included: strided(100, 4) = [100, 75, 50, 25, 0]."""
     count = t if steps is None else min(steps, t)
-    return [round(t * left / count) for left in range(count, -1, -1)]
+    return [round(t * remaining / count) for remaining in range(count, -1, -1)]
+
+
+def chain_settings(config: RunConfig) -> dict[str, Any]:
+    """The reverse chain as configured."""
+    return {"t": config.diffusion.t, "steps": config.diffusion.steps}
+
+
+def build_diffpure(
+    settings: Settings, networks: Networks, generator: torch.Generator | None = None
+) -> DiffPure:
+    """DiffPure from its settings and the network `diffusion`."""
+    network = networks["diffusion"]
+    assert isinstance(network, DiffusionNetwork)
+    return DiffPure(network, **settings, generator=generator)
+
+
+PURIFIER = PurifierSpec(
+    "diffpure",
+    About(
+        "DiffPure: diffuse to a step t, then the whole reverse chain",
+        "Nie et al., ICML 2022, arXiv 2205.07460",
+        "knows classifier and purifier, with gradients through the chain",
+        papers=("diffpure", "ddpm"),
+    ),
+    build_diffpure,
+    chain_settings,
+    networks=lambda config: (DIFFUSION,),
+    denoiser=ONE_STEP,
+    differentiable=True,
+)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+from certdef.config.job import RunConfig
+from certdef.purifiers.base import About, Denoiser, Networks, PurifierSpec, Settings
+from certdef.purifiers.gs import SOURCE, THREAT, GaussianSmoothing, smoothing_settings
+from certdef.purifiers.networks.blind_spot import RESTORER
 
 
 class NCIS(nn.Module):
     """Smooth and restore, `iterations` times: (N, C, H, W) in [0, 1] -> the same. Differentiable, without noise.
 
     Gaussian smoothing takes the attack away and some of the image with it; a blind-spot network, trained on natural images,
-    brings back what belongs there. Against attackers who do not know of it only: benchmarks/ncis.py shows what is left
-    against one who does.
+    brings back what belongs there. Against attackers who do not know of it only: benchmarks/ncis.py measures one who does.
 
     Args:
         network: A blind-spot network trained by train_blind_spot(..., smoothing=smoothing).
@@ -28,3 +35,28 @@ class NCIS(nn.Module):
         for _ in range(self.iterations):
             images = self.network(self.smoothing(images))
         return images
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return smoothing_settings(config) | {"iterations": config.blind_spot.iterations}
+
+
+def _build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> NCIS:
+    smoothing = {name: value for name, value in settings.items() if name != "iterations"}
+    return NCIS(networks["blind_spot"], GaussianSmoothing(**smoothing), settings["iterations"])
+
+
+PURIFIER = PurifierSpec(
+    "ncis",
+    About(
+        "NCIS: Gaussian smoothing, restored by a network that is blind to the pixel it restores",
+        SOURCE,
+        THREAT,
+        papers=("ncis",),
+    ),
+    _build,
+    _settings,
+    networks=lambda config: (RESTORER,),
+    denoiser=Denoiser("smoothing and network", _build),
+    differentiable=True,
+)

@@ -2,16 +2,21 @@
 arXiv 2204.03714).
 
 An image that was attacked through a classifier's features does self-supervised tasks on these features worse than a
-clean one. The purifier looks for the correction r, |r|_inf <= 2 eps, under which it does them well again: 40 sign
+clean one. The purifier searches the correction r, |r|_inf <= 2 eps, under which it does them well again: 40 sign
 steps of 2/255 on the summed losses, from a random start. Several tasks at once, so that r over-fits none of them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from certdef.purifiers.networks.tasks import TaskNetwork, check_denoiser
+from certdef.config.job import RunConfig
+from certdef.purifiers.base import About, Networks, NetworkSpec, PurifierSpec, Settings
+from certdef.purifiers.gs import THREAT
+from certdef.purifiers.networks.tasks import HEADS, TaskNetwork, check_denoiser, required_denoiser
 
 
 class Reversal(nn.Module):
@@ -38,14 +43,26 @@ class Reversal(nn.Module):
         ValueError: A task that the network was not trained for, no denoiser for denoising, or a number out of range.
     """
 
+    start: Tensor
+
     def __init__(
-        self, classifier: nn.Module, network: TaskNetwork, tasks: tuple[str, ...], eps: float, steps: int = 40,
-        step: float = 2 / 255, *, start: float = 1.0, seed: int = 0, denoiser: nn.Module | None = None,
-    ):  # fmt: skip
+        self,
+        classifier: nn.Module,
+        network: TaskNetwork,
+        tasks: tuple[str, ...],
+        eps: float,
+        steps: int = 40,
+        step: float = 2 / 255,
+        *,
+        start: float = 1.0,
+        seed: int = 0,
+        denoiser: nn.Module | None = None,
+    ):
         super().__init__()
         if not tasks or any(task not in network.tasks for task in tasks):
             raise ValueError(
-                f"tasks {tuple(tasks)}: name one or more that the network was trained for, {', '.join(network.tasks)}"
+                f"tasks {tuple(tasks)}: name one or more that the network was trained for, "
+                f"{', '.join(network.tasks)}"
             )
         if not 0 < eps <= 1:
             raise ValueError(
@@ -65,11 +82,11 @@ class Reversal(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Reversal:
-        """Stays in eval mode: batch normalisation in training mode would mix the images of a batch."""
+        """Stays in eval mode: batch normalization in training mode would mix the images of a batch."""
         return super().train(False)
 
     def self_supervised_loss(self, images: Tensor) -> Tensor:
-        """The sum of the standardised losses (N,): about 0 for clean images, more for attacked ones. Differentiable."""
+        """The sum of the standardized losses (N,): about 0 for clean images, more for attacked ones. Differentiable."""
         return self.network.losses(self.classifier, images, self.tasks, self.denoiser).sum(dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -78,8 +95,44 @@ class Reversal(nn.Module):
             images = images.detach().clone()
             correction = self.start.expand_as(images)
             for _ in range(self.steps):
-                shown = (images + correction).clamp(0, 1).requires_grad_()
-                (slope,) = torch.autograd.grad(self.self_supervised_loss(shown).sum(), shown)
-                correction = shown.detach() - images - self.step * slope.sign()
+                corrected = (images + correction).clamp(0, 1).requires_grad_()
+                (slope,) = torch.autograd.grad(self.self_supervised_loss(corrected).sum(), corrected)
+                correction = corrected.detach() - images - self.step * slope.sign()
                 correction = correction.clamp(-self.limit, self.limit)
             return (images + correction).clamp(0, 1)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    chosen = config.reversal
+    return {
+        "tasks": list(chosen.tasks),
+        "eps": chosen.eps,
+        "steps": chosen.steps,
+        "step": chosen.step_255 / 255,
+    }
+
+
+def _networks(config: RunConfig) -> tuple[NetworkSpec, ...]:
+    return (*required_denoiser(config), HEADS)
+
+
+def _build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> Reversal:
+    heads = networks["tasks"]
+    assert isinstance(heads, TaskNetwork)
+    return Reversal(networks["classifier"], heads, **settings, denoiser=networks.get("denoiser"))
+
+
+PURIFIER = PurifierSpec(
+    "reversal",
+    About(
+        "moves the image until self-supervised tasks on the classifier's features fit again",
+        "Lawhon, Mao, Yang 2022, arXiv 2204.03714; Mao et al., ICCV 2021",
+        THREAT,
+        papers=("reversal", "tasks"),
+    ),
+    _build,
+    _settings,
+    networks=_networks,
+    differentiable=False,
+    sees_classifier=True,
+)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from certdef.purifiers.catalogue import CATALOGUE
+from certdef.config.purifiers import purifier_names
+from certdef.purifiers.registry import find_purifier
 
 
 def purifiers_listed() -> str:
-    """The catalogue, some lines a purifier."""
+    """Every registered purifier, some lines each."""
     lines = []
-    for name, entry in CATALOGUE.items():
+    for name in purifier_names():
+        spec = find_purifier(name)
+        part = spec.denoiser
+        vote = f"with {part.name} between noise and classifier" if part else "no: it is no denoiser"
         lines += [
-            f"{name}\n    {entry.line}",
-            f"    source     {entry.source}",
-            f"    attacker   {entry.threat}",
-            f"    certified  {'with ' + entry.denoiser + ' between noise and classifier' if entry.denoiser else 'no: it is no denoiser'}",
+            f"{name}\n    {spec.about.line}",
+            f"    source     {spec.about.source}",
+            f"    attacker   {spec.about.threat}",
+            f"    certified  {vote}",
         ]
-    return "\n".join(
-        [*lines, "", "certdef run --purifier NAME puts one in front; certdef attack --ladder tests it."]
-    )
+    lines += [
+        "",
+        "certdef run --purifier NAME puts one in front; certdef attack --ladder tests it.",
+        "certdef run --purifier python:package.module:factory runs code of your own: factory() returns a torch module.",
+    ]
+    return "\n".join(lines)

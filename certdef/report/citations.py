@@ -33,35 +33,24 @@ PAPERS = {
     "fashion-mnist": "Xiao, Rasul, Vollgraf. Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms. arXiv 1708.07747",
 }
 
-# What each purifier rests on.
-PURIFIER_PAPERS = {
-    "de3": ("nim", "mae"),
-    "de3-simmim": ("nim", "simmim"),
-    "mim": ("mae",),
-    "gs": ("ncis",),
-    "ncis": ("ncis",),
-    "blind-spot": ("noise2self", "ncis"),
-    "reversal": ("reversal", "tasks"),
-    "one-step": ("one-step", "ddpm"),
-    "diffpure": ("diffpure", "ddpm"),
-    "uad-rs": ("uad-rs", "diffpure", "ddpm"),
-    "agdm": ("agdm", "diffpure", "ddpm"),
-}
+
+def reference(paper: str) -> str:
+    """A paper's reference by its key in PAPERS; a whole reference stays as it is."""
+    return PAPERS.get(paper, paper)
 
 
 def cite(config: RunConfig) -> str:
     """One line a paper: what it is used for, then the reference."""
+    from certdef.purifiers.registry import find_purifier  # which loads torch
+
+    law, papers = config.certify.laws[0], find_purifier(config.purifier).about.papers
     used = {
         "smoothing": "certificates: majority vote under noise",
         "bound": "certificates: the bound on the top class; every interval",
         "denoised": "certificates: a denoiser in front of the classifier",
-        "nim": f"the noise, {config.certify.laws[0].family}{config.certify.laws[0].shape} scale {config.certify.laws[0].scale_255:g}/255"
-        + (", and De^3" if config.purifier.startswith("de3") else ""),
-        **{
-            paper: f"the purifier {config.purifier}"
-            for paper in PURIFIER_PAPERS[config.purifier]
-            if paper != "nim"
-        },
+        "nim": f"the noise, {law.family}{law.shape} scale {law.scale_255:g}/255"
+        + (", and De^3" if "nim" in papers else ""),
+        **{paper: f"the purifier {config.purifier}" for paper in papers if paper != "nim"},
         "ducd": f"the surrogate ({config.surrogate.model}), distilled from {config.ledger.training} answers",
         "pgd": f"the attack, {config.attack.steps} steps",
         "torchattacks": "the attack's implementation",
@@ -82,4 +71,5 @@ def cite(config: RunConfig) -> str:
             | {config.data.name: "the images"}
         )
         used["ducd"] = f"the job; {len(config.ducd.overlaps)} surrogates ({config.surrogate.model})"
-    return "\n".join(f"{purpose}\n    {PAPERS[key]}" for key, purpose in used.items() if key in PAPERS)
+    references = {key: reference(key) for key in used if key in PAPERS or key in papers}
+    return "\n".join(f"{used[key]}\n    {text}" for key, text in references.items())

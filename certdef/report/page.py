@@ -19,14 +19,14 @@ from certdef.config.job import RunConfig, without_password
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import Splits
 from certdef.models.storage import load_model
-from certdef.purifiers.catalogue import CATALOGUE
+from certdef.purifiers.registry import find_purifier
 from certdef.report import figures as pictures
-from certdef.report.citations import PAPERS, PURIFIER_PAPERS
+from certdef.report.citations import reference
 from certdef.report.words import law_in_words, purifier_title
 from certdef.stages.attack import AttackResult
 from certdef.stages.certificates import CertifyResult
 from certdef.stages.ladder import LadderResult
-from certdef.stages.trained_once import NetworkResult
+from certdef.stages.networks import NetworkResult
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
 from surrogates import Bill
@@ -55,6 +55,7 @@ def render(
         run_id: MLflow run of the job, if it is to be named.
         device: Device the job ran on, if it is to be named.
     """
+    purifier = find_purifier(config.purifier)
     stage = {each.name: each for each in done}
     result = {each.name: each.result for each in done}
     folder = stage["certify"].path
@@ -67,8 +68,8 @@ def render(
         target=result["target"],
         surrogate=result["surrogate"],
         front=purifier_title(config.purifier).replace("^3", "³"),
-        about=CATALOGUE[config.purifier],
-        certified_front=bool(CATALOGUE[config.purifier].denoiser),
+        about=purifier.about,
+        certified_front=purifier.denoiser,
         networks={name: each.parameters for name, each in result.items() if isinstance(each, NetworkResult)},
         certificates=certificates,
         radii=radii,
@@ -88,7 +89,7 @@ def render(
         registered_model=result["served"].registered_model,
         versions=_headline_records(config, folder, "target").config["versions"],
         config_json=json.dumps(config.public_dict(), indent=2),
-        papers=papers("smoothing", "denoised", *PURIFIER_PAPERS[config.purifier], "ducd", "pgd"),
+        papers=papers("smoothing", "denoised", *purifier.about.papers, "ducd", "pgd"),
         run_id=run_id,
         device=device,
     )
@@ -299,10 +300,8 @@ def _bill(config: RunConfig, bill: Bill, certified: CertifyResult) -> dict[str, 
 
 def papers(*keys: str) -> list[dict[str, str]]:
     """References, each with the address of its arXiv page where it has one."""
-    found = []
-    for key in keys:
-        number = re.search(r"arXiv (\d{4}\.\d{5})", PAPERS[key])
-        found.append(
-            {"reference": PAPERS[key], "address": f"https://arxiv.org/abs/{number[1]}" if number else ""}
-        )
-    return found
+    listed = []
+    for text in map(reference, keys):
+        number = re.search(r"arXiv (\d{4}\.\d{5})", text)
+        listed.append({"reference": text, "address": f"https://arxiv.org/abs/{number[1]}" if number else ""})
+    return listed

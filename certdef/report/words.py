@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from certdef.config.job import SigmaLaw
-from certdef.purifiers.catalogue import title as purifier_title
 
 if TYPE_CHECKING:
     from certdef.stages.certificates import Condition
@@ -17,6 +16,13 @@ SUBJECT_NAMES = {
     "target_white_box": "target, by its weights",
     "target": "target, by paid queries",
 }
+
+
+def purifier_title(name: str) -> str:
+    """A purifier's name as tables and pictures print it."""
+    from certdef.purifiers.registry import find_purifier  # which loads torch
+
+    return find_purifier(name).title
 
 
 def law_in_words(law: SigmaLaw) -> str:

@@ -7,7 +7,6 @@ A stage's `result.json` holds its typed result in plain form. The order, and wha
 from certdef.stages.attack import AttackResult, attack, check_attack_budget
 from certdef.stages.budgets import BudgetsResult, check_budgets, trace_budgets
 from certdef.stages.certificates import CertifyResult, Condition, certify_subjects, conditions, target_draws
-from certdef.stages.denoiser import pretrain_denoiser
 from certdef.stages.ducd.certificates import (
     ComparisonResult,
     NoiseResult,
@@ -24,6 +23,7 @@ from certdef.stages.ducd.membership import (
 from certdef.stages.ducd.surrogates import StudentResult, check_pools, distill_students
 from certdef.stages.job import Job
 from certdef.stages.ladder import LadderResult, check_ladder_budget, evaluate_ladder, ladder_systems
+from certdef.stages.networks import NetworkResult, Trained, pretrain_denoiser, train_network, trained_once
 from certdef.stages.purifier import (
     Purifier,
     check_purifier,
@@ -43,12 +43,14 @@ __all__ = [
     "Job",
     "LadderResult",
     "MembershipResult",
+    "NetworkResult",
     "NoiseResult",
     "Purifier",
     "ServedResult",
     "StudentResult",
     "SurrogateResult",
     "TargetResult",
+    "Trained",
     "attack",
     "audit_membership",
     "certify_subjects",
@@ -75,5 +77,7 @@ __all__ = [
     "selection_of",
     "target_draws",
     "trace_budgets",
+    "train_network",
     "train_references",
+    "trained_once",
 ]

@@ -18,8 +18,8 @@ import surrogates
 from certdef.config.job import ConfigError, RunConfig, SurrogateConfig
 from certdef.config.noise_laws import noise_law
 from certdef.purifiers.networks.nim import NIM
-from certdef.stages.denoiser import pretrained
 from certdef.stages.job import Job
+from certdef.stages.networks import pretrained
 from certdef.stages.surrogate import (
     measure_agreement,
     pretrained_encoder,

@@ -20,7 +20,7 @@ import certify
 import surrogates
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
-from certdef.purifiers.catalogue import CATALOGUE
+from certdef.purifiers.registry import find_purifier
 from certdef.stages.job import Job, versions
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
@@ -112,7 +112,7 @@ def conditions(config: RunConfig) -> list[Condition]:
     laws = [(law.label, noise_law(law)) for law in config.certify.laws]
     first = laws[0][0]
     gaussian = certify.Gaussian(laws[0][1].mean_sigma)
-    name = config.purifier if CATALOGUE[config.purifier].denoiser else None
+    name = config.purifier if find_purifier(config.purifier).denoiser else None
     every = []
     for subject in ("target", "surrogate"):
         for label, noise in laws:

@@ -46,10 +46,10 @@ class Job:
     draw: Callable[[StageResult, Path], None]
     legacy: Legacy
 
-    def stage(self, name: str, result_type: type[R], *key: Any) -> Stage[R]:
+    def stage(self, name: str, result_type: type[R], *key: Any, kind: str | None = None) -> Stage[R]:
         """Look up a stage. Its result depends on the key (JSON-able values), the seed and the kind of device alone."""
         root, seed = self.config.workspace, self.config.seed
-        stage = Stage(root, name, result_type, seed, self.device.type, *key)
+        stage = Stage(root, name, result_type, seed, self.device.type, *key, kind=kind)
         self.legacy.adopt(stage)
         return stage
 

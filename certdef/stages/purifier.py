@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,170 +11,234 @@ import numpy as np
 import torch
 from torch import nn
 
-from certdef.attacks import gradient as attacks
-from certdef.config.job import ConfigError, RunConfig
-from certdef.data.sets import data_root
+from certdef.config.job import ConfigError, RunConfig, SigmaLaw
 from certdef.models import serving, storage
-from certdef.purifiers import build
-from certdef.stages.denoiser import build_denoiser
+from certdef.purifiers import trial
+from certdef.purifiers.base import NetworkSpec, Plan, PurifierSpec, Tuning
+from certdef.purifiers.networks.denoisers import NIM_MAE
+from certdef.purifiers.registry import find_purifier, is_foreign
 from certdef.stages.job import Job
-from certdef.stages.networks import PER_LAW, SHARED, labels_of, needed, training_of, untrained
+from certdef.stages.networks import Defended, Trained, train_network, training_run, untrained_copy
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage, fingerprint
+
+BATCH = 100  # images purified at a time: a diffusion chain takes memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class PurifierResult(StageResult):
-    """Where the purifier was logged."""
+    """A purifier as a model in MLflow.
+
+    Attributes:
+        uri: Of the model: images in, images out.
+    """
 
     uri: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepResult(StageResult):
-    """The step that UAD-RS chose."""
-
-    t: int
+class TuningResult(StageResult):
+    """Settings that a purifier chose for a classifier: they are among `params`."""
 
 
 @dataclass
 class Purifier:
-    """A purifier with its networks: shared ones, and those that each noise law has of its own."""
+    """A purifier with its networks: those that all noise laws share, and those that each law has of its own.
 
-    name: str
+    Attributes:
+        spec: Which purifier.
+        settings: Its settings, tuned ones included.
+        first_law: Label of the law whose networks the defense takes.
+        classifier: The defended classifier, if the purifier is given it.
+        shared: Networks of no law, or of the first one, by role.
+        by_law: Networks that each law has of its own, by label and role.
+        stages: Everything that was trained, tuned and kept for it.
+    """
+
+    spec: PurifierSpec
     settings: dict[str, Any]
-    headline_law: str
-    shared: dict[str, nn.Module] = field(default_factory=dict)
-    by_law: dict[str, dict[str, nn.Module]] = field(default_factory=dict)
-    stages: list[Stage] = field(default_factory=list)
+    first_law: str
+    classifier: nn.Module | None = None
+    shared: dict[str, Trained] = field(default_factory=dict)
+    by_law: dict[str, dict[str, Trained]] = field(default_factory=dict)
+    stages: list[Stage[Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def title(self) -> str:
+        return self.spec.title
+
+    def trained(self, law: str | None = None) -> dict[str, Trained]:
+        """The trained networks under a law; an unknown one, e.g. the comparison's, has those of the first law."""
+        return self.shared | self.by_law.get(law or self.first_law, self.by_law.get(self.first_law, {}))
 
     def networks(self, law: str | None = None) -> dict[str, nn.Module]:
-        """All networks under a law of noise; an unknown one, e.g. the comparison's, has those of the headline."""
-        return self.shared | self.by_law.get(law or self.headline_law, self.by_law.get(self.headline_law, {}))
+        """The networks under a law, with the classifier where the purifier is given it."""
+        given = {} if self.classifier is None else {"classifier": self.classifier}
+        return given | {role: each.network for role, each in self.trained(law).items()}
 
     def defense(self, generator: torch.Generator | None = None) -> nn.Module:
-        """Images -> images, as a defence of its own."""
-        return build.purifier(self.name, self.settings, self.networks(), generator)
-
-    def denoiser_key(self, law: str | None = None) -> str:
-        """Identifies the denoiser under a law."""
-        return fingerprint(self.name, law, [stage.fingerprint for stage in self.stages])
+        """Images -> images, as a defense of its own."""
+        return self.spec.build(self.settings, self.networks(), generator)
 
     def denoiser(self, law: str | None = None) -> nn.Module | None:
         """What stands between the noise and the classifier; None where the purifier has no such part."""
-        return build.denoiser(self.name, self.settings, self.networks(law))
+        part = self.spec.denoiser
+        return part.build(self.settings, self.networks(law)) if part else None
+
+    def denoiser_key(self, law: str | None = None) -> str:
+        """Identifies what stands between the noise and the classifier under a law, and nothing else."""
+        part = self.spec.denoiser
+        if part is None:
+            return "none"
+        settings = {
+            name: value
+            for name, value in self.settings.items()
+            if part.settings is None or name in part.settings
+        }
+        stages = [
+            each.stage.fingerprint
+            for role, each in self.trained(law).items()
+            if part.networks is None or role in part.networks
+        ]
+        return fingerprint(part.kind or self.name, settings, stages)
 
 
-def prepare_purifier(job: Job, name: str, surrogate: nn.Module, surrogate_stage: Stage) -> Purifier:
+def prepare_purifier(job: Job, name: str, surrogate: nn.Module, surrogate_stage: Stage[Any]) -> Purifier:
     """Train what the purifier needs and is not there yet, and log the whole as a model: images in, images out."""
-    made = Purifier(name, build.settings(name, job.config), job.config.headline_law)
-    for need in needed(name, job.config):
-        if need in PER_LAW:
-            for law in job.config.certify.laws:
-                network, stage = PER_LAW[need](job, law)
-                made.by_law.setdefault(law.label, {})[need] = network
-                made.stages.append(stage)
-        elif need == "classifier":
-            made.shared[need] = surrogate
-        elif need == "uad_step":
-            stage = _choose_step(job, surrogate, made.shared["diffusion"], [surrogate_stage, *made.stages])
-            made.settings = made.settings | {"t": stage.result.t}
-            made.stages.append(stage)
-        else:
-            made.shared[need], stage = SHARED[need](job, surrogate, surrogate_stage)
-            made.stages.append(stage)
-    made.stages.append(_keep(job, made, surrogate_stage))
-    return made
+    spec, config = find_purifier(name), job.config
+    defended = Defended(surrogate, surrogate_stage)
+    classifier = surrogate if spec.sees_classifier else None
+    purifier = Purifier(spec, spec.settings(config), config.headline_law, classifier)
+    for network in spec.networks(config):
+        for law in laws_of(network, config):
+            label = law.label if law is not None and network.laws == "each" else None
+            own = purifier.shared if label is None else purifier.by_law.setdefault(label, {})
+            needs = {each.role: (purifier.shared | own)[each.role] for each in network.needs(config)}
+            sees = defended if network.sees_classifier else None
+            own[network.role] = train_network(job, network, law, sees, needs)
+            purifier.stages.append(own[network.role].stage)
+    if spec.tuning:
+        purifier.stages.append(_tune(job, purifier, spec.tuning, defended))
+    purifier.stages.append(_keep(job, purifier, defended))
+    return purifier
 
 
-def _keep(job: Job, made: Purifier, surrogate_stage: Stage) -> Stage:
-    key = [made.settings, *(other.fingerprint for other in made.stages)]
-    stage = job.stage(f"purifier-{made.name}", PurifierResult, *key)
-
-    def save() -> PurifierResult:
-        storage.save_purifier(stage.path / "model", made.name, made.settings, made.networks())
-        uri = serving.log_served(stage.path / "model", "purifier", job.data.heldout_images[:2])
-        return PurifierResult(uri=uri, params={"purifier": made.name} | made.settings)
-
-    return job.run(stage, save)
+def laws_of(network: NetworkSpec, config: RunConfig) -> tuple[SigmaLaw | None, ...]:
+    """The noise laws that a network is trained under, each by itself; (None,) for no law."""
+    laws: dict[str, tuple[SigmaLaw | None, ...]] = {
+        "none": (None,),
+        "first": config.certify.laws[:1],
+        "each": config.certify.laws,
+    }
+    return laws[network.laws]
 
 
-def _choose_step(job: Job, surrogate: nn.Module, diffusion: nn.Module, depends_on: list[Stage]) -> Stage:
-    """UAD-RS: the step t at which purified attacked images look most like clean ones to the surrogate; no labels."""
-    from certdef.purifiers.anls import anls
+def _tune(job: Job, purifier: Purifier, tuning: Tuning, defended: Defended) -> Stage[TuningResult]:
+    """Choose the purifier's tuned settings."""
+    stage = job.stage(
+        tuning.stage,
+        TuningResult,
+        tuning.depends_on(job.config),
+        job.data.pool_digest,
+        defended.stage.fingerprint,
+        [each.fingerprint for each in purifier.stages],
+    )
 
-    config, attack = job.config.diffusion, job.config.attack
-    eps = max(attack.eps)
-    key = [list(config.grid), config.steps, config.choice_images, eps, attack.steps]
-    stage = job.stage("uad-step", StepResult, *key, *(other.fingerprint for other in depends_on))
-
-    def choose() -> StepResult:
-        clean = torch.from_numpy(job.data.pool)
-        shown = clean[: config.choice_images]
-        labels = labels_of(surrogate, shown.to(job.device))
-        settings = {"eps": eps, "steps": attack.steps, "seed": job.config.seed, "progress": job.progress}
-        attacked = attacks.pgd(surrogate, shown, labels, **settings)
-        chain = {"steps": config.steps, "seed": job.config.seed, "progress": job.progress}
-        choice = anls(diffusion, surrogate, clean, attacked, config.grid, **chain)
-        return StepResult(
-            t=choice.t,
-            params={"t": choice.t, "eps": eps},
-            points={"uad-step/distance": tuple(choice.distances.items())},
-            metrics={"uad-step/t": choice.t},
+    def compute() -> TuningResult:
+        plan = Plan(job.config, job.data.image_shape, classifier=defended.classifier)
+        tuned = tuning.choose(purifier.networks(), training_run(job, plan, stage))
+        return TuningResult(
+            params=tuned.settings | tuned.params,
+            metrics={f"{tuning.stage}/{name}": value for name, value in tuned.settings.items()},
+            points={f"{tuning.stage}/{name}": tuple(curve) for name, curve in tuned.curves.items()},
         )
 
-    return job.run(stage, choose)
+    params = job.run(stage, compute).result.params
+    purifier.settings |= {name: params[name] for name in purifier.settings if name in params}
+    return stage
+
+
+def _keep(job: Job, purifier: Purifier, defended: Defended) -> Stage[PurifierResult]:
+    """Save the purifier as it defends, and log it as a model."""
+    sees = [defended.stage.fingerprint] if purifier.classifier is not None else []
+    stage = job.stage(
+        f"purifier-{purifier.name}",
+        PurifierResult,
+        purifier.settings,
+        *sees,
+        *(other.fingerprint for other in purifier.stages),
+    )
+
+    def compute() -> PurifierResult:
+        folder = stage.path / "model"
+        storage.save_purifier(folder, purifier.name, purifier.settings, purifier.networks())
+        uri = serving.log_served(folder, "purifier", job.data.heldout_images[:2])
+        return PurifierResult(uri=uri, params={"purifier": purifier.name} | purifier.settings)
+
+    return job.run(stage, compute)
 
 
 def purify_images(job: Job, purifier: Purifier, images: np.ndarray, path: Path) -> dict[str, Any]:
     """Write purified images (N, C, H, W) to an .npz; says how much they changed. The noise depends on the seed."""
     generator = torch.Generator(job.device).manual_seed(job.config.seed)
     module = purifier.defense(generator).to(job.device)
+    batches = job.progress(torch.from_numpy(images).split(BATCH), desc=f"purify with {purifier.name}")
     with torch.inference_mode():
-        purified = torch.cat([
-            module(batch.to(job.device)).cpu()
-            for batch in job.progress(torch.from_numpy(images).split(100), desc=f"purify with {purifier.name}")
-        ]).numpy()  # fmt: skip
+        purified = torch.cat([module(batch.to(job.device)).cpu() for batch in batches]).numpy()
     np.savez_compressed(path, images=purified)
     change = np.abs(purified - images)
     return {
-        "purifier": purifier.name, "images": len(images), "path": str(path),
-        "mean_change": float(change.mean()), "largest_change": float(change.max()),
-    }  # fmt: skip
+        "purifier": purifier.name,
+        "images": len(images),
+        "path": str(path),
+        "mean_change": float(change.mean()),
+        "largest_change": float(change.max()),
+    }
 
 
 def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classifier: nn.Module) -> None:
-    """Refuse, before anything is trained or paid for, what the purifier can't be made of.
+    """Refuse, before anything is trained or paid for, a purifier that cannot be built, and try a foreign one.
 
     Raises:
-        ConfigError: A missing package or folder, or a value that a network, its training or the purifier refuses.
+        ConfigError: An unknown name, a missing package or folder, a value that a network, its training or the purifier
+            refuses, or a foreign purifier that is not what a certificate rests on.
     """
-    name, needs = config.purifier, needed(config.purifier, config)
-    if "diffusion" in needs and find_spec("diffusers") is None:
-        raise ConfigError(
-            f"purifier {name!r} needs diffusers, which is missing: pip install 'certdef[diffusion]'"
-        )
-    if {"blind_spot", "blind_spot_noisy"} & set(needs) and config.blind_spot.images == "natural":
-        folder = data_root(config.data) / "natural"
-        if not folder.is_dir():
-            raise ConfigError(f"no {str(folder)!r}: use --blind_spot.images pool, or another --data.root")
+    name = config.purifier
     try:
         if "nim" in (config.surrogate.model, config.surrogate.features):
-            build_denoiser(config, image_shape)
-        networks = {
-            need: classifier if need == "classifier" else untrained(config, image_shape, need, classifier)
-            for need in needs
-            if need != "uad_step"
-        }
-        build.purifier(name, build.settings(name, config), networks)
-        for need, section in {
-            "blind_spot": "blind_spot",
-            "tasks": "reversal",
-            "diffusion": "diffusion",
-        }.items():
-            if need in needs or f"{need}_noisy" in needs:
-                training_of(getattr(config, section))
+            NIM_MAE.build(Plan(config, image_shape))
+        spec = find_purifier(name)
+        settings, needed = spec.settings(config), spec.networks(config)
+        for network in needed:
+            network.check(config)
+        networks = untrained_networks(config, image_shape, classifier, needed)
+        if spec.sees_classifier:
+            networks["classifier"] = classifier
+        module = spec.build(settings, networks, torch.Generator().manual_seed(config.seed)).eval()
+        if is_foreign(name):
+            trial.check_purifier_module(name, module, image_shape)
+        if is_foreign(name) and spec.denoiser:
+            trial.check_denoiser(name, spec.denoiser.build(settings, networks).eval(), image_shape)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"purifier {name!r}: {error}") from error
+
+
+def untrained_networks(
+    config: RunConfig,
+    image_shape: tuple[int, int, int],
+    classifier: nn.Module,
+    networks: Iterable[NetworkSpec],
+) -> dict[str, nn.Module]:
+    """Networks as configured, before any training, by role; ValueError names what cannot be used."""
+    again = untrained_copy(classifier)
+    built: dict[str, nn.Module] = {}
+    for network in networks:
+        plan = Plan(config, image_shape, laws_of(network, config)[0], classifier, again, built)
+        built[network.role] = network.build(plan)
+    return built

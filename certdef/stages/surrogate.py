@@ -17,8 +17,8 @@ from certdef.config.noise_laws import noise_law
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.purifiers.networks.nim import NIM, NIMClassifier
-from certdef.stages.denoiser import pretrain_denoiser
 from certdef.stages.job import Job
+from certdef.stages.networks import pretrain_denoiser
 from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage

@@ -190,7 +190,7 @@ class Legacy:
     def _uad_step(self) -> int | None:
         """The step that UAD-RS chose, wherever its stage stands now."""
         for path in self.config.workspace.glob("uad-step-*/result.json"):
-            return json.loads(path.read_text())["t"]
+            return json.loads(path.read_text())["params"]["t"]
         return None
 
     def _ladder(self, purifier: str) -> list[Any]:

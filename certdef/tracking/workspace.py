@@ -31,17 +31,24 @@ def fingerprint(*parts: Any) -> str:
 class Stage(Generic[R]):
     """One stage of a job: its folder, and its typed result once it is done. Looking one up writes nothing.
 
+    Args:
+        root: The job's work directory.
+        name: What the stage is called in MLflow, and in the folder unless it has a kind.
+        result_type: The type of its result.
+        key: What decides the result, JSON-able.
+        kind: What its folder is called, where stages of several names have the same result.
+
     Attributes:
-        name: What the stage is called, in the folder and in MLflow.
+        name: What the stage is called.
         fingerprint: Identifies what decides the result.
         path: The folder of its files.
         reused: Whether the stage was done before.
     """
 
-    def __init__(self, root: Path, name: str, result_type: type[R], *key: Any):
+    def __init__(self, root: Path, name: str, result_type: type[R], *key: Any, kind: str | None = None):
         self.name, self.result_type = name, result_type
-        self.fingerprint = fingerprint(name, *key)
-        self.path = root / f"{name}-{self.fingerprint}"
+        self.fingerprint = fingerprint(kind or name, *key)
+        self.path = root / f"{kind or name}-{self.fingerprint}"
         self.reused = self.done
 
     @property

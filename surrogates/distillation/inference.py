@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from surrogates.errors import SurrogateError
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Device of the first parameter; the CPU for a module without any."""
@@ -44,3 +46,21 @@ def predict_with_features(
         return predict(model, images, batch_size), torch.cat(seen)
     finally:
         hook.remove()
+
+
+def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the inputs of a classifier's last linear layer, (N, D), differentiable in the images (N, C, H, W).
+
+    Raises:
+        SurrogateError: The model has no linear layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise SurrogateError(f"{type(model).__name__} has no linear layer to take features from: use another")
+    inputs: list[torch.Tensor] = []
+    hook = layers[-1].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        model(images)
+    finally:
+        hook.remove()
+    return inputs[-1].flatten(1)

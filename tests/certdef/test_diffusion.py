@@ -9,20 +9,20 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
 
-from certdef.models.classifiers import build_classifier, features
+from certdef.models.classifiers import build_classifier
 from certdef.purifiers.agdm import AGDM
-from certdef.purifiers.anls import anls, frechet, purify
 from certdef.purifiers.diffpure import DiffPure, strided
 from certdef.purifiers.networks.diffusion import (
     DiffusionNetwork,
     DiffusionShape,
-    OneStep,
     inside,
     load_pretrained,
-    noise_level,
     outside,
     train_diffusion,
 )
+from certdef.purifiers.one_step import OneStep, noise_level
+from certdef.purifiers.uad_rs import anls, frechet, purify
+from surrogates.distillation.inference import features
 from surrogates.distillation.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,7 +121,7 @@ class TestNetwork:
 def foreign(
     folder, prediction_type: str = "epsilon", pipeline: bool = True
 ) -> tuple[UNet2DModel, DDPMScheduler]:
-    """A UNet of diffusers as anyone may have saved it: three levels with attention, 32x32 colour."""
+    """A UNet of diffusers as anyone may have saved it: three levels with attention, 32x32 color."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         unet = UNet2DModel(
@@ -144,8 +144,8 @@ class TestPretrained:
         network = load_pretrained(tmp_path, (3, 32, 32))
         z = torch.randn(1, 3, 32, 32, generator=seeded())
         with torch.no_grad():
-            told = unet(z, 249).sample
-            expected = schedule.step(told, 249, z).pred_original_sample
+            output = unet(z, 249).sample
+            expected = schedule.step(output, 249, z).pred_original_sample
             assert torch.allclose(network.clean(z, torch.tensor([250])), expected, atol=1e-4)
 
     def test_a_lone_unet_gets_the_linear_schedule(self, tmp_path):
@@ -166,7 +166,7 @@ class TestPretrained:
         assert torch.equal(network(z, torch.tensor([5])), again(z, torch.tensor([5])))
         assert torch.equal(network.keep, again.keep)
 
-    def test_grey_images_on_a_colour_unet(self, tmp_path):
+    def test_gray_images_on_a_color_unet(self, tmp_path):
         foreign(tmp_path)
         with pytest.raises(ValueError, match="the UNet takes 3 channels and the images have 1"):
             load_pretrained(tmp_path, (1, 28, 28))
@@ -250,9 +250,9 @@ class TestDiffPure:
                 inside(images), torch.randn(images.shape, generator=generator), torch.tensor(950)
             )
             for step in schedule.timesteps[:-1]:
-                told = network(z, torch.full((2,), int(step) + 1))
+                output = network(z, torch.full((2,), int(step) + 1))
                 z = schedule.step(
-                    told, step, z, eta=1.0, use_clipped_model_output=True, generator=generator
+                    output, step, z, eta=1.0, use_clipped_model_output=True, generator=generator
                 ).prev_sample
             assert torch.allclose(purifier(images), outside(z), atol=1e-4)
 
@@ -286,7 +286,7 @@ class TestDiffPure:
         z = network.diffuse(inside(images), torch.full((2,), 40), torch.randn(images.shape, generator=draws))
         for now, then in zip([40, 30, 20, 10], [30, 20, 10, 0], strict=True):
             noise = torch.randn(images.shape, generator=draws) if then else torch.zeros_like(images)
-            z = purifier._step(z, images, noise, now, then)
+            z = purifier.step(z, images, noise, now, then)
         (stored,) = torch.autograd.grad(outside(z).square().sum(), images)
         assert gradient.abs().max() > 0
         assert torch.allclose(gradient, stored, atol=1e-6)
@@ -334,7 +334,7 @@ class TestAGDM:
 
         def apart(scale: float) -> torch.Tensor:
             purifier = AGDM(trained, auxiliary, 200, scale, distance=distance, steps=20, generator=seeded())
-            return purifier._apart(features(auxiliary, purify(purifier, images)), features(auxiliary, images))
+            return purifier.latent_distance(features(auxiliary, purify(purifier, images)), features(auxiliary, images))
 
         assert apart(100.0).mean() < 0.8 * apart(0.0).mean()
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 import certify
 from certdef.config.job import ConfigError
 from certdef.data.natural import natural_crops
-from certdef.purifiers.gaussian import GaussianSmoothing
+from certdef.purifiers.gs import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS
 from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape, train_blind_spot
 from surrogates.distillation.training import Training

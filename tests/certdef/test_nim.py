@@ -14,11 +14,20 @@ from certdef.config.job import ConfigError, DataConfig, SigmaLaw
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import load_data
 from certdef.models.classifiers import build_classifier, surrogate_model
+from certdef.purifiers.base import Plan
 from certdef.purifiers.de3 import DeCubed, FillIn, Vote
+from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.networks.finetuning import finetune
-from certdef.purifiers.networks.nim import MIM, NIM, MIMShape, NIMClassifier, NIMShape, pretrain_nim
+from certdef.purifiers.networks.nim import (
+    MIM,
+    NIM,
+    MIMShape,
+    NIMClassifier,
+    NIMShape,
+    nim_training,
+    pretrain_nim,
+)
 from certdef.purifiers.networks.timm_encoders import encoder_sizes, load_encoder
-from certdef.stages.denoiser import build_denoiser
 from surrogates.distillation.training import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +39,11 @@ LAWS = {
     "constant": certify.Gaussian(75 / 255),
     "uniform": certify.GaussianScaleMixture(scipy.stats.uniform(0, 150 / 255)),
 }
-TRAINING = {"batch_size": 128, "base_learning_rate": 1e-2, "seed": 0}
+
+
+def recipe(epochs):
+    return nim_training(epochs, batch_size=128, base_learning_rate=1e-2)
+
 
 
 def make(shape=SMALL, seed=0):
@@ -96,7 +109,7 @@ def test_images_of_a_batch_do_not_meet():
 )
 def test_pretraining_denoises_real_digits(shape, law, digits):
     model, noise = make(shape), LAWS[law]
-    history = pretrain_nim(model, digits, noise, epochs=40, **TRAINING)
+    history = pretrain_nim(model, digits, noise, recipe(40))
     assert len(history) == 40
     assert history[-1] < 0.5 * history[0]
     noisy = digits + noise.sample(digits.shape, generator=torch.Generator().manual_seed(9))
@@ -114,7 +127,7 @@ def test_simmim_has_a_linear_head_and_no_decoder():
 
 def test_interrupted_pretraining_ends_at_the_same_weights(digits, tmp_path):
     unbroken = make()
-    history = pretrain_nim(unbroken, digits, certify.nim_noise(), epochs=6, **TRAINING)
+    history = pretrain_nim(unbroken, digits, certify.nim_noise(), recipe(6))
 
     class Stop(Exception):
         pass
@@ -126,13 +139,12 @@ def test_interrupted_pretraining_ends_at_the_same_weights(digits, tmp_path):
             yield epoch
 
     path = tmp_path / "nim.pt"
+    options = {"checkpoint": path, "progress": stop_at_four}
     with pytest.raises(Stop):
-        pretrain_nim(
-            make(), digits, certify.nim_noise(), epochs=6, checkpoint=path, progress=stop_at_four, **TRAINING
-        )
+        pretrain_nim(make(), digits, certify.nim_noise(), recipe(6), **options)
     resumed = make(seed=7)
     assert (
-        pretrain_nim(resumed, digits, certify.nim_noise(), epochs=6, checkpoint=path, **TRAINING) == history
+        pretrain_nim(resumed, digits, certify.nim_noise(), recipe(6), checkpoint=path) == history
     )
     assert all(
         torch.equal(a, b)
@@ -190,7 +202,7 @@ class TestMIM:
     @pytest.mark.parametrize("shape", [MASKED, MASKED_LINEAR], ids=["mae", "simmim"])
     def test_pretraining_fills_in_real_digits(self, shape, digits):
         model = make(dataclasses.replace(shape, ratio=0.5))
-        pretrain_nim(model, digits, None, epochs=80, **TRAINING)
+        pretrain_nim(model, digits, None, recipe(80))
         hidden = model.draw_mask(len(digits), 0.5, torch.Generator().manual_seed(9), "cpu")
         with torch.inference_mode():
             error = (model.fill_in(digits, hidden) - digits).square()
@@ -267,7 +279,7 @@ def test_finetuning_learns_what_the_denoiser_shows(digits):
     data = load_data(DataConfig(), 0)
     images, labels = torch.from_numpy(data.target_images), torch.from_numpy(data.target_labels)
     nim = make()
-    pretrain_nim(nim, digits, certify.nim_noise(), epochs=20, **TRAINING)
+    pretrain_nim(nim, digits, certify.nim_noise(), recipe(20))
     before = {name: value.clone() for name, value in nim.state_dict().items()}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -361,7 +373,7 @@ class TestConfigured:
             nim__decoder_heads=4,
             surrogate__model="nim",
         )
-        denoiser = build_denoiser(config, (1, 8, 8))
+        denoiser = NIM_MAE.build(Plan(config, (1, 8, 8)))
         assert denoiser.shape == NIMShape(
             (1, 8, 8), 4, 192, 12, 3, decoder_width=48, decoder_heads=4, class_token=True
         )
@@ -370,7 +382,7 @@ class TestConfigured:
 
     def test_what_cannot_be_built_is_refused(self):
         with pytest.raises(ConfigError, match="timm has no model 'vit_huge'"):
-            build_denoiser(certdef.load_config(nim__encoder="vit_huge"), (1, 8, 8))
+            NIM_MAE.build(Plan(certdef.load_config(nim__encoder="vit_huge"), (1, 8, 8)))
         for name, value in {"weights": "timm", "ema": 1.0, "precision": "half"}.items():
             with pytest.raises(ConfigError, match=f"nim.{name}"):
                 check(certdef.load_config(**{f"nim__{name}": value}))

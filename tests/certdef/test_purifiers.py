@@ -1,82 +1,128 @@
-"""The catalogue of purifiers: every name is built, saved, read back, and stands in front of a whole job."""
+"""Purifiers by name: every one is built, saved, read back, and stands in front of a whole job."""
 
 import numpy as np
 import pytest
 import torch
 
 import certdef
+from certdef.attacks.threat_ladder import draws_noise, passes_gradients
 from certdef.cli import main
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.purifiers import own_names
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier
 from certdef.purifiers import build
-from certdef.purifiers.catalogue import CATALOGUE
-from certdef.purifiers.networks.blind_spot import BlindSpotNetwork, BlindSpotShape
-from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape
-from certdef.purifiers.networks.nim import MIM, NIM, MIMShape, NIMShape
-from certdef.purifiers.networks.tasks import TaskNetwork, TaskShape
+from certdef.purifiers.registry import find_purifier
+from certdef.stages.purifier import untrained_networks
 from tests.conftest import TINY, run_once
 
 SHAPE = (1, 8, 8)
+NAMES = own_names()
+DRAW_NOISE = {"de3", "de3-simmim", "mim", "diffpure", "uad-rs", "agdm"}
 SMALL = {
-    "diffusion__epochs": 2, "diffusion__steps": 3, "diffusion__choice_images": 40, "diffusion__grid": (20, 60),
-    "blind_spot__epochs": 2, "reversal__epochs": 2, "reversal__steps": 3,
-}  # fmt: skip
+    "diffusion__epochs": 2,
+    "diffusion__steps": 3,
+    "diffusion__choice_images": 40,
+    "diffusion__grid": (20, 60),
+    "blind_spot__epochs": 2,
+    "reversal__epochs": 2,
+    "reversal__steps": 3,
+}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def networks() -> dict[str, torch.nn.Module]:
-    """One untrained network of each kind."""
-    sizes = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16}
+def config() -> RunConfig:
+    """Small networks, short chains."""
+    nim = {"nim__width": 16, "nim__depth": 1, "nim__heads": 2, "nim__decoder_width": 16}
+    others = {"blind_spot__filters": 8, "blind_spot__blocks": 2, "diffusion__channels": (8,)}
+    short = {"diffusion__t": 30, "diffusion__steps": 2, "reversal__steps": 2}
+    return certdef.load_config(**nim, **others, **short)
+
+
+@pytest.fixture(scope="module")
+def networks(config) -> dict[str, dict[str, torch.nn.Module]]:
+    """The untrained networks of each purifier."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = {
-            "nim": NIM(NIMShape(SHAPE, **sizes)),
-            "denoiser": NIM(NIMShape(SHAPE, **sizes)),
-            "nim-simmim": NIM(NIMShape(SHAPE, **sizes, decoder_depth=0)),
-            "mim": MIM(MIMShape(SHAPE, **sizes)),
-            "blind_spot": BlindSpotNetwork(BlindSpotShape(SHAPE, 8, 2)),
-            "blind_spot_noisy": BlindSpotNetwork(BlindSpotShape(SHAPE, 8, 2)),
-            "classifier": build_classifier("mlp", SHAPE, 10),
-            "robust": build_classifier("mlp", SHAPE, 10),
-            "tasks": TaskNetwork(TaskShape(SHAPE, 256, RunConfig().reversal.tasks, bank=4)),
-            "diffusion": DiffusionNetwork(DiffusionShape(SHAPE, channels=(8,))),
-        }
-    return {name: network.eval() for name, network in made.items()}
+        classifier = build_classifier("mlp", SHAPE, 10).eval()
+        every = {}
+        for name in NAMES:
+            every[name] = untrained_networks(config, SHAPE, classifier, find_purifier(name).networks(config))
+            if find_purifier(name).sees_classifier:
+                every[name]["classifier"] = classifier
+    for parts in every.values():
+        for network in parts.values():
+            network.eval()
+    return every
 
 
-def made_of(name: str, networks: dict) -> dict:
-    return {need: networks[need] for need in CATALOGUE[name].networks if need in networks}
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_every_purifier_takes_images_and_nothing_else(name, networks, tmp_path):
-    config = certdef.load_config(diffusion__t=30, diffusion__steps=2, reversal__steps=2)
-    settings, parts = build.settings(name, config), made_of(name, networks)
-    images = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1))
-    module = build.purifier(name, settings, parts, torch.Generator().manual_seed(5))
+def made(name, config, networks, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return build.purifier(name, build.settings(name, config), networks[name], generator)
+
+
+def test_the_names_are_those_of_the_files():
+    assert set(NAMES) == {
+        "agdm", "blind-spot", "de3", "de3-simmim", "diffpure", "gs", "mim", "ncis", "one-step", "reversal", "uad-rs",
+    }  # fmt: skip
+    for name in NAMES:
+        spec = find_purifier(name)
+        assert spec.name == name
+        assert all((spec.about.line, spec.about.source, spec.about.threat, spec.about.papers))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_purifier_takes_images_and_nothing_else(name, config, networks, images):
     with torch.inference_mode():
-        purified = module(images)
+        purified = made(name, config, networks)(images)
+        again = made(name, config, networks)(images)
     assert purified.shape == images.shape
     assert 0 <= purified.min() <= purified.max() <= 1
-    # What was saved purifies alike, and was never pickled.
-    storage.save_purifier(tmp_path / "p", name, settings, parts)
+    assert torch.equal(purified, again), "the same seed gives another image"
+    module = made(name, config, networks)
+    assert draws_noise(module, images) == (name in DRAW_NOISE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_is_purified_alike_whoever_is_beside_it(name, config, networks, images):
+    """Given the same noise: that of the first image is drawn first."""
+    others = torch.cat([images[:1], 1 - images[1:]])
+    with torch.inference_mode():
+        first = made(name, config, networks)(images)[:1]
+        beside = made(name, config, networks)(others)[:1]
+    assert torch.allclose(first, beside, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_passes_as_declared(name, config, networks, images):
+    assert passes_gradients(made(name, config, networks), images) == find_purifier(name).differentiable
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_saved_purifies_alike_and_was_never_pickled(name, config, networks, images, tmp_path):
+    storage.save_purifier(tmp_path / "p", name, build.settings(name, config), networks[name])
     assert {path.suffix for path in (tmp_path / "p").iterdir()} <= {".safetensors", ".json"}
     restored = storage.load_model(tmp_path / "p")
     for part in restored.modules():
         if getattr(part, "generator", 0) is None:
             part.generator = torch.Generator().manual_seed(5)
     with torch.inference_mode():
-        assert torch.equal(restored(images), purified)
+        assert torch.equal(restored(images), made(name, config, networks)(images))
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_a_denoiser_is_a_function_of_the_noisy_image_alone(name, networks):
-    denoiser = build.denoiser(name, build.settings(name, RunConfig()), made_of(name, networks))
-    assert (denoiser is not None) == (CATALOGUE[name].denoiser is not None)
-    if denoiser is None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_denoiser_is_a_function_of_the_noisy_image_alone(name, config, networks):
+    part = find_purifier(name).denoiser
+    denoiser = build.denoiser(name, build.settings(name, config), networks[name])
+    assert (denoiser is not None) == (part is not None) == (name != "reversal")
+    if part is None or denoiser is None:
         return
     noisy = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
@@ -85,12 +131,25 @@ def test_a_denoiser_is_a_function_of_the_noisy_image_alone(name, networks):
     assert torch.allclose(together, alone, atol=1e-5), "it depends on the rest of the batch"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_denoiser_depends_on_no_more_than_it_states(name, config, networks):
+    """What identifies a denoiser leaves out other settings and networks, so it must do without them."""
+    part = find_purifier(name).denoiser
+    if part is None:
+        return
+    settings = build.settings(name, config)
+    stated = {key: settings[key] for key in (settings if part.settings is None else part.settings)}
+    roles = networks[name] if part.networks is None else part.networks
+    part.build(stated, {role: networks[name][role] for role in roles})
+
+
 def test_the_list_names_source_and_attacker(capsys):
     assert main(["purifiers"]) == 0
-    shown = capsys.readouterr().out
-    for name, entry in CATALOGUE.items():
-        assert f"\n{name}\n" in "\n" + shown
-        assert all(text in shown for text in (entry.line, entry.source, entry.threat))
+    listed = capsys.readouterr().out
+    for name in NAMES:
+        about = find_purifier(name).about
+        assert f"\n{name}\n" in "\n" + listed
+        assert all(text in listed for text in (about.line, about.source, about.threat))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +165,9 @@ def test_the_list_names_source_and_attacker(capsys):
         (["run", "--purifier", "diffpure", "--diffusion.epochs", "0"], "epochs"),
         (["purify", "--purifier", "gs", "--images", "none.npz"], "is no file"),
         (["purify", "--purifier", "gs", "--out", "here/out.npz"], "folder that is there"),
+        (["run", "--purifier", "python:mine"], "write python:package.module:factory"),
+        (["run", "--purifier", "python:no_such_module:factory"], "No module named 'no_such_module'"),
+        (["attack", "--ladder.systems", "[magic]"], "magic is no purifier"),
         (["purifiers", "--all"], "takes none"),
     ],
 )  # fmt: skip
@@ -126,12 +188,12 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.acceptance
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "de3"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "de3"])
 def test_every_purifier_stands_in_front_of_a_whole_job(name, migrated_store, folder):
     import mlflow
 
     config, summary, _ = run_once(folder, migrated_store, purifier=name, **TINY | SMALL)
-    front = name if CATALOGUE[name].denoiser else "none"
+    front = name if find_purifier(name).denoiser else "none"
     curves = summary.results["certify"]["curves"]
     assert curves[f"target-nim-{front}"]["headline"]
     assert {row["eps"] for row in summary.results["attack"]["rows"]} == {0.0, *config.attack.eps}

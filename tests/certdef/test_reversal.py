@@ -11,9 +11,10 @@ from certdef.attacks import gradient as attacks
 from certdef.config.job import DataConfig
 from certdef.data.sets import load_data
 from certdef.models import storage
-from certdef.models.classifiers import build_classifier, features, train_classifier
+from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers import Reversal, TaskNetwork, TaskShape, Training, train_tasks
 from certdef.purifiers.networks.tasks import TASKS, draw_views, permutations, rotate, shuffle, view
+from surrogates.distillation.inference import features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS = ("contrastive", "rotation", "jigsaw")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.scene_attacks import ATTACKS, BLOCKS, patchwork, scene_attack
-from certdef.models.classifiers import features
+from surrogates.distillation.inference import features
 from tests.trained import digits_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")

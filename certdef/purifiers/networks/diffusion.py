@@ -1,18 +1,18 @@
 """A diffusion model of clean images (Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, arXiv
-2006.11239) on Hugging Face diffusers, small ones trained here or any pretrained UNet, and one-step denoising with it.
+2006.11239) on Hugging Face diffusers: small ones trained here, or any pretrained UNet. DIFFUSION describes a job's.
 
 Units. Images are in [0, 1] outside. A diffusion model lives in [-1, 1], where after t steps of noise
 
     z_t = sqrt(keep[t]) * (2 image - 1) + sqrt(1 - keep[t]) * noise,   noise ~ N(0, I),   t = 0 (clean) ... T
 
-and the network tells the noise from z_t and t. `inside` and `outside` are the only doors between the two.
+and the network predicts the noise from z_t and t. `inside` and `outside` convert between the two.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from os import PathLike
 from typing import Any
 
@@ -20,14 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from certdef.config.job import ConfigError, RunConfig
+from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from surrogates.distillation.training import Training, fit
-
-try:
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-except ImportError as error:
-    raise ImportError(
-        "diffusion purifiers need the package diffusers: pip install 'certdef[diffusion]'"
-    ) from error
 
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 GROUPS = 8  # of every group normalisation
@@ -41,7 +36,7 @@ class DiffusionShape:
         image_shape: (C, H, W) of the images.
         channels: Channels of the UNet's levels, multiples of 8; each level halves the side.
         blocks: Residual blocks a level.
-        patch: Side of the squares of pixels that are folded into channels at the door; 2 is 4 times faster than 1.
+        patch: Side of the squares of pixels that are folded into channels on the way in; 2 is 4 times faster than 1.
         schedule: linear (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021), 1,000 steps.
         unet: Configuration of a foreign UNet2DModel, set by load_pretrained; channels and blocks are then not used.
         scheduler: Configuration of its noise schedule; schedule is then not used.
@@ -63,9 +58,15 @@ class DiffusionNetwork(nn.Module):
 
     Raises:
         ValueError: An unknown schedule, channels that are no multiples of 8, or a UNet of other channels than the images.
+        ConfigError: The package diffusers is missing.
     """
 
+    keep: Tensor
+
     def __init__(self, shape: DiffusionShape):
+        check_diffusers()
+        from diffusers import DDPMScheduler, UNet2DModel  # an optional package, which takes seconds to import
+
         super().__init__()
         self.shape = shape
         self.unet = UNet2DModel.from_config(shape.unet or _small_unet(shape))
@@ -92,20 +93,19 @@ class DiffusionNetwork(nn.Module):
         down, right = -height % self.multiple, -width % self.multiple
         margins = (right // 2, right - right // 2, down // 2, down - down // 2)
         folded = F.pixel_unshuffle(F.pad(z, margins, mode="reflect"), self.shape.patch)
-        told = self.unet(folded, t - 1).sample[
-            :, : folded.shape[1]
-        ]  # diffusers counts from 0; any variances are cut
-        told = F.pixel_shuffle(told, self.shape.patch).to(z.dtype)
-        told = told[..., margins[2] : margins[2] + height, margins[0] : margins[0] + width]
+        output = self.unet(folded, t - 1).sample  # diffusers counts from 0
+        output = output[:, : folded.shape[1]]  # without predicted variances
+        output = F.pixel_shuffle(output, self.shape.patch).to(z.dtype)
+        output = output[..., margins[2] : margins[2] + height, margins[0] : margins[0] + width]
         signal, noise = self._shares(t)
         if self.predicts == "sample":
-            return (z - signal * told) / noise
+            return (z - signal * output) / noise
         if self.predicts == "v_prediction":
-            return signal * told + noise * z
-        return told
+            return signal * output + noise * z
+        return output
 
     def clean(self, z: Tensor, t: Tensor) -> Tensor:
-        """The clean image that z_t was made of, as far as one look tells; (N, C, H, W), clamped to [-1, 1]."""
+        """The clean image behind z_t as predicted at once; (N, C, H, W), clamped to [-1, 1]."""
         signal, noise = self._shares(t)
         return ((z - noise * self(z, t)) / signal).clamp(-1, 1)
 
@@ -135,17 +135,29 @@ def outside(z: Tensor) -> Tensor:
 
 
 def train_diffusion(
-    network: DiffusionNetwork, images: Tensor, training: Training, *, longest: int | None = None, seed: int = 0,
-    device: torch.device | str = "cpu", checkpoint: Any = None, progress: Callable | None = None,
-) -> list[float]:  # fmt: skip
-    """Train in place on unlabelled images (N, C, H, W) in [0, 1]; returns the mean loss of each epoch.
+    network: DiffusionNetwork,
+    images: Tensor,
+    training: Training,
+    *,
+    longest: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: Any = None,
+    progress: Callable | None = None,
+) -> list[float]:
+    """Train in place on unlabeled images (N, C, H, W) in [0, 1]; returns the mean loss of each epoch.
 
-    The loss is the mean squared error of the told noise at a uniform t (Ho et al., 2020, equation 14).
+    The loss is the mean squared error of the predicted noise at a uniform t (Ho et al., 2020, equation 14).
 
     Args:
+        network: Left in eval mode on the device.
+        images: Clean images.
+        training: Epochs, batch, rate.
         longest: Largest t that is trained on; unset, all of them. A purifier never goes beyond a few hundred, and
             training time is better spent on what it visits.
-        checkpoint: Path of a resumable checkpoint.
+        seed: Of the order of the images, of t and of the noise.
+        device: Where to train.
+        checkpoint: File from which an interrupted training ends at the same weights.
         progress: Wraps the epochs, e.g. tqdm.
     """
     last = network.steps if longest is None else longest
@@ -173,7 +185,11 @@ def load_pretrained(
 
     Raises:
         ValueError: Nothing of the kind is there, or the UNet was trained on images of other channels.
+        ConfigError: The package diffusers is missing.
     """
+    check_diffusers()
+    from diffusers import DDPMPipeline, UNet2DModel
+
     name = str(name_or_path)
     try:
         try:
@@ -195,49 +211,55 @@ def load_pretrained(
     return network.eval()
 
 
-class OneStep(nn.Module):
-    """One-step denoising for certificates (Carlini et al., "(Certified!!) Adversarial Robustness for Free!", ICLR 2023,
-    arXiv 2206.10550): image + sigma * noise, (N, C, H, W), not clamped -> denoised images in [0, 1].
-
-    The noisy image is scaled down to the step t whose noise level is sigma, and the clean image is read off at once.
-
-    Args:
-        network: A trained diffusion network.
-        sigma: Noise level in [0,1] pixel units (twice that in [-1, 1]). Unset, it is estimated from each noisy image,
-            for noise whose level is drawn at random. The estimate is a function of the noisy image alone, so the whole
-            is still a fixed classifier of noisy images and a certificate about it stays sound. Gradients are exact
-            almost everywhere, as t is constant between roundings.
-    """
-
-    def __init__(self, network: DiffusionNetwork, sigma: float | None = None):
-        super().__init__()
-        if sigma is not None and not 0 < sigma < math.inf:
-            raise ValueError(
-                f"sigma must be above 0 in [0,1] pixel units, got {sigma}: 75 8-bit levels are .294"
-            )
-        self.network, self.sigma = network, sigma
-
-    def forward(self, noisy: Tensor) -> Tensor:
-        levels = self.network.sigmas()[1:]
-        sigma = (
-            noise_level(noisy.detach()) if self.sigma is None else noisy.new_full((len(noisy),), self.sigma)
+def check_diffusers() -> None:
+    """Raise ConfigError where the package diffusers is missing."""
+    if find_spec("diffusers") is None:
+        raise ConfigError(
+            "a diffusion model needs diffusers, which is missing: pip install 'certdef[diffusion]'"
         )
-        t = 1 + (levels - sigma[:, None]).abs().argmin(dim=1)  # (N,)
-        z = inside(noisy) * self.network.keep[t].view(-1, 1, 1, 1).sqrt()
-        return outside(self.network.clean(z, t))
 
 
-def noise_level(noisy: Tensor) -> Tensor:
-    """Standard deviation of white Gaussian noise in images (N, C, H, W), estimated from each alone, (N,), same units.
+def _build(plan: Plan) -> DiffusionNetwork:
+    config = plan.config.diffusion
+    if config.pretrained:
+        return load_pretrained(config.pretrained, plan.image_shape)
+    return DiffusionNetwork(DiffusionShape(plan.image_shape, channels=config.channels))
 
-    The difference of two Laplacians removes what is smooth and leaves noise of 6 sigma, whose mean modulus is taken
-    (Immerkaer, "Fast noise variance estimation", CVIU 64, 1996). Edges count as noise: an image without any is given
-    .02 to .03, which no longer matters from sigma .1.
-    """
-    mask = noisy.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
-    channels = noisy.shape[1]
-    left = F.conv2d(noisy, mask.expand(channels, 1, 3, 3), groups=channels)  # (N, C, H - 2, W - 2)
-    return left.abs().mean(dim=(1, 2, 3)) * math.sqrt(math.pi / 2) / 6
+
+def _train(network: nn.Module, run: TrainingRun) -> list[float]:
+    assert isinstance(network, DiffusionNetwork)
+    if run.config.diffusion.pretrained:
+        return []
+    return train_diffusion(network, run.pool, _training(run.config), **run.options)
+
+
+def _training(config: RunConfig) -> Training:
+    chosen = config.diffusion
+    return Training(chosen.epochs, chosen.batch_size, chosen.learning_rate, ema=chosen.ema)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the weights: a pretrained network's are those of its name."""
+    if config.diffusion.pretrained:
+        return {"pretrained": config.diffusion.pretrained}
+    names = ("channels", "epochs", "batch_size", "learning_rate", "ema")
+    return {name: getattr(config.diffusion, name) for name in names}
+
+
+def _check(config: RunConfig) -> None:
+    check_diffusers()
+    _training(config)
+
+
+DIFFUSION = NetworkSpec(
+    "diffusion",
+    "diffusion",
+    _build,
+    _train,
+    _settings,
+    uses_pool=lambda config: not config.diffusion.pretrained,
+    check=_check,
+)
 
 
 def _small_unet(shape: DiffusionShape) -> dict[str, Any]:

@@ -4,23 +4,20 @@ Modeling Provides Adversarial Defense", NeurIPS 2023, arXiv 2302.01056). De^3, w
 Pre-training is a masked autoencoder with noise in the place of masks: noisy = x + sigma z with one random sigma an
 image, no clipping, every patch through a ViT encoder, a small ViT decoder predicts the clean pixels of all patches
 (NIM-MAE). NIM-SimMIM has a linear head on the encoder instead of a decoder. MIM is the baseline: the same network,
-trained on masks.
+trained on masks. denoisers.py describes the three as networks of a job.
 
 Two departures from the published code, both needed by certificates: the targets are raw pixels, and the denoiser is a
-function of the noisy image alone. (The published inference un-normalises each patch with the mean and variance of the
+function of the noisy image alone. (The published inference un-normalizes each patch with the mean and variance of the
 un-noised input, which lets an attack through and voids any certificate.)
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed, build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from surrogates.distillation.training import Training, fit
@@ -63,8 +60,9 @@ class NIMShape:
             parts.append(("decoder_width", self.decoder_width, self.decoder_heads or self.heads))
         for name, size, heads in parts:
             if size % heads or size % 4:  # 4: sines and cosines of two coordinates
+                better = 4 * heads * max(1, round(size / (4 * heads)))
                 raise ValueError(
-                    f"{name} {size} must be a multiple of 4 and of its {heads} heads: try {4 * heads * max(1, round(size / (4 * heads)))}"
+                    f"{name} {size} must be a multiple of 4 and of its {heads} heads: try {better}"
                 )
 
     @property
@@ -76,7 +74,11 @@ class NIMShape:
 class _Encoder(nn.Module):
     """A ViT without a head: images (N, C, H, W) -> features of every patch."""
 
+    position: Tensor
+
     def __init__(self, shape: NIMShape):
+        from timm.layers import PatchEmbed  # timm takes seconds to import
+
         super().__init__()
         self.shape = shape
         self.embed = PatchEmbed(shape.image_shape[1:], shape.patch_size, shape.image_shape[0], shape.width)
@@ -107,6 +109,8 @@ class NIM(_Encoder):
         ValueError: The image is not a whole number of patches, or a width not a whole number of heads.
     """
 
+    decoder_position: Tensor
+
     def __init__(self, shape: NIMShape):
         super().__init__(shape)
         width = shape.decoder_width if shape.decoder_depth else shape.width
@@ -117,13 +121,14 @@ class NIM(_Encoder):
             )
             self.register_buffer("decoder_position", _positions(shape.grid, width), persistent=False)
         self.head = nn.Linear(width, shape.patch_size**2 * shape.image_shape[0])
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def decode(self, features: Tensor) -> Tensor:
         """Pixels (N, C, H, W), not clamped, from what the bridge made of the features of every patch."""
         if self.shape.decoder_depth:
             features = self.decoder(features + self.decoder_position)
-        channels, patch, (rows, columns) = self.shape.image_shape[0], self.shape.patch_size, self.shape.grid
+        channels, patch = self.shape.image_shape[0], self.shape.patch_size
+        rows, columns = self.shape.grid
         patches = self.head(features).reshape(-1, rows, columns, patch, patch, channels)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, rows * patch, columns * patch) + 0.5
 
@@ -158,14 +163,14 @@ class MIMShape(NIMShape):
 class MIM(NIM):
     """The masked baseline: a NIM that learns to fill in hidden patches (He et al., CVPR 2022, arXiv 2111.06377).
 
-    Hidden patches are dropped before the encoder and a learnt token stands for them in the decoder, as in MAE; without a
+    Hidden patches are dropped before the encoder and a learned token stands for them in the decoder, as in MAE; without a
     decoder the token stands for them in the encoder, as in SimMIM. Unlike both, all patches are predicted, not only the
-    hidden ones: the picture that a classifier is shown then copies no pixel of an attacked image. Called as a denoiser
-    it sees every patch.
+    hidden ones: the classifier's input then copies no pixel of an attacked image. As a denoiser it sees every patch.
     """
 
     def __init__(self, shape: MIMShape):
         super().__init__(shape)
+        self.ratio = shape.ratio
         width = shape.decoder_width if shape.decoder_depth else shape.width
         self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
 
@@ -207,24 +212,38 @@ class NIMClassifier(_Encoder):
         return self.head(self.features(images))
 
 
-def pretrain_nim(
-    model: NIM, images: Tensor, noise: Any, *, epochs: int, batch_size: int, base_learning_rate: float, warmup: float = 0.05,
-    ema: float | None = None, precision: str = "float32", seed: int = 0, device: torch.device | str = "cpu",
-    checkpoint: str | os.PathLike[str] | None = None, progress: Callable | None = None,
-) -> list[float]:  # fmt: skip
-    """Pre-train in place on unlabelled images; returns the mean loss of each epoch.
+def nim_training(epochs: int, batch_size: int, base_learning_rate: float, **options: Any) -> Training:
+    """The published recipe: AdamW (0.9, 0.95), weight decay 0.05, rate base_learning_rate * batch / 256.
 
-    The loss is the mean squared error over all patches, raw pixels. AdamW (0.9, 0.95), weight decay 0.05, rate
-    base_learning_rate * batch/256 with a linear warm-up and a cosine decay, as published (there: 1.5e-4, 40 of 800
-    epochs warm-up). A MIM is shown masks, of its own ratio, and needs no noise.
+    (There: 1.5e-4, and 40 of 800 epochs with a rising rate.) `options` are those of Training: warmup, ema, precision.
+    """
+    return Training(epochs, batch_size, base_learning_rate * batch_size / 256, **options)
+
+
+def pretrain_nim(
+    model: NIM,
+    images: Tensor,
+    noise: Any,
+    training: Training,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: Any = None,
+    progress: Callable | None = None,
+) -> list[float]:
+    """Pre-train in place on unlabeled images; returns the mean loss of each epoch.
+
+    The loss is the mean squared error over all patches, raw pixels. A MIM sees masks of its own ratio, and needs no noise.
 
     Args:
+        model: Left in eval mode on the device.
         images: (N, C, H, W) in [0, 1].
         noise: A law with sample(shape, generator=, device=), e.g. certify.nim_noise() (one sigma an image from
             Gamma(25, 3)/255), certify.Gaussian(75 / 255), or certify.GaussianScaleMixture(scipy.stats.uniform(0, 150 / 255)).
-        ema: Decay of averaged weights, which then are the result.
-        precision: float32, bfloat16, or on CUDA float16.
-        checkpoint: Path of a resumable checkpoint; an interrupted training goes on to the same weights.
+        training: See nim_training.
+        seed: Of the order of the images and of the noise or masks.
+        device: Where to train.
+        checkpoint: File from which an interrupted training ends at the same weights.
         progress: Wraps the epochs, e.g. tqdm.
     """
 
@@ -233,27 +252,28 @@ def pretrain_nim(
         return nn.functional.mse_loss(model.reconstruct(noisy).float(), clean)
 
     def filling_in(model: MIM, clean: Tensor, *, generator: torch.Generator) -> Tensor:
-        hidden = model.draw_mask(len(clean), model.shape.ratio, generator, clean.device)
+        hidden = model.draw_mask(len(clean), model.ratio, generator, clean.device)
         return nn.functional.mse_loss(model.fill_in(clean, hidden).float(), clean)
 
-    training = Training(
-        epochs, batch_size, base_learning_rate * batch_size / 256, warmup, ema=ema, precision=precision
-    )
+    loss: Callable[..., Tensor] = filling_in if isinstance(model, MIM) else denoising
     return fit(
-        model, images, filling_in if isinstance(model, MIM) else denoising, training,
-        seed=seed, device=device, checkpoint=checkpoint, progress=progress,
-    )  # fmt: skip
+        model, images, loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
+    )
 
 
 def _blocks(depth: int, width: int, heads: int) -> list[nn.Module]:
+    from timm.models.vision_transformer import Block
+
     return [*[Block(width, heads, qkv_bias=True) for _ in range(depth)], nn.LayerNorm(width, eps=1e-6)]
 
 
 def _positions(grid: tuple[int, int], width: int) -> Tensor:
-    return build_sincos2d_pos_embed(grid, width)[None]  # (1, T, D)
+    from timm.layers import build_sincos2d_pos_embed
+
+    return build_sincos2d_pos_embed(list(grid), width)[None]  # (1, T, D)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -7,16 +7,16 @@ it worse. The tasks: tell an image's own views from other images (contrastive), 
 order of the pieces (jigsaw), and restore the image from noise with a denoiser that is given (denoising; ours).
 
 Three departures. The negatives come from a fixed bank of clean embeddings, not from the other images of the batch;
-views, permutations and noise are drawn once and are the same for all images; each loss is standardised by its mean
+views, permutations and noise are drawn once and are the same for all images; each loss is standardized by its mean
 and standard deviation on clean images, so that they can be summed. An image's loss thus depends on nothing but itself.
-The sources' list of tasks, their augmentations and the width of the heads are unread: chosen here.
+The sources' list of tasks, their augmentations and the width of the heads are unread: chosen here. HEADS describes a job's.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,11 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from certdef.models.classifiers import features
+from certdef.config.job import RunConfig
+from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
+from certdef.purifiers.networks.denoisers import NIM_MAE
+from surrogates.distillation.inference import features
 from surrogates.distillation.training import Training, fit
 
 TASKS = ("contrastive", "rotation", "jigsaw", "denoising")
-HELD_OUT = 1000  # images, at most, that standardise the losses and train no head
+HELD_OUT = 1000  # images, at most, that standardize the losses and train no head
 PUZZLES = 24  # permutations to tell apart: all of 2x2, as many far apart of 3x3
 
 
@@ -38,7 +41,7 @@ class TaskShape:
 
     Args:
         image_shape: (C, H, W).
-        features: Width of the classifier's features, see certdef.models.features.
+        features: Width of the classifier's features, see surrogates.distillation.inference.features.
         tasks: Some of TASKS.
         hidden: Width of the heads' hidden layer.
         embedding: Width of the contrastive embedding; 16 in the paper.
@@ -70,6 +73,14 @@ class TaskNetwork(nn.Module):
         ValueError: An unknown task, or a shape of image on which a task can't be set.
     """
 
+    placement: Tensor
+    gain: Tensor
+    puzzles: Tensor
+    noise: Tensor
+    bank: Tensor
+    mean: Tensor
+    sd: Tensor
+
     def __init__(self, shape: TaskShape):
         super().__init__()
         _check(shape)
@@ -77,13 +88,8 @@ class TaskNetwork(nn.Module):
         generator = torch.Generator().manual_seed(shape.seed)
         puzzles = permutations(shape.grid, generator)
         classes = {"contrastive": shape.embedding, "rotation": 4, "jigsaw": len(puzzles)}
-        self.heads = nn.ModuleDict({
-            task: nn.Sequential(
-                nn.Linear(shape.features, shape.hidden), nn.BatchNorm1d(shape.hidden), nn.ReLU(),
-                nn.Linear(shape.hidden, classes[task]),
-            )
-            for task in self.tasks if task in classes
-        })  # fmt: skip
+        with_head = [task for task in self.tasks if task in classes]
+        self.heads = nn.ModuleDict({task: _head(shape, classes[task]) for task in with_head})
         placement, gain = draw_views(shape.views, generator)
         self.register_buffer("placement", placement)  # (V, 2, 3)
         self.register_buffer("gain", gain)  # (V,)
@@ -93,9 +99,9 @@ class TaskNetwork(nn.Module):
         self.register_buffer("mean", torch.zeros(len(self.tasks)))
         self.register_buffer("sd", torch.ones(len(self.tasks)))
 
-    def forward(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Features (M, D) by task -> embeddings of length 1 (M, 16), logits (M, 4), logits (M, P)."""
-        answers = {task: self.heads[task](values) for task, values in found.items()}
+        answers = {task: self.heads[task](values) for task, values in latents.items()}
         if "contrastive" in answers:
             answers["contrastive"] = functional.normalize(answers["contrastive"], dim=1)
         return answers
@@ -103,30 +109,30 @@ class TaskNetwork(nn.Module):
     def losses(
         self, classifier: nn.Module, images: Tensor, tasks: tuple[str, ...], denoiser: nn.Module | None = None
     ) -> Tensor:
-        """Each task's standardised loss (N, T), images (N, C, H, W) in [0, 1]; 0 is the clean mean. Differentiable."""
+        """Each task's standardized loss (N, T), images (N, C, H, W) in [0, 1]; 0 is the clean mean. Differentiable."""
         losses = torch.stack([self._loss(task, classifier, images, denoiser) for task in tasks], dim=1)
         which = [self.tasks.index(task) for task in tasks]
         return (losses - self.mean[which]) / self.sd[which]
 
-    def _loss(
-        self, task: str, classifier: nn.Module, images: Tensor, denoiser: nn.Module | None
-    ) -> Tensor:  # (N,)
+    def _loss(self, task: str, classifier: nn.Module, images: Tensor, denoiser: nn.Module | None) -> Tensor:
+        """One task's loss (N,), the mean over its fixed views."""
         views, count = self.shape.views, len(images)
         if task == "denoising":
+            assert denoiser is not None
             noisy = images + self.shape.sigma * self.noise[:, None]  # (V, N, C, H, W)
             restored = denoiser(noisy.flatten(0, 1)).unflatten(0, (views, count))
             return (restored - images).square().mean(dim=(0, 2, 3, 4))
         repeated = images.repeat(views, 1, 1, 1)  # (V N, C, H, W), view by view
         number = torch.arange(views, device=images.device)[:, None].expand(views, count).flatten()
         if task == "contrastive":
-            shown = view(repeated, self.placement[number], self.gain[number])
+            variants = view(repeated, self.placement[number], self.gain[number])
         elif task == "rotation":
             number = number % 4
-            shown = rotate(repeated, number)
+            variants = rotate(repeated, number)
         else:
             number = number % len(self.puzzles)
-            shown = shuffle(repeated, self.puzzles[number], self.shape.grid)
-        answers = self({task: features(classifier, shown)})[task]
+            variants = shuffle(repeated, self.puzzles[number], self.shape.grid)
+        answers = self({task: features(classifier, variants)})[task]
         if task == "contrastive":
             return self._info_nce(answers.unflatten(0, (views, count)))
         return functional.cross_entropy(answers, number, reduction="none").view(views, count).mean(dim=0)
@@ -141,13 +147,32 @@ class TaskNetwork(nn.Module):
 
 
 def train_tasks(
-    network: TaskNetwork, classifier: nn.Module, images: Tensor, training: Training, *, denoiser: nn.Module | None = None,
-    seed: int = 0, device: torch.device | str = "cpu", checkpoint: Any = None, progress: Callable | None = None,
-) -> list[float]:  # fmt: skip
-    """Train the heads in place on clean, unlabelled images (N, C, H, W) in [0, 1]; returns each epoch's mean loss.
+    network: TaskNetwork,
+    classifier: nn.Module,
+    images: Tensor,
+    training: Training,
+    *,
+    denoiser: nn.Module | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: Any = None,
+    progress: Callable | None = None,
+) -> list[float]:
+    """Train the heads in place on clean, unlabeled images (N, C, H, W) in [0, 1]; returns each epoch's mean loss.
 
-    Every image is shown in two random views (negatives: the rest of the batch), one random turn and one random
-    puzzle. Then the bank is filled, and a tenth of the images that trained nothing give each loss its mean and sd.
+    A step takes two random views of every image (negatives: the rest of the batch), one random turn and one random
+    puzzle. Then the bank is filled, and a tenth of the images, which trained nothing, give each loss its mean and sd.
+
+    Args:
+        network: Left in eval mode on the device.
+        classifier: Frozen; the heads read its features.
+        images: Clean images.
+        training: Epochs, batch, rate.
+        denoiser: For the denoising task.
+        seed: Of the order of the images, views, turns and puzzles.
+        device: Where to train.
+        checkpoint: File from which an interrupted training ends at the same weights.
+        progress: Wraps the epochs, e.g. tqdm.
 
     Raises:
         ValueError: Too few images, or the denoising task without a denoiser.
@@ -161,22 +186,27 @@ def train_tasks(
     classifier.to(device).eval()
     history: list[float] = []
     if network.heads:
-        loss = partial(_training_loss, classifier=classifier)
         history = fit(
-            network, images[held:], loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
-        )  # fmt: skip
+            network,
+            images[held:],
+            partial(_training_loss, classifier=classifier),
+            training,
+            seed=seed,
+            device=device,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
     network.to(device).eval()
     with torch.no_grad():
         if "contrastive" in network.tasks:
-            kept = images[held : held + network.shape.bank].to(device)
-            shown = view(kept, *draw_views(len(kept), torch.Generator(device).manual_seed(seed)))
-            network.bank.copy_(network({"contrastive": features(classifier, shown)})["contrastive"])
+            negatives = images[held : held + network.shape.bank].to(device)
+            views = view(negatives, *draw_views(len(negatives), torch.Generator(device).manual_seed(seed)))
+            network.bank.copy_(network({"contrastive": features(classifier, views)})["contrastive"])
         network.mean.zero_()
         network.sd.fill_(1)
-        clean = torch.cat([
-            network.losses(classifier, batch.to(device), network.tasks, denoiser)
-            for batch in images[:held].split(100)
-        ])  # fmt: skip
+        batches = images[:held].split(100)
+        losses = [network.losses(classifier, batch.to(device), network.tasks, denoiser) for batch in batches]
+        clean = torch.cat(losses)
         network.mean.copy_(clean.mean(dim=0))
         network.sd.copy_(clean.std(dim=0).clamp(min=1e-12))
     return history
@@ -191,21 +221,20 @@ def _training_loss(
         torch.randint(classes, (count,), generator=generator, device=images.device)
         for classes in (4, len(model.puzzles))
     )
-    shown = {}
+    variants = {}
     if "contrastive" in tasks:
-        shown["contrastive"] = view(images.repeat(2, 1, 1, 1), *draw_views(2 * count, generator))
+        variants["contrastive"] = view(images.repeat(2, 1, 1, 1), *draw_views(2 * count, generator))
     if "rotation" in tasks:
-        shown["rotation"] = rotate(images, turn)
+        variants["rotation"] = rotate(images, turn)
     if "jigsaw" in tasks:
-        shown["jigsaw"] = shuffle(images, model.puzzles[puzzle], model.shape.grid)
+        variants["jigsaw"] = shuffle(images, model.puzzles[puzzle], model.shape.grid)
     with torch.no_grad():
-        found = {task: features(classifier, pictures) for task, pictures in shown.items()}
-    answers, total = model(found), torch.zeros((), device=images.device)
+        latents = {task: features(classifier, pictures) for task, pictures in variants.items()}
+    answers, total = model(latents), torch.zeros((), device=images.device)
     if "contrastive" in tasks:
         similar = answers["contrastive"] @ answers["contrastive"].T / model.shape.temperature
-        similar = similar.masked_fill(
-            torch.eye(2 * count, dtype=torch.bool, device=similar.device), -torch.inf
-        )
+        itself = torch.eye(2 * count, dtype=torch.bool, device=similar.device)
+        similar = similar.masked_fill(itself, -torch.inf)
         own = torch.arange(2 * count, device=similar.device).roll(count)  # the other view of each
         total = total + functional.cross_entropy(similar, own)
     if "rotation" in tasks:
@@ -259,14 +288,13 @@ def permutations(grid: int, generator: torch.Generator) -> Tensor:
     candidates = torch.stack([torch.randperm(9, generator=generator) for _ in range(1000)])
     chosen = candidates[:1]
     while len(chosen) < PUZZLES:
-        moved = (
-            (candidates[:, None] != chosen).sum(dim=2).amin(dim=1)
-        )  # Hamming distance to the nearest chosen
+        moved = (candidates[:, None] != chosen).sum(dim=2).amin(dim=1)  # Hamming distance to the nearest
         chosen = torch.cat([chosen, candidates[moved.argmax()][None]])
     return chosen
 
 
 def check_denoiser(tasks: tuple[str, ...], denoiser: nn.Module | None) -> None:
+    """Raise ValueError for the denoising task without a denoiser."""
     if "denoising" in tasks and denoiser is None:
         raise ValueError(
             "the task denoising needs a denoiser, e.g. a trained NIM: give one, or leave the task out"
@@ -284,7 +312,65 @@ def _check(shape: TaskShape) -> None:
         raise ValueError(f"grid is {shape.grid}: the jigsaw has 2 or 3 pieces on a side")
     if "jigsaw" in shape.tasks and (height % shape.grid or width % shape.grid):
         raise ValueError(
-            f"{shape.grid} pieces on a side do not divide the image {height}x{width}: choose another grid, or leave jigsaw out"
+            f"{shape.grid} pieces on a side do not divide the image {height}x{width}: choose another grid, "
+            "or leave jigsaw out"
         )
     if shape.views < 2:
         raise ValueError(f"views is {shape.views}: the contrastive task compares 2 or more")
+
+
+def _head(shape: TaskShape, outputs: int) -> nn.Module:
+    hidden = nn.Linear(shape.features, shape.hidden)
+    return nn.Sequential(hidden, nn.BatchNorm1d(shape.hidden), nn.ReLU(), nn.Linear(shape.hidden, outputs))
+
+
+def _build(plan: Plan) -> TaskNetwork:
+    config, classifier = plan.config, plan.classifier
+    assert classifier is not None
+    device = next(classifier.parameters()).device
+    with torch.inference_mode():
+        width = features(classifier, torch.zeros(1, *plan.image_shape, device=device)).shape[1]
+    bank = min(TaskShape.bank, config.data.pool_images // 2)
+    return TaskNetwork(TaskShape(plan.image_shape, width, config.reversal.tasks, bank=bank, seed=config.seed))
+
+
+def _train(network: nn.Module, run: TrainingRun) -> list[float]:
+    classifier, denoiser = run.plan.classifier, run.plan.networks.get("denoiser")
+    assert isinstance(network, TaskNetwork)
+    assert classifier is not None
+    return train_tasks(network, classifier, run.pool, _training(run.config), denoiser=denoiser, **run.options)
+
+
+def _training(config: RunConfig) -> Training:
+    chosen = config.reversal
+    return Training(chosen.epochs, chosen.batch_size, chosen.learning_rate)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the weights: not the correction of the purifier."""
+    used_later = ("eps", "steps", "step_255")
+    return {key: value for key, value in asdict(config.reversal).items() if key not in used_later}
+
+
+def _check_training(config: RunConfig) -> None:
+    _training(config)
+
+
+NIM_OF_FIRST_LAW = replace(NIM_MAE, role="denoiser", laws="first")
+
+
+def required_denoiser(config: RunConfig) -> tuple[NetworkSpec, ...]:
+    """The denoiser of the denoising task, where it is one of the configured tasks."""
+    return (NIM_OF_FIRST_LAW,) if "denoising" in config.reversal.tasks else ()
+
+
+HEADS = NetworkSpec(
+    "tasks",
+    "tasks",
+    _build,
+    _train,
+    _settings,
+    needs=required_denoiser,
+    sees_classifier=True,
+    check=_check_training,
+)

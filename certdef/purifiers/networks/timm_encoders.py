@@ -24,11 +24,12 @@ def encoder_sizes(name: str) -> dict[str, Any]:
     """
     with torch.device("meta"):  # sizes only: nothing is allocated, nothing drawn
         network = _create(name)
+    block: Any = network.blocks[0]
     return {
         "patch_size": network.patch_embed.patch_size[0],
         "width": network.embed_dim,
         "depth": len(network.blocks),
-        "heads": network.blocks[0].attn.num_heads,
+        "heads": block.attn.num_heads,
         "class_token": network.cls_token is not None,
     }
 
@@ -37,7 +38,7 @@ def load_encoder(model: NIM, name: str, file: str | os.PathLike[str] | None = No
     """Put a published encoder, e.g. vit_base_patch16_224.mae, into a NIM in place; its decoder is left as it is.
 
     timm fetches the weights, or reads them from `file` (safetensors or a state dict in its layout), and resamples
-    positions, patches and colour channels to those of the model. The mean and standard deviation that the encoder was
+    positions, patches and color channels to those of the model. The mean and standard deviation that the encoder was
     trained with are folded into its first layer: the NIM goes on taking pixels of [0, 1].
 
     Raises:
@@ -100,7 +101,7 @@ def _create(name: str, **options: Any) -> VisionTransformer:
 def _folded(weight: Tensor, bias: Tensor, config: Any) -> dict[str, Tensor]:
     """The first layer for pixels less 0.5, from one for (pixels - mean) / std; weight (D, C, P, P)."""
     mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
-    if weight.shape[1] != len(mean):  # grey: timm has added up the colours' weights
+    if weight.shape[1] != len(mean):  # gray: timm has added up the colors' weights
         mean, std = mean.mean().repeat(weight.shape[1]), std.mean().repeat(weight.shape[1])
     scaled = weight / std[:, None, None]
     return {

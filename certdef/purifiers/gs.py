@@ -8,10 +8,14 @@ passes are unread.)
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from certdef.config.job import RunConfig
+from certdef.purifiers.base import About, Denoiser, Networks, PurifierSpec, Settings
 
 
 class GaussianSmoothing(nn.Module):
@@ -25,6 +29,8 @@ class GaussianSmoothing(nn.Module):
         sigma: Standard deviation of the kernel in pixels (not in pixel values).
         passes: How often it is applied.
     """
+
+    weights: Tensor
 
     def __init__(self, kernel: int = 5, sigma: float = 0.7, passes: int = 1):
         super().__init__()
@@ -50,7 +56,30 @@ class GaussianSmoothing(nn.Module):
         row = self.weights.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
         for _ in range(self.passes):
             images = functional.pad(images, [self.reach] * 4, mode="reflect")
-            images = functional.conv2d(
-                functional.conv2d(images, column, groups=channels), row, groups=channels
-            )
+            images = functional.conv2d(images, column, groups=channels)
+            images = functional.conv2d(images, row, groups=channels)
         return images.clamp(0, 1)  # an average of numbers in [0, 1], but for rounding
+
+
+def smoothing_settings(config: RunConfig) -> dict[str, Any]:
+    """Those of GaussianSmoothing, as configured."""
+    return {"kernel": config.gs.kernel, "sigma": config.gs.sigma, "passes": config.gs.passes}
+
+
+def _build(
+    settings: Settings, networks: Networks, generator: torch.Generator | None = None
+) -> GaussianSmoothing:
+    return GaussianSmoothing(**settings)
+
+
+SOURCE = "Cha et al., WACV 2024, arXiv 2106.11644"
+THREAT = "knows the classifier, not that a purifier is there"
+
+PURIFIER = PurifierSpec(
+    "gs",
+    About("Gaussian smoothing, repeated", SOURCE, THREAT, papers=("ncis",)),
+    _build,
+    smoothing_settings,
+    denoiser=Denoiser("the smoothing", _build),
+    differentiable=True,
+)

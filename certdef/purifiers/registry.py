@@ -1,0 +1,105 @@
+"""The registry: a purifier's record from its name, loaded on demand.
+
+A purifier is a module of this folder, an entry point of the group `certdef.purifiers` (a PurifierSpec, or a module that
+holds one as PURIFIER), or a function of the user's own, `python:package.module:factory`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from certdef.config.job import ConfigError, RunConfig, nearest
+from certdef.config.purifiers import entry_points, is_code, own_names, purifier_names
+from certdef.purifiers.base import About, Denoiser, PurifierSpec
+
+ALLOW_CODE = "CERTDEF_ALLOW_CODE"
+_SPECS: dict[str, PurifierSpec] = {}  # those that were asked for in this process
+
+
+def find_purifier(name: str) -> PurifierSpec:
+    """The record of a purifier.
+
+    Raises:
+        ConfigError: No purifier has this name, or its module cannot be imported or holds none.
+    """
+    if name not in _SPECS:
+        _SPECS[name] = _load(name)
+    return _SPECS[name]
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a purifier comes from another package, or is the user's own."""
+    return name not in own_names()
+
+
+def check_code(name: str, code: str | None) -> None:
+    """Refuse to run code that a file names and the user did not.
+
+    Args:
+        name: The purifier that a saved model names.
+        code: The `python:` reference that the caller allows.
+
+    Raises:
+        ConfigError: The model needs `python:` code that neither the caller nor this process has named.
+    """
+    if is_code(name) and name not in {code, *_SPECS} and os.environ.get(ALLOW_CODE) != "1":
+        raise ConfigError(
+            f"the model runs code of yours, {name!r}: pass code={name!r} to load_model, or set {ALLOW_CODE}=1"
+        )
+
+
+def _load(name: str) -> PurifierSpec:
+    if name in own_names():
+        return import_module(f"certdef.purifiers.{name.replace('-', '_')}").PURIFIER
+    if is_code(name):
+        return _from_code(name)
+    if name not in entry_points():
+        raise ConfigError(
+            f"unknown purifier {name!r}: certdef purifiers lists them{nearest(name, purifier_names())}"
+        )
+    point = entry_points()[name]
+    try:
+        loaded: Any = point.load()
+    except Exception as error:  # whatever a foreign module trips over
+        raise ConfigError(f"purifier {name!r} ({point.value}) cannot be imported: {error}") from error
+    spec = getattr(loaded, "PURIFIER", loaded)
+    if not isinstance(spec, PurifierSpec) or spec.name != name:
+        raise ConfigError(
+            f"purifier {name!r} ({point.value}) is no PurifierSpec of that name: mend its package"
+        )
+    return spec
+
+
+def _from_code(name: str) -> PurifierSpec:
+    """A user's own: factory() -> module, noisy images (N, C, H, W) -> images in [0, 1]; it denoises votes too."""
+    _, module_name, attribute = name.split(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # as `python -m` has it, and a console script has not
+    try:
+        factory = getattr(import_module(module_name), attribute)
+    except Exception as error:  # whatever the user's module trips over
+        raise ConfigError(f"purifier {name!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(here)
+
+    def build(settings: Any, networks: Any, generator: Any = None) -> nn.Module:
+        module = factory()
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"purifier {name!r} is a {type(module).__name__}: return a torch module")
+        return module.eval()
+
+    def settings(config: RunConfig) -> dict[str, Any]:
+        """Other code is another purifier."""
+        return {"code": hashlib.sha256(Path(inspect.getfile(factory)).read_bytes()).hexdigest()[:16]}
+
+    summary = (factory.__doc__ or "").strip().partition("\n")[0]
+    about = About(summary or f"your own module, from {attribute}()", module_name, "not stated")
+    return PurifierSpec(name, about, build, settings, denoiser=Denoiser("your own module", build))
