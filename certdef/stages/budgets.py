@@ -175,15 +175,14 @@ def _agreement(
 ) -> dict[str, Share]:
     """By condition. Every cell queries the same images, which are paid for once."""
     noise = noise_law(job.config.certify.laws[0])
-    agreement = measure_agreement(job, target, surrogate, {"clean": None, "noisy": noise})
+    measured = measure_agreement(job, target, surrogate, noise)
     if denoiser is not None:
         clean = torch.from_numpy(job.data.heldout_images)
         generator = torch.Generator().manual_seed(job.config.seed)
         noisy = clean + noise.sample(tuple(clean.shape), generator=generator)
         paid = job.ledger.attach(target, purpose="evaluation")
-        denoised = surrogates.fidelity(surrogate, paid, _denoised(denoiser, noisy, job.device))
-        agreement["denoised"] = share_of(denoised)
-    return agreement
+        measured["denoised"] = surrogates.fidelity(surrogate, paid, _denoised(denoiser, noisy, job.device))
+    return {condition: share_of(each) for condition, each in measured.items()}
 
 
 def _denoised(denoiser: nn.Module, noisy: torch.Tensor, device: torch.device) -> torch.Tensor:

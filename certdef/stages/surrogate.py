@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import scipy.stats
@@ -75,7 +76,8 @@ def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | N
         checkpoint=stage.path / "checkpoint.pt",
     )
     storage.save_classifier(stage.path / "model", surrogate.model)
-    agreement = measure_agreement(job, target, surrogate, {"clean": None, "noisy": noise})
+    measured = measure_agreement(job, target, surrogate, noise)
+    agreement = {images: share_of(each) for images, each in measured.items()}
     figures: dict[str, float] = {metrics.QUERIES.format(subject="surrogate"): surrogate.queries}
     if surrogate.held_out_agreement is not None:
         name = metrics.AGREEMENT.format(subject="surrogate", images="validation")
@@ -96,21 +98,12 @@ def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | N
 
 
 def measure_agreement(
-    job: Job,
-    target: surrogates.Target,
-    surrogate: surrogates.Surrogate,
-    noises: dict[str, certify.NoiseLaw | None],
-) -> dict[str, Share]:
-    """Agreement on the held-out images under each noise, by its name. Every surrogate sees the same noisy images."""
-    paid, images, seed = (
-        job.ledger.attach(target, purpose="evaluation"),
-        job.data.heldout_images,
-        job.config.seed,
-    )
-    measured = {
-        name: surrogates.fidelity(surrogate, paid, images, noise, seed=seed) for name, noise in noises.items()
-    }
-    return {name: share_of(each) for name, each in measured.items()}
+    job: Job, target: surrogates.Target, surrogate: surrogates.Surrogate | nn.Module, noise: certify.NoiseLaw
+) -> dict[str, surrogates.Fidelity]:
+    """Agreement on the held-out images, clean and under one noise draw each. Every surrogate sees the same draws."""
+    paid = job.ledger.attach(target, purpose="evaluation")
+    measure = partial(surrogates.fidelity, surrogate, paid, job.data.heldout_images)
+    return {"clean": measure(), "noisy": measure(noise, seed=job.config.seed)}
 
 
 def share_of(fidelity: surrogates.Fidelity) -> Share:

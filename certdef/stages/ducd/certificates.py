@@ -29,7 +29,7 @@ from certdef.stages.certificates import (
 )
 from certdef.stages.ducd.surrogates import Student
 from certdef.stages.job import Job
-from certdef.stages.surrogate import share_of
+from certdef.stages.surrogate import measure_agreement, share_of
 from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
@@ -253,16 +253,7 @@ def _bases(
 def _agreement(
     job: Job, target: surrogates.Target, student: Student, noise: certify.NoiseLaw
 ) -> dict[str, Agreement]:
-    """On all held-out images, clean and under one draw of the noise each; the same draws for every surrogate."""
-    paid, images, seed = (
-        job.ledger.attach(target, purpose="evaluation"),
-        job.data.heldout_images,
-        job.config.seed,
-    )
-    measured = {
-        "clean": surrogates.fidelity(student.model, paid, images),
-        "noisy": surrogates.fidelity(student.model, paid, images, noise, seed=seed),
-    }
+    measured = measure_agreement(job, target, student.model, noise)
     return {
         name: Agreement(share_of(each), each.disagreement_upper, each.n) for name, each in measured.items()
     }
