@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from surrogates import QueryLedger, SurrogateError, TargetError, open_target
+from surrogates import ClassesUnknown, QueryLedger, SurrogateError, TargetError, open_target
 from surrogates.targets.base import Target
 from surrogates.targets.formats import PixelFormat
 from tests.servers.loopback import Handler, serving
@@ -126,6 +126,7 @@ def test_what_an_open_inference_model_cannot_be_asked(changes: dict, options: di
     with open_inference_server(model) as url, pytest.raises(TargetError, match=message) as caught:
         open_target(url, **options)
     assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, ClassesUnknown) == ("does not tell" in message)
     assert model.served == 0
 
 
