@@ -75,6 +75,5 @@ def predict_with_features(model: nn.Module, images: Tensor, batch_size: int) -> 
         return logits, logits
     device = device_of(model)
     with evaluating(model), torch.inference_mode():
-        parts = [logits_and_features(model, part.to(device)) for part in images.split(batch_size)]
-    logits, inputs = ([part.cpu() for part in column] for column in zip(*parts, strict=True))
-    return torch.cat(logits), torch.cat(inputs)
+        pairs = [logits_and_features(model, part.to(device)) for part in images.split(batch_size)]
+    return torch.cat([pair[0].cpu() for pair in pairs]), torch.cat([pair[1].cpu() for pair in pairs])
