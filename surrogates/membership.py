@@ -96,7 +96,7 @@ class MembershipAudit:
         nonmembers: The same.
         references: Models that were trained on none of them.
         population: Further images and labels, for RMIA.
-        a: How much more confident a reference would be, had it seen the image: p = ((1 + a) p_out + 1 - a) / 2.
+        a: How much more confident a reference would be, had it been trained on the image: p = ((1 + a) p_out + 1 - a) / 2.
         gamma: RMIA's threshold on the likelihood ratio.
         batch_size: Images a query.
         confidence: Of the intervals.

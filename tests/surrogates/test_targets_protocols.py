@@ -426,7 +426,9 @@ BAD_ANSWERS = {
         r"label 'cta', which classes does not list \(did you mean 'cat'\?\)",
     ),
     "name without classes": (
-        lambda s: ["cat"] * 7, {"scores": None, "labels": ""}, r"label 'cat', expected an integer in \[0, 4\)"
+        lambda s: ["cat"] * 7,
+        {"scores": None, "labels": ""},
+        r"label 'cat', expected an integer in \[0, 4\)",
     ),
     "half label": (lambda s: [0.5] * 7, {"scores": None, "labels": ""}, r"label 0.5, expected an integer"),
     "nan": (lambda s: (s * np.nan).tolist(), {}, r"answered nan, expected finite"),
@@ -437,7 +439,7 @@ BAD_ANSWERS = {
         r"answered nan, expected finite scores",
     ),
     "logits": (lambda s: (s * 40).tolist(), {}, r"expected probabilities in \[0, 1\]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("answer", "changes", "message"), BAD_ANSWERS.values(), ids=BAD_ANSWERS.keys())
