@@ -123,9 +123,12 @@ def knockoff(strategy: str, budget: int, seed: int, epochs: int) -> nn.Module:
     from art.estimators.classification import PyTorchClassifier
 
     common: dict[str, Any] = {
-        "loss": nn.CrossEntropyLoss(), "input_shape": SHAPE, "nb_classes": CLASSES, "clip_values": (0, 1),
+        "loss": nn.CrossEntropyLoss(),
+        "input_shape": SHAPE,
+        "nb_classes": CLASSES,
+        "clip_values": (0, 1),
         "device_type": "cpu",
-    }  # fmt: skip
+    }
     model = student(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=RECIPE["weight_decay"])
     attack = KnockoffNets(

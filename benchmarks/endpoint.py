@@ -124,9 +124,12 @@ def measure(job: stages.Job, stage: Stage, target_stage: Stage, network: nn.Modu
     ):
         # The port changes with every start; the ledger knows the target by what is behind it.
         target = surrogates.open_target(
-            address, num_classes=len(data.classes), output_kind="probabilities", input_shape=data.image_shape,
+            address,
+            num_classes=len(data.classes),
+            output_kind="probabilities",
+            input_shape=data.image_shape,
             identity=f"endpoint:{target_stage.result.identity}",
-        )  # fmt: skip
+        )
         asked = ledger.attach(target, purpose="attack", experiment=stage.fingerprint)
         for name, purifier in purifiers.items():
             with torch.inference_mode():

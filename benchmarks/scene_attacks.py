@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certdef.attacks.gradient import OnCopies, evaluating, sign_steps, within
-from surrogates.distillation.inference import features
+from certdef.attacks.gradient import OnCopies, sign_steps, within
+from surrogates.distillation.inference import evaluating, features
 
 ATTACKS = ("fgsm", "i-fgsm", "cw", "tpgd", "jitter", "mixup", "mixcut")
 RANDOM_START = ("tpgd", "jitter")

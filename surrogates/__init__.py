@@ -1,10 +1,11 @@
 """Black boxes and their stand-ins: query a target under a budget, keep every answer, distil a surrogate."""
 
 from surrogates.distillation.checkpoint import TrainingCheckpoint
-from surrogates.distillation.distill import Surrogate, distill
+from surrogates.distillation.distill import Querying, distill
 from surrogates.distillation.fidelity import Fidelity, fidelity
 from surrogates.distillation.selection import Selection
 from surrogates.distillation.student import Recipe
+from surrogates.distillation.surrogate import Surrogate
 from surrogates.errors import (
     BudgetExceeded,
     ClassesUnknown,
@@ -33,6 +34,7 @@ __all__ = [
     "Membership",
     "MembershipAudit",
     "QueryLedger",
+    "Querying",
     "Recipe",
     "Refused",
     "Selection",

@@ -1,26 +1,31 @@
-"""Intervals for shares, and for how well a score tells two groups apart."""
+"""Confidence intervals of shares, and of the area under the ROC curve (AUC) of a score."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def clopper_pearson(successes: int, trials: int, tail: float) -> tuple[float, float]:
-    """Return bounds of a probability that each fail with probability at most `tail`.
+    """Return the lower and the upper bound of a probability (Clopper & Pearson, 1934).
 
-    Clopper & Pearson (1934).
+    Args:
+        tail: Probability with which each bound fails at most.
     """
-    from scipy.stats import beta
+    from statsmodels.stats.proportion import proportion_confint  # imports pandas: not at module level
 
-    lower = beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
-    upper = beta.isf(tail, successes + 1, trials - successes) if successes < trials else 1.0
+    lower, upper = proportion_confint(successes, trials, alpha=2 * tail, method="beta")
     return float(lower), float(upper)
 
 
 def auc_interval(positives: NDArray, negatives: NDArray, tail: float) -> tuple[float, float, float]:
-    """Return (AUC, lower, upper) of scores (P,) and (N,); each bound fails with probability about `tail`.
+    """Return (AUC, lower, upper) of two groups of scores; ties count one half.
 
-    Ties count one half. DeLong, DeLong & Clarke-Pearson (1988), normal on the logit scale. Where they
-    estimate a variance of 0 (all pairs in order, or all tied) the bound is that of min(P, N) independent pairs.
+    DeLong, DeLong & Clarke-Pearson (1988), normal on the logit scale. Where they estimate a variance of 0 (all pairs in
+    order, or all tied) the bound is that of min(P, N) independent pairs.
+
+    Args:
+        positives: (P,).
+        negatives: (N,).
+        tail: Probability with which each bound fails, about.
     """
     from scipy.special import expit, logit
     from scipy.stats import norm
@@ -38,9 +43,10 @@ def auc_interval(positives: NDArray, negatives: NDArray, tail: float) -> tuple[f
 def auc_difference_interval(
     first: tuple[NDArray, NDArray], second: tuple[NDArray, NDArray], tail: float
 ) -> tuple[float, float, float]:
-    """Return AUC(first) - AUC(second) and its bounds, for two scores of the same positives and negatives.
+    """Return AUC(first) - AUC(second) with its lower and upper bound.
 
-    The pairing is used: DeLong, DeLong & Clarke-Pearson (1988).
+    Both are scores of the same positives (P,) and negatives (N,), and the pairing is used: DeLong, DeLong &
+    Clarke-Pearson (1988).
     """
     from scipy.stats import norm
 
@@ -50,7 +56,7 @@ def auc_difference_interval(
 
 
 def placements(positives: NDArray, negatives: NDArray) -> tuple[NDArray, NDArray]:
-    """Return for each positive (P,) the share of negatives below it, for each negative (N,) of positives above."""
+    """Return for each positive (P,) the share of negatives below it, for each negative (N,) that of positives above."""
     from scipy.stats import rankdata
 
     ranks = rankdata(np.concatenate([positives, negatives]))

@@ -1,4 +1,4 @@
-"""Membership inference: can it be told from a model's answers which images it was trained on?
+"""Membership inference: do a model's answers reveal which images it was trained on?
 
 Every attack gives each candidate image a score that is higher for likely members, from one signal: the
 logit-scaled confidence of the true label, log p_y - log(1 - p_y).
@@ -25,20 +25,25 @@ from surrogates.intervals import auc_difference_interval, auc_interval, clopper_
 from surrogates.targets import Target, check_images
 
 ATTACKS = ("loss", "rmia", "lira")
+CANDIDATES = ("members", "nonmembers")
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 FLOOR = 1e-30  # of a probability: below every float32 softmax that is not 0
 
 Scores = NDArray[np.float64]
-Labelled = tuple[Any, Any]  # images (N, C, H, W) float32 in [0, 1] and labels (N,)
+Labeled = tuple[Any, Any]  # images (N, C, H, W) float32 in [0, 1] and labels (N,)
 Model = Callable[[torch.Tensor], Any] | Target
 
 
 @dataclass(frozen=True)
 class Rate:
-    """True positive rate at the threshold that at most `fpr` of the non-members pass, with its interval.
+    """True positive rate at the threshold that at most `fpr` of the non-members pass.
 
-    The interval is Clopper-Pearson over members, for this threshold; `attained` is the share of non-members
-    that pass it, which is 0 where there are fewer than 1 / fpr of them.
+    Args:
+        fpr: False positive rate that is allowed.
+        tpr: Share of members that pass the threshold.
+        lower: Of its Clopper-Pearson interval over members, for this threshold.
+        upper: Of the same.
+        attained: Share of non-members that pass the threshold; 0 where there are fewer than 1 / fpr of them.
     """
 
     fpr: float
@@ -50,9 +55,16 @@ class Rate:
 
 @dataclass(frozen=True, eq=False)
 class Membership:
-    """How well an attack tells members from non-members: AUC with DeLong interval, and rates at low FPR.
+    """How well an attack separates members from non-members.
 
-    0.5 is a coin. member_scores (M,) and nonmember_scores (N,) are the attack's, higher for likely members.
+    Args:
+        attack: Its name.
+        auc: Area under the ROC curve; 0.5 is a coin.
+        lower: Of its DeLong interval.
+        upper: Of the same.
+        rates: True positive rates at low false positive rates.
+        member_scores: (M,), higher for likely members.
+        nonmember_scores: (N,).
     """
 
     attack: str
@@ -76,20 +88,30 @@ class Membership:
 class MembershipAudit:
     """The same candidates, references and attacks for every model that is audited.
 
-    members, nonmembers and population: (images, labels), the images float32 in [0, 1]. references: models
-    that saw none of them. A model is a Target, or a callable from images (B, C, H, W) to probabilities (B, K).
-    Without references only "loss" is run. `a` in [0, 1] says how much more confident a reference would be,
-    had it seen the image: p = ((1 + a) p_out + 1 - a) / 2; `gamma` is RMIA's threshold on the likelihood
-    ratio. Raises SurrogateError.
+    A model is a Target, or a callable from images (B, C, H, W) to probabilities (B, K). Without references only "loss"
+    is run.
+
+    Args:
+        members: Images (N, C, H, W) float32 in [0, 1] and their labels (N,).
+        nonmembers: The same.
+        references: Models that were trained on none of them.
+        population: Further images and labels, for RMIA.
+        a: How much more confident a reference would be, had it been trained on the image: p = ((1 + a) p_out + 1 - a) / 2.
+        gamma: RMIA's threshold on the likelihood ratio.
+        batch_size: Images a query.
+        confidence: Of the intervals.
+
+    Raises:
+        SurrogateError: A value out of its range, or images and labels that do not fit each other.
     """
 
     def __init__(
         self,
-        members: Labelled,
-        nonmembers: Labelled,
+        members: Labeled,
+        nonmembers: Labeled,
         *,
         references: Sequence[Model] = (),
-        population: Labelled | None = None,
+        population: Labeled | None = None,
         a: float = 0.3,
         gamma: float = 1.0,
         batch_size: int = 512,
@@ -103,11 +125,11 @@ class MembershipAudit:
             raise SurrogateError(f"confidence must be in (0, 1), got {confidence!r}: try 0.95")
         self.a, self.gamma, self.batch_size, self.confidence = a, gamma, batch_size, confidence
         self._groups = {
-            "members": _labelled("members", members),
-            "nonmembers": _labelled("nonmembers", nonmembers),
+            "members": _labeled("members", members),
+            "nonmembers": _labeled("nonmembers", nonmembers),
         }
         if references and population is not None:
-            self._groups["population"] = _labelled("population", population)
+            self._groups["population"] = _labeled("population", population)
         self._references = [self._signals(reference) for reference in references]
 
     @property
@@ -117,7 +139,7 @@ class MembershipAudit:
         return tuple(attack for attack in ATTACKS if allowed[attack])
 
     def __call__(self, model: Model) -> dict[str, Membership]:
-        """Attack a model with every attack that is possible; each of its images is asked once."""
+        """Attack a model with every attack that is possible; each image is queried once."""
         own = self._signals(model)
         tail = (1 - self.confidence) / 2
         return {attack: evaluate(attack, *self._scores(attack, own), tail) for attack in self.attacks}
@@ -134,14 +156,17 @@ class MembershipAudit:
             for name in own
             if self._references
         }
-        candidates = ("members", "nonmembers")
         if attack == "loss":
             return own["members"], own["nonmembers"]
         if attack == "rmia":
             ratio = {name: rmia_ratio(own[name], out[name], self.a) for name in own}
-            return tuple(rmia_score(ratio[name], ratio["population"], self.gamma) for name in candidates)
-        spread = _pooled_deviation(np.concatenate([out[name] for name in candidates], axis=1))
-        return tuple((own[name] - out[name].mean(axis=0)) / spread for name in candidates)
+            members, nonmembers = (
+                rmia_score(ratio[name], ratio["population"], self.gamma) for name in CANDIDATES
+            )
+            return members, nonmembers
+        spread = _pooled_deviation(np.concatenate([out[name] for name in CANDIDATES], axis=1))
+        members, nonmembers = ((own[name] - out[name].mean(axis=0)) / spread for name in CANDIDATES)
+        return members, nonmembers
 
 
 def evaluate(attack: str, members: Scores, nonmembers: Scores, tail: float = 0.025) -> Membership:
@@ -156,7 +181,8 @@ def auc_difference(
 ) -> tuple[float, float, float]:
     """AUC of one model minus that of another under the same attack and candidates: (difference, lower, upper).
 
-    Raises SurrogateError where the candidates differ in number.
+    Raises:
+        SurrogateError: The candidates differ in number.
     """
     sizes = [(len(each.member_scores), len(each.nonmember_scores)) for each in (first, second)]
     if sizes[0] != sizes[1]:
@@ -200,10 +226,11 @@ def _rate(members: Scores, nonmembers: Scores, fpr: float, tail: float) -> Rate:
 def label_logits(model: Model, images: Any, labels: Any, batch_size: int = 512) -> Scores:
     """log p_y - log(1 - p_y) (N,) float64 of the true labels; 1 - p_y is summed over the other classes.
 
-    Raises SurrogateError if the model answers no probabilities of every class.
+    Raises:
+        SurrogateError: The model answers no probabilities of every class.
     """
-    pixels, classes = _labelled("images", (images, labels))
-    found = []
+    pixels, classes = _labeled("images", (images, labels))
+    logits = []
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
         logs = _log_probabilities(model, pixels[part])
@@ -214,8 +241,8 @@ def label_logits(model: Model, images: Any, labels: Any, batch_size: int = 512) 
         rows = np.arange(len(logs))
         own = logs[rows, classes[part]]
         logs[rows, classes[part]] = -np.inf
-        found.append(own - np.logaddexp.reduce(logs, axis=1))
-    return np.concatenate(found)
+        logits.append(own - np.logaddexp.reduce(logs, axis=1))
+    return np.concatenate(logits)
 
 
 def _log_probabilities(model: Model, pixels: np.ndarray) -> Scores:
@@ -246,7 +273,7 @@ def _softmax(logits: Scores) -> Scores:
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-def _labelled(name: str, group: Labelled) -> tuple[np.ndarray, NDArray[np.int64]]:
+def _labeled(name: str, group: Labeled) -> tuple[np.ndarray, NDArray[np.int64]]:
     images, labels = group
     pixels, classes = check_images(images), np.asarray(labels)
     if classes.shape != (len(pixels),) or not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0:

@@ -15,8 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from certdef.config.job import ConfigError, RunConfig
 from surrogates.distillation.augmentation import shifted
-from surrogates.distillation.inference import evaluating
+from surrogates.distillation.inference import evaluating, features
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
+
+__all__ = ["Classifier", "build_classifier", "features", "surrogate_model", "train_classifier", "train_svc"]
 
 BATCH_SIZE = 128
 

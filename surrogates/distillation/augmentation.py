@@ -1,4 +1,4 @@
-"""What a student sees of an image: shifted, and under noise."""
+"""Augmentation of a student's images: shifts and noise."""
 
 from typing import Any, Protocol
 

@@ -12,9 +12,18 @@ from surrogates.errors import SurrogateError
 class TrainingCheckpoint:
     """Everything that the next epoch depends on, in one file: model, optimizer, scheduler, generator, epoch.
 
-    `history` is a list of numbers that the loop may append to and that travels along. `fingerprint` names
-    the run; a checkpoint of another run is refused. `others` have state_dict and load_state_dict. Draws that
-    do not use `generator` (dropout) are the loop's own care: seed them per epoch.
+    Draws that do not use `generator` (dropout) are the loop's own care: seed them per epoch.
+
+    Args:
+        path: The file; its directory must exist.
+        fingerprint: Name of the run; a checkpoint of another run is refused.
+        others: Further parts with state_dict and load_state_dict.
+
+    Attributes:
+        history: Numbers that the loop may append to and that travel along.
+
+    Raises:
+        SurrogateError: No such directory.
     """
 
     def __init__(
@@ -41,7 +50,8 @@ class TrainingCheckpoint:
     def load(self) -> int:
         """Restore the last saved state and return the next epoch, 0 when nothing was saved.
 
-        Raises SurrogateError when the file is damaged or belongs to another run.
+        Raises:
+            SurrogateError: The file is damaged or belongs to another run.
         """
         if not self.path.exists():
             return 0

@@ -1,4 +1,4 @@
-"""What a student is trained to match: answers as goals, and the distance of its logits from them."""
+"""Losses of a student: answers as goals, and the distance of its logits from them."""
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,11 @@ LOSSES = ("l1", "soft_cross_entropy", "kl", "cross_entropy", "partial")
 
 
 def check_loss(loss: str, output_kind: str) -> str:
-    """Return the loss, or the one that suits the answers when it is "auto"."""
+    """Return the loss, or the one that suits the answers when it is "auto".
+
+    Raises:
+        SurrogateError: A loss that does not fit such answers.
+    """
     allowed = _FIRST_IS_AUTO[output_kind]
     if loss != "auto" and loss not in allowed:
         raise SurrogateError(
@@ -30,12 +34,11 @@ def check_loss(loss: str, output_kind: str) -> str:
 
 def goals_of(answers: Answers, loss: str, output_kind: str) -> torch.Tensor:
     """Return labels (N,) int64, logits (N, K), or probabilities (N, K) that sum to 1, NaN where unknown."""
-    if loss == "cross_entropy":
+    if loss == "cross_entropy" or answers.scores is None:
         return torch.from_numpy(answers.labels)
     scores = torch.from_numpy(answers.scores)
-    if (
-        loss == "l1" and output_kind == "probabilities"
-    ):  # logits up to a constant, which is chosen to centre them
+    if loss == "l1" and output_kind == "probabilities":
+        # Logits up to a constant, which is chosen to center them.
         scores = scores.clamp_min(SMALLEST_PROBABILITY).log()
         return scores - scores.mean(dim=1, keepdim=True)
     if loss == "l1":
@@ -52,9 +55,10 @@ def goals_of(answers: Answers, loss: str, output_kind: str) -> torch.Tensor:
 
 
 def distance(loss: str, logits: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
-    """Mean distance of logits (N, K) from goals, by the name of the loss.
+    """Mean distance of logits (N, K) from goals (N,) or (N, K).
 
-    l1: logits matched (DUCD, arXiv 2408.10647). soft_cross_entropy and kl differ by the goals' entropy.
+    Args:
+        loss: l1 matches logits (DUCD, arXiv 2408.10647); soft_cross_entropy and kl differ by the goals' entropy.
     """
     if loss == "l1":
         return F.l1_loss(logits, goals)

@@ -1,7 +1,7 @@
-"""Which images of a pool to ask about, and in how many rounds.
+"""Which images of a pool to query, and in how many rounds (active learning).
 
-A strategy is a chain of steps: each but the last keeps WIDER times what is wanted, the last keeps what is
-wanted. It sees the pool, which images were asked about, and a student that was trained on their answers.
+A strategy is a chain of steps: each but the last keeps WIDER times as many as needed, the last as many as needed. It
+depends on the pool, on the images that were queried, and on a student that was trained on their answers.
 """
 
 import math
@@ -24,7 +24,14 @@ DEEPFOOL_RIVALS = 3
 
 
 def select_random(pool_size: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return `count` distinct indices (count,) int64 drawn uniformly from range(pool_size); CPU generator."""
+    """Return `count` distinct indices (count,) int64 drawn uniformly from range(pool_size).
+
+    Args:
+        generator: On the CPU.
+
+    Raises:
+        SurrogateError: More than there are.
+    """
     if not 1 <= count <= pool_size:
         raise SurrogateError(f"count must be in [1, {pool_size}], the size of the pool, got {count}")
     return torch.randperm(pool_size, generator=generator)[:count]
@@ -32,16 +39,22 @@ def select_random(pool_size: int, count: int, generator: torch.Generator) -> tor
 
 @dataclass(frozen=True)
 class Selection:
-    """How the images to ask about are chosen.
+    """How the images to query are chosen.
 
-    strategy is random, kcenter (greedy 2-approximation, Sener & Savarese 2018), margin, entropy, dfal
-    (distance to the decision boundary by DeepFool, Ducoffe & Precioso 2018), kcenter_margin (k-center keeps
-    three times as many, the smallest margins of those are asked), margin_kcenter or dfal_kcenter (the other
-    way round, as in ActiveThief, Pal et al. 2020). The first round is random and takes the share `start` of
-    the budget; the others are equal. Between rounds the student is trained for round_epochs (unset: as long
-    as at the end), anew or, with `continued`, from where it was. k-center measures distances between
-    features(images) (N, D), unset between what the student's last linear layer is given.
-    Raises SurrogateError.
+    Args:
+        strategy: random, kcenter (greedy 2-approximation, Sener & Savarese 2018), margin, entropy, dfal (distance to the
+            decision boundary by DeepFool, Ducoffe & Precioso 2018), kcenter_margin (k-center keeps three times as many,
+            those with the smallest margins are queried), margin_kcenter or dfal_kcenter (the other way round, as in
+            ActiveThief, Pal et al. 2020).
+        rounds: The first is random, the others are equal.
+        start: Share of the budget that the first round takes.
+        round_epochs: Epochs of the student between rounds; unset, as many as at the end.
+        continued: Train it from where it was, and not anew.
+        features: features(images) -> (N, D), between which k-center measures distances; unset, the inputs of the
+            student's last linear layer.
+
+    Raises:
+        SurrogateError: A value out of its range.
     """
 
     strategy: str = "random"
@@ -64,12 +77,12 @@ class Selection:
             raise SurrogateError(f"round_epochs must be a positive integer, got {self.round_epochs!r}")
 
     def sizes(self, count: int) -> list[int]:
-        """Return how many of `count` images each round asks about; one round where all are random."""
+        """Return the number of images of each round, of `count` in all; one round where all are random."""
         first = max(1, round(self.start * count))
         if self.strategy == "random" or count - first < self.rounds - 1:
             return [count]
-        later, left = divmod(count - first, self.rounds - 1)
-        return [first, *(later + (number < left) for number in range(self.rounds - 1))]
+        each, rest = divmod(count - first, self.rounds - 1)
+        return [first, *(each + (number < rest) for number in range(self.rounds - 1))]
 
     def select(
         self,
@@ -81,25 +94,35 @@ class Selection:
         batch_size: int = 256,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Return `count` indices (count,) int64 of images (N, C, H, W) that are not in answered (M,) yet.
+        """Return `count` indices (count,) int64 of images that have no answer yet; nothing is queried.
 
-        Nothing is asked. One generator state gives the same indices.
+        Args:
+            pool: (N, C, H, W).
+            answered: Indices (M,) of the images with an answer.
+            student: Trained on those answers.
+            batch_size: Images a forward pass.
+            generator: On the CPU; one state gives the same indices.
+
+        Raises:
+            SurrogateError: More images than are free.
         """
         free = torch.ones(len(pool), dtype=torch.bool)
         free[answered] = False
         candidates = free.nonzero().squeeze(1)
         if not 1 <= count <= len(candidates):
-            raise SurrogateError(f"count must be in [1, {len(candidates)}], the images left, got {count}")
+            raise SurrogateError(
+                f"count must be in [1, {len(candidates)}], the images without an answer, got {count}"
+            )
         view = _View(pool, answered, student, self.features, batch_size, generator)
         steps = STRATEGIES[self.strategy]
-        for left, narrow in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
-            candidates = narrow(view, candidates, min(count * WIDER**left, len(candidates)))
+        for later, narrow in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
+            candidates = narrow(view, candidates, min(count * WIDER**later, len(candidates)))
         return candidates
 
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """What a strategy may look at; the student's outputs are computed at most once."""
+    """What a strategy depends on; the student's outputs are computed at most once."""
 
     pool: torch.Tensor
     answered: torch.Tensor
@@ -195,7 +218,7 @@ def boundary_distance(
 ) -> torch.Tensor:
     """Return the L2 length (N,) of the way that DeepFool finds from images (N, C, H, W) to another label.
 
-    Each step goes to the nearest linearised boundary with one of the `rivals` next classes (Moosavi-Dezfooli
+    Each step goes to the nearest linearized boundary with one of the `rivals` next classes (Moosavi-Dezfooli
     et al., CVPR 2016, algorithm 2); an image whose label has changed stays where it is.
     """
     device = device_of(student)

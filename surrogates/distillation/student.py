@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ class Recipe:
         ema: Decay of averaged weights, which then are the result.
         patience: Epochs without a better held-out agreement that end the training; the best epoch is the result.
         precision: float32, bfloat16, or on CUDA float16.
-        unlabelled_weight: Weight of the distance on images without an answer, whose goals a committee gives.
-        unlabelled_ratio: How many of those there are in a step for each answered image.
+        unlabeled_weight: Weight of the distance on images without an answer, whose goals a committee gives.
+        unlabeled_ratio: How many of those there are in a step for each answered image.
 
     Raises:
         SurrogateError: A value out of its range.
@@ -48,16 +48,22 @@ class Recipe:
     ema: float | None = None
     patience: int | None = None
     precision: str = "float32"
-    unlabelled_weight: float = 1.0
-    unlabelled_ratio: int = 4
+    unlabeled_weight: float = 1.0
+    unlabeled_ratio: int = 4
+    unlabelled_weight: InitVar[float | None] = None  # the former spelling
+    unlabelled_ratio: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, unlabelled_weight: float | None, unlabelled_ratio: int | None) -> None:
+        if unlabelled_weight is not None:
+            object.__setattr__(self, "unlabeled_weight", unlabelled_weight)
+        if unlabelled_ratio is not None:
+            object.__setattr__(self, "unlabeled_ratio", unlabelled_ratio)
         _ = self.training
-        check_positive_integers(unlabelled_ratio=self.unlabelled_ratio)
+        check_positive_integers(unlabeled_ratio=self.unlabeled_ratio)
         if self.patience is not None:
             check_positive_integers(patience=self.patience)
-        if not 0 <= self.unlabelled_weight < math.inf:
-            raise SurrogateError(f"unlabelled_weight must be 0 or more, got {self.unlabelled_weight!r}")
+        if not 0 <= self.unlabeled_weight < math.inf:
+            raise SurrogateError(f"unlabeled_weight must be 0 or more, got {self.unlabeled_weight!r}")
 
     @property
     def training(self) -> Training:
@@ -147,12 +153,12 @@ def step_loss(
     if examples.unlabeled is None:
         return distance(examples.loss, student(augmented).float(), goals)
     pool, rest, committee_goals = examples.unlabeled
-    count = recipe.unlabelled_ratio * len(images)
+    count = recipe.unlabeled_ratio * len(images)
     drawn = torch.randint(len(rest), (count,), generator=generator, device=images.device).cpu()
     others = recipe.augmented(pool[rest[drawn]].to(images.device), generator)
     logits = student(torch.cat([augmented, others])).float()  # one pass: one set of batch statistics
     loss = "l1" if examples.loss == "l1" else "soft_cross_entropy"
-    return distance(examples.loss, logits[: len(images)], goals) + recipe.unlabelled_weight * distance(
+    return distance(examples.loss, logits[: len(images)], goals) + recipe.unlabeled_weight * distance(
         loss, logits[len(images) :], committee_goals[drawn].to(images.device)
     )
 

@@ -1,6 +1,6 @@
 """The one training loop of every network: AdamW, a schedule, averaged weights, mixed precision, a resumable checkpoint.
 
-What differs from one training to the next is small and stands in small objects: `Training` says how the optimizer is
+What differs from one training to the next are small objects: `Training` says how the optimizer is
 set and scheduled, its `Order` where the random numbers come from, `EarlyStopping` when to stop and which weights to keep.
 
 One process trains on the device that it is given. Under `accelerate launch` or `torchrun` the same call trains on all
@@ -120,7 +120,7 @@ class EarlyStopping(Protocol):
     weights: dict[str, Tensor]
 
     def observe(self, model: nn.Module, epoch: int) -> None:
-        """Look at the model after an epoch, with averaged weights where there are any."""
+        """Measure the model after an epoch, with averaged weights where there are any."""
 
     def ends_before(self, epoch: int) -> bool:
         """Whether the training ends before this epoch."""

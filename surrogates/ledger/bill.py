@@ -72,7 +72,11 @@ class Bill:
 
 
 def check_purpose(purpose: str) -> None:
-    """Raise LedgerError for a purpose that has no budget."""
+    """Check that a purpose is one of PURPOSES.
+
+    Raises:
+        LedgerError: It is not.
+    """
     if purpose not in PURPOSES:
         raise LedgerError(f"purpose must be one of {', '.join(PURPOSES)}, got {purpose!r}")
 

@@ -24,7 +24,7 @@ class Canaries:
 
     The first answers ever are kept in the ledger's file, so that a change between runs is noticed too. Each check
     costs N queries of the purpose "canary". Where two answers in a row differ the target is not deterministic: that
-    is recorded, and no more is queried, since drift cannot be told from chance.
+    is recorded, and no more is queried, since drift would not differ from chance.
 
     Args:
         images: (N, C, H, W) in [0, 1].

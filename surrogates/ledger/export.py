@@ -4,7 +4,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,14 +29,21 @@ def export(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    progress: Callable[..., Iterable[int]] | None = None,
+    progress: Callable[..., Iterable[Any]] | None = None,
 ) -> int:
-    """Write every query of a ledger's file to a .parquet or .csv file, and return their number.
+    """Write every query of a ledger's file to a table, and return their number.
 
-    One row a query, in the order of reservation: purpose, state, batch, position in it, key (hex; the n-th
-    asking of a batch for certification, attack or canary has one), label, score_0 ... score_K-1 where scores
-    were kept, reserved_at, sent_at, settled_at (UTC) and the reason where there was no answer. progress is a
-    factory like tqdm. Needs pyarrow. Raises LedgerError.
+    One row a query, in the order of reservation: purpose, state, batch, position in it, key (hex; a batch for
+    certification, attack or canary has one), label, score_0 ... score_K-1 where scores were kept, reserved_at, sent_at,
+    settled_at (UTC) and the reason where there was no answer. Needs pyarrow.
+
+    Args:
+        path: The ledger.
+        out: A .parquet or .csv file.
+        progress: A factory like tqdm.
+
+    Raises:
+        LedgerError: No ledger, no such ending or directory, or no pyarrow.
     """
     out = Path(out)
     if out.suffix not in ENDINGS:
@@ -91,7 +98,7 @@ def _tables(
     db: sqlite3.Connection,
     schema: "pyarrow.Schema",
     num_classes: int,
-    progress: Callable[..., Iterable[int]] | None,
+    progress: Callable[..., Iterable[Any]] | None,
 ) -> Iterator["pyarrow.Table"]:
     """Yield the rows of a few batches at a time."""
     import pyarrow
@@ -99,8 +106,8 @@ def _tables(
     batches: list[tuple] = []
     rows = 0
     total = db.execute("SELECT count(*) FROM batches").fetchone()[0]
-    found = db.execute(BATCHES)
-    for batch in progress(found, total=total, desc="export", unit="batch") if progress else found:
+    every: Iterable[tuple] = db.execute(BATCHES)
+    for batch in progress(every, total=total, desc="export", unit="batch") if progress else every:
         batches.append(batch)
         rows += batch[7]
         if rows >= ROWS_A_TABLE:
@@ -119,14 +126,14 @@ def _columns(
     starts = np.cumsum(sizes) - sizes
     labels = np.zeros(len(owner), dtype=np.int64)
     scores = np.zeros((len(owner), len(schema) - schema.get_field_index("label") - 1), dtype=np.float32)
-    labelled, scored = np.zeros(len(owner), dtype=bool), np.zeros(len(owner), dtype=bool)
+    labeled, scored = np.zeros(len(owner), dtype=bool), np.zeros(len(owner), dtype=bool)
     keys: list[str | None] = []
     for (*_, batch, size, blob), start in zip(batches, starts, strict=True):
         keys += _hexadecimal(blob, size)
         packed, table = _kept(db, batch)
         if packed:
             rows = slice(start, start + size)
-            labels[rows], labelled[rows] = np.frombuffer(packed, label_type(num_classes)), True
+            labels[rows], labeled[rows] = np.frombuffer(packed, label_type(num_classes)), True
             if table is not None:
                 scores[rows], scored[rows] = np.frombuffer(table, "<f4").reshape(size, -1), True
 
@@ -142,7 +149,7 @@ def _columns(
         pyarrow.array(np.array([batch[6] for batch in batches], dtype=np.int64)[owner]),
         pyarrow.array(np.arange(len(owner)) - starts[owner]),
         pyarrow.array(keys, pyarrow.string()),
-        pyarrow.array(labels, mask=~labelled),
+        pyarrow.array(labels, mask=~labeled),
         *(pyarrow.array(column, mask=~scored) for column in np.ascontiguousarray(scores.T)),
     ]
 
@@ -151,7 +158,9 @@ def _hexadecimal(blob: bytes | None, size: int) -> list[str | None]:
     """Return the key of each query: a batch has one for each image, or one for all; a lost attempt none."""
     if blob is None:
         return [None] * size
-    keys = [blob[start : start + KEY_BYTES].hex() for start in range(0, len(blob), KEY_BYTES)]
+    keys: list[str | None] = [
+        blob[start : start + KEY_BYTES].hex() for start in range(0, len(blob), KEY_BYTES)
+    ]
     return keys if len(keys) == size else keys * size
 
 

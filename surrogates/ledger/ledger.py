@@ -168,9 +168,9 @@ class PaidTarget(Target):
     def answer(self, pixels: np.ndarray) -> Answers:
         """Return kept answers where there are any, and pay for the others."""
         store, keyed = self.ledger.store, self.keys.of(pixels)
-        found = self._receipts_of_older_versions(keyed)
+        answers = self._receipts_of_older_versions(keyed)
         paid = 0
-        while missing := {key: len(rows) for key, rows in keyed.rows.items() if key not in found}:
+        while missing := {key: len(rows) for key, rows in keyed.rows.items() if key not in answers}:
             plan = store.plan(
                 missing,
                 purpose=self.purpose,
@@ -178,8 +178,8 @@ class PaidTarget(Target):
                 limit=self._target.batch_size,
                 charged_when_sent=self.charged_when_sent,
             )
-            found |= plan.known
-            found |= self._send(plan.batches, pixels, keyed.rows)
+            answers |= plan.known
+            answers |= self._send(plan.batches, pixels, keyed.rows)
             paid += sum(len(keyed.rows[key]) for batch in plan.batches for key in batch.keys)
             if plan.awaited:
                 time.sleep(POLL_SECONDS)  # another process waits for the answers to the same images
@@ -187,22 +187,22 @@ class PaidTarget(Target):
         self.ledger.recalled[self.purpose] += len(pixels) - paid
         if self.ledger.canaries is not None and self.purpose != "canary":
             self.ledger.canaries.count(paid, self.ledger, self._target)
-        return unpack([found[key] for key in keyed.order], self.num_classes)
+        return unpack([answers[key] for key in keyed.order], self.num_classes)
 
     def _receipts_of_older_versions(self, keyed: Keyed) -> dict[bytes, Kept]:
         """Return the answers that are kept under a former key, for keys that have none of their own."""
         wanted = [other for key, others in keyed.former.items() if others for other in (key, *others)]
         kept = self.ledger.store.recall(wanted) if wanted else {}
-        found = {}
+        receipts = {}
         for key, others in keyed.former.items():
             former = next((other for other in others if other in kept), None)
             if former is not None and key not in kept:
-                found[key] = kept[former]
-        return found
+                receipts[key] = kept[former]
+        return receipts
 
     def _send(self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, range]) -> dict[bytes, Kept]:
         """Query batches one after the other, keeping each answer before the next is sent."""
-        found: dict[bytes, Kept] = {}
+        settled: dict[bytes, Kept] = {}
         for position, batch in enumerate(batches):
             following = batches[position + 1] if position + 1 < len(batches) else None
             places = [row for key in batch.keys for row in rows[key]]
@@ -222,8 +222,8 @@ class PaidTarget(Target):
                     lost=getattr(error, "lost", 0),
                 )
                 raise
-            found |= zip(batch.keys, kept, strict=True)
-        return found
+            settled |= zip(batch.keys, kept, strict=True)
+        return settled
 
     def _check_overspent(self, lost: int) -> None:
         """Stop a query whose repeated attempts may have used up what its other batches had reserved."""

@@ -1,4 +1,4 @@
-"""A ledger's file read from outside, while other processes go on writing: what was asked, and what it may cost."""
+"""A ledger's file read from outside, while other processes go on writing: its queries, and what they may cost."""
 
 import os
 import sqlite3
@@ -13,7 +13,7 @@ from surrogates.ledger.schema import APPLICATION_ID, BUSY_SECONDS, check_version
 
 @dataclass(frozen=True)
 class Account:
-    """Queries of one purpose by what became of them, and the seconds since 1970 of the first and the last."""
+    """Queries of one purpose by their state, and the seconds since 1970 of the first and the last."""
 
     answered: int
     unknown: int
@@ -35,9 +35,13 @@ class Account:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a ledger's file says: whom it belongs to, the account of each purpose, distinct images kept.
+    """The contents of a ledger's file; batches of a process that has ended stay in flight until it is next queried.
 
-    Batches of a process that has ended stay in flight until the ledger is next opened for asking.
+    Args:
+        identity: The target that it belongs to, None before the first.
+        num_classes: Of that target.
+        accounts: The account of each purpose.
+        kept: Distinct images with an answer.
     """
 
     identity: str | None
@@ -60,7 +64,11 @@ class Statement:
 
 
 def read_statement(path: str | os.PathLike[str]) -> Statement:
-    """Return the account of a ledger's file, which is only read. Raises LedgerError."""
+    """Return the accounts of a ledger's file, which is only read.
+
+    Raises:
+        LedgerError: No such file, or no ledger of this version.
+    """
     with reading(path) as db:
         identity, num_classes = subject(db)
         accounts = {
@@ -73,7 +81,7 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
                 "FROM batches GROUP BY purpose ORDER BY min(id)"
             )
         }
-        # A batch that is asked afresh has one key; the answers of the others are one image each.
+        # A batch of a fresh purpose has one key; the answers of the others are one image each.
         kept = db.execute(
             "SELECT coalesce(sum(size), 0) FROM batches WHERE state = 'answered' "
             "AND purpose IN ('training', 'evaluation')"
@@ -83,7 +91,11 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
-    """Yield a read-only connection inside one transaction: one moment of the file, whoever writes."""
+    """Yield a read-only connection inside one transaction: one moment of the file, whoever writes.
+
+    Raises:
+        LedgerError: No such file, or no ledger of this version.
+    """
     path = Path(path)
     if not path.is_file():
         raise LedgerError(

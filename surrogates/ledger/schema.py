@@ -1,4 +1,4 @@
-"""The tables of a ledger's file, and how a file is made one."""
+"""The tables of a ledger's file, and how they are created."""
 
 import sqlite3
 import time
@@ -46,7 +46,11 @@ END;
 
 
 def prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Make the tables in an empty file; raise LedgerError where they are of another version."""
+    """Create the tables in an empty file.
+
+    Raises:
+        LedgerError: The file has those of another version.
+    """
     if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         for statement in _statements(SCHEMA):
             db.execute(statement)
@@ -56,7 +60,11 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
 
 
 def check_version(db: sqlite3.Connection, path: Path) -> None:
-    """Raise LedgerError unless the file has the tables of this version."""
+    """Check that the file has the tables of this version.
+
+    Raises:
+        LedgerError: It has not.
+    """
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         raise LedgerError(

@@ -2,7 +2,7 @@
 
 A batch goes reserved -> sent -> answered | unknown | refused. "sent" is committed before anything leaves, and
 answers are committed together with "answered"; so whatever the moment of a crash, an answer is either kept
-and charged, or its batch is found in "sent" and settled by the next process.
+and charged, or its batch is still in "sent" and settled by the next process.
 
 Rows are only ever appended, in order, which keeps a commit to a few pages however large the file: which key was
 answered where is an index that each process holds in memory (some 200 bytes a key) and extends from the file.
@@ -210,7 +210,7 @@ class LedgerStore:
         for key in keys:
             if (place := self._answered.get(key)) is not None:
                 wanted.setdefault(place // KEYS_A_ROW, []).append((place % KEYS_A_ROW, key))
-        found: dict[bytes, Kept] = {}
+        kept: dict[bytes, Kept] = {}
         if wanted:
             with self.file.transaction("DEFERRED") as db:
                 rows = db.execute(
@@ -220,8 +220,8 @@ class LedgerStore:
                 for row, count, labels, scores in rows:
                     for position, key in wanted[row]:
                         values = None if scores is None else share(scores, position, count)
-                        found[key] = (share(labels, position, count), values)
-        return found
+                        kept[key] = (share(labels, position, count), values)
+        return kept
 
     def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, queries: int) -> None:
         spent, in_flight = _charged(self._tally(db), purpose)

@@ -36,10 +36,10 @@ def open_target(
         target: What to open; an opened target is returned as it is.
         device: Where a torch module runs.
         protocol: "mlflow-server", "open-inference", "onnx", "json" or "mlflow", where the address does not decide.
-        num_classes: Taken from the target where it tells (classes_, num_classes, a signature, metadata).
+        num_classes: Taken from the target where it reports it (classes_, num_classes, a signature, metadata).
         identity: Defaults to a fingerprint of the weights, the address, or the qualified name of the callable. Name a
             target yourself when its behavior may change under the same name.
-        output_kind: "labels", "top_k", "probabilities" or "logits"; defaults to what the target tells, to "logits" for
+        output_kind: "labels", "top_k", "probabilities" or "logits"; defaults to what the target reports, to "logits" for
             a torch module and to "probabilities" otherwise.
         input_shape: (C, H, W).
         batch_size: Splits large queries, for a service into requests.
@@ -48,11 +48,11 @@ def open_target(
         pixel_range: What 0 and 1 become.
         quantize: Bits that pixels are rounded to.
         options: Of one kind of target. A service takes those of HTTP (token_env, timeout, rate, concurrency ...:
-            surrogates.targets.http.HttpOptions), `output` and `binary` (Open Inference), and probe=True, which pays
-            for one query outside any ledger to learn num_classes; an ONNX file `output` and `threads`.
+            surrogates.targets.http_options.HttpOptions), `output` and `binary` (Open Inference), and probe=True, which pays
+            for one query outside any ledger for num_classes; an ONNX file `output` and `threads`.
 
     Raises:
-        ClassesUnknown: The target does not tell its number of classes, and num_classes was not given.
+        ClassesUnknown: The target does not report its number of classes, and num_classes was not given.
         TargetError: It cannot be opened, or not with these options.
     """
     declared, others = split_options(options)

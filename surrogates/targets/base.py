@@ -1,4 +1,4 @@
-"""The black box as the rest of the project sees it: images in, labels and perhaps scores out."""
+"""The black box: images in, labels and perhaps scores out."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ class Answers:
     Args:
         labels: (N,) int64.
         scores: (N, K) float32, or None where the target keeps its scores to itself; NaN for the classes that a target
-            which tells its top k alone did not name.
+            which answers its top k alone did not name.
         lost: Queries of attempts that got no answer, may have been charged all the same, and were repeated.
     """
 

@@ -1,4 +1,4 @@
-"""What the caller of open_target says about a target, and how it is brought into line with what the target tells."""
+"""What the caller of open_target says about a target, and how it is brought into line with what the target reports."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from surrogates.targets.formats import PixelFormat
 
 @dataclass(frozen=True)
 class Declared:
-    """Options that every target has; None leaves it to the target to tell, or to the default.
+    """Options that every target has; None leaves it to the target, or to the default.
 
     Args:
         num_classes: Number of classes.
@@ -46,7 +46,7 @@ class Declared:
         return PixelFormat(self.layout or "chw", self.dtype or "float32", self.pixel_range, self.quantize)
 
     def agreed(self, **known: Any) -> "Declared":
-        """Return this with what the target tells of itself filled in.
+        """Return this with what the target reports of itself filled in.
 
         Raises:
             TargetError: The target contradicts what was declared.
@@ -61,7 +61,7 @@ class Declared:
         """Return the number of classes.
 
         Raises:
-            ClassesUnknown: Neither the target nor the caller tells it.
+            ClassesUnknown: Neither the target nor the caller gives it.
         """
         if self.num_classes is None:
             raise ClassesUnknown(f"{what} does not tell its number of classes: {remedy}")

@@ -9,7 +9,6 @@ import base64
 import email.utils
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,14 +19,15 @@ import httpx
 import tenacity
 
 from surrogates.errors import Refused, TargetError, note_lost
+from surrogates.targets.addresses import first_line, public_url, without_login
 from surrogates.targets.declared import check_options
+from surrogates.targets.http_options import HttpOptions, Pace
 
 FREE_ATTEMPTS = 3  # for health and metadata
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 JITTER = random.Random()  # needs no seed: it changes when a request is sent, never its content
-SECRET_NAME = r"key|token|secret|sig|passw|auth|credential"
 REMEDIES = {
     400: "check input_shape, layout, dtype and pixel_range",
     404: "check the address",
@@ -38,52 +38,6 @@ REMEDIES = {
     429: "lower rate or concurrency, or raise attempts or max_wait",
     503: "try again later, or raise attempts or max_wait",
 }
-
-
-@dataclass(frozen=True)
-class HttpOptions:
-    """How a service is queried.
-
-    Args:
-        token_env: Name of an environment variable; its value goes out in token_header and nowhere else.
-        token_header: "Name: scheme", or "X-Api-Key:" for a bare value.
-        timeout: Seconds of one attempt.
-        attempts: How often a refused request is tried, in all.
-        repeats: How often a request whose outcome is unknown is repeated; every repeat is on the bill.
-        max_wait: Seconds that one request waits at most.
-        concurrency: Requests at once.
-        rate: Images a second.
-        max_bytes: Size of the largest answer that is read.
-
-    Raises:
-        TargetError: A value out of its range.
-    """
-
-    token_env: str | None = None
-    token_header: str = "Authorization: Bearer"
-    timeout: float = 60.0
-    attempts: int = 6
-    repeats: int = 1
-    max_wait: float = 120.0
-    concurrency: int = 1
-    rate: float | None = None
-    max_bytes: int = 64 * 2**20
-
-    def __post_init__(self) -> None:
-        for name in ("timeout", "rate"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
-                raise TargetError(f"{name} must be a positive number, got {value!r}")
-        if not (_is_number(self.max_wait) and self.max_wait >= 0):
-            raise TargetError(f"max_wait must be a number of seconds, got {self.max_wait!r}")
-        for name, least in (("attempts", 1), ("repeats", 0), ("concurrency", 1), ("max_bytes", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise TargetError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ -~]*", self.token_header):
-            raise TargetError(
-                f"token_header must be 'Name: scheme', got {self.token_header!r}: try 'Authorization: Bearer'"
-            )
 
 
 @dataclass(frozen=True)
@@ -158,7 +112,7 @@ class HttpClient:
     """
 
     def __init__(self, url: str, options: HttpOptions) -> None:
-        self.url, self._login = _without_login(url)
+        self.url, self._login = without_login(url)
         self.options = options
         self._pace = Pace(options.rate)
         self._lock = threading.Lock()
@@ -169,7 +123,7 @@ class HttpClient:
         return f"HttpClient({self.url})"
 
     def get(self, url: str) -> Reply:
-        """Return what a free resource (health, metadata) says.
+        """Return the answer of a free resource (health, metadata).
 
         Raises:
             TargetError: No answer.
@@ -266,7 +220,7 @@ class HttpClient:
         except (httpx.RequestError, httpx.InvalidURL) as error:
             for kinds, (reason, remedy, charged, again) in FAULTS:
                 if isinstance(error, kinds):
-                    reason = reason.format(error=_line(error), timeout=self.options.timeout)
+                    reason = reason.format(error=first_line(error), timeout=self.options.timeout)
                     raise _Failure(reason, remedy, charged=charged, again=again) from None
             raise
         if response.is_success or request.any_status:
@@ -354,28 +308,10 @@ class HttpClient:
             return self._client
 
 
-class Pace:
-    """Lets `rate` queries a second through, whatever the number of threads."""
-
-    def __init__(self, rate: float | None) -> None:
-        self._rate = rate
-        self._free = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self, queries: int) -> None:
-        """Sleep until so many queries may be sent."""
-        if self._rate is None or not queries:
-            return
-        with self._lock:
-            start = max(time.monotonic(), self._free)
-            self._free = start + queries / self._rate
-        time.sleep(max(0.0, start - time.monotonic()))
-
-
 def retry_after(headers: httpx.Headers) -> float | None:
     """Return the seconds that a Retry-After header asks for, given as seconds or as a date (RFC 9110, 10.2.3).
 
-    A date is taken against the server's own clock where it tells the time.
+    A date is relative to the server's own clock, where the answer has a date.
     """
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
@@ -384,12 +320,6 @@ def retry_after(headers: httpx.Headers) -> float | None:
     if until is None:
         return None
     return max(0.0, until - (time.time() if now is None else now))
-
-
-def public_url(url: str) -> str:
-    """Return an address without its user, password and the values of its secret parameters."""
-    bare = re.sub(r"//[^/?#]*@", "//", url)
-    return re.sub(r"([?&][^=&#]*(?:" + SECRET_NAME + r")[^=&#]*=)[^&#]*", r"\1…", bare, flags=re.IGNORECASE)
 
 
 def client_of(
@@ -410,26 +340,6 @@ def client_of(
     return client, {name: value for name, value in options.items() if name not in names}
 
 
-def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
-    """Split an address into itself and its user and password; secrets in parameters are refused."""
-    try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as error:
-        raise TargetError(
-            f"{public_url(str(url))!r} is no address ({_line(error)}): give http(s)://host/path"
-        ) from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise TargetError(f"{public_url(str(url))!r} is no address: give http(s)://host/path")
-    for name in parsed.params:
-        if re.search(SECRET_NAME, name, re.IGNORECASE):
-            raise TargetError(
-                f"address {public_url(url)} carries a secret in {name!r}, which services and libraries log: "
-                "put it into an environment variable and give token_env and token_header"
-            )
-    login = (parsed.username, parsed.password) if parsed.userinfo else None
-    return str(parsed.copy_with(userinfo=b"")), login
-
-
 def _wait(state: tenacity.RetryCallState) -> float:
     """Return the seconds that the service asks for, else exponential backoff with full jitter."""
     failure = None if state.outcome is None else state.outcome.exception()
@@ -444,11 +354,3 @@ def _date(value: str) -> float | None:
         return email.utils.parsedate_to_datetime(value).timestamp()
     except (TypeError, ValueError):
         return None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0] or type(error).__name__
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -144,7 +144,7 @@ class Mapping:
 
     @property
     def known_classes(self) -> int | None:
-        """The number of classes, where the mapping tells it."""
+        """The number of classes, where the mapping has it."""
         return self.num_classes if self.indices is None else max(self.indices.values()) + 1
 
     @property
@@ -286,7 +286,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def pixel_format(mapping: Mapping) -> PixelFormat:
-    """Return the pixels that a mapping asks for; a PNG rounds to 8 bits."""
+    """Return the pixel format of a mapping; a PNG rounds to 8 bits."""
     if mapping.images == "png":
         return PixelFormat("hwc", "uint8", None, 8)
     return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range)
@@ -306,8 +306,8 @@ def _at(answer: Any, path: str) -> Any:
         try:
             answer = answer[int(step)] if isinstance(answer, list) else answer[step]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            found = sorted(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
-            raise TargetError(f"target answered nothing at {path!r}: {step!r} is not in {found}") from error
+            names = sorted(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
+            raise TargetError(f"target answered nothing at {path!r}: {step!r} is not in {names}") from error
     return answer
 
 

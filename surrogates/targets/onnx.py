@@ -29,10 +29,10 @@ def open_onnx(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
 
 
 class OnnxTarget(Target):
-    """An ONNX model with one input; layout, number type and classes are read from its graph where it tells them.
+    """An ONNX model with one input; layout, number type and classes are read from its graph where it reports them.
 
     It runs on the CPU, or on the GPU where onnxruntime was installed for one. identity is the sha256 of the file and
-    of the weights beside it (NAME.onnx.data). Scores are taken as probabilities unless output_kind says otherwise. It
+    of the weights beside it (NAME.onnx.data). Scores are probabilities unless output_kind is given. It
     dies with this process, so that a lost answer costs nothing.
 
     Args:
@@ -40,7 +40,7 @@ class OnnxTarget(Target):
         threads: Threads of one query; unset, as many as there are cores.
 
     Raises:
-        ClassesUnknown: num_classes was not declared, and the graph does not tell it.
+        ClassesUnknown: num_classes was not declared, and the graph does not report it.
         TargetError: The file cannot be used, or the graph contradicts what was declared.
     """
 

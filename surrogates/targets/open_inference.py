@@ -44,7 +44,7 @@ def open_open_inference(uri: str, declared: Declared, options: dict[str, Any]) -
         options: Those of HTTP, `output` (name of the output to read), `binary` (tensors travel as bytes), `probe`.
 
     Raises:
-        TargetError: The server cannot be reached, or tells what does not fit.
+        TargetError: The server cannot be reached, or reports what does not fit.
     """
     client, rest = client_of(uri, options, ["probe", "output", "binary"], "an Open Inference server")
     output, binary = rest.pop("output", None), rest.pop("binary", None)
@@ -143,13 +143,13 @@ class OpenInference:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server tells about a model.
+    """What a server reports about a model.
 
     Args:
         url: Where requests are posted.
-        name: Its address, with the version where the server tells that it has only one.
+        name: Its address, with the version where the server reports that it has only one.
         input: Name, type and shape of its only input.
-        output: Name, type and shape of the output to read, where the server tells them.
+        output: Name, type and shape of the output to read, where the server reports them.
         binary: Whether tensors may travel as bytes.
     """
 
@@ -195,7 +195,7 @@ def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
 
 
 def classes_and_kind(output: dict[str, Any] | None) -> tuple[int | None, str | None]:
-    """Return the number of classes and "labels", as far as an output's name and metadata tell them."""
+    """Return the number of classes and "labels", as far as an output's name and metadata have them."""
     if output is None:
         return None, None
     shape = output.get("shape") or []

@@ -30,10 +30,10 @@ class PyfuncTarget(Target):
     """An MLflow pyfunc model, queried in the layout that its signature names.
 
     A 2-D tensor input or a table of columns gets flat rows (N, C*H*W), anything else (N, C, H, W). The number of
-    classes and the kind of output come from the signature where it tells them.
+    classes and the kind of output come from the signature where it reports them.
 
     Raises:
-        ClassesUnknown: num_classes was not declared, and the signature does not tell it.
+        ClassesUnknown: num_classes was not declared, and the signature does not report it.
         TargetError: The signature contradicts what was declared.
     """
 
@@ -100,7 +100,7 @@ def _input_layout(inputs: Any) -> tuple[tuple[int, int, int] | None, int | None]
 
 
 def _outputs(outputs: Any) -> tuple[int | None, str | None]:
-    """Return the number of classes and the kind of output as far as the signature tells them."""
+    """Return the number of classes and the kind of output as far as the signature reports them."""
     if outputs is None:
         return None, None
     if not outputs.is_tensor_spec():

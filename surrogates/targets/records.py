@@ -16,7 +16,7 @@ def unpack(answer: Any) -> Any:
     A column of a known name is taken; without one, columns of numbers are the classes in their order.
 
     Raises:
-        TargetError: Records that differ, or columns that tell nothing.
+        TargetError: Records that differ, or columns of no known name.
     """
     if hasattr(answer, "to_numpy"):
         return answer.to_numpy()

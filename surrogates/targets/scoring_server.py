@@ -16,7 +16,7 @@ from surrogates.targets.served import open_served, read_json
 
 
 def open_scoring_server(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
-    """Open a model behind MLflow's scoring server; it tells nothing but that it is there.
+    """Open a model behind MLflow's scoring server; it reports nothing but that it is there.
 
     Args:
         options: Those of HTTP, and `probe`.

@@ -14,7 +14,7 @@ from surrogates.targets.declared import Declared
 from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http import HttpClient, Reply
 
-# A request of this many images is welcome at most servers; what the target tells or batch_size comes first.
+# A request of this many images is welcome at most servers; what the target reports or batch_size comes first.
 REQUEST_SIZE = 32
 PROBE_REMEDY = (
     "give open_target(..., num_classes=...), or input_shape and probe=True, which pays for one query"
@@ -115,7 +115,7 @@ def open_served(
         probe: Pay for one query, outside any ledger, where the number of classes is unknown.
 
     Raises:
-        ClassesUnknown: Neither the service nor the caller tells the number of classes.
+        ClassesUnknown: Neither the service nor the caller gives the number of classes.
     """
     if declared.num_classes is None and probe and declared.input_shape:
         classes, kind = probed(wire, client, declared.input_shape, declared.pixels)

@@ -36,7 +36,7 @@ def protocol_of(uri: str) -> str:
     """Return the protocol that an address stands for.
 
     Raises:
-        TargetError: The address tells none.
+        TargetError: The address has none.
     """
     if uri.startswith(("http://", "https://")):
         path = re.split(r"[?#]", uri)[0].rstrip("/")
@@ -44,7 +44,7 @@ def protocol_of(uri: str) -> str:
             return "mlflow-server"
         if "/v2/models/" in path:
             return "open-inference"
-        from surrogates.targets.http import public_url
+        from surrogates.targets.addresses import public_url
 
         raise TargetError(
             f"no protocol for {public_url(uri)!r}: give .../invocations, .../v2/models/NAME, "

@@ -17,6 +17,7 @@ from torch import nn
 
 from surrogates import (
     BudgetExceeded,
+    Querying,
     QueryLedger,
     Recipe,
     Surrogate,
@@ -296,7 +297,8 @@ def test_shifts_stay_in_reach() -> None:
 
 
 def test_no_argument_takes_true_labels() -> None:
-    names = set(inspect.signature(distill).parameters) | set(inspect.signature(Recipe).parameters)
+    signatures = [inspect.signature(each).parameters for each in (distill, Querying, Recipe)]
+    names = set().union(*signatures)
     assert not names & {"labels", "y", "targets", "classes"}
 
 
@@ -321,7 +323,7 @@ def test_no_argument_takes_true_labels() -> None:
         ({"ema": 1.0}, r"ema must be a decay in \(0, 1\), got 1.0: try 0.99"),
         ({"patience": 3}, "patience needs held-out answers: set validation, e.g. 0.1"),
         ({"patience": 0, "validation": 0.1}, "patience must be a positive integer, got 0"),
-        ({"unlabelled_weight": -1.0}, "unlabelled_weight must be 0 or more, got -1.0"),
+        ({"unlabelled_weight": -1.0}, "unlabeled_weight must be 0 or more, got -1.0"),
         (
             {"committee": [nn.Sequential(nn.Flatten(), nn.Linear(64, 9))]},
             r"expected \(1, 10\): give it 10 outputs",

@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,12 @@ def test_a_recipe_is_overridden_by_options(images: np.ndarray, box: Any) -> None
     assert len(distill(answering(box), images, student(), budget=64, recipe=recipe, epochs=2).history) == 2
     with pytest.raises(TypeError, match="epoch"):
         distill(answering(box), images, student(), budget=64, epoch=2)
+
+
+def test_the_former_spelling_of_unlabeled_is_accepted() -> None:
+    former = Recipe(unlabelled_weight=0.5, unlabelled_ratio=2)
+    assert former == Recipe(unlabeled_weight=0.5, unlabeled_ratio=2)
+    assert replace(former, epochs=3).unlabeled_ratio == 2
 
 
 def test_labels_of_the_best_k_teach(images: np.ndarray, box: Any) -> None:

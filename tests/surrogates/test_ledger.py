@@ -803,8 +803,11 @@ def states_or_none(path: Path) -> Counter[str] | None:
 def scenario(name: str, folder: Path, *arguments: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tests.surrogates.test_ledger", name, str(folder), *arguments],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
 
 

@@ -58,7 +58,9 @@ def test_every_strategy_chooses_new_images_the_same_each_time(strategy: str, poo
     assert not set(first.tolist()) & set(answered.tolist())
     everything = chosen(strategy, pool, answered, 300 - len(answered))
     assert set(everything.tolist()) | set(answered.tolist()) == set(range(300))
-    with pytest.raises(SurrogateError, match=r"count must be in \[1, 257\], the images left, got 258"):
+    with pytest.raises(
+        SurrogateError, match=r"count must be in \[1, 257\], the images without an answer, got 258"
+    ):
         chosen(strategy, pool, answered, 258)
 
 

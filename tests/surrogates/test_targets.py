@@ -16,7 +16,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from surrogates import SurrogateError, Target, TargetError, open_target
+from surrogates import ClassesUnknown, SurrogateError, Target, TargetError, open_target
 
 # MLflow and SQLAlchemy warn about themselves while they are imported, so warnings cannot all be errors here.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -286,6 +286,23 @@ def test_bad_answers_are_named(function: Any, kind: str, message: str) -> None:
 def test_what_cannot_be_opened(source: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SurrogateError, match=message):
         open_target(source, **options)
+
+
+@pytest.mark.parametrize("source", [ten_classes, torch.nn.Linear(2, 2), LogisticRegression()])
+def test_an_unknown_number_of_classes_is_an_error_of_its_own(source: Any) -> None:
+    with pytest.raises(ClassesUnknown):
+        open_target(source)
+    with pytest.raises(TargetError) as caught:
+        open_target(source, num_classes=1, identity="wrong, not missing")
+    assert not isinstance(caught.value, ClassesUnknown)
+
+
+def test_the_former_spelling_of_quantize_is_accepted() -> None:
+    former, spelled = (
+        open_target(ten_classes, num_classes=10, **{name: 4}) for name in ("quantise", "quantize")
+    )
+    assert former.pixels == spelled.pixels
+    assert former.preprocessing == "4 bits"
 
 
 def test_an_opened_target_keeps_its_options() -> None:

@@ -14,6 +14,7 @@ import surrogates
 from certdef.cli import main
 from tests.conftest import TINY
 from tests.servers.faulty import Faults, faulty_server
+from tests.servers.open_inference import Model, open_inference_server
 
 TOKEN = "hush-hush-0815"
 SMALL = TINY | {"data__heldout_images": 60, "ledger__training": 200, "surrogate__epochs": 5}
@@ -137,6 +138,22 @@ def test_what_is_wrong_is_said_before_anything_is_asked(
     assert message in error
     assert len(error.splitlines()) == 1
     assert faults.charged == 0
+
+
+def test_a_wrong_number_of_classes_is_not_taken_for_a_missing_one(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"name": "scores", "datatype": "FP32", "shape": [-1, 10]}
+    images = {"name": "images", "datatype": "FP32", "shape": [-1, 1, 8, 8]}
+    model = Model(lambda pixels: {"scores": np.ones((len(pixels), 10))}, [images], [scores])
+    with open_inference_server(model) as url:
+        arguments = ["distill", f"--target.uri={url}", f"--tracking.uri={store}", "--work_dir=work"]
+        assert main([*arguments, "--target.num_classes=12"]) == 2
+        assert "num_classes is 12, but the target says 10: leave num_classes out" in capsys.readouterr().err
+        model.outputs = []
+        assert main(arguments) == 2
+        assert "does not tell its number of classes: give --target.num_classes" in capsys.readouterr().err
+    assert model.served == 0
 
 
 def test_options_of_a_service_need_one(store: str) -> None:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from surrogates import QueryLedger, SurrogateError, TargetError, open_target
+from surrogates import ClassesUnknown, QueryLedger, SurrogateError, TargetError, open_target
 from surrogates.targets.base import Target
 from surrogates.targets.formats import PixelFormat
 from tests.servers.loopback import Handler, serving
@@ -126,6 +126,7 @@ def test_what_an_open_inference_model_cannot_be_asked(changes: dict, options: di
     with open_inference_server(model) as url, pytest.raises(TargetError, match=message) as caught:
         open_target(url, **options)
     assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, ClassesUnknown) == ("does not tell" in message)
     assert model.served == 0
 
 
@@ -425,7 +426,9 @@ BAD_ANSWERS = {
         r"label 'cta', which classes does not list \(did you mean 'cat'\?\)",
     ),
     "name without classes": (
-        lambda s: ["cat"] * 7, {"scores": None, "labels": ""}, r"label 'cat', expected an integer in \[0, 4\)"
+        lambda s: ["cat"] * 7,
+        {"scores": None, "labels": ""},
+        r"label 'cat', expected an integer in \[0, 4\)",
     ),
     "half label": (lambda s: [0.5] * 7, {"scores": None, "labels": ""}, r"label 0.5, expected an integer"),
     "nan": (lambda s: (s * np.nan).tolist(), {}, r"answered nan, expected finite"),
@@ -436,7 +439,7 @@ BAD_ANSWERS = {
         r"answered nan, expected finite scores",
     ),
     "logits": (lambda s: (s * 40).tolist(), {}, r"expected probabilities in \[0, 1\]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("answer", "changes", "message"), BAD_ANSWERS.values(), ids=BAD_ANSWERS.keys())

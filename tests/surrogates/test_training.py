@@ -305,8 +305,11 @@ def test_two_processes_end_at_the_weights_of_one(tmp_path):
         out = tmp_path / f"{count}.pt"
         subprocess.run(
             [sys.executable, *launch, str(script), str(tmp_path / f"checkpoint{count}.pt"), str(out)],
-            check=True, capture_output=True, timeout=300, env=clean | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+            timeout=300,
+            env=clean | {"OMP_NUM_THREADS": "1"},
+        )
         found.append(torch.load(out, weights_only=True))
     one, two = found
     assert set(one["shares"]) == {17}
