@@ -38,6 +38,11 @@ def is_code(name: str) -> bool:
     return re.fullmatch(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
+def plain_name(name: str) -> str:
+    """A purifier's name as files, stages and metrics have it: python-package-module-factory for code of the user's own."""
+    return re.sub(r"[^\w-]", "-", name)
+
+
 @dataclass(frozen=True)
 class NIMConfig:
     """Noisy image modelling: a masked autoencoder with noise in the place of masks, one for each law of certify.laws.

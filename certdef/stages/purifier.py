@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw
+from certdef.config.purifiers import plain_name
 from certdef.models import serving, storage
 from certdef.purifiers import trial
 from certdef.purifiers.base import NetworkSpec, Plan, PurifierSpec, Tuning
@@ -166,7 +167,7 @@ def _keep(job: Job, purifier: Purifier, defended: Defended) -> Stage[PurifierRes
     """Save the purifier as it defends, and log it as a model."""
     sees = [defended.stage.fingerprint] if purifier.classifier is not None else []
     stage = job.stage(
-        f"purifier-{purifier.name}",
+        f"purifier-{plain_name(purifier.name)}",
         PurifierResult,
         purifier.settings,
         *sees,
