@@ -58,7 +58,7 @@ class NIMConfig:
         decoder_width: Width of the decoder.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder; unset, as the encoder.
-        epochs: Passes over the unlabelled pool.
+        epochs: Passes over the unlabeled pool.
         batch_size: Images a step.
         base_learning_rate: Rate for a batch of 256; scaled with the batch.
         warmup: Share of the steps with a linearly rising rate.

@@ -75,9 +75,9 @@ WEIGHT = NetworkSpec("weight", "toy-weight", lambda plan: Sharpness(Shape(plan.i
 PURIFIER = PurifierSpec(
     "toy-median",
     About("a median", "nobody", "knows nothing", papers=("Tukey. Exploratory Data Analysis. 1977",)),
-    lambda settings, networks, generator: networks["weight"],
+    lambda parts: parts.networks["weight"],
     networks=lambda config: (WEIGHT,),
-    denoiser=Denoiser("the median", lambda settings, networks: networks["weight"]),
+    denoiser=Denoiser("the median", lambda parts: parts.networks["weight"]),
 )
 """
 )
