@@ -23,6 +23,7 @@ import certify
 from certdef import pipeline, stages
 from certdef.config.noise_laws import noise_law
 from certdef.models import storage
+from certdef.purifiers.base import Parts
 from certdef.purifiers.registry import find_purifier
 from certdef.report.words import purifier_title
 from certdef.stages.certificates import BaseClassifier, Condition, certify_condition
@@ -39,7 +40,7 @@ def denoiser(job: stages.Job, name: str) -> tuple[nn.Module | None, list[str]]:
     assert spec.denoiser is not None
     trained = {network.role: stages.train_network(job, network) for network in spec.networks(job.config)}
     networks = {role: each.network for role, each in trained.items()}
-    front = spec.denoiser.build(spec.settings(job.config), networks)
+    front = spec.denoiser.build(Parts(spec.settings(job.config), networks))
     return front, [each.stage.fingerprint for each in trained.values()]
 
 

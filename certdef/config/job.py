@@ -328,7 +328,8 @@ class RunConfig:
         target: The deployed black box.
         ledger: Query budgets.
         surrogate: The white-box stand-in.
-        purifier: What stands in front of the classifier, as denoiser and as defence; certdef purifiers lists the names.
+        purifier: What stands in front of the classifier, as denoiser and as defense: a name that certdef purifiers lists,
+            or python:package.module:factory, which imports and runs that code of your own.
         nim: Noisy image modelling: the purifiers de3, de3-simmim and mim.
         gs: Gaussian smoothing: the purifiers gs and ncis.
         blind_spot: The blind-spot network: the purifiers ncis and blind-spot.

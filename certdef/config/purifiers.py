@@ -38,6 +38,11 @@ def is_code(name: str) -> bool:
     return re.fullmatch(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
+def plain_name(name: str) -> str:
+    """A purifier's name as files, stages and metrics have it: python-package-module-factory for code of the user's own."""
+    return re.sub(r"[^\w-]", "-", name)
+
+
 @dataclass(frozen=True)
 class NIMConfig:
     """Noisy image modelling: a masked autoencoder with noise in the place of masks, one for each law of certify.laws.
@@ -53,7 +58,7 @@ class NIMConfig:
         decoder_width: Width of the decoder.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder; unset, as the encoder.
-        epochs: Passes over the unlabelled pool.
+        epochs: Passes over the unlabeled pool.
         batch_size: Images a step.
         base_learning_rate: Rate for a batch of 256; scaled with the batch.
         warmup: Share of the steps with a linearly rising rate.

@@ -1,6 +1,6 @@
 """Classifiers by name: two small ones of our own and every timm model. Inputs are (N, C, H, W) in [0, 1].
 
-Normalisation is inside the model, so that attacks, noise and certificates all live in pixel units.
+Normalization is inside the model, so that attacks, noise and certificates all live in pixel units.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH_SIZE = 128
 
 
 class Classifier(nn.Module):
-    """A network behind a fixed normalisation: (N, C, H, W) in [0, 1] -> logits (N, K)."""
+    """A network behind a fixed normalization: (N, C, H, W) in [0, 1] -> logits (N, K)."""
 
     def __init__(self, network: nn.Module, mean: float = 0.5, std: float = 0.5):
         super().__init__()
@@ -151,8 +151,8 @@ def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.svm import SVC
 
-    machine = CalibratedClassifierCV(SVC(C=10.0, gamma="scale", random_state=seed), ensemble=False, cv=5)
-    return machine.fit(images.reshape(len(images), -1), labels)
+    classifier = CalibratedClassifierCV(SVC(C=10.0, gamma="scale", random_state=seed), ensemble=False, cv=5)
+    return classifier.fit(images.reshape(len(images), -1), labels)
 
 
 def train_classifier(

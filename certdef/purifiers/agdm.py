@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certdef.config.job import RunConfig
-from certdef.purifiers.base import About, Networks, PurifierSpec, Settings
+from certdef.purifiers.base import About, Parts, PurifierSpec
 from certdef.purifiers.diffpure import DiffPure, chain_settings
 from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork, outside
 from certdef.purifiers.networks.robust import ROBUST
@@ -84,10 +84,9 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return chain_settings(config) | {"scale": config.diffusion.guidance}
 
 
-def _build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> AGDM:
-    network = networks["diffusion"]
-    assert isinstance(network, DiffusionNetwork)
-    return AGDM(network, networks["robust"], **settings, generator=generator)
+def _build(parts: Parts) -> AGDM:
+    network = parts.network("diffusion", DiffusionNetwork)
+    return AGDM(network, parts.networks["robust"], **parts.settings, generator=parts.generator)
 
 
 PURIFIER = PurifierSpec(

@@ -5,16 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from certdef.config.job import RunConfig, SigmaLaw
+from surrogates.distillation.training import FitOptions
 
-Settings = Mapping[str, Any]  # plain values, pixels in [0, 1]
 Networks = Mapping[str, nn.Module]  # by role
+Network = TypeVar("Network", bound=nn.Module)
 BATCH = 512
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a purifier is built from.
+
+    Args:
+        settings: Plain values, pixels in [0, 1].
+        networks: Its networks, by role.
+        generator: Source of the noise that it draws; unset, torch's default.
+    """
+
+    settings: Mapping[str, Any]
+    networks: Networks = field(default_factory=dict)
+    generator: torch.Generator | None = None
+
+    def network(self, role: str, kind: type[Network]) -> Network:
+        """The network of a role, of the class that it has there."""
+        network = self.networks[role]
+        assert isinstance(network, kind)
+        return network
 
 
 @dataclass(frozen=True)
@@ -63,14 +85,10 @@ class TrainingRun:
         return self.plan.config
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> FitOptions:
         """Seed, device, checkpoint and progress, as every training function takes them."""
-        return {
-            "seed": self.config.seed,
-            "device": self.device,
-            "checkpoint": self.checkpoint,
-            "progress": self.progress,
-        }
+        where: FitOptions = {"device": self.device, "checkpoint": self.checkpoint, "progress": self.progress}
+        return {"seed": self.config.seed, **where}
 
     def labels(self, images: Tensor) -> Tensor:
         """The defended classifier's labels (N,) of images (N, C, H, W)."""
@@ -103,7 +121,7 @@ class NetworkSpec:
     role: str
     stage: str
     build: Callable[[Plan], nn.Module]
-    train: Callable[[nn.Module, TrainingRun], list[float]]
+    train: Callable[[Any, TrainingRun], list[float]]
     settings: Callable[[RunConfig], Any]
     laws: Literal["none", "first", "each"] = "none"
     every_label: bool = False
@@ -145,14 +163,14 @@ class Denoiser:
 
     Args:
         name: What it is, in words.
-        build: Builds it from settings and networks. It draws no noise: that of the law is added once.
+        build: Builds it. It draws no noise: that of the law is added once.
         kind: The same for denoisers that work alike, by the same networks and settings; unset, the purifier's name.
         settings: The settings that it depends on; unset, all.
         networks: The roles of the networks that it depends on; unset, all.
     """
 
     name: str
-    build: Callable[[Settings, Networks], nn.Module]
+    build: Callable[[Parts], nn.Module]
     kind: str = ""
     settings: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
@@ -164,8 +182,8 @@ class Tuned:
 
     Args:
         settings: Those that take the place of the configured ones.
-        params: What the choice was made under.
-        curves: What the choice was made from: (step, value) pairs by name.
+        params: What the choice depends on, for MLflow.
+        curves: The values that decided it: (step, value) pairs by name.
     """
 
     settings: dict[str, Any]
@@ -180,12 +198,12 @@ class Tuning:
     Args:
         stage: Name of its stage, and of its metrics.
         depends_on: What decides the choice beside the networks and the classifier, JSON-able.
-        choose: Chooses, from the purifier's networks.
+        choose: Chooses, from the purifier's configured parts.
     """
 
     stage: str
     depends_on: Callable[[RunConfig], Any]
-    choose: Callable[[Networks, TrainingRun], Tuned]
+    choose: Callable[[Parts, TrainingRun], Tuned]
 
 
 @dataclass(frozen=True)
@@ -195,7 +213,7 @@ class PurifierSpec:
     Args:
         name: As in `--purifier NAME`: the file's name with - in the place of _.
         about: The purifier in words.
-        build: Builds it from settings, networks and a generator of its noise: (N, C, H, W) -> (N, C, H, W) in [0, 1].
+        build: Builds it: images (N, C, H, W) -> (N, C, H, W) in [0, 1].
         settings: Its settings as configured: plain values, pixels in [0, 1].
         networks: The networks of a configuration, in the order in which they are trained.
         denoiser: Its part in a smoothed vote; unset, none.
@@ -206,7 +224,7 @@ class PurifierSpec:
 
     name: str
     about: About
-    build: Callable[[Settings, Networks, torch.Generator | None], nn.Module]
+    build: Callable[[Parts], nn.Module]
     settings: Callable[[RunConfig], dict[str, Any]] = lambda config: {}
     networks: Callable[[RunConfig], tuple[NetworkSpec, ...]] = lambda config: ()
     denoiser: Denoiser | None = None

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
-from certdef.purifiers.base import About, Denoiser, Networks, PurifierSpec, Settings
+from certdef.purifiers.base import About, Denoiser, PurifierSpec
 from certdef.purifiers.gs import SOURCE, THREAT
 from certdef.purifiers.networks.blind_spot import DENOISER
-
-
-def _build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> nn.Module:
-    return networks["blind_spot_noisy"]
-
 
 PURIFIER = PurifierSpec(
     "blind-spot",
@@ -22,8 +14,8 @@ PURIFIER = PurifierSpec(
         THREAT,
         papers=("noise2self", "ncis"),
     ),
-    _build,
+    lambda parts: parts.networks[DENOISER.role],
     networks=lambda config: (DENOISER,),
-    denoiser=Denoiser("the network", _build, "network"),
+    denoiser=Denoiser("the network", lambda parts: parts.networks[DENOISER.role], "network"),
     differentiable=True,
 )

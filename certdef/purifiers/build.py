@@ -5,13 +5,14 @@ The same two functions serve the pipeline, the ladder, a notebook and a model re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from certdef.config.job import RunConfig
-from certdef.purifiers.base import Networks, Settings
+from certdef.purifiers.base import Networks, Parts
 from certdef.purifiers.registry import find_purifier
 
 
@@ -21,13 +22,13 @@ def settings(name: str, config: RunConfig) -> dict[str, Any]:
 
 
 def purifier(
-    name: str, settings: Settings, networks: Networks, generator: torch.Generator | None = None
+    name: str, settings: Mapping[str, Any], networks: Networks, generator: torch.Generator | None = None
 ) -> nn.Module:
     """The purifier as a defense of its own: images (N, C, H, W) in [0, 1] -> the same, noise from `generator`."""
-    return find_purifier(name).build(settings, networks, generator)
+    return find_purifier(name).build(Parts(settings, networks, generator))
 
 
-def denoiser(name: str, settings: Settings, networks: Networks) -> nn.Module | None:
+def denoiser(name: str, settings: Mapping[str, Any], networks: Networks) -> nn.Module | None:
     """What stands between the noise and the classifier of a smoothed vote; None where the purifier has no such part."""
     part = find_purifier(name).denoiser
-    return part.build(settings, networks) if part else None
+    return part.build(Parts(settings, networks)) if part else None

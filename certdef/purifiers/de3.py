@@ -7,19 +7,17 @@ votes for a proof, Vote for an answer.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from certdef.config.job import RunConfig
-from certdef.purifiers.base import About, Denoiser, Networks, NetworkSpec, PurifierSpec, Settings
+from certdef.purifiers.base import About, Denoiser, NetworkSpec, PurifierSpec
 from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.networks.nim import MIM
 
 
 class DeCubed(nn.Module):
-    """De^3 as a defence of its own: noise, decode, clamp. (N, C, H, W) -> (N, C, H, W) in [0, 1]. Differentiable.
+    """De^3 as a defense of its own: noise, decode, clamp. (N, C, H, W) -> (N, C, H, W) in [0, 1]. Differentiable.
 
     Args:
         denoiser: A trained NIM, or any other denoiser that is a function of the noisy image alone.
@@ -107,21 +105,13 @@ def _draws(draws: int) -> int:
 
 def de_cubed(network: NetworkSpec, name: str, about: About, denoiser: str) -> PurifierSpec:
     """De^3 with one network: a NIM, or another denoiser. In a vote the network stands alone: the law's noise is enough."""
-
-    def settings(config: RunConfig) -> dict[str, Any]:
-        return {"sigma": config.attack.sigma_255 / 255}
-
-    def build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> DeCubed:
-        return DeCubed(networks[network.role], settings["sigma"], generator)
-
-    alone = Denoiser(denoiser, lambda settings, networks: networks[network.role], "network", settings=())
     return PurifierSpec(
         name,
         about,
-        build,
-        settings,
+        lambda parts: DeCubed(parts.networks[network.role], parts.settings["sigma"], parts.generator),
+        lambda config: {"sigma": config.attack.sigma_255 / 255},
         networks=lambda config: (network,),
-        denoiser=alone,
+        denoiser=Denoiser(denoiser, lambda parts: parts.networks[network.role], "network", settings=()),
         differentiable=True,
     )
 

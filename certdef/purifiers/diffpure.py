@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from certdef.config.job import RunConfig
-from certdef.purifiers.base import About, Networks, PurifierSpec, Settings
+from certdef.purifiers.base import About, Parts, PurifierSpec
 from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork, inside, outside
 from certdef.purifiers.one_step import ONE_STEP
 
@@ -94,13 +94,10 @@ def chain_settings(config: RunConfig) -> dict[str, Any]:
     return {"t": config.diffusion.t, "steps": config.diffusion.steps}
 
 
-def build_diffpure(
-    settings: Settings, networks: Networks, generator: torch.Generator | None = None
-) -> DiffPure:
+def build_diffpure(parts: Parts) -> DiffPure:
     """DiffPure from its settings and the network `diffusion`."""
-    network = networks["diffusion"]
-    assert isinstance(network, DiffusionNetwork)
-    return DiffPure(network, **settings, generator=generator)
+    network = parts.network("diffusion", DiffusionNetwork)
+    return DiffPure(network, **parts.settings, generator=parts.generator)
 
 
 PURIFIER = PurifierSpec(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certdef.config.job import RunConfig
-from certdef.purifiers.base import About, Denoiser, Networks, PurifierSpec, Settings
+from certdef.purifiers.base import About, Denoiser, Parts, PurifierSpec
 
 
 class GaussianSmoothing(nn.Module):
@@ -66,10 +66,8 @@ def smoothing_settings(config: RunConfig) -> dict[str, Any]:
     return {"kernel": config.gs.kernel, "sigma": config.gs.sigma, "passes": config.gs.passes}
 
 
-def _build(
-    settings: Settings, networks: Networks, generator: torch.Generator | None = None
-) -> GaussianSmoothing:
-    return GaussianSmoothing(**settings)
+def _build(parts: Parts) -> GaussianSmoothing:
+    return GaussianSmoothing(**parts.settings)
 
 
 SOURCE = "Cha et al., WACV 2024, arXiv 2106.11644"

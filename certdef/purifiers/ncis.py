@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from certdef.config.job import RunConfig
-from certdef.purifiers.base import About, Denoiser, Networks, PurifierSpec, Settings
+from certdef.purifiers.base import About, Denoiser, Parts, PurifierSpec
 from certdef.purifiers.gs import SOURCE, THREAT, GaussianSmoothing, smoothing_settings
 from certdef.purifiers.networks.blind_spot import RESTORER
 
@@ -41,9 +40,9 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return smoothing_settings(config) | {"iterations": config.blind_spot.iterations}
 
 
-def _build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> NCIS:
-    smoothing = {name: value for name, value in settings.items() if name != "iterations"}
-    return NCIS(networks["blind_spot"], GaussianSmoothing(**smoothing), settings["iterations"])
+def _build(parts: Parts) -> NCIS:
+    smoothing = {name: value for name, value in parts.settings.items() if name != "iterations"}
+    return NCIS(parts.networks["blind_spot"], GaussianSmoothing(**smoothing), parts.settings["iterations"])
 
 
 PURIFIER = PurifierSpec(

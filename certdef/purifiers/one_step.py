@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certdef.purifiers.base import About, Denoiser, Networks, PurifierSpec, Settings
+from certdef.purifiers.base import About, Denoiser, Parts, PurifierSpec
 from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork, inside, outside
 
 
@@ -58,16 +57,12 @@ def noise_level(noisy: Tensor) -> Tensor:
     return noise.abs().mean(dim=(1, 2, 3)) * math.sqrt(math.pi / 2) / 6
 
 
-def build_one_step(
-    settings: Settings, networks: Networks, generator: torch.Generator | None = None
-) -> nn.Module:
-    """One step from the noise level of each image, whatever the settings: the denoiser of every diffusion purifier."""
-    network = networks["diffusion"]
-    assert isinstance(network, DiffusionNetwork)
-    return OneStep(network)
+def _build(parts: Parts) -> OneStep:
+    return OneStep(parts.network("diffusion", DiffusionNetwork))
 
 
-ONE_STEP = Denoiser("one diffusion step", build_one_step, "one-step", settings=(), networks=("diffusion",))
+# The denoiser of every diffusion purifier: one step from the noise level of each image.
+ONE_STEP = Denoiser("one diffusion step", _build, "one-step", settings=(), networks=("diffusion",))
 
 PURIFIER = PurifierSpec(
     name="one-step",
@@ -77,7 +72,7 @@ PURIFIER = PurifierSpec(
         threat="any L2 attacker, where it is certified",
         papers=("one-step", "ddpm"),
     ),
-    build=build_one_step,
+    build=_build,
     networks=lambda config: (DIFFUSION,),
     denoiser=ONE_STEP,
     differentiable=True,

@@ -18,10 +18,10 @@ from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.purifiers import entry_points, is_code, own_names, purifier_names
-from certdef.purifiers.base import About, Denoiser, PurifierSpec
+from certdef.purifiers.base import About, Denoiser, Parts, PurifierSpec
 
 ALLOW_CODE = "CERTDEF_ALLOW_CODE"
-_SPECS: dict[str, PurifierSpec] = {}  # those that were asked for in this process
+_SPECS: dict[str, PurifierSpec] = {}  # those that this process has used
 
 
 def find_purifier(name: str) -> PurifierSpec:
@@ -90,7 +90,7 @@ def _from_code(name: str) -> PurifierSpec:
     finally:
         sys.path.remove(here)
 
-    def build(settings: Any, networks: Any, generator: Any = None) -> nn.Module:
+    def build(parts: Parts) -> nn.Module:
         module = factory()
         if not isinstance(module, nn.Module):
             raise ConfigError(f"purifier {name!r} is a {type(module).__name__}: return a torch module")

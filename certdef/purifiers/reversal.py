@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from certdef.config.job import RunConfig
-from certdef.purifiers.base import About, Networks, NetworkSpec, PurifierSpec, Settings
+from certdef.purifiers.base import About, NetworkSpec, Parts, PurifierSpec
 from certdef.purifiers.gs import THREAT
 from certdef.purifiers.networks.tasks import HEADS, TaskNetwork, check_denoiser, required_denoiser
 
@@ -90,7 +90,7 @@ class Reversal(nn.Module):
         return self.network.losses(self.classifier, images, self.tasks, self.denoiser).sum(dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        # The caller may forbid gradients; the reversal is made of them.
+        # The caller may forbid gradients; the reversal needs them.
         with torch.inference_mode(False), torch.enable_grad():
             images = images.detach().clone()
             correction = self.start.expand_as(images)
@@ -116,10 +116,9 @@ def _networks(config: RunConfig) -> tuple[NetworkSpec, ...]:
     return (*required_denoiser(config), HEADS)
 
 
-def _build(settings: Settings, networks: Networks, generator: torch.Generator | None = None) -> Reversal:
-    heads = networks["tasks"]
-    assert isinstance(heads, TaskNetwork)
-    return Reversal(networks["classifier"], heads, **settings, denoiser=networks.get("denoiser"))
+def _build(parts: Parts) -> Reversal:
+    heads, denoiser = parts.network("tasks", TaskNetwork), parts.networks.get("denoiser")
+    return Reversal(parts.networks["classifier"], heads, **parts.settings, denoiser=denoiser)
 
 
 PURIFIER = PurifierSpec(

@@ -1,7 +1,7 @@
 """UAD-RS: DiffPure with adaptive noise level selection, ANLS (Yu, Xu & Ghamisi, "Universal Adversarial Defense in Remote
 Sensing Based on Pre-trained Denoising Diffusion Models", arXiv 2307.16865): which step t suits a classifier and an attack.
 
-No label is used. It is a choice for a data set, a classifier and an attack, made on a set of attacked images, so what it
+No label is used. It is a choice for a data set, a classifier and an attack, on a set of attacked images, so what it
 chose is fixed before any single image is defended.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from certdef.attacks import gradient as attacks
 from certdef.config.job import RunConfig
-from certdef.purifiers.base import About, Networks, PurifierSpec, TrainingRun, Tuned, Tuning
+from certdef.purifiers.base import About, Parts, PurifierSpec, TrainingRun, Tuned, Tuning
 from certdef.purifiers.diffpure import DiffPure, build_diffpure, chain_settings
 from certdef.purifiers.gs import THREAT
 from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork
@@ -127,10 +127,9 @@ def _depends_on(config: RunConfig) -> list[Any]:
     return [list(chosen.grid), chosen.steps, chosen.choice_images, max(attack.eps), attack.steps]
 
 
-def _choose(networks: Networks, run: TrainingRun) -> Tuned:
+def _choose(parts: Parts, run: TrainingRun) -> Tuned:
     """The t at which purified attacked images of the pool look most like clean ones to the classifier; no labels."""
-    config, classifier, diffusion = run.config, networks["classifier"], networks["diffusion"]
-    assert isinstance(diffusion, DiffusionNetwork)
+    config, classifier = run.config, parts.networks["classifier"]
     eps = max(config.attack.eps)
     images = run.pool[: config.diffusion.choice_images]
     attacked = attacks.pgd(
@@ -143,7 +142,7 @@ def _choose(networks: Networks, run: TrainingRun) -> Tuned:
         progress=run.progress,
     )
     choice = anls(
-        diffusion,
+        parts.network("diffusion", DiffusionNetwork),
         classifier,
         run.pool.to(run.device),
         attacked.to(run.device),

@@ -17,6 +17,7 @@ import certify
 from certdef import stages
 from certdef.config.job import RunConfig, without_password
 from certdef.config.noise_laws import noise_law
+from certdef.config.purifiers import plain_name
 from certdef.data.sets import Splits
 from certdef.models.storage import load_model
 from certdef.purifiers.registry import find_purifier
@@ -69,6 +70,7 @@ def render(
         surrogate=result["surrogate"],
         front=purifier_title(config.purifier).replace("^3", "³"),
         about=purifier.about,
+        purifier_stage=f"purifier-{plain_name(config.purifier)}",
         certified_front=purifier.denoiser,
         networks={name: each.parameters for name, each in result.items() if isinstance(each, NetworkResult)},
         certificates=certificates,

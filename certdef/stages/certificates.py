@@ -20,6 +20,7 @@ import certify
 import surrogates
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
+from certdef.config.purifiers import plain_name
 from certdef.purifiers.registry import find_purifier
 from certdef.stages.job import Job, versions
 from certdef.stages.purifier import Purifier
@@ -55,7 +56,7 @@ class Condition:
     @property
     def key(self) -> str:
         subject = f"{self.subject}-white-box" if self.white_box else self.subject
-        return f"{subject}-{self.law}-{self.purifier or 'none'}"
+        return f"{subject}-{self.law}-{plain_name(self.purifier or 'none')}"
 
     @property
     def metric_prefix(self) -> str:

@@ -24,6 +24,7 @@ from certdef.attacks.gradient_masking import check_gradient_masking
 from certdef.attacks.threat_ladder import System
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
+from certdef.config.purifiers import plain_name
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
@@ -166,10 +167,11 @@ def _evaluate_system(
     settings = {key: value for key, value in asdict(config).items() if key not in (*CURVE, *ELSEWHERE)}
     parts = [other.fingerprint for other in (surrogate_stage, *(purifier.stages if purifier else []))]
     key = [settings, job.data.heldout_digest, target.identity, *parts]
-    stage = job.stage(f"ladder-{name}", SystemResult, *key)
+    stage = job.stage(f"ladder-{plain_name(name)}", SystemResult, *key)
 
     def evaluate() -> SystemResult:
         front = purifier.defense(torch.Generator(job.device)).to(job.device) if purifier else None
+        passes = purifier.spec.differentiable if purifier else None
         paid = job.ledger.attach(
             target,
             purpose="attack",
@@ -177,8 +179,8 @@ def _evaluate_system(
             formerly=job.legacy.experiment(stage.name),
         )
         systems = {
-            "surrogate": (System(surrogate, front), config.images),
-            "target": (System(paid, front, surrogate=surrogate), config.target_images),
+            "surrogate": (System(surrogate, front, differentiable=passes), config.images),
+            "target": (System(paid, front, surrogate, differentiable=passes), config.target_images),
         }
         subjects = {}
         for subject, (system, images) in systems.items():
@@ -228,7 +230,7 @@ def _metrics(
     }
     for system, subjects in systems.items():
         for subject, evaluation in subjects.items():
-            prefix = "target/" * (subject == "target") + f"{system}/" * (system != own)
+            prefix = "target/" * (subject == "target") + f"{plain_name(system)}/" * (system != own)
             accuracies = {each.name: each.accuracy[0] for each in evaluation.rungs if each.accuracy}
             accuracies["lowest"] = evaluation.headline.accuracy.value
             for name, accuracy in accuracies.items():

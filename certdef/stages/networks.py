@@ -75,7 +75,7 @@ def trained_once(
         train: train(network, stage) trains in place and returns the loss of each epoch; the stage's folder is there.
         params: For MLflow.
         served: Log it in MLflow as a model that can be served: images in, images out.
-        kind: What the folder is called, where stages of several names have the same network.
+        kind: How the names begin of all stages that have the same network by the same key.
     """
     stage = job.stage(name, NetworkResult, *key, kind=kind)
     network = job.seeded(build)

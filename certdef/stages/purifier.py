@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw
+from certdef.config.purifiers import plain_name
 from certdef.models import serving, storage
 from certdef.purifiers import trial
-from certdef.purifiers.base import NetworkSpec, Plan, PurifierSpec, Tuning
+from certdef.purifiers.base import NetworkSpec, Parts, Plan, PurifierSpec, Tuning
 from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.registry import find_purifier, is_foreign
 from certdef.stages.job import Job
@@ -82,12 +83,12 @@ class Purifier:
 
     def defense(self, generator: torch.Generator | None = None) -> nn.Module:
         """Images -> images, as a defense of its own."""
-        return self.spec.build(self.settings, self.networks(), generator)
+        return self.spec.build(Parts(self.settings, self.networks(), generator))
 
     def denoiser(self, law: str | None = None) -> nn.Module | None:
         """What stands between the noise and the classifier; None where the purifier has no such part."""
         part = self.spec.denoiser
-        return part.build(self.settings, self.networks(law)) if part else None
+        return part.build(Parts(self.settings, self.networks(law))) if part else None
 
     def denoiser_key(self, law: str | None = None) -> str:
         """Identifies what stands between the noise and the classifier under a law, and nothing else."""
@@ -150,7 +151,7 @@ def _tune(job: Job, purifier: Purifier, tuning: Tuning, defended: Defended) -> S
 
     def compute() -> TuningResult:
         plan = Plan(job.config, job.data.image_shape, classifier=defended.classifier)
-        tuned = tuning.choose(purifier.networks(), training_run(job, plan, stage))
+        tuned = tuning.choose(Parts(purifier.settings, purifier.networks()), training_run(job, plan, stage))
         return TuningResult(
             params=tuned.settings | tuned.params,
             metrics={f"{tuning.stage}/{name}": value for name, value in tuned.settings.items()},
@@ -166,7 +167,7 @@ def _keep(job: Job, purifier: Purifier, defended: Defended) -> Stage[PurifierRes
     """Save the purifier as it defends, and log it as a model."""
     sees = [defended.stage.fingerprint] if purifier.classifier is not None else []
     stage = job.stage(
-        f"purifier-{purifier.name}",
+        f"purifier-{plain_name(purifier.name)}",
         PurifierResult,
         purifier.settings,
         *sees,
@@ -218,11 +219,12 @@ def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classif
         networks = untrained_networks(config, image_shape, classifier, needed)
         if spec.sees_classifier:
             networks["classifier"] = classifier
-        module = spec.build(settings, networks, torch.Generator().manual_seed(config.seed)).eval()
+        parts = Parts(settings, networks, torch.Generator().manual_seed(config.seed))
+        module = spec.build(parts).eval()
         if is_foreign(name):
             trial.check_purifier_module(name, module, image_shape)
         if is_foreign(name) and spec.denoiser:
-            trial.check_denoiser(name, spec.denoiser.build(settings, networks).eval(), image_shape)
+            trial.check_denoiser(name, spec.denoiser.build(parts).eval(), image_shape)
     except ConfigError:
         raise
     except ValueError as error:

@@ -33,10 +33,10 @@ class Stage(Generic[R]):
 
     Args:
         root: The job's work directory.
-        name: What the stage is called in MLflow, and in the folder unless it has a kind.
+        name: What the stage is called, in the folder and in MLflow.
         result_type: The type of its result.
         key: What decides the result, JSON-able.
-        kind: What its folder is called, where stages of several names have the same result.
+        kind: How the names begin of all stages that have the same result by the same key; the folder of any of them does.
 
     Attributes:
         name: What the stage is called.
@@ -48,7 +48,9 @@ class Stage(Generic[R]):
     def __init__(self, root: Path, name: str, result_type: type[R], *key: Any, kind: str | None = None):
         self.name, self.result_type = name, result_type
         self.fingerprint = fingerprint(kind or name, *key)
-        self.path = root / f"{kind or name}-{self.fingerprint}"
+        self.path = root / f"{name}-{self.fingerprint}"
+        if kind is not None and not self.path.exists():
+            self.path = next(iter(sorted(root.glob(f"{kind}*-{self.fingerprint}"))), self.path)
         self.reused = self.done
 
     @property

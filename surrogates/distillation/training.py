@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,15 @@ class EarlyStopping(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class FitOptions(TypedDict, total=False):
+    """Options of `fit` that functions with a loss of their own hand on to it."""
+
+    seed: int
+    device: torch.device | str
+    checkpoint: str | os.PathLike[str] | None
+    progress: Callable[..., Iterable[int]] | None
 
 
 def fit(

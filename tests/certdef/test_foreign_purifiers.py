@@ -75,9 +75,9 @@ WEIGHT = NetworkSpec("weight", "toy-weight", lambda plan: Sharpness(Shape(plan.i
 PURIFIER = PurifierSpec(
     "toy-median",
     About("a median", "nobody", "knows nothing", papers=("Tukey. Exploratory Data Analysis. 1977",)),
-    lambda settings, networks, generator: networks["weight"],
+    lambda parts: parts.networks["weight"],
     networks=lambda config: (WEIGHT,),
-    denoiser=Denoiser("the median", lambda settings, networks: networks["weight"]),
+    denoiser=Denoiser("the median", lambda parts: parts.networks["weight"]),
 )
 """
 )
@@ -86,9 +86,10 @@ PURIFIER = PurifierSpec(
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """`python:` reference of a module that lies in a folder of the user's."""
-    (tmp_path / "own_purifiers.py").write_text(OWN)
+    (tmp_path / "own_purifiers").mkdir()
+    (tmp_path / "own_purifiers" / "ranks.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    return "python:own_purifiers:median"
+    return "python:own_purifiers.ranks:median"
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_a_registration_that_holds_no_purifier_is_refused(installed):
 @pytest.mark.acceptance
 def test_a_function_of_the_users_own_stands_in_front_of_a_whole_job(own, migrated_store, tmp_path):
     _, summary, _ = run_once(tmp_path, migrated_store, purifier=own, **TINY)
-    assert summary.results["certify"]["curves"][f"target-nim-{own}"]["headline"]
+    assert summary.results["certify"]["curves"]["target-nim-python-own_purifiers-ranks-median"]["headline"]
     assert own in summary.report.read_text()
 
 

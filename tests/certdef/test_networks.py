@@ -128,6 +128,7 @@ def test_a_network_is_found_again_under_another_label_and_another_target(job):
     other = changed(renamed, target={"kind": "cnn"}, data={"heldout_images": 300})
     network, again = pretrain_denoiser(other, SigmaLaw("gamma"))
     assert (again.name, again.reused, again.path) == ("nim-gamma", True, stage.path)
+    assert list(stage.path.parent.glob("nim-*")) == [stage.path]
     known = pretrained(other, SigmaLaw("gamma"))
     images = torch.rand(2, *SHAPE)
     assert torch.equal(network(images), known(images))

@@ -12,6 +12,7 @@ from certdef.config.purifiers import own_names
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier
 from certdef.purifiers import build
+from certdef.purifiers.base import Parts
 from certdef.purifiers.registry import find_purifier
 from certdef.stages.purifier import untrained_networks
 from tests.conftest import TINY, run_once
@@ -140,7 +141,7 @@ def test_a_denoiser_depends_on_no_more_than_it_states(name, config, networks):
     settings = build.settings(name, config)
     stated = {key: settings[key] for key in (settings if part.settings is None else part.settings)}
     roles = networks[name] if part.networks is None else part.networks
-    part.build(stated, {role: networks[name][role] for role in roles})
+    part.build(Parts(stated, {role: networks[name][role] for role in roles}))
 
 
 def test_the_list_names_source_and_attacker(capsys):

@@ -13,9 +13,8 @@ RESTORER and DENOISER describe the two as a job's networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from certdef.data.natural import natural_crops
 from certdef.data.sets import data_root
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.gs import GaussianSmoothing
-from surrogates.distillation.training import Training, fit
+from surrogates.distillation.training import FitOptions, Training, fit
 
 CROP = 32  # side of the crops of natural photographs, at most
 
@@ -126,10 +125,7 @@ def train_blind_spot(
     *,
     smoothing: nn.Module | None = None,
     noise: Any = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Any = None,
-    progress: Callable | None = None,
+    **options: Unpack[FitOptions],
 ) -> list[float]:
     """Train in place by self-supervision; returns the mean loss of each epoch.
 
@@ -140,17 +136,14 @@ def train_blind_spot(
         smoothing: For NCIS: the network learns to restore what this purifier, e.g. GaussianSmoothing, took away.
         noise: For a denoiser: a law with sample(shape, generator=, device=), e.g. certify.nim_noise(). The noise is drawn
             anew for every image and epoch, and the loss compares with the noisy pixel itself; clean ones are not used.
-        seed: Of order and noise.
-        device: Where to train.
-        checkpoint: File from which an interrupted training ends at the same weights.
-        progress: Wraps the epochs, e.g. tqdm.
+        options: Seed, device, checkpoint and progress, as for fit.
 
     Raises:
         ValueError: Both of smoothing and noise, or neither.
     """
     if (smoothing is None) == (noise is None):
         raise ValueError("train_blind_spot takes either smoothing (for NCIS) or noise (for a denoiser)")
-    smooth = smoothing.to(device).eval() if smoothing is not None else nn.Identity()
+    smooth = smoothing.to(options.get("device", "cpu")).eval() if smoothing is not None else nn.Identity()
 
     def restore(model: BlindSpotNetwork, clean: Tensor, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
@@ -162,9 +155,7 @@ def train_blind_spot(
         return functional.mse_loss(model.predict(noisy), noisy)
 
     loss = restore if noise is None else predict_itself
-    return fit(
-        network, images, loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
-    )
+    return fit(network, images, loss, training, **options)
 
 
 def _build(plan: Plan) -> BlindSpotNetwork:
@@ -172,8 +163,7 @@ def _build(plan: Plan) -> BlindSpotNetwork:
     return BlindSpotNetwork(BlindSpotShape(plan.image_shape, config.filters, config.blocks))
 
 
-def _train(network: nn.Module, run: TrainingRun) -> list[float]:
-    assert isinstance(network, BlindSpotNetwork)
+def _train(network: BlindSpotNetwork, run: TrainingRun) -> list[float]:
     config, (channels, height, width) = run.config.blind_spot, run.plan.image_shape
     images = run.pool
     if config.images == "natural":

@@ -9,8 +9,6 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
@@ -45,8 +43,7 @@ def _build(plan: Plan, *, masked: bool = False, linear_head: bool = False) -> NI
         raise ConfigError(f"nim: {error}") from error
 
 
-def _train(model: nn.Module, run: TrainingRun) -> list[float]:
-    assert isinstance(model, NIM)
+def _train(model: NIM, run: TrainingRun) -> list[float]:
     config, law = run.config.nim, run.plan.law
     if config.encoder and config.weights:
         from certdef.purifiers.networks.timm_encoders import load_encoder

@@ -10,11 +10,10 @@ and the network predicts the noise from z_t and t. `inside` and `outside` conver
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,10 @@ from torch.nn import functional as F
 
 from certdef.config.job import ConfigError, RunConfig
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
-from surrogates.distillation.training import Training, fit
+from surrogates.distillation.training import FitOptions, Training, fit
 
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-GROUPS = 8  # of every group normalisation
+GROUPS = 8  # of every group normalization
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,7 @@ def train_diffusion(
     training: Training,
     *,
     longest: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Any = None,
-    progress: Callable | None = None,
+    **options: Unpack[FitOptions],
 ) -> list[float]:
     """Train in place on unlabeled images (N, C, H, W) in [0, 1]; returns the mean loss of each epoch.
 
@@ -155,10 +151,7 @@ def train_diffusion(
         training: Epochs, batch, rate.
         longest: Largest t that is trained on; unset, all of them. A purifier never goes beyond a few hundred, and
             training time is better spent on what it visits.
-        seed: Of the order of the images, of t and of the noise.
-        device: Where to train.
-        checkpoint: File from which an interrupted training ends at the same weights.
-        progress: Wraps the epochs, e.g. tqdm.
+        options: Seed, device, checkpoint and progress, as for fit.
     """
     last = network.steps if longest is None else longest
     if not 1 <= last <= network.steps:
@@ -170,9 +163,7 @@ def train_diffusion(
         keep = network.keep[t].view(-1, 1, 1, 1)
         return F.mse_loss(model(keep.sqrt() * inside(clean) + (1 - keep).sqrt() * noise, t), noise)
 
-    return fit(
-        network, images, loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
-    )
+    return fit(network, images, loss, training, **options)
 
 
 def load_pretrained(
@@ -226,8 +217,7 @@ def _build(plan: Plan) -> DiffusionNetwork:
     return DiffusionNetwork(DiffusionShape(plan.image_shape, channels=config.channels))
 
 
-def _train(network: nn.Module, run: TrainingRun) -> list[float]:
-    assert isinstance(network, DiffusionNetwork)
+def _train(network: DiffusionNetwork, run: TrainingRun) -> list[float]:
     if run.config.diffusion.pretrained:
         return []
     return train_diffusion(network, run.pool, _training(run.config), **run.options)

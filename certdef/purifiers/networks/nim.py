@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from surrogates.distillation.training import Training, fit
+from surrogates.distillation.training import FitOptions, Training, fit
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class NIM(_Encoder):
         self.apply(_initialize)
 
     def decode(self, features: Tensor) -> Tensor:
-        """Pixels (N, C, H, W), not clamped, from what the bridge made of the features of every patch."""
+        """Pixels (N, C, H, W), not clamped, from the bridged features of every patch."""
         if self.shape.decoder_depth:
             features = self.decoder(features + self.decoder_position)
         channels, patch = self.shape.image_shape[0], self.shape.patch_size
@@ -225,11 +225,7 @@ def pretrain_nim(
     images: Tensor,
     noise: Any,
     training: Training,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Any = None,
-    progress: Callable | None = None,
+    **options: Unpack[FitOptions],
 ) -> list[float]:
     """Pre-train in place on unlabeled images; returns the mean loss of each epoch.
 
@@ -241,10 +237,7 @@ def pretrain_nim(
         noise: A law with sample(shape, generator=, device=), e.g. certify.nim_noise() (one sigma an image from
             Gamma(25, 3)/255), certify.Gaussian(75 / 255), or certify.GaussianScaleMixture(scipy.stats.uniform(0, 150 / 255)).
         training: See nim_training.
-        seed: Of the order of the images and of the noise or masks.
-        device: Where to train.
-        checkpoint: File from which an interrupted training ends at the same weights.
-        progress: Wraps the epochs, e.g. tqdm.
+        options: Seed, device, checkpoint and progress, as for fit.
     """
 
     def denoising(model: NIM, clean: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -256,9 +249,7 @@ def pretrain_nim(
         return nn.functional.mse_loss(model.fill_in(clean, hidden).float(), clean)
 
     loss: Callable[..., Tensor] = filling_in if isinstance(model, MIM) else denoising
-    return fit(
-        model, images, loss, training, seed=seed, device=device, checkpoint=checkpoint, progress=progress
-    )
+    return fit(model, images, loss, training, **options)
 
 
 def _blocks(depth: int, width: int, heads: int) -> list[nn.Module]:

@@ -2,7 +2,7 @@
 Natural Supervision", ICCV 2021; Lawhon, Mao, Yang, "Using Multiple Self-Supervised Tasks Improves Model Robustness",
 2022, arXiv 2204.03714).
 
-Each task puts a small head on the features and is trained on clean, unlabelled images; an attacked image then does
+Each task puts a small head on the features and is trained on clean, unlabeled images; an attacked image then does
 it worse. The tasks: tell an image's own views from other images (contrastive), which quarter turn (rotation), which
 order of the pieces (jigsaw), and restore the image from noise with a denoiser that is given (denoising; ours).
 
@@ -15,10 +15,9 @@ The sources' list of tasks, their augmentations and the width of the heads are u
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from certdef.config.job import RunConfig
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks.denoisers import NIM_MAE
 from surrogates.distillation.inference import features
-from surrogates.distillation.training import Training, fit
+from surrogates.distillation.training import FitOptions, Training, fit
 
 TASKS = ("contrastive", "rotation", "jigsaw", "denoising")
 HELD_OUT = 1000  # images, at most, that standardize the losses and train no head
@@ -153,10 +152,7 @@ def train_tasks(
     training: Training,
     *,
     denoiser: nn.Module | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Any = None,
-    progress: Callable | None = None,
+    **options: Unpack[FitOptions],
 ) -> list[float]:
     """Train the heads in place on clean, unlabeled images (N, C, H, W) in [0, 1]; returns each epoch's mean loss.
 
@@ -169,10 +165,7 @@ def train_tasks(
         images: Clean images.
         training: Epochs, batch, rate.
         denoiser: For the denoising task.
-        seed: Of the order of the images, views, turns and puzzles.
-        device: Where to train.
-        checkpoint: File from which an interrupted training ends at the same weights.
-        progress: Wraps the epochs, e.g. tqdm.
+        options: Seed, device, checkpoint and progress, as for fit.
 
     Raises:
         ValueError: Too few images, or the denoising task without a denoiser.
@@ -183,19 +176,12 @@ def train_tasks(
             f"{len(images)} images do not fill a bank of {network.shape.bank}: give more, or a smaller bank"
         )
     check_denoiser(network.tasks, denoiser)
+    device, seed = options.get("device", "cpu"), options.get("seed", 0)
     classifier.to(device).eval()
     history: list[float] = []
     if network.heads:
-        history = fit(
-            network,
-            images[held:],
-            partial(_training_loss, classifier=classifier),
-            training,
-            seed=seed,
-            device=device,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+        loss = partial(_training_loss, classifier=classifier)
+        history = fit(network, images[held:], loss, training, **options)
     network.to(device).eval()
     with torch.no_grad():
         if "contrastive" in network.tasks:
@@ -245,7 +231,7 @@ def _training_loss(
 
 
 def draw_views(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random views: where each looks (count, 2, 3), as affine_grid takes it, and its gain (count,).
+    """Random views: the placement of each (count, 2, 3), as affine_grid takes it, and its gain (count,).
 
     A view is a crop of 60 to 100% of the side, half of them mirrored, brightness times 0.6 to 1.4.
     """
@@ -334,9 +320,8 @@ def _build(plan: Plan) -> TaskNetwork:
     return TaskNetwork(TaskShape(plan.image_shape, width, config.reversal.tasks, bank=bank, seed=config.seed))
 
 
-def _train(network: nn.Module, run: TrainingRun) -> list[float]:
+def _train(network: TaskNetwork, run: TrainingRun) -> list[float]:
     classifier, denoiser = run.plan.classifier, run.plan.networks.get("denoiser")
-    assert isinstance(network, TaskNetwork)
     assert classifier is not None
     return train_tasks(network, classifier, run.pool, _training(run.config), denoiser=denoiser, **run.options)
 
