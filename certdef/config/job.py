@@ -180,7 +180,7 @@ class RunConfig:
         ledger: Query budgets.
         surrogate: The white-box stand-in.
         purifier: The purifier of target and surrogate, as denoiser and as defense; certdef purifiers lists the names.
-        nim: Noisy image modelling: the purifiers de3, de3-simmim and mim.
+        nim: Noisy image modeling: the purifiers de3, de3-simmim and mim.
         gs: Gaussian smoothing: the purifiers gs and ncis.
         blind_spot: The blind-spot network: the purifiers ncis and blind-spot.
         reversal: The purifier reversal.
