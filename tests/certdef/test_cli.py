@@ -83,7 +83,7 @@ def test_doctor(capsys, store):
     assert main(["doctor", store]) == 0
     shown = capsys.readouterr().out
     assert "torch" in shown
-    assert "ours" in shown
+    assert "certdef's own" in shown
     assert main(["doctor", "--tracking.uri=http://127.0.0.1:9"]) == 1
     assert "MISSING  tracking store" in capsys.readouterr().out
 
@@ -128,6 +128,16 @@ def test_bad_input_is_one_line_exit_2_and_nothing_spent(case, capsys, store, tmp
     assert len(errors) == 1
     assert said in errors[0]
     assert spent(tmp_path) == 0
+
+
+def test_every_unusable_value_has_a_line(capsys):
+    assert main(["run", "--device=tpu", "--certify.alpha=2", "--nim.heads=5"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is ")[0] for line in errors] == [
+        "certdef: device",
+        "certdef: certify.alpha",
+        "certdef: nim.heads",
+    ]
 
 
 def test_a_broken_ledger_is_named(capsys, store, tmp_path):
