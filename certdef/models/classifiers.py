@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from certdef.config.job import ConfigError, RunConfig
+from certdef.models import small
 from surrogates.distillation.augmentation import shifted
 from surrogates.distillation.inference import evaluating, features
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
+
+if TYPE_CHECKING:
+    from certdef.purifiers.networks.nim import NIMClassifier
 
 __all__ = ["Classifier", "build_classifier", "features", "surrogate_model", "train_classifier", "train_svc"]
 
@@ -25,6 +30,8 @@ BATCH_SIZE = 128
 
 class Classifier(nn.Module):
     """A network behind a fixed normalization: (N, C, H, W) in [0, 1] -> logits (N, K)."""
+
+    built: dict[str, Any]
 
     def __init__(self, network: nn.Module, mean: float = 0.5, std: float = 0.5):
         super().__init__()
@@ -46,14 +53,14 @@ def build_classifier(model: str, image_shape: tuple[int, int, int], num_classes:
     return classifier
 
 
-def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Classifier | NIMClassifier:
     channels, height, width = image_shape
     if name == "mlp":
-        return Classifier(_mlp(channels * height * width, num_classes))
+        return Classifier(small.mlp(channels * height * width, num_classes))
     if name == "cnn":
-        return Classifier(_cnn(channels, min(height, width), num_classes))
+        return Classifier(small.cnn(channels, min(height, width), num_classes))
     if name == "resnet":
-        return Classifier(_resnet(channels, min(height, width), num_classes))
+        return Classifier(small.resnet(channels, min(height, width), num_classes))
     if sizes := re.fullmatch(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?", name):
         from certdef.purifiers.networks.nim import NIM, NIMClassifier, NIMShape
 
@@ -70,7 +77,7 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn
             f"unknown model {name!r}: use cnn, mlp, resnet or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
         )
     try:
-        sized = {"img_size": (height, width)} if "vit" in name else {}
+        sized: dict[str, Any] = {"img_size": (height, width)} if "vit" in name else {}
         network = timm.create_model(
             name, pretrained=False, in_chans=channels, num_classes=num_classes, **sized
         )
@@ -93,60 +100,7 @@ def surrogate_model(config: RunConfig) -> str:
     return "nim_p{patch_size}_w{width}_d{depth}_h{heads}".format(**sizes) + token
 
 
-def _mlp(inputs: int, num_classes: int, hidden: int = 256) -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
-        nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
-        nn.Linear(hidden, num_classes),
-    )  # fmt: skip
-
-
-def _cnn(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Module:
-    layers: list[nn.Module] = []
-    inputs, outputs = channels, width
-    for stage in range(2):
-        stride = 2 if stage or size > 16 else 1
-        layers += [
-            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        ]
-        inputs, outputs = outputs, 2 * outputs
-    pooled = 4
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(pooled), nn.Flatten(),
-        nn.Linear(inputs * pooled * pooled, 128), nn.ReLU(), nn.Linear(128, num_classes),
-    )  # fmt: skip
-
-
-class _Residual(nn.Module):
-    """Two convolutions around a shortcut (He et al., CVPR 2016); a stride halves the image."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
-        self.shortcut = (
-            nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.shortcut(x))
-
-
-def _resnet(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Module:
-    """A residual network that trains on a processor: three levels of one block each, down to a mean over the image."""
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, 2 if size > 32 else 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        _Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes),
-    )  # fmt: skip
-
-
-def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
+def train_svc(images: np.ndarray, labels: np.ndarray, seed: int) -> Any:
     """The digits target: an RBF support vector machine with calibrated probabilities, on flattened images."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.svm import SVC

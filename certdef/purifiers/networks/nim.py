@@ -198,6 +198,8 @@ class MIM(NIM):
 class NIMClassifier(_Encoder):
     """A NIM's encoder, copied, with a linear head: (N, C, H, W) in [0, 1] -> logits (N, K)."""
 
+    built: dict[str, Any]  # how to build it again, for whoever saves its weights
+
     def __init__(self, nim: NIM, num_classes: int):
         super().__init__(nim.shape)
         own = self.state_dict()
