@@ -52,7 +52,7 @@ def attack(
     """Accuracy with intervals at each eps."""
     config, data = job.config.attack, job.data
     defense = [other.fingerprint for other in depends_on]
-    stage = job.stage("attack", AttackResult, asdict(config), data.heldout_digest, target.identity, *defense)
+    stage = job.stage("attack", AttackResult, asdict(config), data.heldout_digest, target.subject, *defense)
     return job.run(stage, lambda: _attack(job, target, surrogate, purifier, stage))
 
 

@@ -102,7 +102,7 @@ def trace_budgets(
     check_budgets(job.config, budgets, strategies, seeds, len(job.data.pool))
     config, law = job.config.surrogate, job.config.certify.laws[0]
     encoder, denoiser = pretrained_encoder(job, config), pretrained(job, law)
-    settings: list[Any] = [asdict(replace(config, strategy="random")), target.identity, law.parameters]
+    settings: list[Any] = [asdict(replace(config, strategy="random")), target.subject, law.parameters]
     settings += [job.data.pool_digest, job.data.heldout_digest]
     if encoder is not None or denoiser is not None:
         settings += [asdict(job.config.nim), denoiser is not None]

@@ -163,7 +163,7 @@ def certify_subjects(
     """Certify every condition."""
     config, draws = job.config.certify, target_draws(job.config)
     job.legacy.draws = draws
-    classifier = [target.identity, *(other.fingerprint for other in depends_on)]
+    classifier = [target.subject, *(other.fingerprint for other in depends_on)]
     stage = job.stage("certify", CertifyResult, config.settings, draws, job.data.heldout_digest, *classifier)
     return job.run(stage, lambda: _certify_subjects(job, target, surrogate, purifier, stage))
 

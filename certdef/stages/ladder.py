@@ -166,7 +166,7 @@ def _evaluate_system(
     config = job.config.ladder
     settings = {key: value for key, value in asdict(config).items() if key not in (*CURVE, *ELSEWHERE)}
     parts = [other.fingerprint for other in (surrogate_stage, *(purifier.stages if purifier else []))]
-    key = [settings, job.data.heldout_digest, target.identity, *parts]
+    key = [settings, job.data.heldout_digest, target.subject, *parts]
     stage = job.stage(f"ladder-{plain_name(name)}", SystemResult, *key)
 
     def evaluate() -> SystemResult:

@@ -57,7 +57,7 @@ def distill(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[Surro
     config, data = job.config.surrogate, job.data
     law = job.config.certify.laws[0]
     encoder = pretrained_encoder(job, config)
-    key = [asdict(config), job.config.ledger.training, target.identity, law.parameters, data.pool_digest]
+    key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
     starts_from = [] if encoder is None else [asdict(job.config.nim)]
     stage = job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
     job.run(stage, lambda: _distill(job, target, stage, encoder))

@@ -105,6 +105,11 @@ class Target(ABC):
         """What this target does to pixels before the model sees them; empty for nothing."""
         return self.pixels.name
 
+    @property
+    def subject(self) -> tuple[str, str, str]:
+        """What an answer depends on besides the images: identity, output kind and preprocessing."""
+        return self.identity, self.output_kind, self.preprocessing
+
     def query(self, images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> Answers:
         """Return the answers to images, in memory of the caller's own.
 

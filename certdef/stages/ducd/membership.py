@@ -158,7 +158,7 @@ def audit_membership(
 ) -> Stage[MembershipResult]:
     """Every attack on the target and on every surrogate, and how much less a surrogate gives away."""
     ducd, trained = job.config.ducd, references[1]
-    models = [target.identity, trained.fingerprint, *(student.stage.fingerprint for student in students)]
+    models = [target.subject, trained.fingerprint, *(student.stage.fingerprint for student in students)]
     candidates = [ducd.candidates, ducd.population, ducd.rmia_a, job.data.target_digest]
     stage = job.stage("membership", MembershipResult, *candidates, *models)
     return job.run(stage, lambda: _audit(job, target, students, references, stage))

@@ -100,7 +100,7 @@ def distill_students(job: Job, target: surrogates.Target) -> list[Student]:
 def _student(job: Job, target: surrogates.Target, overlap: float) -> Student:
     name = student_name(overlap)
     pool = query_pool(job.data, overlap)
-    key = [asdict(job.config.surrogate), overlap, target.identity, digest(pool)]
+    key = [asdict(job.config.surrogate), overlap, target.subject, digest(pool)]
     stage = job.stage(name, StudentResult, *key)
     job.run(stage, lambda: _distill(job, target, stage, pool, overlap))
     return Student(overlap, storage.load_model(stage.path / "model", job.device), stage)
