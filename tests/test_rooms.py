@@ -20,7 +20,7 @@ DOORS = {
     "torchmetrics": {"certdef/restoration/metrics.py"},
     "mlflow": {"certdef/tracking/", "certdef/models/serving.py", "surrogates/targets/pyfunc.py"},
     "joblib": {"certify/voting/parallel.py"},
-    "matplotlib": {"certify/records/curves.py", "certdef/report/figures.py"},
+    "matplotlib": {"certify/records/curves.py", "certdef/report/canvas.py", "certdef/report/images.py"},
     "httpx": {"surrogates/targets/"},
     "requests": {"surrogates/targets/"},
     "urllib.request": {"surrogates/targets/"},
