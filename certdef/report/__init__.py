@@ -1,1 +1,1 @@
-"""What a person sees: pages, figures, the terminal's tables."""
+"""Results as a person reads them: pages, figures, the terminal's tables."""

@@ -1,4 +1,4 @@
-"""Agreement against queries: what the finished cells say together, as a table and a picture."""
+"""Agreement against queries: the finished cells as a table and a picture."""
 
 from __future__ import annotations
 

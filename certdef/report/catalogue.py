@@ -21,7 +21,7 @@ def purifiers_listed() -> str:
         ]
     lines += [
         "",
-        "certdef run --purifier NAME puts one in front; certdef attack --ladder tests it.",
+        "certdef run --purifier NAME uses one; certdef attack --ladder evaluates it under attack.",
         "certdef run --purifier python:package.module:factory runs code of your own: factory() returns a torch module.",
     ]
     return "\n".join(lines)

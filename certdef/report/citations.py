@@ -47,7 +47,7 @@ def cite(config: RunConfig) -> str:
     used = {
         "smoothing": "certificates: majority vote under noise",
         "bound": "certificates: the bound on the top class; every interval",
-        "denoised": "certificates: a denoiser in front of the classifier",
+        "denoised": "certificates: a denoiser before the classifier",
         "nim": f"the noise, {law.family}{law.shape} scale {law.scale_255:g}/255"
         + (", and De^3" if "nim" in papers else ""),
         **{paper: f"the purifier {config.purifier}" for paper in papers if paper != "nim"},

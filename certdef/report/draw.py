@@ -32,8 +32,8 @@ def _(result: CertifyResult, folder: Path, *, config: RunConfig, data: Splits) -
     """The headline of both subjects in one picture, and every condition of each subject in its own."""
     every = conditions(config)
     lines = {each: _curve(folder, each.key) for each in every}
-    front = next(each.purifier for each in every if each.headline)
-    words = f"behind {purifier_title(front)}" if front else "without a denoiser"
+    purifier = next(each.purifier for each in every if each.headline)
+    words = f"behind {purifier_title(purifier)}" if purifier else "without a denoiser"
     headline = {each.subject: line for each, line in lines.items() if each.headline}
     title = f"{data.name}: certified accuracy"
     certify.curves.plot(headline, folder / "certified_accuracy.png", title=f"{title} {words}")

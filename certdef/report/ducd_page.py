@@ -1,4 +1,4 @@
-"""The page of the DUCD job: surrogate and target side by side, what one says of the other, and what both give away.
+"""The page of the DUCD job: surrogate and target side by side, what one says of the other, and membership inference.
 
 Every figure is taken from a stage's result or the query bill; none is measured here.
 """
@@ -9,12 +9,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import certify
 from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import Splits
-from certdef.report import figures as pictures
-from certdef.report import page
+from certdef.report import images
+from certdef.report.certificates import largest_radius
+from certdef.report.template import papers, template, uris
 from certdef.report.words import SUBJECT_NAMES, law_in_words
 from certdef.stages.ducd.certificates import ComparisonResult, candidate_noises
 from certdef.stages.ducd.membership import MembershipResult
@@ -32,6 +32,8 @@ def render(
     """The whole page as HTML that loads nothing: styles and pictures are inside.
 
     Args:
+        config: The job.
+        data: Its images.
         done: The finished stages of the job; references and membership may be missing.
         bill: The query bill of the target.
         run_id: MLflow run of the job, if it is to be named.
@@ -42,12 +44,12 @@ def render(
     compared = result["comparison"]
     radii = [0.0, *compared.radii]
     subjects = _subjects(config, compared)
-    return page.template("ducd.html").render(
+    return template("ducd.html").render(
         data=data,
         config=config,
         target=result["target"],
         subjects=subjects,
-        proven=next(iter(subjects.values()))["accuracy"],
+        certified=next(iter(subjects.values()))["accuracy"],
         compared=compared,
         noise=result["noise"],
         laws=in_words(config),
@@ -57,15 +59,15 @@ def render(
         agreement=next(iter(compared.agreement.values())),
         audit=_audit(result),
         attack_names=ATTACKS,
-        curves=pictures.data_uri((folder["comparison"] / "certified_accuracy.png").read_bytes()),
-        roc=pictures.data_uri((folder["membership"] / "membership_roc.png").read_bytes())
+        curves=images.data_uri((folder["comparison"] / "certified_accuracy.png").read_bytes()),
+        roc=images.data_uri((folder["membership"] / "membership_roc.png").read_bytes())
         if "membership" in folder
         else None,
-        bill=page.charges(bill),
-        uris=page.uris(result),
+        bill=bill,
+        uris=uris(result),
         versions=versions(),
         config_json=json.dumps(config.public_dict(), indent=2),
-        papers=page.papers("ducd", "unicr", "smoothing", "rmia", "lira", "loss", "delong"),
+        papers=papers("ducd", "unicr", "smoothing", "rmia", "lira", "loss", "delong"),
         run_id=run_id,
         device=device,
     )
@@ -84,21 +86,20 @@ def in_words(config: RunConfig) -> dict[str, str]:
 
 
 def _subjects(config: RunConfig, compared: ComparisonResult) -> dict[str, dict[str, Any]]:
-    """A row each for the surrogate and the ways of asking the target."""
+    """A row each for the surrogate and for the target, by its weights and by paid queries."""
     noise = candidate_noises(config)[compared.noise]
     rows = {}
     for subject, key in compared.conditions.items():
         curve = compared.curves[key]
-        sure = certify.binomial_lower_bound(curve.n, curve.n, config.certify.alpha)
         rows[subject] = {
             "name": SUBJECT_NAMES[subject],
-            "colour": "surrogate" if subject == "surrogate" else "target",
+            "color": "surrogate" if subject == "surrogate" else "target",
             "images": curve.images,
             "n": curve.n,
             "sound": curve.sound,
             "norm": curve.noise["norm"],
             "abstained": curve.abstained,
-            "ceiling": noise.radius(sure),
+            "largest_radius": largest_radius(noise, curve.n, config.certify.alpha),
             "accuracy": curve.shares,
         }
     return rows
@@ -120,20 +121,20 @@ def _students(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _audit(result: dict[str, Any]) -> dict[str, Any] | None:
-    """Membership inference of every model, and whether overlapping queries gave more away; None without it."""
+    """Membership inference of every model, and whether overlapping queries reveal more; None without it."""
     if "membership" not in result:
         return None
-    found: MembershipResult = result["membership"]
-    gains = [row[found.headline] for row in found.benefit.values()]
+    membership: MembershipResult = result["membership"]
+    gains = [row[membership.headline] for row in membership.benefit.values()]
     names = {
         name: f"surrogate, {100 * result[name].overlap:g}% of its queries from the training set"
-        for name in found.benefit
+        for name in membership.benefit
     }
-    return found.to_json() | {
+    return membership.to_json() | {
         "names": {"target": "target"} | names,
-        "first": next(iter(found.benefit)),
-        "last": next(reversed(found.benefit)),
+        "first": next(iter(membership.benefit)),
+        "last": next(reversed(membership.benefit)),
         "first_gain": gains[0],
         "last_gain": gains[-1],
-        "lost": found.shrinkage[found.headline],
+        "lost": membership.shrinkage[membership.headline],
     }

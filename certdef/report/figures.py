@@ -169,7 +169,7 @@ def _attacks_panel(axes: Any, systems: Mapping[str, Sequence[AttackEvaluation]])
     names = [name for name in THREAT_MODELS if name in evaluated]
     for number, (system, attacks) in enumerate(systems.items()):
         run = [attack for attack in attacks if attack.accuracy]
-        accuracy, errors = with_errors([attack.accuracy for attack in run])
+        accuracy, errors = with_errors([attack.accuracy or () for attack in run])
         apart = 0.7 / len(systems) * (number - (len(systems) - 1) / 2)
         rows = np.array([names.index(attack.name) for attack in run]) + apart
         points = {

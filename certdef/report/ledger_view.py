@@ -31,7 +31,7 @@ def render(path: str, price: float | None = None) -> str:
         "",
         *(_line(row, widths) for row in table),
         "",
-        f"kept     {statement.kept:,} distinct images, answered free of charge from now on",
+        f"kept     {statement.kept:,} distinct images, recalled free of charge from now on",
         f"charge   {_between(f'{total.smallest:,}', f'{total.largest:,}')} queries",
     ]
     if price is not None:
@@ -39,7 +39,7 @@ def render(path: str, price: float | None = None) -> str:
         lines.append(f"cost     {_between(low, high)} USD at {price:g} USD per 1,000")
     if total.in_flight:
         lines.append(
-            "         in flight: asked by a process that runs, or left by one that ended, which the next job settles"
+            "         in flight: sent by a running process, or by one that ended, which the next job settles"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What a finished verb leaves in the terminal."""
+"""The summary that a finished verb prints in the terminal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.report.budget_curves import as_markdown
+from certdef.report.formats import with_interval
 from certdef.report.words import SUBJECT_NAMES, purifier_title
 from certdef.stages.attack import AttackResult
 from certdef.stages.budgets import BudgetsResult
@@ -22,11 +23,11 @@ from certdef.stages.ladder import LadderResult
 from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
 from certdef.stages.target import TargetResult
-from certdef.tracking.results import Share, StageResult
+from certdef.tracking.results import StageResult
 
 
 def headline(config: RunConfig, summary: Summary) -> str:
-    """The few lines that a finished verb leaves in the terminal."""
+    """The summary of a finished verb, some lines a stage."""
     lines = [""]
     for stage in summary.stages.values():
         lines += stage_lines(stage.result, config)
@@ -40,7 +41,7 @@ def headline(config: RunConfig, summary: Summary) -> str:
         lines.append(f"queries     {', '.join(spent)}")
     if summary.reused:
         lines.append(
-            "reused      every stage was done before: nothing trained or paid for; --fresh repeats it"
+            "reused      every stage was done before: nothing was trained or paid for; --fresh repeats it"
         )
     if summary.report:
         lines.append(f"report      {summary.report}")
@@ -51,20 +52,20 @@ def headline(config: RunConfig, summary: Summary) -> str:
 
 @singledispatch
 def stage_lines(result: StageResult, config: RunConfig) -> list[str]:
-    """What a stage's result says in the terminal; nothing for most."""
+    """The lines of a stage's result; most have none."""
     return []
 
 
 @stage_lines.register
 def _(result: TargetResult, config: RunConfig) -> list[str]:
-    return [f"target      {_share(result.accuracy)} right on held-out images"]
+    return [f"target      {with_interval(result.accuracy)} accuracy on held-out images"]
 
 
 @stage_lines.register
 def _(result: SurrogateResult, config: RunConfig) -> list[str]:
-    clean, noisy = _share(result.agreement_clean), _share(result.agreement_noisy)
+    clean, noisy = with_interval(result.agreement_clean), with_interval(result.agreement_noisy)
     return [
-        f"surrogate   agrees with it on {clean} clean, {noisy} under the noise ({result.queries} queries)"
+        f"surrogate   agreement with the target {clean} clean, {noisy} under the noise ({result.queries} queries)"
     ]
 
 
@@ -72,7 +73,10 @@ def _(result: SurrogateResult, config: RunConfig) -> list[str]:
 def _(result: BudgetsResult, config: RunConfig) -> list[str]:
     charged = sum(cell.charged for cell in result.cells)
     queries = sum(cell.queries for cell in result.cells)
-    return [as_markdown(result.cells), f"budgets     {queries:,} queries by name, {charged:,} charged"]
+    return [
+        as_markdown(result.cells),
+        f"budgets     {queries:,} queries in all surrogates, {charged:,} charged",
+    ]
 
 
 @stage_lines.register
@@ -83,9 +87,9 @@ def _(result: CertifyResult, config: RunConfig) -> list[str]:
 
 @stage_lines.register
 def _(result: AttackResult, config: RunConfig) -> list[str]:
-    front = purifier_title(config.purifier)
+    behind = f"behind {purifier_title(config.purifier)}"
     return [
-        f"attack      PGD eps {row.eps:g}: target {_share(row.target)}, behind {front} {_share(row.target_purified)}"
+        f"attack      PGD eps {row.eps:g}: target {with_interval(row.target)}, {behind} {with_interval(row.target_purified)}"
         for row in result.rows[1:]
     ]
 
@@ -95,34 +99,38 @@ def _(result: LadderResult, config: RunConfig) -> list[str]:
     """The ladder's tables, the worst case over attacks of each system, and the gradient masking checks that fail."""
     lines = []
     for subject, systems in result.attacks_by_subject.items():
-        caption = f"{subject}, in % [95% interval], L-infinity eps {result.eps:g}; bold: the worst case over attacks"
+        caption = (
+            f"{subject}, in % [95% interval], L-infinity eps {result.eps:g}; bold: worst case over attacks"
+        )
         lines += [caption, markdown_table(systems), ""]
         for name, subjects in result.systems.items():
             evaluation = subjects[subject]
             worst = evaluation.headline
-            lines.append(f"ladder      {subject}, {name}: {_share(worst.accuracy)} ({worst.rung})")
-            lines += [f"alarm       {subject}, {name}: {alarm}" for alarm in evaluation.alarms]
+            lines.append(
+                f"ladder      {subject}, {name}: {with_interval(worst.accuracy)} ({worst.rung}, worst case over attacks)"
+            )
+            lines += [f"masking     {subject}, {name}: {alarm}" for alarm in evaluation.alarms]
         lines.append("")
     for row in result.curve:
-        certified, attacked = _share(row.certified), _share(row.attacked)
+        certified, attacked = with_interval(row.certified), with_interval(row.attacked)
         lines.append(
-            f"smoothed    r={row.radius:g}: certified {certified}, right under PGD on the vote {attacked}"
+            f"smoothed    r={row.radius:g}: certified {certified}, accuracy under PGD on the vote {attacked}"
         )
     return lines
 
 
 @stage_lines.register
 def _(result: NoiseResult, config: RunConfig) -> list[str]:
-    return [f"noise       {result.chosen}, chosen on {result.images} other images"]
+    return [f"noise       {result.chosen}, chosen on {result.images} further held-out images"]
 
 
 @stage_lines.register
 def _(result: ComparisonResult, config: RunConfig) -> list[str]:
     lines = []
     for overlap, agreement in zip(config.ducd.overlaps, result.agreement.values(), strict=True):
-        clean, noisy = (_share(agreement[images].agreement) for images in ("clean", "noisy"))
+        clean, noisy = (with_interval(agreement[images].agreement) for images in ("clean", "noisy"))
         lines.append(
-            f"surrogate   agrees with it on {clean} clean, {noisy} under the noise ({100 * overlap:g}% of its queries "
+            f"surrogate   agreement with the target {clean} clean, {noisy} under the noise ({100 * overlap:g}% of its queries "
             "from the target's training set)"
         )
     for subject, key in result.conditions.items():
@@ -140,7 +148,9 @@ def _(result: MembershipResult, config: RunConfig) -> list[str]:
 
 
 def _certified_line(subject: str, radii: Sequence[float], curve: CertifiedCurve) -> str:
-    shares = "  ".join(f"r={r:g} {_share(share)}" for r, share in zip(radii, curve.accuracy, strict=True))
+    shares = "  ".join(
+        f"r={r:g} {with_interval(share)}" for r, share in zip(radii, curve.accuracy, strict=True)
+    )
     return f"certified   {subject} {shares}   ({curve.images} images, n={curve.n:,})"
 
 
@@ -150,7 +160,3 @@ def _purified_lines(purified: dict[str, Any]) -> list[str]:
         f"purified    {purified['images']} images by {purified['purifier']}: {purified['path']}",
         f"            changed by {mean:.4f} a pixel on average, {largest:.3f} at most (pixels in [0, 1])",
     ]
-
-
-def _share(share: Share) -> str:
-    return f"{100 * share.value:.1f}% [{100 * share.lower:.1f}, {100 * share.upper:.1f}]"

@@ -1,4 +1,4 @@
-"""How things are called where a person reads them. Loads no torch."""
+"""Titles of subjects, purifiers, laws and conditions. Loads no torch."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def law_in_words(law: SigmaLaw) -> str:
 
 
 def condition_title(condition: Condition) -> str:
-    """A condition's noise, and what stands before the classifier."""
-    front = purifier_title(condition.purifier) if condition.purifier else "no denoiser"
-    return f"{condition.law} noise, {front}"
+    """A condition's noise and denoiser."""
+    denoiser = purifier_title(condition.purifier) if condition.purifier else "no denoiser"
+    return f"{condition.law} noise, {denoiser}"

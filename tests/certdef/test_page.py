@@ -17,9 +17,11 @@ import certify
 from certdef import stages
 from certdef.config.job import SigmaLaw, without_password
 from certdef.data.sets import load_data
-from certdef.report import figures as pictures
+from certdef.report import images as pictures
 from certdef.report import page as report
-from certdef.tracking.workspace import Stage
+from certdef.report.formats import radius_down
+from certdef.report.template import TEMPLATES
+from certdef.report.words import law_in_words
 
 pytestmark = pytest.mark.filterwarnings("error:::certdef.report.page", "error:::certdef.report.figures")
 
@@ -36,15 +38,9 @@ def job(tiny_job):
 
 
 @pytest.fixture(scope="module")
-def done(config, job):
+def done(job):
     """The stages of the finished job, as the pipeline hands them to the page."""
-    found = []
-    for name in ("target", "surrogate", "nim", "purifier-de3", "certify", "attack", "served"):
-        (path,) = (file.parent for file in config.workspace.glob(f"{name}-{'[0-9a-f]' * 16}/result.json"))
-        stage = Stage.__new__(Stage)
-        stage.name, stage.fingerprint, stage.path = name, path.name.removeprefix(f"{name}-"), path
-        found.append(stage)
-    return found
+    return list(job.stages.values())
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +93,7 @@ def test_every_picture_is_decoded_and_described(page):
     pictures_found = page.execute_script(
         "return [...document.images].map(each => [each.complete, each.naturalWidth, each.alt])"
     )
-    assert len(pictures_found) == 3 * report.SHOWN + 4
+    assert len(pictures_found) == 3 * report.STRIP + 4
     assert all(complete and width > 0 and len(alt) > 10 for complete, width, alt in pictures_found)
 
 
@@ -126,7 +122,7 @@ def test_certificate_table_equals_the_result(page, config, job, subject):
     for cells, condition in zip(found, expected, strict=True):
         curve = job.results["certify"]["curves"][condition.key]
         assert cells[0].startswith(condition.law)
-        assert cells[1:3] == ["De³" if condition.denoised else "nothing", "sound"]
+        assert cells[1:3] == ["De³" if condition.denoised else "none", "sound"]
         ceiling = condition.noise.radius(0.001 ** (1 / curve["n"]))  # n of n, Cohen et al. 2019
         assert math.isclose(float(cells[-1]), ceiling, abs_tol=1.01e-3)
         assert float(cells[-1]) <= ceiling
@@ -262,7 +258,7 @@ def test_configuration_on_the_page_repeats_the_job(config, job, done, tmp_path):
 
 def test_radii_are_rounded_down_and_never_up():
     expected = {0.25: "0.250", 0.2999999: "0.299", 1 / 3: "0.333", 0.0: "0.000", math.inf: "∞"}
-    assert {value: report.down(value) for value in expected} == expected
+    assert {value: radius_down(value) for value in expected} == expected
 
 
 def test_passwords_stay_off_the_page():
@@ -271,9 +267,9 @@ def test_passwords_stay_off_the_page():
 
 
 def test_law_is_named_as_in_the_literature():
-    assert report.law_in_words(SigmaLaw()) == "gamma(25, scale 3)/255"
+    assert law_in_words(SigmaLaw()) == "gamma(25, scale 3)/255"
     uniform = SigmaLaw(family="uniform", shape=(), scale_255=150)
-    assert report.law_in_words(uniform) == "uniform(scale 150)/255"
+    assert law_in_words(uniform) == "uniform(scale 150)/255"
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -307,4 +303,4 @@ def test_picture_strip_uses_one_draw_of_the_law_and_no_global_state():
 
 
 def test_templates_are_shipped_beside_the_module():
-    assert {path.name for path in Path(report.TEMPLATES).iterdir()} >= {"report.html", "report.css"}
+    assert {path.name for path in Path(TEMPLATES).iterdir()} >= {"report.html", "report.css"}
