@@ -1,4 +1,4 @@
-"""What a job is asked to do: dataclasses, presets, checks."""
+"""The configuration of a job: dataclasses, presets, checks."""
 
 from certdef.config.job import ConfigError, DataConfig, RunConfig, SigmaLaw
 

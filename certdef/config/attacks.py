@@ -1,4 +1,4 @@
-"""How a job is attacked, as configured: the transferred attack of every job, and the threat ladder."""
+"""How a job is attacked, as configured: the transfer attack of every job, and the threat ladder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class AttackConfig:
         eps: L-infinity budgets in [0,1] pixel units.
         steps: PGD steps.
         images: Held-out images attacked.
-        sigma_255: Noise level of De^3 as a defence (8-bit levels): the test-time dial; 0 is off.
+        sigma_255: Noise level of De^3 as a defense (8-bit levels), set at test time; 0 is off.
     """
 
     eps: tuple[float, ...] = (0.1, 0.2, 0.3)
@@ -24,23 +24,23 @@ class AttackConfig:
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """The threat ladder: attackers who know more and more, against each system (certdef attack --ladder).
+    """The threat ladder: attacks of stronger and stronger threat models on each purifier (certdef attack --ladder).
 
     Args:
-        enabled: Climb it in the whole job too, so that the report shows it.
+        enabled: Evaluate it in the whole job too, for the report.
         systems: Purifiers to compare, beside none and the job's own.
-        eps: L-infinity budget of every rung, in [0,1] pixel units.
-        large_eps: Budget at which nothing should be left, a control of the attack.
+        eps: L-infinity budget of every attack, in [0,1] pixel units.
+        large_eps: Budget at which robust accuracy should be 0, a gradient masking check.
         images: Held-out images that the surrogate is attacked on (free).
         target_images: Held-out images that the target is attacked on (paid).
         steps: PGD steps.
         eot: Noise draws a step, where the purifier draws noise.
-        square_queries: Queries an image of Square, which needs scores; 0 leaves it out.
-        decision_queries: Queries an image of HopSkipJump, which needs labels (extra attacks); 0 leaves it out.
-        looks: Queries that Square and HopSkipJump average over where the purifier draws noise.
-        resubmissions: How often the same image is shown in the worst-of-N rung and its clean control.
-        smoothed_images: Held-out images whose certificate is drawn with the accuracy under PGD on the smoothed classifier;
-            0 leaves it out.
+        square_queries: Queries an image of Square, which needs scores; 0 is off.
+        decision_queries: Queries an image of HopSkipJump, which needs labels (extra attacks); 0 is off.
+        looks: Queries that Square and HopSkipJump average over where the purifier draws noise. Also
+            --ladder.repeats.
+        resubmissions: How often an image is submitted in the worst-of-N attack and its clean control.
+        smoothed_images: Held-out images for the certificate of the smoothed classifier beside its accuracy under PGD; 0 is off.
         smoothed_draws: Noise draws a step of that attack.
     """
 

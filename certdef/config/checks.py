@@ -1,10 +1,11 @@
-"""Values out of range are refused here, in one line, before anything is trained or paid for."""
+"""Values out of range are refused here, all at once, before anything is trained or paid for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import floor, log
+from math import nextafter
+from typing import Any
 
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
@@ -21,19 +22,22 @@ from certdef.config.job import (
 )
 from certdef.config.purifiers import NIMConfig, is_code, purifier_names
 
-METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
 GUIDES = ("off", "decide", "budget")
 
-# The name of a value, whether it is good, and what to do otherwise.
+# The name of a value, whether it is good, and the remedy.
 Rules = Iterator[tuple[str, bool, str]]
 
 
 def check(config: RunConfig) -> None:
-    """Raise ConfigError, naming the value and the remedy, for the first value that cannot be used."""
+    """Refuse values that cannot be used.
+
+    Raises:
+        ConfigError: A line for each value, with its name and the remedy.
+    """
     preset_path(config.preset)
-    _refuse(config, "", _job(config))
+    failures = _failures(config, "", _job(config))
     for section, rules in {
-        "certify": _certify(config.certify),
+        "certify": _certify(config.certify, config.preset),
         "attack": _attack(config.attack),
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
@@ -43,23 +47,32 @@ def check(config: RunConfig) -> None:
         "data": _data(config.data),
         "ducd": _ducd(config.ducd),
     }.items():
-        _refuse(getattr(config, section), f"{section}.", rules)
-    for law in config.certify.laws:
-        if not 0 < law.scale_255 <= 255:
-            raise ConfigError(
-                f"scale_255 of law {law.label!r} is {law.scale_255!r}: use 8-bit levels above 0, e.g. 3"
-            )
-    labels = [law.label for law in config.certify.laws]
-    if len(set(labels)) < len(labels) or "gaussian" in labels:
-        raise ConfigError(
-            f"certify.laws has the labels {labels}: give each law its own (gaussian is taken by the comparison)"
-        )
+        failures += _failures(getattr(config, section), f"{section}.", rules)
+    failures += _laws(config.certify)
+    if failures:
+        raise ConfigError("\n".join(failures))
 
 
-def _refuse(section: object, prefix: str, rules: Rules) -> None:
+def _failures(section: object, prefix: str, rules: Rules) -> list[str]:
+    """A line for each value that breaks a rule; of a value with several rules, the first that it breaks."""
+    remedies: dict[str, str] = {}
     for name, good, remedy in rules:
         if not good:
-            raise ConfigError(f"{prefix}{name} is {getattr(section, name)!r}: {remedy}")
+            remedies.setdefault(name, remedy)
+    return [f"{prefix}{name} is {getattr(section, name)!r}: {remedy}" for name, remedy in remedies.items()]
+
+
+def _laws(certify: CertifyConfig) -> list[str]:
+    failures = [
+        f"scale_255 of law {law.label!r} is {law.scale_255!r}: use 8-bit levels above 0, e.g. 3"
+        for law in certify.laws
+        if not 0 < law.scale_255 <= 255
+    ]
+    labels = [law.label for law in certify.laws]
+    if len(set(labels)) < len(labels) or "gaussian" in labels:
+        remedy = "give each law its own (gaussian is taken by the comparison)"
+        failures.append(f"certify.laws has the labels {labels}: {remedy}")
+    return failures
 
 
 def _job(config: RunConfig) -> Rules:
@@ -69,14 +82,14 @@ def _job(config: RunConfig) -> Rules:
 
 
 def _purifier(name: str) -> tuple[bool, str]:
-    """Whether there is such a purifier, and what to do otherwise."""
+    """Whether there is such a purifier, and the remedy."""
     if name.startswith("python:"):
         return is_code(name), "write python:package.module:factory"
     names = purifier_names()
     return name in names, f"certdef purifiers lists them{nearest(name, names)}"
 
 
-def _certify(certify: CertifyConfig) -> Rules:
+def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "alpha", 0 < certify.alpha < 0.5, "use a value in (0, 0.5), e.g. 0.001"
     yield "n0", certify.n0 >= 1, "use at least 1, e.g. 100"
     yield "images", certify.images >= 1, "use at least 1"
@@ -84,13 +97,30 @@ def _certify(certify: CertifyConfig) -> Rules:
     yield "batch_size", certify.batch_size >= 1, "use at least 1"
     yield "laws", len(certify.laws) >= 1, "name at least one law"
     yield "radii", all(radius >= 0 for radius in certify.radii), "use radii of 0 or more"
-    yield "method", certify.method in METHODS, f"use one of {', '.join(METHODS)}"
     yield "guide", certify.guide in GUIDES, f"use one of {', '.join(GUIDES)}"
     yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
     yield "workers", certify.workers >= 1, "use at least 1"
-    # n unbroken successes bound p by alpha**(1/n), which must exceed 1/2
-    smallest = floor(log(certify.alpha) / log(0.5)) + 1
-    yield "n", certify.n >= smallest, f"alpha {certify.alpha:g} certifies nothing below n={smallest}"
+    if any(getattr(certify, name) != value for name, value in _vote(preset).items()):
+        yield from _changed_vote(certify)
+
+
+def _vote(preset: str) -> dict[str, Any]:
+    """Method, n and alpha of a preset, which are known to be good."""
+    import yaml
+
+    values = yaml.safe_load(preset_path(preset).read_text()).get("certify", {})
+    defaults = {name: getattr(CertifyConfig, name) for name in ("method", "n", "alpha")}
+    return {name: values.get(name, default) for name, default in defaults.items()}
+
+
+def _changed_vote(certify: CertifyConfig) -> Rules:
+    from certify.bounds import smallest_n  # loads torch: not for the help, nor for a preset
+    from certify.smoothing import METHODS
+
+    yield "method", certify.method in METHODS, f"use one of {', '.join(METHODS)}"
+    if 0 < certify.alpha < 0.5:
+        smallest = smallest_n(nextafter(0.5, 1), certify.alpha)
+        yield "n", certify.n >= smallest, f"alpha {certify.alpha:g} certifies nothing below n={smallest}"
 
 
 def _attack(attack: AttackConfig) -> Rules:

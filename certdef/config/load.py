@@ -10,6 +10,14 @@ from typing import Any
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
 
+# Other spellings and names of options, on the command line and in files.
+ALIASES = {
+    "target.quantise": "target.quantize",
+    "surrogate.unlabeled_weight": "surrogate.unlabelled_weight",
+    "surrogate.unlabeled_ratio": "surrogate.unlabelled_ratio",
+    "ladder.repeats": "ladder.looks",
+}
+
 
 def add_config_arguments(parser: Any, preset: str) -> None:
     """Give a jsonargparse parser `--config FILE` and every field of RunConfig, on the defaults of a preset."""
@@ -64,17 +72,68 @@ def parse(parser: Any, arguments: list[str]) -> Any:
     """
     from jsonargparse import ArgumentError
 
-    keys = known_keys()
-    leaves = [key.rpartition(".")[2] for key in keys]
-    dashed = {
-        f"--{leaf}": f"--{key}" for leaf, key in zip(leaves, keys, strict=True) if leaves.count(leaf) == 1
-    }
-    dashed |= {f"--{key.replace('.', '-').replace('_', '-')}": f"--{key}" for key in keys}
-    split = [argument.partition("=") for argument in files_first(arguments)]
+    names = option_names()
+    split = [argument.partition("=") for argument in with_contents(files_first(arguments))]
     try:
-        return parser.parse_args([dashed.get(name, name) + equals + value for name, equals, value in split])
+        return parser.parse_args([names.get(name, name) + equals + value for name, equals, value in split])
     except ArgumentError as error:
         raise ConfigError(explain(str(error), known_keys())) from error
+
+
+def option_names() -> dict[str, str]:
+    """Every way to write an option, with the option that it stands for."""
+    keys = {key: key for key in known_keys()} | ALIASES
+    leaves = [key.rpartition(".")[2] for key in keys]
+    names = {
+        f"--{leaf}": f"--{key}"
+        for leaf, key in zip(leaves, keys.values(), strict=True)
+        if leaves.count(leaf) == 1
+    }
+    dashed = {f"--{name.replace('.', '-').replace('_', '-')}": f"--{key}" for name, key in keys.items()}
+    return names | dashed | {f"--{name}": f"--{key}" for name, key in ALIASES.items()}
+
+
+def with_contents(arguments: list[str]) -> list[str]:
+    """The same arguments with the content of each `--config FILE` that has an alias in the place of its path."""
+    given: list[str] = []
+    for argument, (name, value) in zip(arguments, _pairs(arguments), strict=True):
+        if given and given[-1] == "--config":
+            given[-1:] = [f"--config={_content(argument)}"]
+        elif name == "--config" and "=" in argument:
+            given.append(f"--config={_content(value)}")
+        else:
+            given.append(argument)
+    return given
+
+
+def _content(file: str) -> str:
+    """What to give the parser for a configuration file: its path, or its text where an alias was renamed."""
+    return (renamed(Path(file).read_text()) if Path(file).is_file() else "") or file
+
+
+def renamed(text: str) -> str:
+    """YAML with the names of its aliases replaced; empty where it has none, or is no mapping."""
+    import yaml
+
+    try:
+        tree = yaml.compose(text)
+    except yaml.YAMLError:
+        return ""  # the parser says what is wrong with it
+    return yaml.serialize(tree) if isinstance(tree, yaml.MappingNode) and _rename(tree) else ""
+
+
+def _rename(tree: Any, prefix: str = "") -> bool:
+    """Rename the keys of a YAML mapping in place; returns whether there were any."""
+    import yaml
+
+    any_renamed = False
+    for key, value in tree.value:
+        name = f"{prefix}{key.value}"
+        if name in ALIASES:
+            key.value, any_renamed = ALIASES[name].removeprefix(prefix), True
+        if isinstance(value, yaml.MappingNode):
+            any_renamed |= _rename(value, f"{name}.")
+    return any_renamed
 
 
 def files_first(arguments: list[str]) -> list[str]:
@@ -125,7 +184,8 @@ def explain(message: str, known: list[str]) -> str:
     other = re.search(r"[Oo]ption '([\w.]+)' is not accepted|nrecognized arguments: -*([\w.\-]+)", line)
     if not (group or other):
         return line.replace("Parser key ", "")
-    key = f"{group[1]}.{group[2]}" if group else other[1] or other[2]
+    parts = [part for match in (group, other) if match for part in match.groups() if part]
+    key = ".".join(parts[:2] if group else parts[:1])
     return f"unknown key {key!r}{nearest(key, known)}: certdef run --print-config shows all keys"
 
 

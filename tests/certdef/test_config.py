@@ -1,7 +1,11 @@
+import os
+
 import pytest
 
+import certify
+from certdef.config import threads
 from certdef.config.job import ConfigError, RunConfig, preset_names
-from certdef.config.load import explain, load_config
+from certdef.config.load import ALIASES, explain, known_keys, load_config
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import data_root, load_data
 
@@ -62,6 +66,81 @@ def test_bad_values_are_named_with_a_remedy(values, name, remedy):
     assert name in str(error.value)
     assert remedy in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_all_unusable_values_are_named_at_once():
+    with pytest.raises(ConfigError) as error:
+        load_config(device="tpu", certify__alpha=2, nim__heads=5)
+    device, alpha, heads = str(error.value).splitlines()
+    assert device == "device is 'tpu': use auto, cpu or cuda"
+    assert alpha.startswith("certify.alpha is 2.0: ")
+    assert heads.startswith("nim.heads is 5: ")
+
+
+def test_the_methods_and_the_smallest_n_are_those_of_certify():
+    smallest = certify.bounds.smallest_n(0.5000001, 0.01)
+    assert load_config(certify__n=smallest, certify__alpha=0.01).certify.n == smallest
+    with pytest.raises(ConfigError, match=rf"certify\.n is {smallest - 1}: .* below n={smallest}"):
+        load_config(certify__n=smallest - 1, certify__alpha=0.01)
+    for method in certify.smoothing.METHODS:
+        assert load_config(certify__method=method).certify.method == method
+    with pytest.raises(ConfigError, match="use one of fixed, two_sided"):
+        load_config(certify__method="fixd")
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_can_certify(preset):  # it is not checked when it is loaded, which needs no torch
+    config = load_config(preset).certify
+    assert config.method in certify.smoothing.METHODS
+    assert config.n >= certify.bounds.smallest_n(0.5000001, config.alpha)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_other_spellings_of_an_option_are_accepted(alias, tmp_path):
+    section, name = alias.split(".")
+    field = ALIASES[alias].split(".")[1]
+    assert ALIASES[alias] in known_keys()
+    uri = {"target__uri": "model.onnx"}  # quantize is for a target of one's own
+
+    def value(config):
+        return getattr(getattr(config, section), field)
+
+    assert value(load_config(**uri, **{f"{section}__{name}": 5})) == 5
+    assert value(load_config(**uri, **{f"{section}__{field}": 5})) == 5
+    assert value(load_config(**uri, **{f"{section}-{name.replace('_', '-')}": 5})) == 5
+    path = tmp_path / "old.yaml"
+    path.write_text(f"nim: {{base_learning_rate: 6e-4}}\n{section}:\n  {name}: 5\nseed: 3\n")
+    config = load_config(file=path, **uri)
+    assert (value(config), config.seed, config.nim.base_learning_rate) == (5, 3, 6e-4)
+    path.write_text(f"{section}: {{{name}: 5, sede: 1}}\n")
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_config(file=path)
+
+
+LIMITS = [
+    ({"cpus": 8, "quota": "max 100000", "omp": None}, 8),
+    ({"cpus": 8, "quota": "200000 100000", "omp": None}, 2),
+    ({"cpus": 8, "quota": "150000 100000", "omp": None}, 1),
+    ({"cpus": 8, "quota": "50000 100000", "omp": None}, 1),  # less than one processor is still one thread
+    ({"cpus": 2, "quota": "400000 100000", "omp": None}, 2),
+    ({"cpus": 8, "quota": None, "omp": "3"}, 3),
+    ({"cpus": 8, "quota": "600000 100000", "omp": "4,2"}, 4),
+    ({"cpus": 8, "quota": None, "omp": "all"}, 8),
+    ({"cpus": 2, "quota": None, "omp": "64"}, 2),
+]
+
+
+@pytest.mark.parametrize(("limits", "allowed"), LIMITS)
+def test_threads_keep_to_affinity_quota_and_environment(limits, allowed, monkeypatch, tmp_path):
+    file = tmp_path / "cpu.max"
+    if limits["quota"]:
+        file.write_text(limits["quota"] + "\n")
+    monkeypatch.setattr(threads, "CPU_MAX", file)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(limits["cpus"])))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if limits["omp"]:
+        monkeypatch.setenv("OMP_NUM_THREADS", limits["omp"])
+    assert threads.allowed_threads() == allowed
 
 
 def test_unknown_keys_in_a_file(tmp_path):

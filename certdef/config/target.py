@@ -1,0 +1,157 @@
+"""The deployed black box, the query budgets and the surrogate, as configured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """The deployed black box.
+
+    Args:
+        uri: Your own target: an MLflow model URI, http(s)://.../invocations (MLflow scoring server),
+            http(s)://.../v2/models/NAME (Open Inference Protocol), NAME.onnx, or a NAME.yaml that maps any JSON
+            endpoint; unset, one is trained, logged and loaded back.
+        num_classes: Number of classes; needed only where a service does not tell it.
+        kind: What to train where no URI is given: svc (scikit-learn), cnn, or any timm model name.
+        epochs: Training epochs of a cnn or timm target.
+        augment: Mirror and shift its training images; for natural images.
+        output_kind: Kind of its answers: labels, top_k, probabilities or logits; needed only where it can't be detected. A
+            cnn that is trained here answers probabilities or logits.
+        protocol: mlflow, mlflow-server, open-inference, onnx or json, where the URI doesn't tell.
+        output: Name of the output to read, where a model has several.
+        layout: Of the images that it takes: chw, hwc or flat.
+        dtype: Of the pixels that it takes: float32, float64 or uint8.
+        pixel_range: What pixels of 0 and 1 become for it, e.g. 0,255.
+        quantize: Bits that it rounds pixels to; 8 for a service that takes PNG images. Also --target.quantise.
+        batch_size: Most images in one call, of a service in one request.
+        token_env: Name of the environment variable that holds a service's token.
+        token_header: Header that the token goes out in, with what stands before it; "X-Api-Key:" for the token alone.
+        timeout: Seconds that a service may take for an answer.
+        rate: Most images a second.
+        concurrency: Most requests at once.
+        canary_every: Paid queries after which four fixed images are queried again, so that a service that has changed
+            stops the run; 0 is off.
+    """
+
+    uri: str | None = None
+    num_classes: int | None = None
+    kind: str = "svc"
+    epochs: int = 5
+    augment: bool = False
+    output_kind: str | None = None
+    protocol: str | None = None
+    output: str | None = None
+    layout: str | None = None
+    dtype: str | None = None
+    pixel_range: tuple[float, float] | None = None
+    quantize: int | None = None
+    batch_size: int | None = None
+    token_env: str | None = None
+    token_header: str | None = None
+    timeout: float | None = None
+    rate: float | None = None
+    concurrency: int | None = None
+    canary_every: int = 2_000
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What a target that is trained here depends on."""
+        names = ("uri", "num_classes", "kind", "epochs", "augment", "output_kind")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """In what form your own target is queried, as far as its answers depend on it; without what is unset."""
+        names = (
+            "num_classes",
+            "output_kind",
+            "protocol",
+            "output",
+            "layout",
+            "dtype",
+            "pixel_range",
+            "quantize",
+        )
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def transport(self) -> dict[str, Any]:
+        """How your own target is reached, which no answer depends on; without what is unset."""
+        names = ("batch_size", "token_env", "token_header", "timeout", "rate", "concurrency")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class LedgerConfig:
+    """Hard query budgets, one a purpose.
+
+    Args:
+        path: The SQLite file; default ledger.db in the work directory.
+        training: Queries that label the surrogate's training images.
+        evaluation: Queries on held-out images (clean accuracy, agreement).
+        certification: Queries under noise that certify the target itself.
+        attack: Queries of adversarial images: the transfer attack and, where it is enabled, the threat ladder.
+        canary: Queries that notice a changed service (target.canary_every).
+    """
+
+    path: str | None = None
+    training: int = 600
+    evaluation: int = 2_000
+    certification: int = 525_000
+    attack: int = 50_000
+    canary: int = 2_000
+
+
+@dataclass(frozen=True)
+class SurrogateConfig:
+    """The white-box stand-in, distilled from the target's answers alone.
+
+    Args:
+        model: cnn, mlp, nim (the pre-trained denoiser's encoder with a linear head), or any timm model name.
+        epochs: Passes over the answered images.
+        batch_size: Images a step.
+        query_batch: Images a query batch.
+        learning_rate: Peak rate of AdamW, cosine schedule.
+        weight_decay: Weight decay of AdamW.
+        shift: Random shifts of the training images by up to this many pixels.
+        noise_255: Upper end of the uniform sigma (8-bit levels) of the noise on training images; 0 is off.
+        loss: auto, or one that suits the answers: l1, soft_cross_entropy, kl, cross_entropy, partial.
+        strategy: Which images are queried: random, kcenter, margin, entropy, dfal, kcenter_margin, margin_kcenter or
+            dfal_kcenter.
+        rounds: Rounds of a strategy other than random; the student is trained between them.
+        start: Share of the budget in the first round, which is random.
+        round_epochs: Passes between rounds; unset, as many as at the end.
+        features: What k-center measures distances in: student, or nim (the pre-trained denoiser's encoder).
+        ema: Decay of averaged weights, e.g. 0.99; unset, none.
+        validation: Share of the answers held out to measure agreement.
+        patience: Epochs without a better held-out agreement after which training stops.
+        precision: float32, bfloat16, or on CUDA float16.
+        committee: Further students whose mean labels the pool images that were not queried (soft labels); 0 is off.
+        unlabelled_weight: Weight of those images in the loss. Also --surrogate.unlabeled_weight.
+        unlabelled_ratio: Number of them for each answered image. Also --surrogate.unlabeled_ratio.
+    """
+
+    model: str = "mlp"
+    epochs: int = 200
+    batch_size: int = 100
+    query_batch: int = 100
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    shift: int = 0
+    noise_255: float = 75.0
+    loss: str = "auto"
+    strategy: str = "random"
+    rounds: int = 5
+    start: float = 0.2
+    round_epochs: int | None = None
+    features: str = "student"
+    ema: float | None = None
+    validation: float | None = None
+    patience: int | None = None
+    precision: str = "float32"
+    committee: int = 0
+    unlabelled_weight: float = 1.0
+    unlabelled_ratio: int = 4
