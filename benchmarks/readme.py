@@ -7,97 +7,130 @@ import sys
 from pathlib import Path
 
 import certdef
-import certify
-from certdef import stages
-from certdef.report import terminal
-from certdef.report.words import law_in_words, purifier_title
+from certdef.config.job import RunConfig
+from certdef.report.certificates import CertificateRow, certificate_rows
+from certdef.report.formats import radius_down
+from certdef.report.terminal import headline
+from certdef.report.words import purifier_title
+from certdef.stages.attack import AttackResult
+from certdef.stages.certificates import CertifyResult
+from certdef.stages.summary import Summary
+from certdef.tracking.results import Share
+from surrogates import Bill
 
 BEGIN, END = "<!-- numbers: from the run's result.json files -->\n", "<!-- end of numbers -->\n"
+NAMES = {"nim": "NIM", "gaussian": "Gaussian"}
+SUBJECTS = {"target": "by paid queries", "surrogate": "without queries"}
 
 
-def percent(triple: list[float]) -> str:
-    share, low, high = (100 * value for value in triple)
-    return f"{share:.1f} ({low:.1f}–{high:.1f})"
-
-
-def certificates(config, found: dict, subject: str) -> list[str]:
-    radii = found["radii"]
+def numbers(config: RunConfig, summary: Summary) -> str:
+    """The section between the marks."""
+    result = {name: stage.result for name, stage in summary.stages.items()}
+    surrogate = result["surrogate"]
     lines = [
-        "| noise | in front | r = 0 | " + " | ".join(f"r = {r:g}" for r in radii) + " | abstained | reach |",
-        "| --- | --- |" + " ---: |" * (len(radii) + 3),
-    ]
-    words = {law.label: law_in_words(law) for law in config.certify.laws}
-    for condition in stages.conditions(config):
-        if condition.subject != subject:
-            continue
-        curve = found["curves"][condition.key]
-        reach = condition.noise.radius(
-            certify.binomial_lower_bound(curve["n"], curve["n"], config.certify.alpha)
-        )
-        name = {"gaussian": f"Gaussian, sigma {condition.noise.mean_sigma:.3f}"}.get(
-            condition.law, f"{'NIM' if condition.headline or condition.law == 'nim' else condition.law}, sigma ~ {words.get(condition.law)}"
-        )  # fmt: skip
-        cells = [percent(curve["accuracy_at_0"])]
-        cells += [
-            percent(each) if r <= reach else "–" for r, each in zip(radii, curve["accuracy"], strict=True)
-        ]
-        front = purifier_title(condition.purifier) if condition.denoised else "nothing"
-        lines.append(
-            f"| {name} | {front} | {' | '.join(cells)} | {100 * curve['abstained']:.1f} | {int(1000 * reach) / 1000:.3f} |"
-        )
-    return lines
-
-
-def numbers(config, summary) -> str:
-    results, front = summary.results, purifier_title(config.purifier)
-    found, attack, surrogate = results["certify"], results["attack"], results["surrogate"]
-    printed = [
-        line for line in terminal.headline(config, summary).splitlines() if not line.startswith("reused")
-    ]
-    lines = ["The summary in the terminal:", "", "```text", *printed[1:-1]]
-    lines += ["runs        mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db", "```", ""]
-    lines += [
+        *printed(config, summary),
+        "",
         f"alpha {config.certify.alpha:g} for each image, n0 {config.certify.n0}; L2 radii in [0, 1] pixel units; every row is `sound`.",
-        "Cells: share of held-out images, in percent, that are classified right with a proven radius of at least r, and its",
-        '95% interval (Clopper-Pearson). "Reach" is the largest radius that n votes can prove; a radius beyond it shows as "–".',
+        "Cells: certified accuracy, the percentage of held-out images that are classified right with a certified radius of at",
+        'least r, and its 95% interval (Clopper-Pearson). "Largest r" is what a unanimous vote of n draws proves; a radius beyond',
+        "it is marked –.",
         "",
     ]
-    for subject, words in (("target", "by paid queries"), ("surrogate", "free of queries")):
-        curve = next(each for each in found["curves"].values() if each["subject"] == subject)
-        lines += [
-            f"**{subject.capitalize()}**, certified {words}: {curve['images']} images, n = {curve['n']:,}.", "",
-            *certificates(config, found, subject), "",
-        ]  # fmt: skip
+    for subject in SUBJECTS:
+        lines += [*certificates(config, result["certify"], subject), ""]
     lines += [
-        f"**Bare models**: the target is right on {percent(results['target']['accuracy'])} percent of the held-out images. The surrogate,",
-        f"distilled from {surrogate['queries']} answers, agrees with it on {percent(surrogate['agreement_clean'])} percent of clean images and",
-        f"on {percent(surrogate['agreement_noisy'])} percent under the NIM noise without the denoiser.",
+        f"**Without noise**: the clean accuracy of the target is {percent(result['target'].accuracy)} percent. The surrogate, distilled from",
+        f"{surrogate.queries} answers, has an agreement with it of {percent(surrogate.agreement_clean)} percent on clean images and of",
+        f"{percent(surrogate.agreement_noisy)} percent under the NIM noise without the denoiser.",
         "",
-        f"**Attack** (empirical, not a proof): accuracy in percent on {attack['images']} images under L-infinity PGD, {config.attack.steps} steps, made on the",
-        f"surrogate and shown to the target. {front} is here one noisy look (sigma {config.attack.sigma_255:g}/255) without a vote; the attacker does",
-        "not know of it. What is left against one who does: [the ladder](#the-ladder).",
-        "",
-        f"| eps | target | target behind {front} | surrogate (white box) | surrogate behind {front} |",
-        "| ---: |" + " ---: |" * 4,
+        *attack(config, result["attack"]),
     ]
-    for row in attack["rows"]:
-        cells = [
-            percent(row[key]) for key in ("target", "target_purified", "surrogate", "surrogate_purified")
-        ]
-        lines.append(
-            f"| {'0 (clean)' if row['eps'] == 0 else format(row['eps'], 'g')} | {' | '.join(cells)} |"
-        )
-    lines += ["", "**Query bill** of the target, one query an image:", ""]
-    lines += ["| purpose | budget | answered | unknown |", "| --- | ---: | ---: | ---: |"]
-    charges = {
-        name: charge for name, charge in summary.bill.charges.items() if charge.budget or charge.largest
+    assert summary.bill is not None  # the job has paid
+    return "\n".join([*lines, "", *query_bill(summary.bill)]) + "\n"
+
+
+def printed(config: RunConfig, summary: Summary) -> list[str]:
+    """The summary in the terminal, as the first run prints it."""
+    lines = [line for line in headline(config, summary).splitlines() if not line.startswith("reused")]
+    store = "runs        mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"
+    return ["The summary in the terminal:", "", "```text", *lines[1:-1], store, "```"]
+
+
+def certificates(config: RunConfig, result: CertifyResult, subject: str) -> list[str]:
+    """Certified accuracy of a subject, a row a noise."""
+    rows = certificate_rows(config, result, subject)
+    first, radii = rows[0].curve, [0.0, *config.certify.radii]
+    return [
+        f"**{subject.capitalize()}**, certified {SUBJECTS[subject]}: {first.images} images, n = {first.n:,}.",
+        "",
+        *table(["noise", "purifier"], [*(f"r = {radius:g}" for radius in radii), "abstained", "largest r"]),
+        *(certificate_line(row, radii) for row in rows),
+    ]
+
+
+def certificate_line(row: CertificateRow, radii: list[float]) -> str:
+    name = NAMES.get(row.curve.law, row.curve.law)
+    noise = f"{name}, sigma ~ {row.law}" if row.law else f"{name}, sigma {row.mean_sigma:.3f}"
+    shares = [
+        percent(share) if radius <= row.largest_radius else "–"
+        for radius, share in zip(radii, row.curve.shares, strict=True)
+    ]
+    ends = [f"{100 * row.curve.abstained:.1f}", radius_down(row.largest_radius)]
+    return line(noise, row.purifier or "none", *shares, *ends)
+
+
+def attack(config: RunConfig, result: AttackResult) -> list[str]:
+    """Accuracy under the transfer attack, a row an eps."""
+    purifier, steps = purifier_title(config.purifier), config.attack.steps
+    columns = {
+        "target": "target",
+        "target_purified": f"target behind {purifier}",
+        "surrogate": "surrogate (white box)",
+        "surrogate_purified": f"surrogate behind {purifier}",
     }
-    for name, charge in (charges | {"total": summary.bill.total}).items():
-        lines.append(f"| {name} | {charge.budget:,} | {charge.answered:,} | {charge.unknown:,} |")
-    return "\n".join(lines) + "\n"
+    return [
+        f"**Attack** (empirical, not a proof): accuracy in percent on {result.images} images under L-infinity PGD, {steps} steps, computed",
+        f"on the surrogate and transferred to the target. {purifier} is here a single forward pass (sigma {config.attack.sigma_255:g}/255) without a vote; the",
+        "attacker does not know of it. Robust accuracy against adaptive attackers: [the threat ladder](#the-threat-ladder).",
+        "",
+        *table([], ["eps", *columns.values()]),
+        *(
+            line(f"{row.eps:g}" if row.eps else "0 (clean)", *(percent(getattr(row, key)) for key in columns))
+            for row in result.rows
+        ),
+    ]
+
+
+def query_bill(bill: Bill) -> list[str]:
+    """The charges of each purpose that was budgeted or used."""
+    charges = {name: charge for name, charge in bill.charges.items() if charge.budget or charge.largest}
+    return [
+        "**Query bill** of the target, one query an image:",
+        "",
+        *table(["purpose"], ["budget", "answered", "unknown"]),
+        *(
+            line(name, *(f"{value:,}" for value in (charge.budget, charge.answered, charge.unknown)))
+            for name, charge in (charges | {"total": bill.total}).items()
+        ),
+    ]
+
+
+def table(words: list[str], figures: list[str]) -> list[str]:
+    """The head of a table: columns of words, then of figures."""
+    return [line(*words, *figures), "|" + " --- |" * len(words) + " ---: |" * len(figures)]
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def percent(share: Share) -> str:
+    value, lower, upper = (100 * each for each in share)
+    return f"{value:.1f} ({lower:.1f}–{upper:.1f})"
 
 
 def main() -> None:
+    """Rewrite the section of the README."""
     if sys.argv[1:]:
         sys.exit(__doc__)
     config = certdef.load_config("digits")

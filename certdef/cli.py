@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable
 from typing import Any
 
 from certdef import __version__
@@ -16,26 +17,26 @@ Certify a classifier whose weights are out of reach.
 
   certdef run                              the whole job on the digits that ship with scikit-learn
   certdef run --preset fashion-mnist --data.root FOLDER
-  certdef run --preset ducd-fashion-mnist  certify a surrogate in the target's place, and see what both give away
+  certdef run --preset ducd-fashion-mnist  certify a surrogate in the target's place; membership inference on both
   certdef run --target.uri models:/mine@prod --data.name npz --data.path images.npz
   certdef certify --certify.n 2000         one stage, and whatever it needs first
   certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
 """
 JOBS = {
     "run": "the whole job: target, surrogate, purifier, certificates, attack, report",
-    "pretrain": "pre-train the denoiser of De^3 on the unlabelled pool",
-    "distill": "query the target within its budget and distil the surrogate",
+    "pretrain": "pre-train the denoiser of De^3 on the unlabeled pool",
+    "distill": "query the target within its budget and distill the surrogate",
     "certify": "certify target and surrogate by randomized smoothing",
-    "attack": "PGD on the surrogate, transferred to the target, with and without the purifier",
+    "attack": "PGD on the surrogate, transferred to the target, with and without the purifier; --ladder for the threat ladder",
     "purify": "purify images of your own, or the held-out ones, with the job's purifier",
     "report": "write the page of the job again",
 }
 OTHERS = {
-    "purifiers": "every purifier by name: what it does, its source, and the attacker that it was proposed against",
+    "purifiers": "every purifier by name: what it does, its source, and the threat model that it was proposed for",
     "serve": "serve the registered certified classifier with MLflow's scoring server",
     "doctor": "versions, devices, tracking store, and what is missing",
     "cite": "the papers behind the options of a run",
-    "ledger": "the bill of a ledger's file: queries by purpose, what they may cost, and their export",
+    "ledger": "the query bill of a ledger: queries by purpose, their cost, and their export",
 }
 EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
@@ -53,27 +54,47 @@ EXAMPLES = {
 }
 
 
+# Options of single verbs, beside those of the configuration: name, type, default, help.
+OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
+    "distill": [
+        (
+            "--budgets",
+            str | None,
+            None,
+            "Agreement against queries: a surrogate for each of these query budgets, e.g. 100,300,600.",
+        ),
+        ("--strategies", str, "random", "With --budgets: strategies, e.g. random,kcenter."),
+        ("--seeds", int, 1, "With --budgets: seeds of each strategy."),
+    ],
+    "purify": [
+        (
+            "--images",
+            str | None,
+            None,
+            "An .npz file with the array images, as for data.path; default the job's held-out images.",
+        ),
+        ("--out", str | None, None, "The .npz file to write; default purified.npz in the work directory."),
+    ],
+    "serve": [
+        ("--model", str | None, None, "MLflow model URI; default the latest registered version."),
+        ("--host", str, "127.0.0.1", "Address to listen on."),
+        ("--port", int, 5001, "Port to listen on."),
+    ],
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for input that can't be used, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Before torch is loaded: threads that spin while they wait cost a factor of ten on a busy machine.
+    # Before torch is loaded: threads that spin while they wait cost a factor of ten on a busy computer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    verbs = JOBS | OTHERS
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        width = max(map(len, verbs))
-        print(
-            OVERVIEW + "\nverbs:\n" + "\n".join(f"  {verb:<{width}}  {text}" for verb, text in verbs.items())
-        )
-        print("\ncertdef VERB --help shows the options of a verb; certdef --version the version.")
+        print(overview())
         return 0
     if arguments[0] == "--version":
         print(__version__)
         return 0
     try:
-        if arguments[0] not in verbs:
-            raise ConfigError(
-                f"unknown verb {arguments[0]!r}{nearest(arguments[0], list(verbs))}: certdef --help lists them"
-            )
         return run_verb(arguments[0], arguments[1:])
     except KeyboardInterrupt:
         print("\ncertdef: interrupted; the same command goes on where it was", file=sys.stderr)
@@ -81,69 +102,97 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         if not _expected(error):
             raise
-        print(f"certdef: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"certdef: {line}", file=sys.stderr)
         return 2
 
 
+def overview() -> str:
+    """The help of certdef without a verb."""
+    verbs = JOBS | OTHERS
+    width = max(map(len, verbs))
+    lines = [OVERVIEW, "verbs:", *(f"  {verb:<{width}}  {text}" for verb, text in verbs.items())]
+    return "\n".join(
+        [*lines, "", "certdef VERB --help shows the options of a verb; certdef --version the version."]
+    )
+
+
 def run_verb(verb: str, arguments: list[str]) -> int:
-    if verb == "ledger":
-        return _ledger(arguments)
-    if verb == "purifiers":
-        return _purifiers(arguments)
+    """Do what a verb says; returns the exit code."""
+    verbs = list(JOBS | OTHERS)
+    if verb not in verbs:
+        raise ConfigError(f"unknown verb {verb!r}{nearest(verb, verbs)}: certdef --help lists them")
+    if verb in ("ledger", "purifiers"):  # of no job: without its options
+        return _ledger(arguments) if verb == "ledger" else _purifiers(arguments)
     arguments = with_ladder(arguments)
     parser = build_parser(verb, preset_of(arguments))
-    if any(argument in ("-h", "--help") for argument in arguments):
+    if _wants_help(arguments):
         parser.print_help()
         return 0
     namespace = parse(parser, arguments)
     config = from_namespace(parser, namespace)
-    if getattr(namespace, "print_config", False):
+    if namespace.print_config:
         print(as_yaml(config), end="")
         return 0
-    if verb == "doctor":
-        from certdef.doctor import doctor
+    return ACTIONS.get(verb, _job)(verb, config, namespace)
 
-        return doctor(config)
-    if verb == "cite":
-        from certdef.report.citations import cite
 
-        print(cite(config))
-        return 0
+def _job(verb: str, config: RunConfig, namespace: Any) -> int:
+    """Run a verb of the job and print its summary."""
     _quiet()
-    if verb == "serve":
-        from certdef.models.serving import serve
-
-        print(
-            f"serving {namespace.model or config.registered_model} on http://{namespace.host}:{namespace.port}/invocations; Ctrl-C stops it",
-            flush=True,
-        )
-        serve(config, model=namespace.model, host=namespace.host, port=namespace.port)
-        return 0
     from certdef import pipeline
 
-    shown = {"progress": not namespace.quiet, "fresh": namespace.fresh}
+    options = {"progress": not namespace.quiet, "fresh": namespace.fresh}
     if verb == "distill" and namespace.budgets:
-        tables = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
-        summary = pipeline.budgets(config, *tables, **shown)
+        table = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
+        summary = pipeline.budgets(config, *table, **options)
     elif verb == "purify":
-        summary = pipeline.purify(config, namespace.images, namespace.out, **shown)
+        summary = pipeline.purify(config, namespace.images, namespace.out, **options)
     else:
-        summary = getattr(pipeline, verb)(config, **shown)
+        summary = getattr(pipeline, verb)(config, **options)
     from certdef.report.terminal import headline
 
     print(headline(config, summary))
     return 0
 
 
+def _doctor(verb: str, config: RunConfig, namespace: Any) -> int:
+    from certdef.doctor import doctor
+
+    return doctor(config)
+
+
+def _cite(verb: str, config: RunConfig, namespace: Any) -> int:
+    from certdef.report.citations import cite
+
+    print(cite(config))
+    return 0
+
+
+def _serve(verb: str, config: RunConfig, namespace: Any) -> int:
+    _quiet()
+    from certdef.models.serving import serve
+
+    model, address = namespace.model or config.registered_model, f"http://{namespace.host}:{namespace.port}"
+    print(f"serving {model} on {address}/invocations; Ctrl-C stops it", flush=True)
+    serve(config, model=namespace.model, host=namespace.host, port=namespace.port)
+    return 0
+
+
+ACTIONS: dict[str, Callable[[str, RunConfig, Any], int]] = {"doctor": _doctor, "cite": _cite, "serve": _serve}
+
+
 def _ledger(arguments: list[str]) -> int:
-    """Show and export a ledger: a file, not a job, so that it takes none of the job's options."""
+    """Print and export the query bill of a ledger: a file, not a job, so that it takes none of the job's options."""
     from argparse import ArgumentError, ArgumentParser
 
-    text = OTHERS["ledger"]
     parser = ArgumentParser(
-        prog="certdef ledger", exit_on_error=False, formatter_class=RawDescriptionHelpFormatter, add_help=False,
-        description=f"{text[0].upper()}{text[1:]}. The file is only read, also while a job is writing.\n\nexamples:\n  {EXAMPLES['ledger']}",
-    )  # fmt: skip
+        prog="certdef ledger",
+        exit_on_error=False,
+        formatter_class=RawDescriptionHelpFormatter,
+        add_help=False,
+        description=description("ledger", "The file is only read, also while a job is writing."),
+    )
     parser.add_argument("file", metavar="FILE", nargs="?", help="A ledger, e.g. runs/digits/ledger.db.")
     parser.add_argument("--price", type=float, metavar="USD", help="Price of 1,000 queries, for the cost.")
     parser.add_argument("--export", metavar="OUT", help="Write every query to OUT, .parquet or .csv.")
@@ -172,73 +221,10 @@ def _ledger(arguments: list[str]) -> int:
     return 0
 
 
-def build_parser(verb: str, preset: str) -> Any:
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-        """Keeps the examples as they are written."""
-
-    text = (JOBS | OTHERS)[verb]
-    parser = ArgumentParser(
-        prog=f"certdef {verb}", exit_on_error=False, add_help=False, usage=f"certdef {verb} [options]", formatter_class=Formatter,
-        description=f"{text[0].upper()}{text[1:]}.\n\nexamples:\n  {EXAMPLES[verb]}",
-    )  # fmt: skip
-    parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
-    parser.add_argument(
-        "--print-config", action="store_true", help="Print the resolved configuration as YAML and stop."
-    )
-    if verb in JOBS:
-        parser.add_argument(
-            "--fresh", action="store_true", help="Train and certify anew; paid answers are kept."
-        )
-        parser.add_argument("--quiet", action="store_true", help="No progress bars.")
-    if verb == "distill":
-        parser.add_argument(
-            "--budgets",
-            type=str | None,
-            default=None,
-            help="Agreement against queries: a surrogate for each of these numbers of queries, e.g. 100,300,600.",
-        )
-        parser.add_argument(
-            "--strategies",
-            type=str,
-            default="random",
-            help="With --budgets: strategies, e.g. random,kcenter.",
-        )
-        parser.add_argument("--seeds", type=int, default=1, help="With --budgets: seeds for each of them.")
-    if verb == "purify":
-        parser.add_argument(
-            "--images",
-            type=str | None,
-            default=None,
-            help="An .npz file with the array images, as for data.path; default the job's held-out images.",
-        )
-        parser.add_argument(
-            "--out",
-            type=str | None,
-            default=None,
-            help="Where to write the purified ones (.npz); default purified.npz in the work directory.",
-        )
-    if verb == "serve":
-        parser.add_argument(
-            "--model",
-            type=str | None,
-            default=None,
-            help="MLflow model URI; default the latest registered version.",
-        )
-        parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on.")
-        parser.add_argument("--port", type=int, default=5001, help="Port to listen on.")
-    add_config_arguments(parser, preset)
-    return parser
-
-
 def _purifiers(arguments: list[str]) -> int:
-    """Print the catalogue, which is the same for every job; asked for help, say so."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        text = OTHERS["purifiers"]
-        print(
-            f"usage: certdef purifiers\n\n{text[0].upper()}{text[1:]}.\n\nexamples:\n  {EXAMPLES['purifiers']}"
-        )
+    """Print the catalogue of purifiers, which is the same for every job, or the verb's help."""
+    if _wants_help(arguments):
+        print(f"usage: certdef purifiers\n\n{description('purifiers')}")
         return 0
     if arguments:
         raise ConfigError(f"unknown option {arguments[0]!r}: certdef purifiers takes none")
@@ -246,6 +232,39 @@ def _purifiers(arguments: list[str]) -> int:
 
     print(purifiers_listed())
     return 0
+
+
+def build_parser(verb: str, preset: str) -> Any:
+    """The parser of a verb of the job, on the defaults of a preset."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """Keeps the examples as they are written."""
+
+    parser = ArgumentParser(
+        prog=f"certdef {verb}",
+        exit_on_error=False,
+        add_help=False,
+        usage=f"certdef {verb} [options]",
+        formatter_class=Formatter,
+        description=description(verb),
+    )
+    flags = {"--print-config": "Print the resolved configuration as YAML and stop."}
+    if verb in JOBS:
+        flags |= {"--fresh": "Train and certify anew; paid answers are kept.", "--quiet": "No progress bars."}
+    parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    for name, text in flags.items():
+        parser.add_argument(name, action="store_true", help=text)
+    for name, kind, default, text in OPTIONS.get(verb, []):
+        parser.add_argument(name, type=kind, default=default, help=text)
+    add_config_arguments(parser, preset)
+    return parser
+
+
+def description(verb: str, more: str = "") -> str:
+    """What a verb does, with examples."""
+    text = (JOBS | OTHERS)[verb]
+    return f"{text[0].upper()}{text[1:]}. {more}".rstrip() + f"\n\nexamples:\n  {EXAMPLES[verb]}"
 
 
 def with_ladder(arguments: list[str]) -> list[str]:
@@ -264,9 +283,14 @@ def numbers(text: str) -> list[int]:
 
 
 def as_yaml(config: RunConfig) -> str:
+    """The configuration as a file for --config."""
     import yaml
 
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
+
+
+def _wants_help(arguments: list[str]) -> bool:
+    return any(argument in ("-h", "--help") for argument in arguments)
 
 
 def _expected(error: ValueError) -> bool:

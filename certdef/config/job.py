@@ -181,7 +181,7 @@ class RunConfig:
         surrogate: The white-box stand-in.
         purifier: The purifier of target and surrogate, as denoiser and as defense: a name that certdef purifiers lists, or
             python:package.module:factory, which imports and runs code of your own.
-        nim: Noisy image modelling: the purifiers de3, de3-simmim and mim.
+        nim: Noisy image modeling: the purifiers de3, de3-simmim and mim.
         gs: Gaussian smoothing: the purifiers gs and ncis.
         blind_spot: The blind-spot network: the purifiers ncis and blind-spot.
         reversal: The purifier reversal.

@@ -130,6 +130,16 @@ def test_bad_input_is_one_line_exit_2_and_nothing_spent(case, capsys, store, tmp
     assert spent(tmp_path) == 0
 
 
+def test_every_unusable_value_has_a_line(capsys):
+    assert main(["run", "--device=tpu", "--certify.alpha=2", "--nim.heads=5"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is ")[0] for line in errors] == [
+        "certdef: device",
+        "certdef: certify.alpha",
+        "certdef: nim.heads",
+    ]
+
+
 def test_a_broken_ledger_is_named(capsys, store, tmp_path):
     (tmp_path / "broken.db").write_text("this is no database, and long enough to be looked at as one " * 20)
     assert main(["run", *SMALL, store, f"--ledger.path={tmp_path / 'broken.db'}"]) == 2
