@@ -6,8 +6,9 @@ The job is finished by then, so nothing is trained or paid for; each figure is r
 import sys
 from pathlib import Path
 
-import certdef
+from certdef import pipeline
 from certdef.config.job import RunConfig
+from certdef.config.load import load_config
 from certdef.report.certificates import CertificateRow, certificate_rows
 from certdef.report.formats import radius_down
 from certdef.report.terminal import headline
@@ -133,8 +134,8 @@ def main() -> None:
     """Rewrite the section of the README."""
     if sys.argv[1:]:
         sys.exit(__doc__)
-    config = certdef.load_config("digits")
-    summary = certdef.run(config, progress=False)
+    config = load_config("digits")
+    summary = pipeline.run(config, progress=False)
     if not summary.reused:
         sys.exit("the default job was not done: make run, then again")
     readme = Path(__file__).parents[1] / "README.md"

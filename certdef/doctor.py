@@ -1,4 +1,4 @@
-"""`certdef doctor`: what is installed, what is reachable, what is missing."""
+"""`certdef doctor`: packages, devices, stores, and what is missing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ NEEDED = (
     "matplotlib",
 )
 
+# Whether it is good (None: only worth a note), what was checked, and its state.
+Finding = tuple[bool | None, str, str]
+
 # Packages of the extras, and what is missing without them.
 OPTIONAL = {
     "diffusers": "the diffusion purifiers: pip install 'certdef[diffusion]'",
-    "adversarial-robustness-toolbox": "HopSkipJump on the ladder: pip install 'certdef[attacks]'",
+    "adversarial-robustness-toolbox": "HopSkipJump in the threat ladder: pip install 'certdef[attacks]'",
     "torchmetrics": "restoration: pip install 'certdef[restoration]'",
     "onnxruntime": "ONNX targets: pip install 'certdef[onnx]'",
     "dask": "certify.backend dask: pip install 'certdef[dask]'",
@@ -40,7 +43,14 @@ OPTIONAL = {
 
 
 def doctor(config: RunConfig) -> int:
-    """Print the state of this installation; returns 0, or 1 if something needed is missing."""
+    """Print the state of this installation.
+
+    Args:
+        config: The job that it is checked for.
+
+    Returns:
+        0, or 1 if something that is needed is missing.
+    """
     findings = [*_packages(), *_surrogates(), *_devices(config), *_stores(config)]
     width = max(len(what) for _, what, _ in findings)
     for good, what, detail in findings:
@@ -48,23 +58,23 @@ def doctor(config: RunConfig) -> int:
     return 1 if any(good is False for good, *_ in findings) else 0
 
 
-def _packages() -> list[tuple[bool | None, str, str]]:
-    found: list[tuple[bool | None, str, str]] = [(True, "python", platform.python_version())]
+def _packages() -> list[Finding]:
+    findings: list[Finding] = [(True, "python", platform.python_version())]
     for name in NEEDED:
         try:
-            found.append((True, name, version(name)))
+            findings.append((True, name, version(name)))
         except PackageNotFoundError:
-            found.append((False, name, "not installed: install certdef with its constraints file"))
+            findings.append((False, name, "not installed: install certdef with its constraints file"))
     for name, use in OPTIONAL.items():
         try:
-            found.append((True, name, version(name)))
+            findings.append((True, name, version(name)))
         except PackageNotFoundError:
-            found.append((None, name, f"not installed, and needed only for {use}"))
-    return found
+            findings.append((None, name, f"not installed, and needed only for {use}"))
+    return findings
 
 
-def _surrogates() -> list[tuple[bool | None, str, str]]:
-    """Another package on the registry imports under the same name as our room."""
+def _surrogates() -> list[Finding]:
+    """Another package on the registry imports under the same name."""
     owners = [name for name in packages_distributions().get("surrogates", []) if name != "certdef"]
     if owners:
         return [
@@ -79,45 +89,45 @@ def _surrogates() -> list[tuple[bool | None, str, str]]:
         (
             bool(spec),
             "surrogates",
-            "ours" if spec else "another package of this name shadows ours: uninstall it",
+            "certdef's own" if spec else "another package of this name shadows certdef's: uninstall it",
         )
     ]
 
 
-def _devices(config: RunConfig) -> list[tuple[bool | None, str, str]]:
+def _devices(config: RunConfig) -> list[Finding]:
     import torch
 
-    found: list[tuple[bool | None, str, str]] = [
+    findings: list[Finding] = [
         (True, "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
     ]
     if torch.cuda.is_available():
-        found += [
+        findings += [
             (True, f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())
         ]
     else:
-        found.append(
+        findings.append(
             (
                 False if config.device == "cuda" else None,
                 "cuda",
                 "no CUDA device: everything runs on the processor",
             )
         )
-    return found
+    return findings
 
 
-def _stores(config: RunConfig) -> list[tuple[bool | None, str, str]]:
-    found: list[tuple[bool | None, str, str]] = []
+def _stores(config: RunConfig) -> list[Finding]:
+    findings: list[Finding] = []
     uri = tracking_uri(config)
     try:
         check_store(uri)
-        found.append((True, "tracking store", uri))
+        findings.append((True, "tracking store", uri))
     except ConfigError as error:
-        found.append((False, "tracking store", str(error)))
+        findings.append((False, "tracking store", str(error)))
     try:
-        found.append((True, "data root", str(data_root(config.data))))
+        findings.append((True, "data root", str(data_root(config.data))))
     except ConfigError as error:
         needed = config.data.name == "fashion-mnist"
-        found.append((False if needed else None, "data root", f"{error} (the digits preset needs none)"))
+        findings.append((False if needed else None, "data root", f"{error} (the digits preset needs none)"))
     free = shutil.disk_usage(".").free / 2**30
-    found.append((True if free > 1 else None, "disk", f"{free:.1f} GiB free here"))
-    return found
+    findings.append((True if free > 1 else None, "disk", f"{free:.1f} GiB free here"))
+    return findings

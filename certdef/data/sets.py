@@ -1,24 +1,48 @@
-"""Data sets by name, split between the target's owner, our unlabelled pool, held-out images, and an auditor's.
+"""Data sets by name, split into the target's training images, the unlabeled pool, held-out images, and audit images.
 
-Images are float32 (N, C, H, W) in [0, 1]. The pool carries no labels at all: nothing downstream can use them by mistake.
+Images are float32 (N, C, H, W) in [0, 1]. The pool carries no labels at all: nothing downstream can use any by mistake.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from certdef.config.job import ConfigError, DataConfig
 
 
+class Source(NamedTuple):
+    """A data set before it is split: images (N, C, H, W) in [0, 1], labels (N,); its own test set where it has one."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    test_images: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+
+
 @dataclass(frozen=True)
 class Splits:
-    """Images of one job: float32 (N, C, H, W) in [0, 1], labels int64 (N,)."""
+    """Images of one job: float32 (N, C, H, W) in [0, 1], labels int64 (N,).
+
+    Attributes:
+        name: Of the data set.
+        classes: Names of the classes.
+        target_images: What a target is trained on here; empty for a user's own target.
+        target_labels: Their labels.
+        pool: Unlabeled images, queried and used for pre-training.
+        heldout_images: What every figure is measured on.
+        heldout_labels: Their labels.
+        audit_images: Of no model's training set, for membership inference.
+        audit_labels: Their labels.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -59,11 +83,11 @@ class Splits:
 
 def digest(*arrays: np.ndarray) -> str:
     """16 hexadecimal digits that identify arrays by type, shape and values."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for array in arrays:
-        found.update(f"{array.dtype.str}{array.shape}".encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()[:16]
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Splits:
@@ -74,40 +98,40 @@ def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Spl
     """
     if config.name not in LOADERS:
         raise ConfigError(f"unknown data set {config.name!r}: choose one of {', '.join(LOADERS)}")
-    train, train_labels, test, test_labels, classes = LOADERS[config.name](config)
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(train))
-    if test is None:  # one set: the held-out part is cut from it
+    source = LOADERS[config.name](config)
+    images, labels, random = source.images, source.labels, np.random.default_rng(seed)
+    order = random.permutation(len(images))
+    if source.test_images is None or source.test_labels is None:  # the held-out part is cut from the set
         order, held = order[config.heldout_images :], order[: config.heldout_images]
-        test, test_labels = train[held], train_labels[held]
+        test, test_labels = images[held], labels[held]
     else:
-        held = random.permutation(len(test))[: config.heldout_images]
-        test, test_labels = test[held], test_labels[held]
+        held = random.permutation(len(source.test_images))[: config.heldout_images]
+        test, test_labels = source.test_images[held], source.test_labels[held]
     aside = 0 if own_target else config.target_images
-    owner, ours, spare = np.split(order, [aside, aside + config.pool_images])
+    target, pool, spare = np.split(order, [aside, aside + config.pool_images])
     audit = spare[: config.audit_images]
-    asked = {
-        "target_images": len(owner),
-        "pool_images": len(ours),
-        "heldout_images": len(test),
-        "audit_images": len(audit),
-    }
-    for key, got in asked.items():
-        if got < getattr(config, key) and not (own_target and key == "target_images"):
-            raise ConfigError(
-                f"data.{key} is {getattr(config, key)}, but {config.name} has only {got} images left for it: lower it"
-            )
+    sizes = {"target": len(target), "pool": len(pool), "heldout": len(test), "audit": len(audit)}
+    _check_sizes(config, sizes if not own_target else {**sizes, "target": config.target_images})
     return Splits(
-        config.name,
-        classes,
-        train[owner],
-        train_labels[owner],
-        train[ours],
-        test,
-        test_labels,
-        train[audit],
-        train_labels[audit],
+        name=config.name,
+        classes=source.classes,
+        target_images=images[target],
+        target_labels=labels[target],
+        pool=images[pool],
+        heldout_images=test,
+        heldout_labels=test_labels,
+        audit_images=images[audit],
+        audit_labels=labels[audit],
     )
+
+
+def _check_sizes(config: DataConfig, sizes: dict[str, int]) -> None:
+    for part, size in sizes.items():
+        wanted = getattr(config, f"{part}_images")
+        if size < wanted:
+            raise ConfigError(
+                f"data.{part}_images is {wanted}, but {config.name} has only {size} images for it: lower it"
+            )
 
 
 def data_root(config: DataConfig) -> Path:
@@ -120,55 +144,59 @@ def data_root(config: DataConfig) -> Path:
     return root
 
 
-def _digits(config: DataConfig):
+def _digits(config: DataConfig) -> Source:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = (bunch.images / 16).astype(np.float32)[:, None]
-    return images, bunch.target.astype(np.int64), None, None, tuple(str(name) for name in bunch.target_names)
+    return Source(images, bunch.target.astype(np.int64), _names(bunch.target_names))
 
 
-def _fashion_mnist(config: DataConfig):
+def _fashion_mnist(config: DataConfig) -> Source:
     from torchvision.datasets import FashionMNIST
 
     folder = data_root(config) / "fashion_mnist"
-    parts = []
-    for train in (True, False):
-        try:
-            part = FashionMNIST(str(folder), train=train, download=False)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"no Fashion-MNIST in {str(folder)!r}: put the four idx files into FashionMNIST/raw below it"
-            ) from error
-        parts += [part.data.numpy()[:, None].astype(np.float32) / 255, part.targets.numpy().astype(np.int64)]
-    return *parts, tuple(part.classes)
+    try:
+        parts = [FashionMNIST(str(folder), train=train, download=False) for train in (True, False)]
+    except RuntimeError as error:
+        raise ConfigError(
+            f"no Fashion-MNIST in {str(folder)!r}: put the four idx files into FashionMNIST/raw below it"
+        ) from error
+    images, test_images = (part.data.numpy()[:, None].astype(np.float32) / 255 for part in parts)
+    labels, test_labels = (part.targets.numpy().astype(np.int64) for part in parts)
+    return Source(images, labels, tuple(parts[0].classes), test_images, test_labels)
 
 
-def _cifar10_part(config: DataConfig):
+def _cifar10_part(config: DataConfig) -> Source:
     arrays = _arrays(data_root(config) / "cifar10" / "cifar10_lossless.npz")
-    return (
-        as_images(arrays["x_train"]), arrays["y_train"].astype(np.int64), as_images(arrays["x_test"]),
-        arrays["y_test"].astype(np.int64), tuple(str(name) for name in arrays["class_names"]),
-    )  # fmt: skip
+    return Source(
+        images=as_images(arrays["x_train"]),
+        labels=arrays["y_train"].astype(np.int64),
+        classes=_names(arrays["class_names"]),
+        test_images=as_images(arrays["x_test"]),
+        test_labels=arrays["y_test"].astype(np.int64),
+    )
 
 
-def _aerial(config: DataConfig):
+def _aerial(config: DataConfig) -> Source:
     arrays = _arrays(data_root(config) / "ucmerced64" / "ucmerced64.npz")
     images, labels, test = as_images(arrays["x"]), arrays["y"].astype(np.int64), arrays["split"] == 1
-    return (
-        images[~test], labels[~test], images[test], labels[test], tuple(str(name) for name in arrays["class_names"]),
-    )  # fmt: skip
+    return Source(images[~test], labels[~test], _names(arrays["class_names"]), images[test], labels[test])
+
+
+def _names(values: Iterable[object]) -> tuple[str, ...]:
+    return tuple(map(str, values))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of one of our data sets; ConfigError if it is not there."""
+    """The arrays of a data set below data.root; ConfigError if it is missing."""
     if not path.is_file():
         raise ConfigError(f"{str(path)!r} is no file: data.root must be the folder of the data sets")
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
-def _npz(config: DataConfig):
+def _npz(config: DataConfig) -> Source:
     if not config.path:
         raise ConfigError(
             "data.path is not set: data.name npz needs a file with the arrays images and labels"
@@ -179,7 +207,7 @@ def _npz(config: DataConfig):
         raise ConfigError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}: expected {len(images)} whole numbers from 0"
         )
-    return images, labels.astype(np.int64), None, None, tuple(str(k) for k in range(int(labels.max()) + 1))
+    return Source(images, labels.astype(np.int64), _names(range(int(labels.max()) + 1)))
 
 
 def read_images(path: str, image_shape: tuple[int, ...]) -> np.ndarray:
@@ -193,7 +221,7 @@ def read_images(path: str, image_shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _read(path: str, what: str, *names: str) -> list[np.ndarray]:
-    """Arrays of an .npz by name; ConfigError that calls the path by what it is."""
+    """Arrays of an .npz by name; ConfigError calls the path `what`."""
     wanted = " and ".join(names)
     if not Path(path).is_file():
         raise ConfigError(f"{what} {str(path)!r} is no file: give an .npz with the arrays {wanted}")
@@ -209,7 +237,7 @@ def _read(path: str, what: str, *names: str) -> list[np.ndarray]:
 def as_images(images: np.ndarray) -> np.ndarray:
     """Any common image array as float32 (N, C, H, W) in [0, 1]; uint8 is divided by 255 here."""
     if images.size == 0:
-        raise ConfigError(f"images have shape {images.shape}: there is nothing to work on")
+        raise ConfigError(f"images have shape {images.shape}: give at least one")
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[-1] in (1, 3):
@@ -228,7 +256,7 @@ def as_images(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images, dtype=np.float32)
 
 
-LOADERS = {
+LOADERS: dict[str, Callable[[DataConfig], Source]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
     "cifar10-part": _cifar10_part,

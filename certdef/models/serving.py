@@ -1,4 +1,4 @@
-"""Our models as MLflow pyfunc models, and the certified classifier behind MLflow's scoring server."""
+"""certdef's models as MLflow pyfunc models, and the certified classifier behind MLflow's scoring server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def answer(certificate: certify.Certificate, seed: int) -> dict[str, Any]:
 
 
 class ServedModel(PythonModel):
-    """Any folder of ours behind MLflow's pyfunc interface."""
+    """A saved folder (certdef.models.storage) behind MLflow's pyfunc interface."""
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["model"])
@@ -85,7 +85,8 @@ def log_served(folder: Path, name: str, example: np.ndarray, registered_model: s
         name=name,
         python_model=str(Path(__file__).with_name("served_model.py")),
         artifacts={"model": str(folder)},
-        signature=ModelSignature(inputs=inputs, outputs=outputs, params=params),
+        # MLflow's hints forget that None is the default
+        signature=ModelSignature(inputs=inputs, outputs=outputs, params=params),  # type: ignore[arg-type]
         input_example=example,
         pip_requirements=[f"certdef=={certdef.__version__}", f"torch=={torch.__version__.split('+')[0]}"],
         registered_model_name=registered_model,
@@ -127,26 +128,34 @@ class StrictModel:
             raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
         try:
             return self.model.predict(data, params=params)
-        except ValueError as error:  # one of ours: say what was wrong with the request
+        except ValueError as error:  # what was wrong with the request
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 def scoring_app(model_uri: str) -> Any:
-    """MLflow's scoring server (an ASGI application) for a logged model of ours."""
+    """MLflow's scoring server (an ASGI application) for a logged model of certdef's.
+
+    Raises:
+        ConfigError: The model can't be loaded.
+    """
     try:
         model = mlflow.pyfunc.load_model(model_uri)
     except (MlflowException, OSError) as error:
         raise ConfigError(
             f"model {model_uri!r} can't be loaded ({str(error).splitlines()[0]}): certdef run registers it"
         ) from error
-    return scoring_server.init(StrictModel(model))
+    # MLflow asks for its own class, and uses predict and metadata alone
+    return scoring_server.init(StrictModel(model))  # type: ignore[arg-type]
 
 
 def serve(config: RunConfig, *, model: str | None = None, host: str = "127.0.0.1", port: int = 5001) -> None:
     """Serve the registered certified classifier until interrupted: POST /invocations answers certificates.
 
     Args:
+        config: The job that registered it.
         model: MLflow model URI; default the latest version of the configuration's registered model.
+        host: Address to listen on.
+        port: Port to listen on.
     """
     import uvicorn
 

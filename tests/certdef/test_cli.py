@@ -83,7 +83,7 @@ def test_doctor(capsys, store):
     assert main(["doctor", store]) == 0
     shown = capsys.readouterr().out
     assert "torch" in shown
-    assert "ours" in shown
+    assert "certdef's own" in shown
     assert main(["doctor", "--tracking.uri=http://127.0.0.1:9"]) == 1
     assert "MISSING  tracking store" in capsys.readouterr().out
 

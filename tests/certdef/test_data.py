@@ -56,7 +56,7 @@ def test_npz_takes_the_usual_layouts(tmp_path, shape):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((0, 8, 8), np.float32), "nothing to work on"),
+        (np.zeros((0, 8, 8), np.float32), "give at least one"),
         (np.zeros((4, 8), np.float32), r"shape \(4, 8\)"),
         (np.full((4, 8, 8), 255.0), "range from 255 to 255.*divide"),
         (np.full((4, 8, 8), np.nan), "nan"),

@@ -56,9 +56,9 @@ def rows(page, table):
     return page.execute_script(script, table)
 
 
-def shown(figure):
-    """A share and its interval, as a table cell shows them."""
-    return f"{100 * figure[0]:.1f}% {100 * figure[1]:.1f}–{100 * figure[2]:.1f}"
+def printed(share):
+    """A share and its interval, as a table cell has them."""
+    return f"{100 * share.value:.1f}% {100 * share.lower:.1f}–{100 * share.upper:.1f}"
 
 
 def number(text):
@@ -120,50 +120,51 @@ def test_certificate_table_equals_the_result(page, config, job, subject):
     expected = [condition for condition in stages.conditions(config) if condition.subject == subject]
     assert len(found) == len(expected) == 5
     for cells, condition in zip(found, expected, strict=True):
-        curve = job.results["certify"]["curves"][condition.key]
+        curve = job.stages["certify"].result.curves[condition.key]
         assert cells[0].startswith(condition.law)
         assert cells[1:3] == ["De³" if condition.denoised else "none", "sound"]
-        ceiling = condition.noise.radius(0.001 ** (1 / curve["n"]))  # n of n, Cohen et al. 2019
+        ceiling = condition.noise.radius(0.001 ** (1 / curve.n))  # n of n, Cohen et al. 2019
         assert math.isclose(float(cells[-1]), ceiling, abs_tol=1.01e-3)
         assert float(cells[-1]) <= ceiling
-        assert cells[-2] == f"{100 * curve['abstained']:.1f}%"
-        figures = zip([0, *config.certify.radii], [curve["accuracy_at_0"], *curve["accuracy"]], strict=True)
+        assert cells[-2] == f"{100 * curve.abstained:.1f}%"
+        figures = zip([0, *config.certify.radii], curve.shares, strict=True)
         for cell, (radius, figure) in zip(cells[3:-2], figures, strict=True):
-            assert cell == (shown(figure) if radius <= ceiling else "0.0% n too small")
+            assert cell == (printed(figure) if radius <= ceiling else "0.0% n too small")
     caption = page.execute_script(
         f"return document.querySelector('#certificates-{subject} caption').innerText"
     )
-    first = job.results["certify"]["curves"][expected[0].key]
+    first = job.stages["certify"].result.curves[expected[0].key]
     n = re.search(r"n = ([\d\s]+) further", caption)[1]
-    assert number(n) == first["n"]
-    for words in (subject, "L2", "[0, 1]", "α = 0.001", f"{first['images']} held-out images", "n0 = 100"):
+    assert number(n) == first.n
+    for words in (subject, "L2", "[0, 1]", "α = 0.001", f"{first.images} held-out images", "n0 = 100"):
         assert words.lower() in caption.lower()
 
 
 @pytest.mark.browser
 def test_headline_equals_the_first_condition_of_each_subject(page, config, job):
-    curves = job.results["certify"]["curves"]
+    curves = job.stages["certify"].result.curves
     for cells, subject in zip(rows(page, "#headline"), ("target", "surrogate"), strict=True):
         curve = curves[f"{subject}-nim-de3"]
         assert cells[0].lower() == subject
-        assert [number(cell) for cell in cells[1:3]] == [curve["images"], curve["n"]]
-        assert cells[3] == shown(curve["accuracy_at_0"])
-        assert curve["accuracy_at_0"][0] > 0  # else the figures above say little
+        assert [number(cell) for cell in cells[1:3]] == [curve.images, curve.n]
+        assert cells[3] == printed(curve.accuracy_at_0)
+        assert curve.accuracy_at_0.value > 0  # else the figures above say little
     title = page.execute_script("return document.querySelector('h1').innerText")
-    proven = curves["target-nim-de3"]["accuracy"][0][0]
+    proven = curves["target-nim-de3"].accuracy[0].value
     assert title.startswith(f"{100 * proven:.1f}% of held-out images")
     assert f"L2 distance of {config.certify.radii[0]}" in title
 
 
 @pytest.mark.browser
 def test_attack_table_equals_the_result(page, job):
-    result = job.results["attack"]["rows"]
+    result = job.stages["attack"].result.rows
     found = rows(page, "#attack-table")
     assert len(found) == len(result) == 4
     for cells, row in zip(found, result, strict=True):
-        assert float(cells[0].split()[0]) == row["eps"]
+        assert float(cells[0].split()[0]) == row.eps
         assert cells[2:] == [
-            shown(row[key]) for key in ("target", "target_purified", "surrogate", "surrogate_purified")
+            printed(getattr(row, key))
+            for key in ("target", "target_purified", "surrogate", "surrogate_purified")
         ]
 
 
@@ -300,6 +301,25 @@ def test_picture_strip_uses_one_draw_of_the_law_and_no_global_state():
     assert not torch.equal(noisy, steps(4)[0])
     sigma = (noisy - 0.5).flatten(1).std(dim=1)
     assert 0.1 < sigma.min() < sigma.max() < 0.6
+
+
+def test_the_readme_takes_its_numbers_from_the_same_results(config, job):
+    import runpy
+
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "readme.py"))
+    lines = benchmark["numbers"](config, job).splitlines()
+    tables = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")
+    ]
+    curve = job.stages["certify"].result.curves["target-nim-de3"]
+    first = next(cells for cells in tables if cells[0].startswith("NIM"))
+    assert first[1:3] == ["De^3", benchmark["percent"](curve.accuracy_at_0)]
+    attacked = {cells[0]: cells[1:] for cells in tables}["0.1"]
+    row = next(row for row in job.stages["attack"].result.rows if row.eps == 0.1)
+    assert attacked[:2] == [benchmark["percent"](row.target), benchmark["percent"](row.target_purified)]
+    assert f"| total | {job.bill.total.budget:,} | {job.bill.total.answered:,} | 0 |" in lines
+    share = job.stages["target"].result.accuracy
+    assert any(line.startswith(f"target      {100 * share.value:.1f}% [") for line in lines)  # the terminal's
 
 
 def test_templates_are_shipped_beside_the_module():
