@@ -39,7 +39,7 @@ def render(path: str, price: float | None = None) -> str:
         lines.append(f"cost     {_between(low, high)} USD at {price:g} USD per 1,000")
     if total.in_flight:
         lines.append(
-            "         in flight: sent by a running process, or by one that ended, which the next job settles"
+            "         in flight: queried by a running process, or left by one that ended, which the next job settles"
         )
     return "\n".join(lines)
 
