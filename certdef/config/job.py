@@ -31,7 +31,7 @@ class SigmaLaw:
     Args:
         label: Name of the law in tables, curves and metrics.
         family: A continuous scipy.stats family, e.g. gamma, uniform, gengamma; or constant, whose sigma is its scale.
-        shape: Shape arguments of the family; (25,) for the gamma of noisy image modelling.
+        shape: Shape arguments of the family; (25,) for the gamma of noisy image modeling.
         scale_255: Scale in 8-bit levels (0-255); divided by 255 at this door. uniform with scale 150 is U(0, 150)/255.
     """
 
