@@ -334,9 +334,7 @@ class TestAGDM:
 
         def apart(scale: float) -> torch.Tensor:
             purifier = AGDM(trained, auxiliary, 200, scale, distance=distance, steps=20, generator=seeded())
-            return purifier.latent_distance(
-                features(auxiliary, purify(purifier, images)), features(auxiliary, images)
-            )
+            return purifier.latent_distance(features(auxiliary, purify(purifier, images)), features(auxiliary, images))
 
         assert apart(100.0).mean() < 0.8 * apart(0.0).mean()
 

@@ -45,6 +45,7 @@ def recipe(epochs):
     return nim_training(epochs, batch_size=128, base_learning_rate=1e-2)
 
 
+
 def make(shape=SMALL, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -142,7 +143,9 @@ def test_interrupted_pretraining_ends_at_the_same_weights(digits, tmp_path):
     with pytest.raises(Stop):
         pretrain_nim(make(), digits, certify.nim_noise(), recipe(6), **options)
     resumed = make(seed=7)
-    assert pretrain_nim(resumed, digits, certify.nim_noise(), recipe(6), checkpoint=path) == history
+    assert (
+        pretrain_nim(resumed, digits, certify.nim_noise(), recipe(6), checkpoint=path) == history
+    )
     assert all(
         torch.equal(a, b)
         for a, b in zip(unbroken.state_dict().values(), resumed.state_dict().values(), strict=True)
