@@ -1,4 +1,4 @@
-"""certdef: distil a deployed black box, put a purifier in front, certify both, track everything in MLflow.
+"""certdef: distill a deployed black box, defend both with a purifier, certify, attack, and track everything in MLflow.
 
     import certdef
     summary = certdef.run(certdef.load_config("digits", certify__n=2000))

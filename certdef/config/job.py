@@ -31,7 +31,7 @@ class SigmaLaw:
     Args:
         label: Name of the law in tables, curves and metrics.
         family: A continuous scipy.stats family, e.g. gamma, uniform, gengamma; or constant, whose sigma is its scale.
-        shape: Shape arguments of the family; (25,) for the gamma of noisy image modelling.
+        shape: Shape arguments of the family; (25,) for the gamma of noisy image modeling.
         scale_255: Scale in 8-bit levels (0-255); divided by 255 at this door. uniform with scale 150 is U(0, 150)/255.
     """
 
@@ -180,7 +180,7 @@ class RunConfig:
         ledger: Query budgets.
         surrogate: The white-box stand-in.
         purifier: The purifier of target and surrogate, as denoiser and as defense: a name that certdef purifiers lists, or
-            python:package.module:factory, which imports and runs that code of your own.
+            python:package.module:factory, which imports and runs code of your own.
         nim: Noisy image modeling: the purifiers de3, de3-simmim and mim.
         gs: Gaussian smoothing: the purifiers gs and ncis.
         blind_spot: The blind-spot network: the purifiers ncis and blind-spot.

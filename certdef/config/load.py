@@ -139,10 +139,10 @@ def _rename(tree: Any, prefix: str = "") -> bool:
 def files_first(arguments: list[str]) -> list[str]:
     """The same arguments with `--config FILE` in front, so that a single value wins wherever it stands."""
     files, rest = [], list(arguments)
-    while found := [at for at, argument in enumerate(rest) if argument.partition("=")[0] == "--config"]:
-        width = 1 if "=" in rest[found[0]] else 2
-        files += rest[found[0] : found[0] + width]
-        del rest[found[0] : found[0] + width]
+    while positions := [at for at, argument in enumerate(rest) if argument.partition("=")[0] == "--config"]:
+        width = 1 if "=" in rest[positions[0]] else 2
+        files += rest[positions[0] : positions[0] + width]
+        del rest[positions[0] : positions[0] + width]
     return files + rest
 
 

@@ -45,7 +45,7 @@ def plain_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class NIMConfig:
-    """Noisy image modelling: a masked autoencoder with noise in the place of masks, one for each law of certify.laws.
+    """Noisy image modeling: a masked autoencoder with noise in the place of masks, one for each law of certify.laws.
 
     Args:
         patch_size: Side of a patch in pixels.
@@ -104,7 +104,7 @@ class BlindSpotConfig:
 
     Args:
         filters: Channels of the hidden layers.
-        blocks: Layers with a blind centre; 8 to 17 in the paper.
+        blocks: Layers with a blind center; 8 to 17 in the paper.
         images: What it is trained on: pool, or natural (the folder natural of data.root).
         crops: Crops an epoch, from natural images.
         epochs: Passes over the images or crops.

@@ -144,7 +144,7 @@ def scoring_app(model_uri: str) -> Any:
         raise ConfigError(
             f"model {model_uri!r} can't be loaded ({str(error).splitlines()[0]}): certdef run registers it"
         ) from error
-    # MLflow asks for its own class, and uses predict and metadata alone
+    # its hint names a class of MLflow; the server uses predict and metadata alone
     return scoring_server.init(StrictModel(model))  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from certdef.config.job import RunConfig
+from certdef.report.words import law_in_words
 
 PAPERS = {
     "smoothing": "Cohen, Rosenfeld, Kolter. Certified Adversarial Robustness via Randomized Smoothing. ICML 2019. arXiv 1902.02918",
@@ -48,8 +49,7 @@ def cite(config: RunConfig) -> str:
         "smoothing": "certificates: majority vote under noise",
         "bound": "certificates: the bound on the top class; every interval",
         "denoised": "certificates: a denoiser before the classifier",
-        "nim": f"the noise, {law.family}{law.shape} scale {law.scale_255:g}/255"
-        + (", and De^3" if "nim" in papers else ""),
+        "nim": f"the noise, sigma ~ {law_in_words(law)}" + (", and De^3" if "nim" in papers else ""),
         **{paper: f"the purifier {config.purifier}" for paper in papers if paper != "nim"},
         "ducd": f"the surrogate ({config.surrogate.model}), distilled from {config.ledger.training} answers",
         "pgd": f"the attack, {config.attack.steps} steps",

@@ -61,7 +61,6 @@ def render(
         image=_image(data, config.certify.radii),
         target=result["target"],
         surrogate=result["surrogate"],
-        purifier_stage=f"purifier-{plain_name(config.purifier)}",
         served=result["served"],
         uris=uris(result),
         networks={
@@ -69,6 +68,7 @@ def render(
         },
         purifier=_title(config),
         about=purifier.about,
+        purifier_stage=f"purifier-{plain_name(config.purifier)}",
         denoiser=purifier.denoiser.name if purifier.denoiser else None,
         strip=_strip(config, data, stages["served"], stages["certify"].path),
         attack=_attack(config, data, result["attack"]),
@@ -147,19 +147,19 @@ def _verdicts(config: RunConfig, data: Splits, folder: Path, subject: str) -> di
 
 def _strip(config: RunConfig, data: Splits, served: Stage, folder: Path) -> list[dict[str, Any]]:
     """The first held-out images: clean, under one noise draw, denoised where they are, and both subjects' verdicts."""
-    shown, noise = data.heldout_images[:STRIP], noise_law(config.certify.laws[0])
+    clean, noise = data.heldout_images[:STRIP], noise_law(config.certify.laws[0])
     denoiser = load_model(served.path / "model").denoiser
-    noisy, denoised = images.denoising_steps(denoiser, noise, shown, config.seed)
+    noisy, denoised = images.denoising_steps(denoiser, noise, clean, config.seed)
     verdicts = {subject: _verdicts(config, data, folder, subject) for subject in SUBJECTS}
     return [
         {
             "label": data.classes[data.heldout_labels[index]],
-            "clean": images.data_uri(images.png(shown[index])),
+            "clean": images.data_uri(images.png(clean[index])),
             "noisy": images.data_uri(images.png(noisy[index])),
             "denoised": images.data_uri(images.png(denoised[index])),
             **{subject: verdicts[subject].get(index) for subject in SUBJECTS},
         }
-        for index in range(len(shown))
+        for index in range(len(clean))
     ]
 
 
@@ -195,7 +195,7 @@ def _ladder(stage: Stage[LadderResult]) -> dict[str, Any]:
 
 def _ladder_table(systems: dict[str, Evaluation]) -> dict[str, Any]:
     """A row an attack and a column a system, each cell with whether it is the system's worst case over attacks."""
-    attacks = {name: {each.name: each for each in found.rungs} for name, found in systems.items()}
+    attacks = {name: {each.name: each for each in evaluation.rungs} for name, evaluation in systems.items()}
 
     def cell(system: str, attack: str) -> tuple[AttackEvaluation | None, bool]:
         return attacks[system].get(attack), systems[system].headline.rung == attack
@@ -208,9 +208,9 @@ def _ladder_table(systems: dict[str, Evaluation]) -> dict[str, Any]:
         "rows": [
             {
                 "name": attack.replace("_", " "),
-                "knows": next(found[attack].knows for found in attacks.values() if attack in found),
+                "knows": next(by_name[attack].knows for by_name in attacks.values() if attack in by_name),
                 "cells": [cell(system, attack) for system in systems],
             }
-            for attack in dict.fromkeys(name for found in attacks.values() for name in found)
+            for attack in dict.fromkeys(name for by_name in attacks.values() for name in by_name)
         ],
     }
