@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def build_classifier(model: str, image_shape: tuple[int, int, int], num_classes:
     Raises:
         ConfigError: The name is neither ours nor timm's, or the model does not take images of this size.
     """
-    classifier = _build(model, image_shape, num_classes)
+    classifier: Any = _build(model, image_shape, num_classes)
     # How to build it again, for whoever saves its weights.
     classifier.built = {"model": model, "image_shape": tuple(image_shape), "num_classes": num_classes}
     return classifier
@@ -70,7 +71,7 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn
             f"unknown model {name!r}: use cnn, mlp, resnet or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
         )
     try:
-        sized = {"img_size": (height, width)} if "vit" in name else {}
+        sized: dict[str, Any] = {"img_size": (height, width)} if "vit" in name else {}
         network = timm.create_model(
             name, pretrained=False, in_chans=channels, num_classes=num_classes, **sized
         )
@@ -96,10 +97,14 @@ def surrogate_model(config: RunConfig) -> str:
 def _mlp(inputs: int, num_classes: int, hidden: int = 256) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
-        nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(inputs, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
         nn.Linear(hidden, num_classes),
-    )  # fmt: skip
+    )
 
 
 def _cnn(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Module:
@@ -115,9 +120,13 @@ def _cnn(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Modu
         inputs, outputs = outputs, 2 * outputs
     pooled = 4
     return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(pooled), nn.Flatten(),
-        nn.Linear(inputs * pooled * pooled, 128), nn.ReLU(), nn.Linear(128, num_classes),
-    )  # fmt: skip
+        *layers,
+        nn.AdaptiveAvgPool2d(pooled),
+        nn.Flatten(),
+        nn.Linear(inputs * pooled * pooled, 128),
+        nn.ReLU(),
+        nn.Linear(128, num_classes),
+    )
 
 
 class _Residual(nn.Module):
@@ -126,9 +135,12 @@ class _Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.shortcut = (
             nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
         )
@@ -140,13 +152,19 @@ class _Residual(nn.Module):
 def _resnet(channels: int, size: int, num_classes: int, width: int = 32) -> nn.Module:
     """A residual network that trains on a processor: three levels of one block each, down to a mean over the image."""
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, 2 if size > 32 else 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        _Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes),
-    )  # fmt: skip
+        nn.Conv2d(channels, width, 3, 2 if size > 32 else 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        _Residual(width, width, 1),
+        _Residual(width, 2 * width, 2),
+        _Residual(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, num_classes),
+    )
 
 
-def train_svc(images: np.ndarray, labels: np.ndarray, seed: int):
+def train_svc(images: np.ndarray, labels: np.ndarray, seed: int) -> Any:
     """The digits target: an RBF support vector machine with calibrated probabilities, on flattened images."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.svm import SVC
