@@ -91,9 +91,15 @@ class Measured:
 
     def attack(self, model: nn.Module, seed: int, count: int, eot: int = 1) -> Tensor:
         return attacks.pgd(
-            model, self.images[:count], self.labels[:count],
-            eps=EPS, steps=self.steps, eot=eot, seed=seed, progress=self.job.progress,
-        )  # fmt: skip
+            model,
+            self.images[:count],
+            self.labels[:count],
+            eps=EPS,
+            steps=self.steps,
+            eot=eot,
+            seed=seed,
+            progress=self.job.progress,
+        )
 
     def noise(self, seed: int) -> torch.Generator:
         return torch.Generator(self.job.device).manual_seed(10_000 + seed)
@@ -166,9 +172,12 @@ def measure(measured: Measured, nets: dict[str, NIM], arguments: argparse.Namesp
         for ratio in RATIOS
     }
     apart = {
-        sigma: {kind: paired(hits[HEADLINE][sigma][kind], hits[CONSTANT][sigma][kind]) for kind in ("clean", "attacked")}
+        sigma: {
+            kind: paired(hits[HEADLINE][sigma][kind], hits[CONSTANT][sigma][kind])
+            for kind in ("clean", "attacked")
+        }
         for sigma in SIGMAS_255
-    }  # fmt: skip
+    }
 
     count, defended = arguments.eot_images, measured.behind(gamma)
     few = [images[:count] for images in measured.blind]
@@ -177,9 +186,11 @@ def measure(measured: Measured, nets: dict[str, NIM], arguments: argparse.Namesp
         # Without a generator of its own De^3 draws from the one that the attack forks and seeds.
         aware[name] = [measured.attack(defended(None), 0, count, eot)] * seeds
     left = {
-        name: share(np.stack([measured.right(defended(measured.noise(seed)), images[seed]) for seed in range(seeds)]))
+        name: share(
+            np.stack([measured.right(defended(measured.noise(seed)), images[seed]) for seed in range(seeds)])
+        )
         for name, images in aware.items()
-    }  # fmt: skip
+    }
     voted = measured.right(
         Vote(DeCubed(gamma, SIGMA_255 / 255, measured.noise(0)), measured.target, VOTES),
         aware[f"EOT {arguments.eot}"][0],
@@ -284,8 +295,9 @@ def show(result: dict, arguments: argparse.Namespace) -> None:
     undefended, headline = (result["blind"][name]["attacked"][0] for name in (UNDEFENDED, HEADLINE))
     cost = result["clean_cost"]
     sweeps = {
-        name: {float(sigma): row["attacked"][0] for sigma, row in rows.items()} for name, rows in result["dial"].items()
-    }  # fmt: skip
+        name: {float(sigma): row["attacked"][0] for sigma, row in rows.items()}
+        for name, rows in result["dial"].items()
+    }
     best = {name: max(sweep, key=sweep.__getitem__) for name, sweep in sweeps.items()}
     lower = result["aware"][f"EOT {arguments.eot}"][2] < result["aware"]["blind"][1]
     print()

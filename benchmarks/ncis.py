@@ -97,21 +97,36 @@ class Shown:
 
     @classmethod
     def attacked(cls, target, images, labels, eps_255, steps, seeds, progress) -> "Shown":
-        return cls(images, labels, {
-            eps: [
-                attacks.pgd(target, images, labels, eps=eps / 255, steps=steps, seed=seed, batch_size=BATCH, progress=progress)
-                for seed in range(seeds)
-            ]
-            for eps in eps_255
-        })  # fmt: skip
+        return cls(
+            images,
+            labels,
+            {
+                eps: [
+                    attacks.pgd(
+                        target,
+                        images,
+                        labels,
+                        eps=eps / 255,
+                        steps=steps,
+                        seed=seed,
+                        batch_size=BATCH,
+                        progress=progress,
+                    )
+                    for seed in range(seeds)
+                ]
+                for eps in eps_255
+            },
+        )
 
     def right(self, target: nn.Module, purifier: nn.Module, device: torch.device) -> dict[str, np.ndarray]:
         """Which images are right, (seeds, N): clean and at each eps."""
         batches = {"clean": [self.images]} | {f"{eps:g}": each for eps, each in self.blind.items()}
         return {
-            name: np.stack([judged(nn.Sequential(purifier, target), images, self.labels, device) for images in each])
+            name: np.stack(
+                [judged(nn.Sequential(purifier, target), images, self.labels, device) for images in each]
+            )
             for name, each in batches.items()
-        }  # fmt: skip
+        }
 
 
 @torch.inference_mode()
