@@ -1,4 +1,4 @@
-"""The figures of the purifiers' benchmarks, as PNG bytes: purified images, and accuracy against each purifier's parameter."""
+"""The figures of the purifiers' benchmarks, as PNG bytes: accuracy against each purifier's parameter."""
 
 from __future__ import annotations
 
@@ -6,25 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from certdef.report.canvas import as_png, canvas, color, line_with_band, percentages, tidy, with_errors
 
 Points = Mapping[str, Sequence[float]]  # by key: [accuracy, lower, upper]
-
-
-def image_strip(columns: Mapping[str, Tensor]) -> bytes:
-    """Some images before and after, a row each: columns of images (N, C, H, W) in [0, 1], each under its title."""
-    rows = len(next(iter(columns.values())))
-    figure, panels = canvas(1.3 * len(columns), 1.3 * rows + 0.3, rows, len(columns))
-    for number, (title, images) in enumerate(columns.items()):
-        panels[number].set_title(title, fontsize=8)
-        for axes, image in zip(
-            panels[number :: len(columns)], images.detach().cpu().clamp(0, 1), strict=True
-        ):
-            axes.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_axis_off()
-    return as_png(figure)
 
 
 def trade_off_plot(

@@ -23,7 +23,7 @@ from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
 from certdef.data.sets import Splits, load_data, read_images
 from certdef.models.classifiers import build_classifier, surrogate_model
-from certdef.report import draw, ducd_page, page
+from certdef.report import draw, ducd_page, page, udc_page
 from certdef.stages import Job
 from certdef.stages.summary import Summary
 from certdef.tracking.legacy import Legacy
@@ -67,6 +67,8 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
     """
     if config.ducd.enabled:
         return _run_ducd(config, progress, fresh)
+    if config.udc.enabled:
+        return _run_udc(config, progress, fresh)
     with open_job(config, progress, fresh) as job:
         parts = _parts(job)
         target, surrogate, purifier = parts.target, parts.surrogate, parts.purifier
@@ -167,10 +169,19 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return _report(job, done, ducd_page.render)
 
 
+def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
+    """UDC: restoration -> diffusion purifier -> how far to diffuse -> fine-tuning -> attacks on all of them."""
+    with open_job(config, progress, fresh, checks=stages.check_udc, load=stages.load_photographs) as job:
+        photographs = stages.photographs_through_display(job)
+        defense = stages.train_defense(job, photographs)
+        evaluated = stages.evaluate_defense(job, photographs, defense)
+        return replace(_report(job, [*defense.stages, evaluated], udc_page.render), bill=None)
+
+
 def _check_main(config: RunConfig, data: Splits) -> None:
     """Refuse what the main job can't do, before anything is trained or paid for."""
-    for name, job in {"ducd": config.ducd}.items():
-        if job.enabled:
+    for name, enabled in {"ducd": config.ducd.enabled, "udc": config.udc.enabled}.items():
+        if enabled:
             raise ConfigError(
                 f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
                 f"--{name}.enabled false"
@@ -203,6 +214,10 @@ def _check_models(config: RunConfig, data: Splits) -> nn.Module:
     return build_classifier(surrogate_model(config), shape, classes).eval()
 
 
+def _load(config: RunConfig) -> Splits:
+    return load_data(config.data, config.seed, own_target=config.target.uri is not None)
+
+
 @contextmanager
 def open_job(
     config: RunConfig,
@@ -210,12 +225,13 @@ def open_job(
     fresh: bool = False,
     *,
     checks: Callable[[RunConfig, Splits], None] = _check_main,
+    load: Callable[[RunConfig], Splits] = _load,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for."""
     check(config)
     device = choose_device(config.device)
     with threads(config.threads):
-        data = load_data(config.data, config.seed, own_target=config.target.uri is not None)
+        data = load(config)
         with torch.random.fork_rng():
             checks(config, data)
         with locked(config.workspace):

@@ -17,7 +17,7 @@ class Endpoint:
 
     Args:
         classifier: A module that returns logits, or an opened target, which pays if it is attached to a ledger.
-        purifier: In front of it, on our side; unset, none.
+        purifier: Purifies every query first, on our side; unset, none.
         repeats: Queries of an image. A purifier that draws noise answers differently each time: scores are averaged and
             labels go by majority, so that no single draw misleads the attacker.
         device: Where the purifier and a module run.

@@ -59,7 +59,7 @@ class AttackEvaluation:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> AttackEvaluation:
-        """The evaluation that `to_json` made plain."""
+        """The evaluation from its plain form."""
         return cls(**{**plain, "right": tuple(plain["right"])})
 
 
@@ -77,12 +77,12 @@ def worst_case(evaluations: Sequence[AttackEvaluation]) -> AttackEvaluation:
 
 def markdown_table(systems: Mapping[str, Sequence[AttackEvaluation]]) -> str:
     """Attack x system: accuracy [95% interval] in %, the worst case in bold; – where an attack does not apply."""
-    named = {system: {each.name: each for each in found} for system, found in systems.items()}
-    attacks = [name for name in THREAT_MODELS if any(name in found for found in named.values())]
-    lowest = {system: worst_case(found) for system, found in systems.items()}
+    named = {system: {each.name: each for each in evaluations} for system, evaluations in systems.items()}
+    attacks = [name for name in THREAT_MODELS if any(name in by_name for by_name in named.values())]
+    lowest = {system: worst_case(evaluations) for system, evaluations in systems.items()}
     lines = ["| attack | " + " | ".join(systems) + " |", "| --- |" + " --- |" * len(systems)]
     for name in attacks:
-        cells = [_cell(found.get(name), lowest[system]) for system, found in named.items()]
+        cells = [_cell(by_name.get(name), lowest[system]) for system, by_name in named.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

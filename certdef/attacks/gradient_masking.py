@@ -1,4 +1,4 @@
-"""Where a robust accuracy looks like masked gradients, not like robustness.
+"""Gradient masking checks: where a robust accuracy is due to masked gradients, or to a weak attack.
 
 Attacks can fail because they are weak (Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security",
 ICML 2018). Each check is an exact test at 1%. Two attacks at the same eps are compared image by image (McNemar's test,

@@ -23,12 +23,12 @@ from certdef.config.attacks import LadderConfig
 
 @dataclass(frozen=True)
 class System:
-    """A purifier in front of a classifier.
+    """A classifier behind a purifier.
 
     Args:
         classifier: A module with known weights, images (N, C, H, W) in [0, 1] to logits (N, K); or an opened target,
             which answers queries alone, and pays if it is attached to a ledger.
-        purifier: In front of it; unset, none.
+        purifier: Purifies every image first; unset, none.
         surrogate: A module like the classifier that the attacker has in the place of a target's weights.
         differentiable: Whether a gradient passes through the purifier; unset, autograd is tried.
     """

@@ -20,7 +20,8 @@ from certdef.config.job import (
     nearest,
     preset_path,
 )
-from certdef.config.purifiers import NIMConfig, is_code, purifier_names
+from certdef.config.purifiers import DiffusionConfig, NIMConfig, is_code, purifier_names
+from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
 
@@ -46,6 +47,7 @@ def check(config: RunConfig) -> None:
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config.data),
         "ducd": _ducd(config.ducd),
+        "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
     }.items():
         failures += _failures(getattr(config, section), f"{section}.", rules)
     failures += _laws(config.certify)
@@ -199,3 +201,28 @@ def _ducd(ducd: DUCDConfig) -> Rules:
     yield "rmia_a", 0 <= ducd.rmia_a <= 1, "use a value in [0, 1], e.g. 0.3"
     for name in ("choice_images", "choice_n", "candidates", "population", "references"):
         yield name, getattr(ducd, name) >= 1, "use at least 1"
+
+
+def _udc(udc: UDCConfig, diffusion: DiffusionConfig, other_job: bool) -> Rules:
+    yield "enabled", not (udc.enabled and other_job), "ducd.enabled is true too: choose one job"
+    yield "size", udc.size % 2 == 0 and 16 <= udc.size <= 180, "use an even number of pixels from 16 to 180"
+    counts = ("crops", "width", "depth", "epochs", "batch_size", "finetune_epochs", "choice_crops")
+    for name in (*counts, "pgd_steps", "cw_steps", "simba_queries", "seeds", "adaptive_eot"):
+        yield name, getattr(udc, name) >= 1, "use at least 1"
+    for name in ("test_crops", "adaptive_crops"):
+        yield name, getattr(udc, name) >= 2, "use at least 2: an interval needs them"
+    yield "clean_loss", udc.clean_loss >= 0, "use 0 dB or more, e.g. 0.5"
+    budgets = udc.eps_255
+    good = len(budgets) >= 1 and all(0 < eps <= 255 for eps in budgets) and len(set(budgets)) == len(budgets)
+    yield "eps_255", good, "use different 8-bit levels above 0, e.g. [4, 8]"
+    if udc.enabled:
+        highest = max(diffusion.grid, default=0)
+        remedy = f"diffusion.grid goes up to {highest}, of 1,000: use at least that"
+        yield "longest", highest <= udc.longest <= 1_000, remedy
+        yield (
+            "enabled",
+            diffusion.pretrained is None,
+            "it trains a diffusion network: unset diffusion.pretrained",
+        )
+        steps = len(diffusion.grid) >= 1 and min(diffusion.grid) >= 1 and (diffusion.steps or 1) >= 1
+        yield "enabled", steps, "diffusion.grid and diffusion.steps must be steps of 1 or more"

@@ -16,6 +16,7 @@ from typing import Any
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.purifiers import BlindSpotConfig, DiffusionConfig, GSConfig, NIMConfig, ReversalConfig
 from certdef.config.target import LedgerConfig, SurrogateConfig, TargetConfig
+from certdef.config.udc import UDCConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -169,7 +170,7 @@ class RunConfig:
     """One job, from the black box to the report.
 
     Args:
-        preset: Named starting point: digits, fashion-mnist, cifar10, aerial or ducd-fashion-mnist.
+        preset: Named starting point: digits, fashion-mnist, cifar10, aerial, ducd-fashion-mnist or udc.
         seed: Seed of everything that is random.
         device: auto, cpu or cuda.
         threads: Processor threads of torch; default as many as are allowed: the fewest of the processors of this process
@@ -190,6 +191,7 @@ class RunConfig:
         attack: The transfer attack.
         ladder: The threat ladder.
         ducd: The DUCD job, in the place of the main one.
+        udc: The UDC job, in the place of the main one.
         tracking: MLflow.
     """
 
@@ -212,6 +214,7 @@ class RunConfig:
     attack: AttackConfig = field(default_factory=AttackConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
     ducd: DUCDConfig = field(default_factory=DUCDConfig)
+    udc: UDCConfig = field(default_factory=UDCConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def public_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import certify
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
-from certdef.report import budget_curves, figures
+from certdef.report import budget_curves, figures, udc_page
 from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult, conditions
@@ -19,6 +19,7 @@ from certdef.stages.ducd.certificates import ComparisonResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ducd.surrogates import student_name
 from certdef.stages.ladder import LadderResult
+from certdef.stages.udc.evaluation import UDCResult
 from certdef.tracking.results import StageResult
 
 
@@ -69,6 +70,12 @@ def _(result: LadderResult, folder: Path, *, config: RunConfig, data: Splits) ->
     )
     tables = {subject: markdown_table(systems) for subject, systems in result.attacks_by_subject.items()}
     (folder / "ladder.md").write_text("\n\n".join(f"{k}\n\n{v}" for k, v in tables.items()) + "\n")
+
+
+@draw.register
+def _(result: UDCResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
+    with np.load(folder / "examples.npz") as examples:
+        (folder / "strip.png").write_bytes(udc_page.strip(examples))
 
 
 @draw.register

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
+from certdef.stages.udc.evaluation import Mean
 from certdef.tracking.results import Share
 
 
@@ -21,6 +22,11 @@ def percent_up(value: float) -> str:
 def with_interval(share: Share) -> str:
     """A share and its interval: 57.5% [51.0, 63.8]."""
     return f"{percent(share.value)} [{100 * share.lower:.1f}, {100 * share.upper:.1f}]"
+
+
+def decibels(mean: Mean) -> str:
+    """A mean in dB and its interval: 25.41 dB [23.09, 27.72]."""
+    return f"{mean.value:.2f} dB [{mean.lower:.2f}, {mean.upper:.2f}]"
 
 
 def count(value: int) -> str:

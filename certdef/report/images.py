@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import certify
+from certdef.report.canvas import as_png, canvas
 
 
 def denoising_steps(
@@ -34,6 +36,18 @@ def png(image: NDArray[Any] | Tensor) -> bytes:
     file = io.BytesIO()
     imsave(file, np.round(255 * pixels.transpose(1, 2, 0)).astype(np.uint8), format="png")
     return file.getvalue()
+
+
+def image_strip(columns: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Some images before and after, a row each: columns of images (N, C, H, W) in [0, 1], each under its title."""
+    rows = len(next(iter(columns.values())))
+    figure, panels = canvas(1.3 * len(columns), 1.3 * rows + 0.3, rows, len(columns))
+    for number, (title, images) in enumerate(columns.items()):
+        panels[number].set_title(title, fontsize=8)
+        for axes, image in zip(panels[number :: len(columns)], images.clip(0, 1), strict=True):
+            axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+    return as_png(figure)
 
 
 def data_uri(content: bytes) -> str:

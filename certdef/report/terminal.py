@@ -11,8 +11,9 @@ from typing import Any
 
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
+from certdef.report import udc_page
 from certdef.report.budget_curves import as_markdown
-from certdef.report.formats import with_interval
+from certdef.report.formats import decibels, with_interval
 from certdef.report.words import SUBJECT_NAMES, purifier_title
 from certdef.stages.attack import AttackResult
 from certdef.stages.budgets import BudgetsResult
@@ -23,6 +24,7 @@ from certdef.stages.ladder import LadderResult
 from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
 from certdef.stages.target import TargetResult
+from certdef.stages.udc.evaluation import UDCResult
 from certdef.tracking.results import StageResult
 
 
@@ -145,6 +147,15 @@ def _(result: MembershipResult, config: RunConfig) -> list[str]:
         f"membership  {name:<22} AUC {auc.value:.3f} [{auc.lower:.3f}, {auc.upper:.3f}]"
         for name, auc in shares.items()
     ]
+
+
+@stage_lines.register
+def _(result: UDCResult, config: RunConfig) -> list[str]:
+    lines = [f"restoration clean {decibels(result.named('clean').psnr['none'])}"]
+    for what, (evaluation, mean) in udc_page.headline(result).items():
+        title = udc_page.attack_title(evaluation)
+        lines.append(f"restoration {what.replace('_', '-')} {decibels(mean)} ({title}, the worst case)")
+    return lines
 
 
 def _certified_line(subject: str, radii: Sequence[float], curve: CertifiedCurve) -> str:

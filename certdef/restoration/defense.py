@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from certdef.restoration.attacks import squared_error
 from certdef.restoration.network import RestorationNetwork, restoration_loss
-from surrogates.distillation.training import Training, fit
+from surrogates.distillation.training import FitOptions, Training, fit
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,7 @@ def finetune_restoration(
     training: Training,
     *,
     gradient: float = 0.1,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Any = None,
-    progress: Callable | None = None,
+    **options: Unpack[FitOptions],
 ) -> list[float]:
     """Go on training in place, purified images to truth, by L2 + perceptual loss. Returns the loss of each epoch.
 
@@ -117,10 +114,7 @@ def finetune_restoration(
         truth: The photographs.
         training: The recipe.
         gradient: Weight of the loss's perceptual part.
-        seed: Of the order of the images.
-        device: Where to train.
-        checkpoint: File from which an interrupted training goes on.
-        progress: Wraps the epochs, like tqdm.
+        **options: Seed, device, checkpoint and progress, as `surrogates.distillation.training.fit` takes them.
     """
 
     def loss(
@@ -128,8 +122,7 @@ def finetune_restoration(
     ) -> Tensor:
         return restoration_loss(model.restore(purified), truth, gradient)
 
-    place = {"device": device, "checkpoint": checkpoint, "progress": progress}
-    return fit(network, (purified, truth), loss, training, seed=seed, **place)
+    return fit(network, (purified, truth), loss, training, **options)
 
 
 @torch.no_grad()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from certdef.restoration.display import Display, under_display
-from surrogates.distillation.training import Training, fit
+from surrogates.distillation.training import FitOptions, Training, fit
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class RestorationNetwork(nn.Module):
 
     A small residual network: what it adds to the image comes from `depth` blocks of two 3x3 convolutions at half the
     resolution, a 2x2 block of pixels being its channels (as in FFDNet, Zhang et al., IEEE TIP 2018): four times faster, and
-    twice the field of view. No layer looks at the batch. Fully convolutional: it takes every even size.
+    twice the field of view. No image depends on the rest of its batch. Fully convolutional: it takes every even size.
 
     Raises:
         ValueError: Height or width is odd.
@@ -88,10 +87,7 @@ def train_restoration(
     *,
     display: Display | None = None,
     gradient: float = 0.1,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Any = None,
-    progress: Callable | None = None,
+    **options: Unpack[FitOptions],
 ) -> list[float]:
     """Train in place to undo the display; every epoch degrades every photograph anew. Returns the loss of each epoch.
 
@@ -101,18 +97,14 @@ def train_restoration(
         training: The recipe.
         display: What they are seen through; unset, the display as set in `Display`.
         gradient: Weight of the loss's perceptual part.
-        seed: Of the order of the photographs, and of the display's noise.
-        device: Where to train.
-        checkpoint: File from which an interrupted training goes on.
-        progress: Wraps the epochs, like tqdm.
+        **options: Seed, device, checkpoint and progress, as `surrogates.distillation.training.fit` takes them.
     """
     display = display or Display()
 
     def loss(model: RestorationNetwork, truth: Tensor, *, generator: torch.Generator) -> Tensor:
         return restoration_loss(model.restore(under_display(truth, generator, display)), truth, gradient)
 
-    place = {"device": device, "checkpoint": checkpoint, "progress": progress}
-    return fit(network, photographs, loss, training, seed=seed, **place)
+    return fit(network, photographs, loss, training, **options)
 
 
 def _even(shape: tuple[int, ...]) -> None:

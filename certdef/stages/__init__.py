@@ -33,6 +33,9 @@ from certdef.stages.purifier import (
 from certdef.stages.served import ServedResult, register
 from certdef.stages.surrogate import SurrogateResult, distill, recipe_of, selection_of
 from certdef.stages.target import TargetResult, open_target
+from certdef.stages.udc.evaluation import UDCResult, evaluate_defense
+from certdef.stages.udc.networks import check_udc, train_defense
+from certdef.stages.udc.photographs import load_photographs, photographs_through_display
 
 __all__ = [
     "AttackResult",
@@ -51,6 +54,7 @@ __all__ = [
     "SurrogateResult",
     "TargetResult",
     "Trained",
+    "UDCResult",
     "attack",
     "audit_membership",
     "certify_subjects",
@@ -61,14 +65,18 @@ __all__ = [
     "check_ladder_budget",
     "check_pools",
     "check_purifier",
+    "check_udc",
     "choose_noise",
     "compare_subjects",
     "conditions",
     "distill",
     "distill_students",
+    "evaluate_defense",
     "evaluate_ladder",
     "ladder_systems",
+    "load_photographs",
     "open_target",
+    "photographs_through_display",
     "prepare_purifier",
     "pretrain_denoiser",
     "purify_images",
@@ -77,6 +85,7 @@ __all__ = [
     "selection_of",
     "target_draws",
     "trace_budgets",
+    "train_defense",
     "train_network",
     "train_references",
     "trained_once",

@@ -20,6 +20,7 @@ from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
 
 R = TypeVar("R", bound=StageResult)
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Job:
                 stage.finish(result)
         return stage
 
-    def seeded(self, build: Callable[[], nn.Module], seed: int | None = None) -> nn.Module:
+    def seeded(self, build: Callable[[], N], seed: int | None = None) -> N:
         """Build a module whose weights depend on the seed alone; the global generator is left as it was."""
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed if seed is None else seed)

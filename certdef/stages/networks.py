@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ from certdef.stages.job import Job
 from certdef.tracking.metrics import LAST_LOSS, LOSS
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
+
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +60,13 @@ def trained_once(
     job: Job,
     name: str,
     key: list[Any],
-    build: Callable[[], nn.Module],
+    build: Callable[[], N],
     train: Callable[[Any, Stage[NetworkResult]], list[float]],
     params: dict[str, Any] | None = None,
     *,
     served: bool = False,
     kind: str | None = None,
-) -> tuple[nn.Module, Stage[NetworkResult]]:
+) -> tuple[N, Stage[NetworkResult]]:
     """The network of a stage, in eval mode on the job's device; trained only if no run has done it.
 
     Args:

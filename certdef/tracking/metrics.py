@@ -20,6 +20,9 @@ LAST_LOSS = "{stage}/loss_last"
 NOISE_CHOICE = "noise/{law}/mean_certified_accuracy"
 MEMBERSHIP_AUC = "membership/{attack}/{model}/auc"
 MEMBERSHIP_RATE = "membership/{attack}/{model}/tpr_at_fpr_{rate:g}"
+UDC_LEVEL = "udc/t"
+UDC_QUALITY = "udc/{what}/{measure}"  # measure: psnr (dB) or ssim
+UDC_GAIN = "udc/{what}/{gain}"  # in dB of PSNR
 SPENT = "queries/spent{purpose}"  # purpose: empty for all, or _training ...
 BUDGET = "queries/budget{purpose}"
 
