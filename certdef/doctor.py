@@ -9,6 +9,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.threads import allowed_threads
 from certdef.data.sets import data_root
 from certdef.tracking.mlflow import check_store, tracking_uri
 
@@ -98,7 +99,7 @@ def _devices(config: RunConfig) -> list[Finding]:
     import torch
 
     findings: list[Finding] = [
-        (True, "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+        (True, "cpu", f"{os.cpu_count()} processors, {allowed_threads()} threads allowed")
     ]
     if torch.cuda.is_available():
         findings += [

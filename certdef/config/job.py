@@ -232,10 +232,12 @@ class RunConfig:
 
     @property
     def workspace(self) -> Path:
+        """Folder of the job: its stages, ledger and report."""
         return Path(self.work_dir or f"runs/{self.name}")
 
     @property
     def ledger_path(self) -> Path:
+        """The ledger's file."""
         return Path(self.ledger.path) if self.ledger.path else self.workspace / "ledger.db"
 
     @property
@@ -245,6 +247,7 @@ class RunConfig:
 
     @property
     def registered_model(self) -> str:
+        """Registry name of the certified classifier."""
         return self.tracking.registered_model or f"certdef-{self.name}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -253,6 +256,7 @@ class RunConfig:
 
 
 def preset_names() -> list[str]:
+    """Every preset by name."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 

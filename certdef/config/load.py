@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ ALIASES = {
     "surrogate.unlabeled_weight": "surrogate.unlabelled_weight",
     "surrogate.unlabeled_ratio": "surrogate.unlabelled_ratio",
     "ladder.repeats": "ladder.looks",
+}
+# The options that take a file or a mapping with such names, and what the names in it begin with.
+MAPPINGS = {"--config": ""} | {
+    f"--{section}": f"{section}." for section in dict.fromkeys(alias.partition(".")[0] for alias in ALIASES)
 }
 
 
@@ -58,6 +63,7 @@ def load_config(preset: str | None = None, file: str | Path | None = None, **ove
 
 
 def config_parser(preset: str, **options: Any) -> Any:
+    """A jsonargparse parser of the configuration, on the defaults of a preset."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, **options)
@@ -94,24 +100,25 @@ def option_names() -> dict[str, str]:
 
 
 def with_contents(arguments: list[str]) -> list[str]:
-    """The same arguments with the content of each `--config FILE` that has an alias in the place of its path."""
+    """The same arguments; of a file or mapping that has an alias, the text with its key in the place of the value."""
     given: list[str] = []
     for argument, (name, value) in zip(arguments, _pairs(arguments), strict=True):
-        if given and given[-1] == "--config":
-            given[-1:] = [f"--config={_content(argument)}"]
-        elif name == "--config" and "=" in argument:
-            given.append(f"--config={_content(value)}")
+        if given and given[-1] in MAPPINGS:
+            given[-1:] = [f"{given[-1]}={_content(given[-1], argument)}"]
         else:
-            given.append(argument)
+            given.append(
+                f"{name}={_content(name, value)}" if name in MAPPINGS and "=" in argument else argument
+            )
     return given
 
 
-def _content(file: str) -> str:
-    """What to give the parser for a configuration file: its path, or its text where an alias was renamed."""
-    return (renamed(Path(file).read_text()) if Path(file).is_file() else "") or file
+def _content(option: str, value: str) -> str:
+    """What to give the parser for an option that takes a file or a mapping."""
+    text = Path(value).read_text() if os.path.isfile(value) else value
+    return renamed(text, MAPPINGS[option]) or value
 
 
-def renamed(text: str) -> str:
+def renamed(text: str, prefix: str = "") -> str:
     """YAML with the names of its aliases replaced; empty where it has none, or is no mapping."""
     import yaml
 
@@ -119,10 +126,10 @@ def renamed(text: str) -> str:
         tree = yaml.compose(text)
     except yaml.YAMLError:
         return ""  # the parser says what is wrong with it
-    return yaml.serialize(tree) if isinstance(tree, yaml.MappingNode) and _rename(tree) else ""
+    return yaml.serialize(tree) if isinstance(tree, yaml.MappingNode) and _rename(tree, prefix) else ""
 
 
-def _rename(tree: Any, prefix: str = "") -> bool:
+def _rename(tree: Any, prefix: str) -> bool:
     """Rename the keys of a YAML mapping in place; returns whether there were any."""
     import yaml
 
@@ -164,8 +171,9 @@ def preset_of(arguments: list[str]) -> str:
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
+    """Each argument's name with its value: what follows the =, or else the next argument."""
     split = [argument.partition("=") for argument in arguments]
-    values = [*(name for name, _, _ in split[1:]), ""]  # `--config FILE`: the value is the next argument
+    values = [*(name for name, _, _ in split[1:]), ""]
     return [
         (name, value if equals else following)
         for (name, equals, value), following in zip(split, values[: len(split)], strict=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import certify
-from certdef.attacks.evaluation import AttackEvaluation
+from certdef.attacks.evaluation import THREAT_MODELS, AttackEvaluation
 from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.config.purifiers import plain_name
@@ -186,15 +186,18 @@ def _ladder(stage: Stage[LadderResult]) -> dict[str, Any]:
     return {
         "result": result,
         "tables": {
-            subject: _ladder_table({name: each[subject] for name, each in result.systems.items()})
+            subject: ladder_table({name: each[subject] for name, each in result.systems.items()})
             for subject in SUBJECTS
         },
         "plot": images.data_uri((stage.path / "ladder.png").read_bytes()),
     }
 
 
-def _ladder_table(systems: dict[str, Evaluation]) -> dict[str, Any]:
-    """A row an attack and a column a system, each cell with whether it is the system's worst case over attacks."""
+def ladder_table(systems: dict[str, Evaluation]) -> dict[str, Any]:
+    """A row an attack, from the weakest threat model on, and a column a system.
+
+    Cells have the evaluation, None where the attack does not apply, and whether it is the system's worst case over attacks.
+    """
     attacks = {name: {each.name: each for each in evaluation.rungs} for name, evaluation in systems.items()}
 
     def cell(system: str, attack: str) -> tuple[AttackEvaluation | None, bool]:
@@ -208,9 +211,10 @@ def _ladder_table(systems: dict[str, Evaluation]) -> dict[str, Any]:
         "rows": [
             {
                 "name": attack.replace("_", " "),
-                "knows": next(by_name[attack].knows for by_name in attacks.values() if attack in by_name),
+                "knows": threat_model,
                 "cells": [cell(system, attack) for system in systems],
             }
-            for attack in dict.fromkeys(name for by_name in attacks.values() for name in by_name)
+            for attack, threat_model in THREAT_MODELS.items()
+            if any(attack in by_name for by_name in attacks.values())
         ],
     }

@@ -8,6 +8,7 @@ from certdef.config.job import ConfigError, RunConfig, preset_names
 from certdef.config.load import ALIASES, explain, known_keys, load_config
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import data_root, load_data
+from tests.test_rooms import loaded_by
 
 
 def test_defaults_are_the_digits_preset():
@@ -88,6 +89,12 @@ def test_the_methods_and_the_smallest_n_are_those_of_certify():
         load_config(certify__method="fixd")
 
 
+def test_a_preset_is_read_without_torch():
+    for preset in preset_names():
+        code = f"from certdef.config.load import load_config\nload_config({preset!r}, certify__n0=50)"
+        assert not loaded_by(code) & {"torch", "numpy", "certify"}, preset
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_can_certify(preset):  # it is not checked when it is loaded, which needs no torch
     config = load_config(preset).certify
@@ -112,6 +119,9 @@ def test_other_spellings_of_an_option_are_accepted(alias, tmp_path):
     path.write_text(f"nim: {{base_learning_rate: 6e-4}}\n{section}:\n  {name}: 5\nseed: 3\n")
     config = load_config(file=path, **uri)
     assert (value(config), config.seed, config.nim.base_learning_rate) == (5, 3, 6e-4)
+    path.write_text(f"{name}: 5\n")
+    for given in (str(path), f"{{{name}: 5}}"):  # the section's own file, or a mapping
+        assert value(load_config(**uri, **{section: given})) == 5
     path.write_text(f"{section}: {{{name}: 5, sede: 1}}\n")
     with pytest.raises(ConfigError, match="unknown key"):
         load_config(file=path)

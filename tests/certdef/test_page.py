@@ -15,6 +15,7 @@ import torch
 import certdef
 import certify
 from certdef import stages
+from certdef.attacks.evaluation import AttackEvaluation
 from certdef.config.job import SigmaLaw, without_password
 from certdef.data.sets import load_data
 from certdef.report import images as pictures
@@ -22,6 +23,8 @@ from certdef.report import page as report
 from certdef.report.formats import radius_down
 from certdef.report.template import TEMPLATES
 from certdef.report.words import law_in_words
+from certdef.stages.ladder import Evaluation, Headline
+from certdef.tracking.results import Share
 
 pytestmark = pytest.mark.filterwarnings("error:::certdef.report.page", "error:::certdef.report.figures")
 
@@ -255,6 +258,25 @@ def test_configuration_on_the_page_repeats_the_job(config, job, done, tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text(unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", page, re.S)[1]))
     assert certdef.load_config("digits", file) == config
+
+
+def test_attacks_are_listed_by_threat_model_and_the_worst_case_is_marked():
+    def evaluation(*names, worst):
+        attacks = [AttackEvaluation(name, "", 0.1, [0.5, 0.4, 0.6]) for name in names]
+        return Evaluation(tuple(attacks), Headline(worst, "", Share(0.5, 0.4, 0.6)), (), 10, 20)
+
+    bare = evaluation("clean", "blind", "square", worst="blind")
+    purified = evaluation("clean", "blind", "square", "bpda_eot", "full_eot", worst="full_eot")
+    table = report.ladder_table({"none": bare, "de3": purified})
+    names = [row["name"] for row in table["rows"]]
+    assert names == ["clean", "blind", "square", "bpda eot", "full eot"]
+    assert names == [row["name"] for row in report.ladder_table({"de3": purified, "none": bare})["rows"]]
+    marked = {row["name"]: [worst for _, worst in row["cells"]] for row in table["rows"]}
+    assert {name: worst for name, worst in marked.items() if any(worst)} == {
+        "blind": [True, False],
+        "full eot": [False, True],
+    }
+    assert table["rows"][-1]["cells"][0][0] is None
 
 
 def test_radii_are_rounded_down_and_never_up():
