@@ -1,4 +1,4 @@
-"""Canaries notice a target that changes, between queries and between runs, and pay for what they ask."""
+"""Canaries notice a target that changes, between queries and between runs, and pay for their queries."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ BUDGET = {"training": 1000, "certification": 1000, "canary": 60}
 
 
 class Service:
-    """A service with a version and, if asked, a will of its own; it counts what it is asked."""
+    """A service with a version and, on demand, a will of its own; it counts its queries."""
 
     def __init__(self) -> None:
-        self.shift, self.noise, self.asked = 0.0, 0.0, 0
+        self.shift, self.noise, self.queries = 0.0, 0.0, 0
         self._rng = np.random.default_rng(1)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        self.asked += len(images)
+        self.queries += len(images)
         logits = images.reshape(len(images), -1) @ np.arange(12).reshape(4, 3) % 3 * [1, 1 + self.shift, 1]
         logits = logits + self.noise * self._rng.normal(size=logits.shape)
         scores = np.exp(logits)
@@ -31,7 +31,7 @@ def ledger_with(path: Path, every: int = 10, budget: dict[str, int] = BUDGET) ->
 
 
 @pytest.mark.parametrize("kind", ["probabilities", "labels"])
-def test_a_target_that_stays_the_same_is_asked_now_and_then(kind: str, tmp_path: Path) -> None:
+def test_a_target_that_stays_the_same_is_checked_now_and_then(kind: str, tmp_path: Path) -> None:
     service = Service()
     function = service if kind == "probabilities" else lambda images: service(images).argmax(axis=1)
     target = open_target(function, num_classes=3, output_kind=kind, identity="service")
@@ -46,9 +46,9 @@ def test_a_target_that_stays_the_same_is_asked_now_and_then(kind: str, tmp_path:
         paid.query(IMAGES)  # known answers are free, also of canaries
         assert ledger.bill()["canary"].answered == 15
         ledger.canaries.finish()
-        ledger.canaries.finish()  # nothing was asked since
+        ledger.canaries.finish()  # nothing was queried since
         assert ledger.bill()["canary"].answered == 18
-        assert service.asked == ledger.bill().total.answered == 58
+        assert service.queries == ledger.bill().total.answered == 58
 
 
 def test_a_change_stops_the_run(tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def test_a_target_with_a_will_of_its_own_is_recorded_and_left_alone(tmp_path: Pa
         paid = ledger.attach(target)
         paid.query(IMAGES[:5])
         assert ledger.canaries.deterministic is False
-        asked = ledger.bill()["canary"].answered
+        queries = ledger.bill()["canary"].answered
         paid.query(IMAGES[5:])
         ledger.canaries.finish()
-        assert ledger.bill()["canary"].answered == asked == 9
+        assert ledger.bill()["canary"].answered == queries == 9
 
 
 def test_top_k_answers_are_compared_where_they_are_known(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def box(images: np.ndarray) -> Any:
+def black_box(images: np.ndarray) -> Any:
     """A dense network; the students below are convolutional."""
     network = MLPClassifier((64,), alpha=0.1, max_iter=60, random_state=0)
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
@@ -67,15 +67,15 @@ def student(seed: int = 0, dropout: float = 0.0) -> nn.Module:
         )
 
 
-def answering(box: Any, kind: str) -> Any:
+def answering(black_box: Any, kind: str) -> Any:
     """The network as a target of each kind; log-probabilities serve as its logits."""
 
     def answer(images: np.ndarray) -> np.ndarray:
         # In float64 the answers, rounded to float32, are the same whatever the batch.
         rows = images.reshape(len(images), -1).astype(np.float64)
         if kind == "labels":
-            return box.predict(rows)
-        return box.predict_log_proba(rows) if kind == "logits" else box.predict_proba(rows)
+            return black_box.predict(rows)
+        return black_box.predict_log_proba(rows) if kind == "logits" else black_box.predict_proba(rows)
 
     return open_target(answer, num_classes=10, output_kind=kind, identity=f"mlp-{kind}")
 
@@ -92,10 +92,10 @@ def weights(model: nn.Module) -> bytes:
         ("logits", "l1", 1e-2),  # these logits reach 9, far from where a student starts
     ],
 )
-def test_a_student_learns_the_box_from_600_answers(
-    images: np.ndarray, box: Any, kind: str, loss: str, learning_rate: float, tmp_path: Path
+def test_a_student_learns_the_black_box_from_600_answers(
+    images: np.ndarray, black_box: Any, kind: str, loss: str, learning_rate: float, tmp_path: Path
 ) -> None:
-    target = answering(box, kind)
+    target = answering(black_box, kind)
     untrained = fidelity(student(), target, images[900:])
     assert untrained.agreement < 0.5
     with QueryLedger(tmp_path / "ledger.db", 600) as ledger:
@@ -115,8 +115,8 @@ def test_a_student_learns_the_box_from_600_answers(
     assert held_out.lower <= held_out.agreement <= held_out.upper
 
 
-def test_noise_in_training_helps_under_noise(images: np.ndarray, box: Any) -> None:
-    target = answering(box, "probabilities")
+def test_noise_in_training_helps_under_noise(images: np.ndarray, black_box: Any) -> None:
+    target = answering(black_box, "probabilities")
     options: dict[str, Any] = {"budget": 600, "epochs": 20, "batch_size": 64, "learning_rate": 3e-3}
     clean = distill(target, images[:900], student(), **options)
     noisy = distill(target, images[:900], student(), noise=Gaussian(0.4), **options)
@@ -132,8 +132,8 @@ def test_noise_in_training_helps_under_noise(images: np.ndarray, box: Any) -> No
     assert robust(noisy) > robust(clean) + 0.05
 
 
-def test_one_seed_one_student(images: np.ndarray, box: Any) -> None:
-    target = answering(box, "probabilities")
+def test_one_seed_one_student(images: np.ndarray, black_box: Any) -> None:
+    target = answering(black_box, "probabilities")
     options: dict[str, Any] = {
         "budget": 150,
         "epochs": 3,
@@ -153,7 +153,7 @@ def test_one_seed_one_student(images: np.ndarray, box: Any) -> None:
 
 
 def test_an_interrupted_training_resumes_to_the_same_bits(
-    images: np.ndarray, box: Any, tmp_path: Path
+    images: np.ndarray, black_box: Any, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
         "budget": 100,
@@ -162,7 +162,7 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
         "shift": 1,
         "batch_size": 32,
     }
-    target = answering(box, "labels")
+    target = answering(black_box, "labels")
     whole = distill(target, images, student(dropout=0.3), **options)
 
     def interrupted(epochs: range, desc: str = "") -> Iterator[int]:
@@ -248,9 +248,15 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
 
 
-def test_a_surrogate_is_saved_and_loaded(images: np.ndarray, box: Any, tmp_path: Path) -> None:
+def test_a_surrogate_is_saved_and_loaded(images: np.ndarray, black_box: Any, tmp_path: Path) -> None:
     surrogate = distill(
-        answering(box, "labels"), images, student(), budget=100, epochs=1, query_batch=100, validation=0.2
+        answering(black_box, "labels"),
+        images,
+        student(),
+        budget=100,
+        epochs=1,
+        query_batch=100,
+        validation=0.2,
     )
     assert 0 <= surrogate.held_out_agreement <= 1
     surrogate.save(tmp_path / "s.safetensors")
@@ -271,7 +277,7 @@ def test_a_surrogate_is_saved_and_loaded(images: np.ndarray, box: Any, tmp_path:
             Surrogate.load(tmp_path / name, model)
 
 
-def test_validation_is_not_trained_on(images: np.ndarray, box: Any) -> None:
+def test_validation_is_not_trained_on(images: np.ndarray, black_box: Any) -> None:
     """A student that can learn random labels by heart agrees on what it saw, not on what was held out."""
     answers = np.random.default_rng(0)
     target = open_target(
@@ -342,10 +348,10 @@ def test_no_argument_takes_true_labels() -> None:
     ],
 )
 def test_bad_input_spends_nothing(
-    images: np.ndarray, box: Any, options: dict[str, Any], message: str, tmp_path: Path
+    images: np.ndarray, black_box: Any, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with QueryLedger(tmp_path / "ledger.db", 500) as ledger:
-        paid = ledger.attach(answering(box, "labels"))
+        paid = ledger.attach(answering(black_box, "labels"))
         given = {"pool": images, "student": student(), "budget": 100} | options
         with pytest.raises(SurrogateError, match=message) as caught:
             distill(paid, given.pop("pool"), given.pop("student"), **given)
@@ -353,9 +359,11 @@ def test_bad_input_spends_nothing(
         assert ledger.bill()["training"].largest == 0
 
 
-def test_a_ledger_with_less_than_the_budget_refuses(images: np.ndarray, box: Any, tmp_path: Path) -> None:
+def test_a_ledger_with_less_than_the_budget_refuses(
+    images: np.ndarray, black_box: Any, tmp_path: Path
+) -> None:
     with QueryLedger(tmp_path / "ledger.db", 30) as ledger:
-        paid = ledger.attach(answering(box, "labels"))
+        paid = ledger.attach(answering(black_box, "labels"))
         with pytest.raises(BudgetExceeded, match="training budget is 30 queries, 0 spent"):
             distill(paid, images, student(), budget=64)
         assert ledger.bill()["training"].largest == 0

@@ -28,16 +28,16 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def box(images: np.ndarray) -> Any:
+def black_box(images: np.ndarray) -> Any:
     regression = LogisticRegression(C=0.1, max_iter=1000)
     return regression.fit(images[:900].reshape(900, -1), load_digits().target[:900])
 
 
-def answering(box: Any, events: list[str] | None = None) -> Any:
+def answering(black_box: Any, events: list[str] | None = None) -> Any:
     def answer(batch: np.ndarray) -> np.ndarray:
         if events is not None:
             events.append(f"ask {len(batch)}")
-        return box.predict_proba(batch.reshape(len(batch), -1))
+        return black_box.predict_proba(batch.reshape(len(batch), -1))
 
     return open_target(answer, num_classes=10, output_kind="probabilities", identity="regression")
 
@@ -64,10 +64,10 @@ FAST: dict[str, Any] = {"epochs": 4, "batch_size": 32, "learning_rate": 3e-3}
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_pays_for_its_budget_and_repeats_itself(
-    strategy: str, images: np.ndarray, box: Any, tmp_path: Path
+    strategy: str, images: np.ndarray, black_box: Any, tmp_path: Path
 ) -> None:
     with QueryLedger(tmp_path / "ledger.db", 120) as ledger:
-        paid = ledger.attach(answering(box))
+        paid = ledger.attach(answering(black_box))
         runs = [
             distill(paid, images[:900], student(), budget=120, query_batch=50, selection=strategy, **FAST)
             for _ in range(2)
@@ -81,7 +81,7 @@ def test_every_strategy_pays_for_its_budget_and_repeats_itself(
     assert len(runs[0].rounds) == (1 if strategy == "random" else 5)
 
 
-def test_all_images_of_a_round_are_chosen_before_the_first_is_asked(images: np.ndarray, box: Any) -> None:
+def test_all_images_of_a_round_are_chosen_before_its_first_query(images: np.ndarray, black_box: Any) -> None:
     events: list[str] = []
 
     def features(part: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_all_images_of_a_round_are_chosen_before_the_first_is_asked(images: np.n
 
     selection = Selection("kcenter", rounds=3, start=0.4, features=features)
     surrogate = distill(
-        answering(box, events),
+        answering(black_box, events),
         images[:900],
         student(),
         budget=100,
@@ -101,15 +101,15 @@ def test_all_images_of_a_round_are_chosen_before_the_first_is_asked(images: np.n
     assert surrogate.rounds == (40, 30, 30)
     runs = [(kind, len(list(group))) for kind, group in itertools.groupby(event[:4] for event in events)]
     assert [kind for kind, _ in runs] == ["ask ", "look", "ask ", "look", "ask "]
-    assert [asked for kind, asked in runs if kind == "ask "] == [2, 2, 2]
+    assert [queries for kind, queries in runs if kind == "ask "] == [2, 2, 2]
     assert events[-2:] == ["ask 20", "ask 10"]
 
 
-def test_rounds_train_anew_or_go_on(images: np.ndarray, box: Any) -> None:
+def test_rounds_train_anew_or_go_on(images: np.ndarray, black_box: Any) -> None:
     def loss_of_second(continued: bool) -> float:
         selection = Selection("margin", rounds=2, start=0.9, continued=continued, round_epochs=40)
         return distill(
-            answering(box), images[:900], student(), budget=300, selection=selection, **FAST
+            answering(black_box), images[:900], student(), budget=300, selection=selection, **FAST
         ).history[0]
 
     assert loss_of_second(True) < loss_of_second(False) - 0.3
@@ -134,7 +134,7 @@ class Interrupt:
 
 @pytest.mark.parametrize("training", [1, 2, 3, 4, 5])  # two rounds, two members, the last
 def test_an_interruption_in_any_round_resumes_to_the_same_bits(
-    training: int, images: np.ndarray, box: Any, tmp_path: Path
+    training: int, images: np.ndarray, black_box: Any, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = FAST | {
         "budget": 90,
@@ -146,18 +146,18 @@ def test_an_interruption_in_any_round_resumes_to_the_same_bits(
         "unlabelled_ratio": 2,
         "shift": 1,
     }
-    whole = distill(answering(box), images[:300], student(), committee=committee(), **options)
+    whole = distill(answering(black_box), images[:300], student(), committee=committee(), **options)
     assert len(whole.history) == 4
 
     calls: list[str] = []
     with QueryLedger(tmp_path / "ledger.db", 90) as ledger:
-        paid = ledger.attach(answering(box, calls))
+        paid = ledger.attach(answering(black_box, calls))
         options["checkpoint"] = tmp_path / "student.pt"
         with pytest.raises(KeyboardInterrupt):
             distill(
                 paid, images[:300], student(), committee=committee(), progress=Interrupt(training), **options
             )
-        asked = len(calls)
+        before = len(calls)
         epochs: list[int] = []
 
         def counted(remaining: range, desc: str = "") -> range:
@@ -167,7 +167,7 @@ def test_an_interruption_in_any_round_resumes_to_the_same_bits(
         resumed = distill(paid, images[:300], student(), committee=committee(), progress=counted, **options)
         assert ledger.bill()["training"].spent == 90
         assert sum(int(call.split()[1]) for call in calls) == 90
-    assert asked > 0
+    assert before > 0
     # Finished rounds are not trained again, the interrupted one goes on; the last epoch is not saved yet.
     assert epochs[: training - 1] == [0] * (training - 1)
     assert epochs[training - 1] == 3 - 1
@@ -229,16 +229,16 @@ def test_patience_returns_the_best_epoch(images: np.ndarray) -> None:
         assert float((longer.eval()(data[:100]).argmax(1).numpy() == truth[:100]).mean()) < 0.3
 
 
-def test_a_committee_teaches_images_that_were_not_asked_about(images: np.ndarray, tmp_path: Path) -> None:
+def test_a_committee_gives_goals_to_images_without_an_answer(images: np.ndarray, tmp_path: Path) -> None:
     """Against the same students without it: better with each of three seeds, for no query more."""
-    machine = SVC(C=10, probability=True, random_state=0)
+    classifier = SVC(C=10, probability=True, random_state=0)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        machine.fit(images[:900].reshape(900, -1), load_digits().target[:900])
+        classifier.fit(images[:900].reshape(900, -1), load_digits().target[:900])
     target = open_target(
-        lambda batch: machine.predict_proba(batch.reshape(len(batch), -1)),
+        lambda batch: classifier.predict_proba(batch.reshape(len(batch), -1)),
         num_classes=10,
         output_kind="probabilities",
-        identity="machine",
+        identity="classifier",
     )
 
     def agreement(members: int) -> list[float]:
@@ -267,21 +267,23 @@ def test_a_committee_teaches_images_that_were_not_asked_about(images: np.ndarray
     assert (gained > 0).all()
 
 
-def test_bfloat16_trains(images: np.ndarray, box: Any) -> None:
+def test_bfloat16_trains(images: np.ndarray, black_box: Any) -> None:
     options = {"budget": 300, "epochs": 20, "batch_size": 32, "learning_rate": 3e-3}
-    surrogate = distill(answering(box), images[:900], student(), precision="bfloat16", **options)
-    exact = distill(answering(box), images[:900], student(), **options)
+    surrogate = distill(answering(black_box), images[:900], student(), precision="bfloat16", **options)
+    exact = distill(answering(black_box), images[:900], student(), **options)
     assert weights(surrogate.model) != weights(exact.model)
     assert next(surrogate.model.parameters()).dtype == torch.float32
-    assert fidelity(surrogate, answering(box), images[900:]).agreement > 0.85
+    assert fidelity(surrogate, answering(black_box), images[900:]).agreement > 0.85
 
 
-def test_a_recipe_is_overridden_by_options(images: np.ndarray, box: Any) -> None:
+def test_a_recipe_is_overridden_by_options(images: np.ndarray, black_box: Any) -> None:
     recipe = Recipe(epochs=7, batch_size=32)
-    assert len(distill(answering(box), images, student(), budget=64, recipe=recipe).history) == 7
-    assert len(distill(answering(box), images, student(), budget=64, recipe=recipe, epochs=2).history) == 2
+    assert len(distill(answering(black_box), images, student(), budget=64, recipe=recipe).history) == 7
+    assert (
+        len(distill(answering(black_box), images, student(), budget=64, recipe=recipe, epochs=2).history) == 2
+    )
     with pytest.raises(TypeError, match="epoch"):
-        distill(answering(box), images, student(), budget=64, epoch=2)
+        distill(answering(black_box), images, student(), budget=64, epoch=2)
 
 
 def test_the_former_spelling_of_unlabeled_is_accepted() -> None:
@@ -290,9 +292,9 @@ def test_the_former_spelling_of_unlabeled_is_accepted() -> None:
     assert replace(former, epochs=3).unlabeled_ratio == 2
 
 
-def test_labels_of_the_best_k_teach(images: np.ndarray, box: Any) -> None:
+def test_a_student_learns_from_the_best_k(images: np.ndarray, black_box: Any) -> None:
     def best_two(batch: np.ndarray) -> np.ndarray:
-        scores = box.predict_proba(batch.reshape(len(batch), -1))
+        scores = black_box.predict_proba(batch.reshape(len(batch), -1))
         scores[scores < np.sort(scores, axis=1)[:, -2:-1]] = np.nan
         return scores
 

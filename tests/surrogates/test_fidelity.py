@@ -99,9 +99,9 @@ def test_the_bounds_cover_and_a_normal_bound_would_not() -> None:
         (ramp(3), {"batch_size": 0}, "batch_size must be a positive integer, got 0"),
     ],
 )
-def test_bad_input_asks_nothing(images: np.ndarray, options: dict[str, Any], message: str) -> None:
+def test_bad_input_queries_nothing(images: np.ndarray, options: dict[str, Any], message: str) -> None:
     def function(images: np.ndarray) -> np.ndarray:
-        raise AssertionError("asked")
+        raise AssertionError("queried")
 
     with pytest.raises(SurrogateError, match=message):
         fidelity(FirstPixel(0.5), open_target(function, num_classes=2), images, **options)

@@ -107,7 +107,7 @@ def states(path: Path) -> Counter[str]:
         return Counter(dict(db.execute("SELECT state, sum(size) FROM batches GROUP BY state")))
 
 
-def test_an_image_is_asked_once(path: Path) -> None:
+def test_an_image_is_paid_once(path: Path) -> None:
     service = Service()
     images = pool(10)
     with QueryLedger(path, 10) as ledger:
@@ -187,7 +187,7 @@ def test_votes_and_attacks_are_never_answered_from_the_cache(path: Path, purpose
         ledger.attach(opened(service)).query(images)
         fresh = ledger.attach(opened(service), purpose=purpose, experiment="seed 0")
         fresh.query(images)
-        fresh.query(images)  # equal bytes again: a randomised target must be asked again
+        fresh.query(images)  # equal bytes again: a randomized target must answer again
         assert service.served == [0, 1, 2, 3] * 3
         ledger.attach(opened(service), purpose=purpose, experiment="seed 1").query(images)
         assert len(service.served) == 16
@@ -244,7 +244,7 @@ def test_receipts_of_a_former_experiment_are_not_paid_again(path: Path, purpose:
         assert ledger.bill()[purpose].recalled == 13
         for left, right in zip(before, after, strict=True):
             np.testing.assert_array_equal(left.labels, right.labels)
-        newer.query(pool(4))  # the third asking of equal bytes was never paid
+        newer.query(pool(4))  # the third batch of equal bytes was never paid
         assert service.served[13:] == [0, 1, 2, 3]
     with QueryLedger(path, {purpose: 100}) as ledger:
         again = ledger.attach(opened(service, batch_size=3), purpose=purpose, experiment="v3")
@@ -382,7 +382,7 @@ def test_a_query_that_lost_its_budget_on_the_way_stops(path: Path) -> None:
         charge = ledger.bill()["training"]
         assert (charge.answered, charge.unknown, charge.refused, charge.in_flight) == (4, 4, 8, 0)
         assert target.query(pool(4)).labels.tolist() == [0, 1, 2, 3]  # and what was paid is kept
-    with QueryLedger(path, 9) as ledger:  # the last attempts of all can pass the budget, and are told
+    with QueryLedger(path, 9) as ledger:  # the last attempts of all can pass the budget, and are booked
         ledger.attach(Lossy(4)).query(pool(1, first=50))
         charge = ledger.bill()["training"]
         assert (charge.largest, charge.remaining) == (13, 0)
@@ -390,7 +390,7 @@ def test_a_query_that_lost_its_budget_on_the_way_stops(path: Path) -> None:
             ledger.attach(lossy).query(pool(1, first=60))
 
 
-def test_canaries_are_asked_afresh(path: Path) -> None:
+def test_canaries_are_queried_afresh(path: Path) -> None:
     service = Service()
     with QueryLedger(path, {"training": 10, "canary": 10}) as ledger:
         ledger.attach(opened(service)).query(pool(3))
@@ -464,7 +464,7 @@ def test_an_interrupt_keeps_what_was_answered_and_frees_what_was_not_sent(path: 
         assert ledger.bill()["training"].spent == 22
 
 
-def test_two_threads_ask_an_image_once(path: Path) -> None:
+def test_two_threads_pay_an_image_once(path: Path) -> None:
     class Slow(Service):
         def __call__(self, images: np.ndarray) -> np.ndarray:
             time.sleep(0.1)
@@ -707,7 +707,7 @@ def scenario_race(folder: Path) -> None:
 
 
 def scenario_duplicates(folder: Path) -> None:
-    """Four processes ask the same images at once, each in its own order; every image is paid once."""
+    """Four processes query the same images at once, each in its own order; every image is paid once."""
     path, file = folder / "ledger.db", folder / "witness"
     file.touch()
 
@@ -820,7 +820,7 @@ def test_four_processes_never_exceed_the_budget(tmp_path: Path) -> None:
     scenario("race", tmp_path)
 
 
-def test_four_processes_ask_a_duplicate_once(tmp_path: Path) -> None:
+def test_four_processes_pay_a_duplicate_once(tmp_path: Path) -> None:
     scenario("duplicates", tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_reading_changes_nothing_and_needs_no_pause_of_the_writer(tmp_path: Path
     assert path.read_bytes() == before
 
 
-def test_a_stale_batch_is_shown_and_left_alone(path: Path) -> None:
+def test_a_stale_batch_is_listed_and_not_settled(path: Path) -> None:
     connection = sqlite3.connect(path)
     with connection:
         connection.execute(

@@ -206,7 +206,7 @@ def test_without_a_leak_the_interval_covers_a_coin(attack):
     assert false <= 0.02, "non-members set the threshold, and members without a leak pass it no more often"
 
 
-def test_a_planted_leak_is_found_and_references_find_it_better():
+def test_a_planted_leak_is_detected_and_better_with_references():
     found = audited(1)
     assert set(found) == {"loss", "rmia", "lira"}
     assert all(each.lower > 0.5 for each in found.values())
@@ -230,7 +230,7 @@ def test_attacks_that_lack_what_they_need_are_not_run():
     }
 
 
-def test_a_paid_target_is_asked_once_an_image(tmp_path):
+def test_a_paid_target_is_queried_once_an_image(tmp_path):
     import surrogates
 
     table = Table(np.linspace(-3, 3, 800).astype(np.float32))
@@ -239,13 +239,13 @@ def test_a_paid_target_is_asked_once_an_image(tmp_path):
     )
     audit = MembershipAudit(*GROUPS[:2], references=[table, table], population=GROUPS[2])
     with surrogates.QueryLedger(tmp_path / "ledger.db", {"evaluation": 800}) as ledger:
-        asked = audit(ledger.attach(target, purpose="evaluation"))
+        audited = audit(ledger.attach(target, purpose="evaluation"))
         again = audit(ledger.attach(target, purpose="evaluation"))
         assert ledger.bill()["evaluation"].answered == 800
-    assert {name: each.auc for name, each in asked.items()} == {
+    assert {name: each.auc for name, each in audited.items()} == {
         name: each.auc for name, each in again.items()
     }
-    assert asked["loss"].auc == audit(table)["loss"].auc
+    assert audited["loss"].auc == audit(table)["loss"].auc
 
 
 BAD = [

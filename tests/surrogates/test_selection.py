@@ -1,4 +1,4 @@
-"""Strategies choose what they say they choose, the same each time, and never what was asked about."""
+"""Strategies choose as their names promise, the same each time, and never an image that was queried."""
 
 import itertools
 from typing import Any
@@ -98,7 +98,7 @@ def test_k_center_is_the_greedy_one_and_within_twice_the_best() -> None:
 
 
 def test_k_center_covers_a_cluster_that_random_misses(pool: torch.Tensor) -> None:
-    """Three images in three hundred are far from the others: k-center asks about one of them at once."""
+    """Three images in three hundred are far from the others: k-center queries one of them at once."""
     images = pool.clone()
     images[[17, 170, 271]] += 5
     flat = {"features": lambda part: part.flatten(1)}

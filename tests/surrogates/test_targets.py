@@ -83,7 +83,7 @@ def mlflow_uris(
 
 
 class Counted:
-    """A callable target that counts the images it is shown."""
+    """A callable target that counts the images that it gets."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -227,7 +227,7 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize(("images", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
-def test_bad_images_are_refused_before_the_target_is_asked(images: Any, message: str) -> None:
+def test_bad_images_are_refused_before_any_query(images: Any, message: str) -> None:
     function = Counted(ten_classes)
     target = open_target(function, num_classes=10, input_shape=SHAPE)
     with pytest.raises(TargetError, match=message) as caught:
@@ -236,7 +236,7 @@ def test_bad_images_are_refused_before_the_target_is_asked(images: Any, message:
     assert function.served == 0
 
 
-def test_noisy_images_pass_when_asked_for() -> None:
+def test_noisy_images_pass_where_they_may() -> None:
     target = open_target(ten_classes, num_classes=10)
     assert len(target.query(np.full((2, *SHAPE), 1.5, np.float32), bounded=False)) == 2
     with pytest.raises(TargetError, match="finite"):

@@ -48,7 +48,7 @@ def opened(url: str, **options: Any) -> surrogates.Target:
     return open_target(url, num_classes=3, **{"timeout": 5.0} | options)
 
 
-class Asked:
+class Queried:
     """A query through a ledger, the error it ended with, and the bill after it."""
 
     def __init__(self, target: surrogates.Target, path: Path, images: np.ndarray = IMAGES) -> None:
@@ -82,18 +82,18 @@ def test_what_is_refused_is_not_charged_and_not_repeated(
 ) -> None:
     url, faults = service
     faults.will("refuse", status=status)
-    asked = Asked(opened(url), tmp_path)
-    assert isinstance(asked.error, Refused)
+    queried = Queried(opened(url), tmp_path)
+    assert isinstance(queried.error, Refused)
     assert len(faults.seen) == 1
     assert waits == []
-    assert asked.bill == (0, faults.charged) == (0, 0)
+    assert queried.bill == (0, faults.charged) == (0, 0)
     with pytest.raises(TargetError, match=message) as caught:
-        raise asked.error
+        raise queried.error
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_service_is_asked_again_when_it_says(
+def test_a_busy_service_is_queried_again_when_it_says(
     status: int, service: Any, waits: list[float], tmp_path: Path
 ) -> None:
     url, faults = service
@@ -102,10 +102,10 @@ def test_a_busy_service_is_asked_again_when_it_says(
     faults.will("refuse", status=status, headers={"Retry-After": "7"})
     faults.will("refuse", status=status, headers={"Retry-After": later, "Date": date})
     faults.will("refuse", status=status, headers={"Retry-After": "soon"})
-    asked = Asked(opened(url), tmp_path)
-    assert asked.error is None
-    np.testing.assert_allclose(asked.answers.scores, model(IMAGES), rtol=1e-6)
-    assert asked.bill == (faults.charged, 0) == (4, 0)
+    queried = Queried(opened(url), tmp_path)
+    assert queried.error is None
+    np.testing.assert_allclose(queried.answers.scores, model(IMAGES), rtol=1e-6)
+    assert queried.bill == (faults.charged, 0) == (4, 0)
     assert len(waits) == 3
     assert waits[:2] == [7, 12]
     assert 0 < waits[2] <= http.LONGEST_BACKOFF_SECONDS  # what cannot be read is backed off from
@@ -130,20 +130,20 @@ def test_retry_after_as_seconds_and_as_date() -> None:
 def test_a_wait_past_the_limit_is_not_begun(service: Any, waits: list[float], tmp_path: Path) -> None:
     url, faults = service
     faults.will("refuse", status=429, headers={"Retry-After": "3600"})
-    asked = Asked(opened(url, max_wait=60), tmp_path)
-    assert isinstance(asked.error, Refused)
-    assert "asks to wait 3600 s: lower rate" in str(asked.error)
-    assert (len(faults.seen), waits, asked.bill) == (1, [], (0, 0))
+    queried = Queried(opened(url, max_wait=60), tmp_path)
+    assert isinstance(queried.error, Refused)
+    assert "asks to wait 3600 s: lower rate" in str(queried.error)
+    assert (len(faults.seen), waits, queried.bill) == (1, [], (0, 0))
 
 
 def test_attempts_and_waiting_are_bounded(service: Any, waits: list[float], tmp_path: Path) -> None:
     url, faults = service
     faults.will("refuse", times=50, status=503)
-    asked = Asked(opened(url, attempts=4), tmp_path)
-    assert isinstance(asked.error, Refused)
-    assert "answered 503 Service Unavailable (" in str(asked.error)
-    assert "in 4 attempts" in str(asked.error)
-    assert (len(faults.seen), len(waits), asked.bill) == (4, 3, (0, 0))
+    queried = Queried(opened(url, attempts=4), tmp_path)
+    assert isinstance(queried.error, Refused)
+    assert "answered 503 Service Unavailable (" in str(queried.error)
+    assert "in 4 attempts" in str(queried.error)
+    assert (len(faults.seen), len(waits), queried.bill) == (4, 3, (0, 0))
     for number, wait in enumerate(waits):  # full jitter above one half, doubling
         assert 0.5 <= wait / (http.FIRST_BACKOFF_SECONDS * 2**number) <= 1
 
@@ -165,27 +165,27 @@ def test_an_attempt_of_unknown_outcome_is_repeated_once_and_stays_on_the_bill(
     url, faults = service
     target = opened(url, timeout=0.4)
     faults.will(fault, **details)
-    asked = Asked(target, tmp_path)
-    assert asked.error is None
-    np.testing.assert_allclose(asked.answers.scores, model(IMAGES), rtol=1e-6)
+    queried = Queried(target, tmp_path)
+    assert queried.error is None
+    np.testing.assert_allclose(queried.answers.scores, model(IMAGES), rtol=1e-6)
     assert faults.charged == 8
-    assert asked.bill == (4, 4)
+    assert queried.bill == (4, 4)
     assert len(waits) == 1
 
     faults.will(fault, times=2, **details)
-    asked = Asked(target, tmp_path, IMAGES / 2)
-    assert not isinstance(asked.error, Refused)
+    queried = Queried(target, tmp_path, IMAGES / 2)
+    assert not isinstance(queried.error, Refused)
     with pytest.raises(TargetError, match=message) as caught:
-        raise asked.error
+        raise queried.error
     assert "\n" not in str(caught.value)
     assert faults.charged == 16
-    assert asked.bill == (4, 12)
-    assert asked.charge.smallest <= faults.charged <= asked.charge.largest
+    assert queried.bill == (4, 12)
+    assert queried.charge.smallest <= faults.charged <= queried.charge.largest
 
     faults.will(fault, **details)
-    asked = Asked(opened(url, timeout=0.4, repeats=0), tmp_path, IMAGES / 3)
-    assert asked.error is not None
-    assert asked.bill == (4, 16)
+    queried = Queried(opened(url, timeout=0.4, repeats=0), tmp_path, IMAGES / 3)
+    assert queried.error is not None
+    assert queried.bill == (4, 16)
     assert faults.charged == 20
 
 
@@ -194,10 +194,10 @@ def test_a_refusal_after_a_lost_attempt_does_not_make_it_free(
 ) -> None:
     url, faults = service
     faults.will("reset").will("refuse", times=5, status=429)
-    asked = Asked(opened(url), tmp_path)
-    assert not isinstance(asked.error, Refused)
-    assert "answered 429" in str(asked.error)
-    assert asked.bill == (0, faults.charged) == (0, 4)
+    queried = Queried(opened(url), tmp_path)
+    assert not isinstance(queried.error, Refused)
+    assert "answered 429" in str(queried.error)
+    assert queried.bill == (0, faults.charged) == (0, 4)
 
 
 WRONG = {
@@ -230,42 +230,42 @@ def test_a_wrong_answer_is_named_paid_for_and_not_repeated(
 ) -> None:
     url, faults = service
     faults.will(fault, **details)
-    asked = Asked(opened(url, max_bytes=4096), tmp_path)
-    assert not isinstance(asked.error, Refused)
+    queried = Queried(opened(url, max_bytes=4096), tmp_path)
+    assert not isinstance(queried.error, Refused)
     with pytest.raises(TargetError, match=message) as caught:
-        raise asked.error
+        raise queried.error
     assert "\n" not in str(caught.value)
     assert len(faults.seen) == 1
-    assert asked.bill == (0, faults.charged) == (0, 4)
+    assert queried.bill == (0, faults.charged) == (0, 4)
 
 
 def test_a_slow_answer_is_waited_for(service: Any, tmp_path: Path) -> None:
     url, faults = service
     faults.will("slow", seconds=0.5)
-    asked = Asked(opened(url, timeout=10), tmp_path)
-    assert asked.bill == (4, 0)
+    queried = Queried(opened(url, timeout=10), tmp_path)
+    assert queried.bill == (4, 0)
     assert len(faults.seen) == 1
 
 
 def test_a_redirect_is_named_and_not_followed(service: Any, tmp_path: Path) -> None:
     url, faults = service
     faults.will("refuse", status=302, headers={"Location": "https://user:pw@elsewhere/x?key=hush"})
-    asked = Asked(opened(url), tmp_path)
-    assert isinstance(asked.error, Refused)
-    assert "302 Found" in str(asked.error)
-    assert "points to, https://elsewhere/x?key=…" in str(asked.error)
-    assert asked.bill == (0, 0)
+    queried = Queried(opened(url), tmp_path)
+    assert isinstance(queried.error, Refused)
+    assert "302 Found" in str(queried.error)
+    assert "points to, https://elsewhere/x?key=…" in str(queried.error)
+    assert queried.bill == (0, 0)
 
 
 def test_a_service_that_is_gone_charges_nothing(waits: list[float], tmp_path: Path) -> None:
     with faulty_server(model) as (url, faults):
         target = opened(url, attempts=2)
-    asked = Asked(target, tmp_path)
-    assert isinstance(asked.error, Refused)
-    assert "cannot be reached" in str(asked.error)
-    assert "in 2 attempts: check the address and that the service runs" in str(asked.error)
-    assert asked.bill == (0, faults.charged) == (0, 0)
-    with pytest.raises(TargetError, match="cannot be reached"):  # and is noticed before anything is asked
+    queried = Queried(target, tmp_path)
+    assert isinstance(queried.error, Refused)
+    assert "cannot be reached" in str(queried.error)
+    assert "in 2 attempts: check the address and that the service runs" in str(queried.error)
+    assert queried.bill == (0, faults.charged) == (0, 0)
+    with pytest.raises(TargetError, match="cannot be reached"):  # and is noticed before any query
         opened(url)
 
 
@@ -274,11 +274,11 @@ def test_requests_of_one_query_go_out_at_once_and_keep_their_order(service: Any,
     images = np.random.default_rng(0).random((12, *SHAPE)).astype(np.float32)
     for _ in range(4):
         faults.will("slow", seconds=0.2)
-    asked = Asked(opened(url, batch_size=3, concurrency=4), tmp_path, images)
-    np.testing.assert_allclose(asked.answers.scores, model(images), rtol=1e-6)
+    queried = Queried(opened(url, batch_size=3, concurrency=4), tmp_path, images)
+    np.testing.assert_allclose(queried.answers.scores, model(images), rtol=1e-6)
     assert len(faults.seen) == 4
     assert 2 <= faults.most_at_once <= 4
-    assert asked.bill == (12, 0)
+    assert queried.bill == (12, 0)
 
 
 @pytest.mark.parametrize(
@@ -297,10 +297,10 @@ def test_a_query_that_fails_in_part(
     for fault in plan:
         faults.will(fault, **({"status": 400} if fault == "refuse" else {}))
     images = np.concatenate([IMAGES, IMAGES / 2, IMAGES / 3])
-    asked = Asked(opened(url, batch_size=4, concurrency=3, repeats=0), tmp_path, images)
-    assert isinstance(asked.error, Refused) == (bill == (0, 0))
-    assert asked.bill == bill
-    assert asked.charge.smallest <= faults.charged <= asked.charge.largest
+    queried = Queried(opened(url, batch_size=4, concurrency=3, repeats=0), tmp_path, images)
+    assert isinstance(queried.error, Refused) == (bill == (0, 0))
+    assert queried.bill == bill
+    assert queried.charge.smallest <= faults.charged <= queried.charge.largest
 
 
 def test_the_rate_paces_queries_and_not_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,14 +339,14 @@ def test_the_token_goes_out_and_nowhere_else(
     caplog.set_level(logging.DEBUG)
     target = opened(url, token_env="SERVICE_TOKEN")
     faults.will("reset").will("answer").will("echo", status=401)
-    asked = Asked(target, tmp_path)
-    wrong = Asked(target, tmp_path, IMAGES / 2)
-    assert asked.error is None
+    queried = Queried(target, tmp_path)
+    wrong = Queried(target, tmp_path, IMAGES / 2)
+    assert queried.error is None
     assert [seen["Authorization"] for seen in faults.seen] == [f"Bearer {token}"] * 3
     assert "into the environment variable SERVICE_TOKEN" in str(wrong.error)
-    told = [repr(target), repr(vars(target)), repr(vars(target._client)), str(wrong.error), caplog.text]
-    told += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
-    assert not any(token in text for text in told)
+    printed = [repr(target), repr(vars(target)), repr(vars(target._client)), str(wrong.error), caplog.text]
+    printed += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
+    assert not any(token in text for text in printed)
 
     named = opened(url, token_env="SERVICE_TOKEN", token_header="X-Api-Key:")
     named.query(IMAGES)
@@ -356,7 +356,7 @@ def test_the_token_goes_out_and_nowhere_else(
         opened(url, token_env="SERVICE_TOKEN")
 
 
-def test_passwords_in_addresses_are_used_and_not_shown(
+def test_passwords_in_addresses_are_used_and_not_printed(
     service: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     url, faults = service
@@ -364,12 +364,12 @@ def test_passwords_in_addresses_are_used_and_not_shown(
     target = opened(url.replace("://", "://user:hush@"))
     assert target.identity == url
     faults.will("answer").will("echo", status=404)
-    assert Asked(target, tmp_path).error is None
+    assert Queried(target, tmp_path).error is None
     assert faults.seen[0]["Authorization"].startswith("Basic ")
-    asked = Asked(target, tmp_path, IMAGES / 2)
-    told = [str(asked.error), caplog.text]
-    told += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
-    assert not any("hush" in text for text in told)
+    queried = Queried(target, tmp_path, IMAGES / 2)
+    printed = [str(queried.error), caplog.text]
+    printed += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
+    assert not any("hush" in text for text in printed)
     with pytest.raises(TargetError, match=r"\?api_key=… carries a secret in 'api_key'.*token_env") as caught:
         opened(f"{url}?api_key=hush")
     assert "hush" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A service as the job's target: asked by address, billed truly, watched for changes, its secrets kept."""
+"""A service as the job's target: opened by address, billed truly, watched for changes, its secrets kept."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_service_is_distilled_and_its_token_kept(
     assert summary.results["target"]["params"]["deterministic"] == "yes"
     charges = summary.bill.charges
     assert charges["training"].answered == 200
-    assert charges["evaluation"].unknown == 30  # the request that was reset, and asked again
+    assert charges["evaluation"].unknown == 30  # the request that was reset, and repeated
     # 120 clean and noisy held-out images and 200 of the pool: after the first, and then every 100
     assert charges["canary"].answered in (16, 20)
     total = summary.bill.total
@@ -104,7 +104,7 @@ def test_a_service_that_changes_stops_the_job(
 
 @pytest.mark.slow
 @pytest.mark.acceptance
-def test_another_form_of_asking_is_another_target(service: Any, store: str, tmp_path: Path) -> None:
+def test_another_pixel_format_is_another_target(service: Any, store: str, tmp_path: Path) -> None:
     url, faults = service
     options = {"target__num_classes": 10, "target__canary_every": 0}
     certdef.distill(configured(store, tmp_path, url, **options), progress=False)
@@ -128,7 +128,7 @@ def test_another_form_of_asking_is_another_target(service: Any, store: str, tmp_
         (["--target.num_classes=9"], "answers 9 classes, but the labels of digits go up to 9"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_asked(
+def test_what_is_wrong_is_reported_before_any_query(
     options: list[str], message: str, service: Any, store: str, tmp_path: Path, capsys: Any
 ) -> None:
     url, faults = service

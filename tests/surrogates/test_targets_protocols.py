@@ -63,7 +63,7 @@ INPUTS = {
 @pytest.mark.parametrize("extensions", [("binary_tensor_data",), ()], ids=["binary", "json"])
 @pytest.mark.parametrize(("about", "seen"), INPUTS.values(), ids=INPUTS.keys())
 @pytest.mark.parametrize("input_shape", [SHAPE, None], ids=["shape", "no shape"])
-def test_an_open_inference_model_tells_how_to_ask_it(
+def test_an_open_inference_model_reports_how_to_query_it(
     about: dict, seen: np.ndarray, extensions: tuple, input_shape: Any
 ) -> None:
     model = Model(predict, [about], [SCORES, LABELS], extensions=extensions)
@@ -120,7 +120,7 @@ OIP_FAULTS = {
 
 
 @pytest.mark.parametrize(("changes", "options", "message"), OIP_FAULTS.values(), ids=OIP_FAULTS.keys())
-def test_what_an_open_inference_model_cannot_be_asked(changes: dict, options: dict, message: str) -> None:
+def test_what_an_open_inference_model_cannot_answer(changes: dict, options: dict, message: str) -> None:
     model = Model(predict, [INPUTS["FP32"][0]], [SCORES, LABELS])
     vars(model).update(changes)
     with open_inference_server(model) as url, pytest.raises(TargetError, match=message) as caught:
