@@ -5,9 +5,9 @@
 
 Fashion-MNIST: the target is the CNN of the preset `fashion-mnist` (trained if no folder of a certdef model is given);
 the pool is its 60,000 training images without labels, the answers are probabilities, agreement is measured on the
-10,000 test images. Every row has the same student, pool, queries, optimiser and number of passes; a row says what it
+10,000 test images. Every row has the same student, pool, queries, optimizer and number of passes; a row says what it
 adds. KnockoffNets trains by cross-entropy on the same answers (random) or, as published, on one-hot labels (adaptive);
-adaptive draws by true class, which nobody else is told. Finished cells are kept in the results file: the same command
+adaptive draws by true class, which nobody else is given. Finished cells are kept in the results file: the same command
 goes on where it was. Needs `pip install certdef[benchmark]` for the rows `art_*`.
 """
 
@@ -51,7 +51,7 @@ _data: dict[str, Any] = {}
 
 
 def prepare(root: str, folder: str, threads: int) -> None:
-    """Load images and target once a process, and ask the target what agreement is measured against."""
+    """Load images and target once a process, and query the target for the labels that agreement is measured against."""
     from torchvision.datasets import FashionMNIST
 
     from certdef.models import storage
@@ -61,19 +61,19 @@ def prepare(root: str, folder: str, threads: int) -> None:
         part = FashionMNIST(str(Path(root) / "fashion_mnist"), train=train, download=False)
         _data[name] = part.data.numpy()[:, None].astype(np.float32) / 255
         _data[f"{name}_labels"] = part.targets.numpy()
-    box = nn.Sequential(storage.load_model(folder), nn.Softmax(dim=1)).eval()
-    _data["box"] = box
-    _data["target"] = surrogates.open_target(box, num_classes=CLASSES, output_kind="probabilities")
+    black_box = nn.Sequential(storage.load_model(folder), nn.Softmax(dim=1)).eval()
+    _data["black_box"] = black_box
+    _data["target"] = surrogates.open_target(black_box, num_classes=CLASSES, output_kind="probabilities")
     test = torch.from_numpy(_data["test"])
     noise = certify.nim_noise().sample(tuple(test.shape), generator=torch.Generator().manual_seed(0))
     _data["conditions"] = {"clean": test, "noisy": test + noise}
-    _data["theirs"] = {
-        name: predict(box, images, 500).argmax(dim=1) for name, images in _data["conditions"].items()
+    _data["labels_of_target"] = {
+        name: predict(black_box, images, 500).argmax(dim=1) for name, images in _data["conditions"].items()
     }
 
 
 def student(seed: int, member: int = 0) -> nn.Module:
-    """The untrained student; its weights depend on the seed alone, and are not those that the target began with."""
+    """The untrained student; its weights depend on the seed alone, and are not the target's initial ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1_000_003 * (member + 1) + seed)
         return build_classifier("cnn", SHAPE, CLASSES)
@@ -81,7 +81,7 @@ def student(seed: int, member: int = 0) -> nn.Module:
 
 def measure(row: str, budget: int, seed: int, epochs: int) -> dict[str, Any]:
     """One cell: agreement (share, images agreed) clean and under noise, and seconds."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     if row.startswith("art_"):
         model = knockoff(row.removeprefix("art_"), budget, seed, epochs)
     else:
@@ -103,10 +103,10 @@ def measure(row: str, budget: int, seed: int, epochs: int) -> dict[str, Any]:
             **options,
         )
     agreed = {
-        name: int((predict(model, images, 500).argmax(dim=1) == _data["theirs"][name]).sum())
+        name: int((predict(model, images, 500).argmax(dim=1) == _data["labels_of_target"][name]).sum())
         for name, images in _data["conditions"].items()
     }
-    seconds = round(time.perf_counter() - began, 1)
+    seconds = round(time.perf_counter() - start, 1)
     return {
         "row": row,
         "budget": budget,
@@ -118,7 +118,7 @@ def measure(row: str, budget: int, seed: int, epochs: int) -> dict[str, Any]:
 
 
 def knockoff(strategy: str, budget: int, seed: int, epochs: int) -> nn.Module:
-    """KnockoffNets with our student, optimiser and passes; its own loop has no schedule and no averaged weights."""
+    """KnockoffNets with our student, optimizer and passes; its own loop has no schedule and no averaged weights."""
     from art.attacks.extraction import KnockoffNets
     from art.estimators.classification import PyTorchClassifier
 
@@ -132,7 +132,7 @@ def knockoff(strategy: str, budget: int, seed: int, epochs: int) -> nn.Module:
     model = student(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=RECIPE["weight_decay"])
     attack = KnockoffNets(
-        PyTorchClassifier(_data["box"], **common),
+        PyTorchClassifier(_data["black_box"], **common),
         batch_size_fit=RECIPE["batch_size"],
         batch_size_query=500,
         nb_epochs=epochs,
@@ -170,24 +170,26 @@ def table(cells: list[dict[str, Any]], condition: str) -> str:
     lines = [f"| agreement, {condition} | " + " | ".join(f"{budget:,} queries" for budget in budgets) + " |"]
     lines.append("| --- |" + " ---: |" * len(budgets))
     for row in ROWS:
-        shown = []
+        columns = []
         for budget in budgets:
-            found = sorted(
+            agreed = sorted(
                 cell["agreed"][condition] for cell in cells if (cell["row"], cell["budget"]) == (row, budget)
             )
-            if not found:
-                shown.append("")
+            if not agreed:
+                columns.append("")
                 continue
-            middle, images = statistics.median_low(found), len(_data["test"])
+            middle, images = statistics.median_low(agreed), len(_data["test"])
             low, high = certify.binomial_interval(middle, images)
             spread = (
-                f" ({100 * found[0] / images:.2f}-{100 * found[-1] / images:.2f})" if len(found) > 1 else ""
+                f" ({100 * agreed[0] / images:.2f}-{100 * agreed[-1] / images:.2f})"
+                if len(agreed) > 1
+                else ""
             )
-            shown.append(
+            columns.append(
                 f"{100 * middle / images:.2f}{spread} [{100 * float(low):.1f}, {100 * float(high):.1f}]"
             )
-        if any(shown):
-            lines.append(f"| {row} | " + " | ".join(shown) + " |")
+        if any(columns):
+            lines.append(f"| {row} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
 
 
@@ -214,7 +216,7 @@ def main() -> None:
     ]
     cells = [json.loads(line) for line in arguments.results.open()] if arguments.results.is_file() else []
     done = {(cell["row"], cell["budget"], cell["seed"], cell["epochs"]) for cell in cells}
-    left = [cell for cell in wanted if cell not in done]
+    missing = [cell for cell in wanted if cell not in done]
     prepare(arguments.data, target, 1)
     with (
         ProcessPoolExecutor(
@@ -225,7 +227,7 @@ def main() -> None:
         ) as workers,
         arguments.results.open("a") as file,
     ):
-        for future in as_completed([workers.submit(measure, *cell) for cell in left]):
+        for future in as_completed([workers.submit(measure, *cell) for cell in missing]):
             cells.append(future.result())
             file.write(json.dumps(cells[-1]) + "\n")
             file.flush()

@@ -130,13 +130,13 @@ def measure(job: stages.Job, stage: Stage, target_stage: Stage, network: nn.Modu
             input_shape=data.image_shape,
             identity=f"endpoint:{target_stage.result.identity}",
         )
-        asked = ledger.attach(target, purpose="attack", experiment=stage.fingerprint)
+        paid = ledger.attach(target, purpose="attack", experiment=stage.fingerprint)
         for name, purifier in purifiers.items():
             with torch.inference_mode():
-                shown = {"clean": purifier(images), "attacked": purifier(moved)}
+                inputs = {"clean": purifier(images), "attacked": purifier(moved)}
             rows[name] = {
-                key: Share.of(int((asked.query(each.numpy()).labels == labels.numpy()).sum()), len(labels))
-                for key, each in shown.items()
+                key: Share.of(int((paid.query(each.numpy()).labels == labels.numpy()).sum()), len(labels))
+                for key, each in inputs.items()
             }
         charge = ledger.bill()["attack"]
     return {

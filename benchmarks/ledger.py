@@ -3,9 +3,9 @@
     python benchmarks/ledger.py [--batch 256] [--sleep 50] [--batches 40] [--kept 20000] [--shape 1 28 28]
 
 The target sleeps and answers; the same batches go to it bare and through the ledger, in turn. "added" is the
-difference of the medians of the time spent outside the target's own function: on a busy machine that function
+difference of the medians of the time spent outside the target's own function: on a busy computer that function
 wakes up late, by some milliseconds, and that is not the ledger's doing. The ledger holds `--kept` answers
-beforehand. "read" asks only for images whose answers are kept, in a random order over the whole file. With FULL,
+beforehand. "read" queries only images whose answers are kept, in a random order over the whole file. With FULL,
 every commit waits for the disk, so that a power failure loses nothing either; the ledger itself uses NORMAL.
 """
 
@@ -72,11 +72,11 @@ def measure(
                 times[name].append(outside(target, sleeper, batch))
         rate = float("nan")
         if purpose == "training":
-            asked = rng.permutation(kept)
+            queried = rng.permutation(kept)
             begun = time.perf_counter()
-            for start in range(0, len(asked), arguments.batch):
-                paid.query(asked[start : start + arguments.batch])
-            rate = len(asked) / (time.perf_counter() - begun)
+            for start in range(0, len(queried), arguments.batch):
+                paid.query(queried[start : start + arguments.batch])
+            rate = len(queried) / (time.perf_counter() - begun)
     return np.median(times["bare"], axis=0), np.median(times["paid"], axis=0), rate
 
 
