@@ -294,7 +294,7 @@ def test_the_job_climbs_pays_shows_and_never_climbs_twice(migrated_store, tmp_pa
         assert section.count("<tr>") == 1 + len(
             {each["name"] for shown in found["systems"].values() for each in shown[subject]["rungs"]}
         )
-        assert section.count(" lowest<") == 2
+        assert section.count(" worst case<") == 2
     assert headline_of(config, summary).count("ladder      ") == 4
 
     again = certdef.run(config, progress=False)
