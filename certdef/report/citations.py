@@ -40,18 +40,37 @@ PAPERS = {
 
 
 def reference(paper: str) -> str:
-    """A paper's reference by its key in PAPERS; a whole reference stays as it is."""
-    return PAPERS.get(paper, paper)
+    """A paper's reference by its key in PAPERS; a whole reference stays as it is, and a lone word has none."""
+    return PAPERS.get(paper, paper if " " in paper else "")
 
 
 def cite(config: RunConfig) -> str:
     """One line a paper: what it is used for, then the reference."""
+    used = _ducd(config) if config.ducd.enabled else UDC if config.udc.enabled else _main(config)
+    # images of the user's own have no paper
+    return "\n".join(f"{use}\n    {reference(paper)}" for paper, use in used.items() if reference(paper))
+
+
+SMOOTHING = {
+    "smoothing": "certificates: majority vote under noise",
+    "bound": "certificates: the bound on the top class; every interval",
+}
+UDC = {
+    "udc": "the job",
+    "display": "the simulated camera",
+    "diffpure": "the purifier",
+    "ddpm": "its network",
+    "pgd": "attack",
+    "cw": "attack",
+    "simba": "attack",
+}
+
+
+def _main(config: RunConfig) -> dict[str, str]:
     from certdef.purifiers.registry import find_purifier  # which loads torch
 
     law, papers = config.certify.laws[0], find_purifier(config.purifier).about.papers
-    used = {
-        "smoothing": "certificates: majority vote under noise",
-        "bound": "certificates: the bound on the top class; every interval",
+    return SMOOTHING | {
         "denoised": "certificates: a denoiser before the classifier",
         "nim": f"the noise, sigma ~ {law_in_words(law)}" + (", and De^3" if "nim" in papers else ""),
         **{paper: f"the purifier {config.purifier}" for paper in papers if paper != "nim"},
@@ -61,19 +80,16 @@ def cite(config: RunConfig) -> str:
         "timm": "transformer blocks, and every model by name",
         config.data.name: "the images",
     }
-    if config.ducd.enabled:
-        ducd = {
-            "unicr": "the noise, chosen among several on held-out images",
-            "rmia": "membership inference by likelihood ratios, offline",
-            "lira": "membership inference by a normal law of reference models, offline",
-            "loss": "membership inference by a threshold on the loss",
-            "delong": "the intervals of its AUC",
-        }
-        used = (
-            {key: used[key] for key in ("smoothing", "bound", "ducd")}
-            | ducd
-            | {config.data.name: "the images"}
-        )
-        used["ducd"] = f"the job; {len(config.ducd.overlaps)} surrogates ({config.surrogate.model})"
-    references = {key: reference(key) for key in used if key in PAPERS or key in papers}
-    return "\n".join(f"{used[key]}\n    {text}" for key, text in references.items())
+
+
+def _ducd(config: RunConfig) -> dict[str, str]:
+    surrogates = f"{len(config.ducd.overlaps)} surrogates ({config.surrogate.model})"
+    return SMOOTHING | {
+        "ducd": f"the job; {surrogates}",
+        "unicr": "the noise, chosen among several on held-out images",
+        "rmia": "membership inference by likelihood ratios, offline",
+        "lira": "membership inference by a normal law of reference models, offline",
+        "loss": "membership inference by a threshold on the loss",
+        "delong": "the intervals of its AUC",
+        config.data.name: "the images",
+    }

@@ -261,7 +261,9 @@ TINY_LADDER = {
 
 @pytest.mark.slow
 @pytest.mark.acceptance
-def test_the_job_evaluates_the_ladder_pays_reports_and_does_nothing_twice(migrated_store, tmp_path_factory, monkeypatch):
+def test_the_job_evaluates_the_ladder_pays_reports_and_does_nothing_twice(
+    migrated_store, tmp_path_factory, monkeypatch
+):
     folder = tmp_path_factory.mktemp("climbed")
     config, summary, _ = run_once(folder, migrated_store, **TINY | TINY_LADDER)
     found = summary.results["ladder"]
