@@ -64,7 +64,7 @@ def images() -> torch.Tensor:
     return torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-def made(name, config, networks, seed=5):
+def built(name, config, networks, seed=5):
     generator = torch.Generator().manual_seed(seed)
     return build.purifier(name, build.settings(name, config), networks[name], generator)
 
@@ -82,12 +82,12 @@ def test_the_names_are_those_of_the_files():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_purifier_takes_images_and_nothing_else(name, config, networks, images):
     with torch.inference_mode():
-        purified = made(name, config, networks)(images)
-        again = made(name, config, networks)(images)
+        purified = built(name, config, networks)(images)
+        again = built(name, config, networks)(images)
     assert purified.shape == images.shape
     assert 0 <= purified.min() <= purified.max() <= 1
     assert torch.equal(purified, again), "the same seed gives another image"
-    module = made(name, config, networks)
+    module = built(name, config, networks)
     assert draws_noise(module, images) == (name in DRAW_NOISE)
 
 
@@ -96,14 +96,14 @@ def test_an_image_is_purified_alike_whoever_is_beside_it(name, config, networks,
     """Given the same noise: that of the first image is drawn first."""
     others = torch.cat([images[:1], 1 - images[1:]])
     with torch.inference_mode():
-        first = made(name, config, networks)(images)[:1]
-        beside = made(name, config, networks)(others)[:1]
+        first = built(name, config, networks)(images)[:1]
+        beside = built(name, config, networks)(others)[:1]
     assert torch.allclose(first, beside, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gradient_passes_as_declared(name, config, networks, images):
-    assert passes_gradients(made(name, config, networks), images) == find_purifier(name).differentiable
+    assert passes_gradients(built(name, config, networks), images) == find_purifier(name).differentiable
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,7 +115,7 @@ def test_what_was_saved_purifies_alike_and_was_never_pickled(name, config, netwo
         if getattr(part, "generator", 0) is None:
             part.generator = torch.Generator().manual_seed(5)
     with torch.inference_mode():
-        assert torch.equal(restored(images), made(name, config, networks)(images))
+        assert torch.equal(restored(images), built(name, config, networks)(images))
 
 
 @pytest.mark.parametrize("name", NAMES)
