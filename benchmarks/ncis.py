@@ -3,7 +3,7 @@
     python benchmarks/ncis.py --data-root FOLDER
 
 Aerial scenes and the CIFAR-10 part at 4/255 and 8/255, the targets of their presets; then smoothing alone on Fashion-MNIST
-at 8/255 and 0.1. One blind-spot network, trained on natural photographs in colour, serves both. Which smoothing and how
+at 8/255 and 0.1. One blind-spot network, trained on natural photographs in color, serves both. Which smoothing and how
 many iterations is chosen on attacked pool images, by the target's own labels; test images are only reported.
 
 - blind: PGD on the target alone, several seeds, through each purifier. The gain of NCIS is its accuracy minus that of the

@@ -253,7 +253,7 @@ class TestPublished:
         again.load_state_dict(model.state_dict())  # positions too: what is stored is complete
         assert torch.equal(again.position, model.position)
 
-    def test_another_image_size_patch_and_colour(self, published):
+    def test_another_image_size_patch_and_color(self, published):
         sizes = encoder_sizes("deit_tiny_patch16_224") | {"patch_size": 4}
         model = make(NIMShape((1, 28, 28), **sizes, decoder_width=96))
         before = model.encoder[0].attn.qkv.weight.clone()

@@ -208,7 +208,7 @@ class TestTasks:
     @pytest.mark.parametrize(
         ("shape", "message"),
         [
-            ({"tasks": ("colour",)}, "name one or more of contrastive"),
+            ({"tasks": ("color",)}, "name one or more of contrastive"),
             ({"tasks": ()}, "name one or more of contrastive"),
             ({"image_shape": (1, 8, 10)}, "quarter turns need square images, got 8x10"),
             ({"image_shape": (1, 9, 9)}, "2 pieces on a side do not divide the image 9x9"),
@@ -297,7 +297,7 @@ class TestReversal:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"tasks": ("colour",)}, "that the network was trained for, contrastive"),
+            ({"tasks": ("color",)}, "that the network was trained for, contrastive"),
             ({"tasks": ()}, "name one or more"),
             ({"tasks": ("denoising",)}, "denoising needs a denoiser"),
             ({"eps": 0}, "eps must be in"),
