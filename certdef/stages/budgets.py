@@ -27,6 +27,7 @@ from certdef.stages.surrogate import (
     share_of,
     train_surrogate,
 )
+from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage, fingerprint, write_json
 
@@ -127,8 +128,8 @@ def trace_budgets(
             cells=tuple(every),
             params=asdict(config) | dict(zip(("budgets", "strategies", "seeds"), table, strict=True)),
             metrics={
-                "budgets/queries_nominal": sum(cell.queries for cell in every),
-                "budgets/queries_charged": sum(cell.charged for cell in every),
+                metrics.NOMINAL_QUERIES: sum(cell.queries for cell in every),
+                metrics.CHARGED_QUERIES: sum(cell.charged for cell in every),
             },
             points=curve_points(every),
             artifacts=("budgets.*",),
@@ -214,7 +215,7 @@ def curve_points(cells: Sequence[Cell]) -> dict[str, tuple[tuple[int, float], ..
     series = {}
     for condition in CONDITIONS:
         for strategy, points in curves(cells, condition).items():
-            name = f"budgets/{strategy}/agreement_{condition}"
+            name = metrics.BUDGET_AGREEMENT.format(strategy=strategy, condition=condition)
             for suffix, part in (("", "median"), ("_lower", "lower"), ("_upper", "upper")):
                 series[name + suffix] = tuple((point.queries, getattr(point, part)) for point in points)
     return series

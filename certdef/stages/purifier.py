@@ -20,6 +20,7 @@ from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.registry import find_purifier, is_foreign
 from certdef.stages.job import Job
 from certdef.stages.networks import Defended, Trained, train_network, training_run, untrained_copy
+from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage, fingerprint
 
@@ -149,13 +150,16 @@ def _tune(job: Job, purifier: Purifier, tuning: Tuning, defended: Defended) -> S
         [each.fingerprint for each in purifier.stages],
     )
 
+    def metric(name: str) -> str:
+        return metrics.TUNED.format(stage=tuning.stage, name=name)
+
     def compute() -> TuningResult:
         plan = Plan(job.config, job.data.image_shape, classifier=defended.classifier)
         tuned = tuning.choose(Parts(purifier.settings, purifier.networks()), training_run(job, plan, stage))
         return TuningResult(
             params=tuned.settings | tuned.params,
-            metrics={f"{tuning.stage}/{name}": value for name, value in tuned.settings.items()},
-            points={f"{tuning.stage}/{name}": tuple(curve) for name, curve in tuned.curves.items()},
+            metrics={metric(name): value for name, value in tuned.settings.items()},
+            points={metric(name): tuple(curve) for name, curve in tuned.curves.items()},
         )
 
     params = job.run(stage, compute).result.params
