@@ -46,4 +46,14 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
 
+class _Moved(ModuleType):
+    """A module under the name that models logged by version 0.1.0 import; it is loaded on first use."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # what importlib and inspect look for
+            raise AttributeError(name)
+        return getattr(import_module("certdef.models.serving"), name)
+
+
 sys.modules[__name__].__class__ = _Package
+sys.modules["certdef.serving"] = _Moved("certdef.serving")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, scoring_server
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-import certdef
 import certify
 from certdef.config.job import ConfigError, RunConfig
 from certdef.models.storage import PARAMS, CertifiedClassifier, load_model
@@ -88,7 +88,7 @@ def log_served(folder: Path, name: str, example: np.ndarray, registered_model: s
         # MLflow's hints forget that None is the default
         signature=ModelSignature(inputs=inputs, outputs=outputs, params=params),  # type: ignore[arg-type]
         input_example=example,
-        pip_requirements=[f"certdef=={certdef.__version__}", f"torch=={torch.__version__.split('+')[0]}"],
+        pip_requirements=[f"certdef=={version('certdef')}", f"torch=={torch.__version__.split('+')[0]}"],
         registered_model_name=registered_model,
     )
     return info.model_uri

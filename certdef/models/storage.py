@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import certdef
 import certify
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw
 from certdef.config.noise_laws import noise_law
@@ -69,7 +69,7 @@ def _save(folder: Path, modules: Mapping[str, nn.Module], **spec: Any) -> None:
         weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
         save_file(weights, folder / f"{name}.safetensors")
     spec |= {"networks": {name: _described(module) for name, module in modules.items()}}
-    (folder / "model.json").write_text(json.dumps(spec | {"certdef": certdef.__version__}, indent=1))
+    (folder / "model.json").write_text(json.dumps(spec | {"certdef": version("certdef")}, indent=1))
 
 
 def _described(module: Any) -> dict[str, Any]:
