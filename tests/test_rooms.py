@@ -227,7 +227,18 @@ def test_public_names():
     import certify
     import surrogates
 
-    for name in ("ABSTAIN", "Gaussian", "GaussianScaleMixture", "nim_noise", "Laplace", "Uniform", "binomial_lower_bound", "certify_votes", "SmoothedClassifier", "Certificate"):  # fmt: skip
+    for name in (
+        "ABSTAIN",
+        "Gaussian",
+        "GaussianScaleMixture",
+        "nim_noise",
+        "Laplace",
+        "Uniform",
+        "binomial_lower_bound",
+        "certify_votes",
+        "SmoothedClassifier",
+        "Certificate",
+    ):
         assert hasattr(certify, name), name
     for name in (
         "open_target",
