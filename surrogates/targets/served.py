@@ -1,6 +1,5 @@
 """A target behind HTTP: batches become requests, several at once where allowed, and lost attempts are counted."""
 
-import json
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -12,8 +11,7 @@ from surrogates.errors import Refused, TargetError, note_lost
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.declared import Declared
 from surrogates.targets.formats import PixelFormat
-from surrogates.targets.http import QUOTABLE, HttpClient, Reply
-from surrogates.targets.redaction import shortened
+from surrogates.targets.http import HttpClient, Reply
 
 # A request of this many images is welcome at most servers; what the target reports or batch_size comes first.
 REQUEST_SIZE = 32
@@ -136,21 +134,6 @@ def probed(
         )
     alike = answer.min() >= 0 and abs(float(answer.sum()) - 1) < 1e-2
     return answer.shape[1], "probabilities" if alike else "logits"
-
-
-def read_json(reply: Reply) -> Any:
-    """Return the body of a reply as JSON.
-
-    Raises:
-        TargetError: It is none; the message quotes its beginning.
-    """
-    try:
-        return json.loads(reply.body)
-    except ValueError as error:
-        start = shortened(reply.body[:QUOTABLE].decode("utf-8", "replace"), 80)
-        raise TargetError(
-            f"target answered no JSON but {start!r}: check the address and the protocol"
-        ) from error
 
 
 def _charged(requests: list[np.ndarray], futures: list[Future[Answers]]) -> int:
