@@ -22,6 +22,8 @@ DOORS = {
     "joblib": {"certify/voting/parallel.py"},
     "matplotlib": {"certify/records/curves.py", "certdef/report/canvas.py", "certdef/report/images.py"},
     "httpx": {"surrogates/targets/"},
+    "httpcore": {"surrogates/targets/exchange.py", "surrogates/targets/http.py"},
+    "h11": {"surrogates/targets/exchange.py", "surrogates/targets/http.py"},
     "requests": {"surrogates/targets/"},
     "urllib.request": {"surrogates/targets/"},
     "tenacity": {"surrogates/targets/http.py"},
