@@ -5,6 +5,7 @@ Each verb of the command line is a function here, and each runs only what is not
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from certdef.stages.summary import Summary
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
+from certdef.unused import UnusedOption, unused_options
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
 
 def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Pre-train the denoisers of De^3, one a law of noise, on the unlabeled pool. No query is spent."""
-    with open_job(config, progress, fresh) as job:
+    with open_job(config, progress, fresh, verb="pretrain") as job:
         return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
 
 
@@ -101,7 +103,7 @@ def budgets(
     fresh: bool = False,
 ) -> Summary:
     """Distill once for every budget, strategy and seed: agreement against queries. All share the job's ledger."""
-    with open_job(config, progress, fresh) as job:
+    with open_job(config, progress, fresh, verb="budgets") as job:
         stages.check_budgets(config, budgets, strategies, seeds, len(job.data.pool))
         target, target_stage = stages.open_target(job)
         return _summary(job, [target_stage, stages.trace_budgets(job, target, budgets, strategies, seeds)])
@@ -224,11 +226,14 @@ def open_job(
     progress: bool = True,
     fresh: bool = False,
     *,
+    verb: str = "run",
     checks: Callable[[RunConfig, Splits], None] = _check_main,
     load: Callable[[RunConfig], Splits] = _load,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for."""
     check(config)
+    for line in unused_options(config, verb):
+        warnings.warn(line, UnusedOption, stacklevel=2)
     device = choose_device(config.device)
     with threads(config.threads):
         data = load(config)
