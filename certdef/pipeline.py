@@ -177,7 +177,8 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         photographs = stages.photographs_through_display(job)
         defense = stages.train_defense(job, photographs)
         evaluated = stages.evaluate_defense(job, photographs, defense)
-        return replace(_report(job, [*defense.stages, evaluated], udc_page.render), bill=None)
+        summary = _report(job, [*defense.stages, evaluated], udc_page.render)
+        return replace(summary, bill=None, ledger=None)
 
 
 def _check_main(config: RunConfig, data: Splits) -> None:
@@ -243,10 +244,10 @@ def open_job(
             if fresh:
                 forget(config.workspace)
             tracker = Tracker(config)
-            with _ledger(config) as ledger, tracker.job(data):
+            legacy = Legacy(config, device.type, tracking_uri(config))
+            with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
                 bar = tqdm if progress else _silent
                 drawing = partial(draw.draw, config=config, data=data)
-                legacy = Legacy(config, device.type, tracking_uri(config))
                 yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
 
 
@@ -261,12 +262,12 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _ledger(config: RunConfig) -> surrogates.QueryLedger:
+def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
     budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
     if not (config.target.uri and config.target.canary_every):
         del budget["canary"]
-    config.ledger_path.parent.mkdir(parents=True, exist_ok=True)
-    return surrogates.QueryLedger(config.ledger_path, budget)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return surrogates.QueryLedger(path, budget)
 
 
 def _parts(job: Job) -> Parts:
@@ -316,6 +317,7 @@ def _summary(job: Job, done: list[Stage]) -> Summary:
         tracking_uri=without_password(job.tracker.uri),
         run_id=job.tracker.run_id,
         bill=bill,
+        ledger=Path(job.ledger.path),
     )
 
 

@@ -239,7 +239,7 @@ class RunConfig:
 
     @property
     def ledger_path(self) -> Path:
-        """The ledger's file."""
+        """The ledger's file; of a second target that is trained in the same folder, another one beside it."""
         return Path(self.ledger.path) if self.ledger.path else self.workspace / "ledger.db"
 
     @property

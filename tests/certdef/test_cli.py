@@ -25,7 +25,7 @@ def store(migrated_store, tmp_path, monkeypatch):
 def spent(folder) -> int:
     """Queries that any ledger below a folder has sent."""
     total = 0
-    for path in folder.rglob("ledger.db"):
+    for path in folder.rglob("ledger*.db"):
         with sqlite3.connect(path) as ledger:
             for (table,) in ledger.execute(
                 "SELECT name FROM sqlite_master WHERE name LIKE 'batch%' AND type = 'table'"
