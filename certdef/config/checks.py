@@ -101,6 +101,9 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "laws", len(certify.laws) >= 1, "name at least one law"
     yield "radii", all(radius >= 0 for radius in certify.radii), "use radii of 0 or more"
     yield "guide", certify.guide in GUIDES, f"use one of {', '.join(GUIDES)}"
+    guided = certify.guide != "off" and certify.method != CertifyConfig.method
+    remedy = f"a guide stops by a rule of its own, not by method {certify.method}: choose one of the two"
+    yield "guide", not guided, remedy
     yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
     yield "workers", certify.workers >= 1, "use at least 1"
     if any(getattr(certify, name) != value for name, value in _vote(preset).items()):
@@ -188,6 +191,7 @@ def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
 
 
 def _data(data: DataConfig) -> Rules:
+    yield "path", data.path is None or data.name == "npz", f"{data.name} reads no file: add --data.name npz"
     for name, value in asdict(data).items():
         if name.endswith("_images"):
             yield name, value >= (name != "audit_images"), "use at least 1"

@@ -90,7 +90,8 @@ class LedgerConfig:
     """Hard query budgets, one a purpose.
 
     Args:
-        path: The SQLite file; default ledger.db in the work directory.
+        path: The SQLite file; default ledger.db in the work directory. A ledger belongs to one target: another one that is
+            trained in the same directory, e.g. from another seed, gets a file of its own beside it.
         training: Queries that label the surrogate's training images.
         evaluation: Queries on held-out images (clean accuracy, agreement).
         certification: Queries under noise that certify the target itself.

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -105,6 +106,31 @@ def test_a_finished_job_is_not_done_again(tiny_job, here):
         name: charge.answered for name, charge in tiny_job[1].bill.charges.items()
     }
     assert again.run_id == tiny_job[1].run_id
+
+
+def test_another_seed_in_the_same_folder_is_another_target_with_its_own_ledger(copied):
+    """`certdef run`, then `certdef run --seed 1`: neither job sees or pays for what the other has paid."""
+    other = dataclasses.replace(copied, seed=1)
+    second = certdef.distill(other, progress=False)
+    assert second.ledger.parent == copied.workspace
+    assert second.ledger != copied.ledger_path
+    assert second.bill["training"].answered == 600
+    assert certdef.distill(other, progress=False).ledger == second.ledger
+    first = certdef.distill(copied, progress=False)
+    assert first.reused
+    assert first.ledger == copied.ledger_path
+    assert first.bill["training"].answered == 600
+
+
+def test_a_ledger_of_another_target_is_refused_with_the_option_that_helps(copied, tmp_path):
+    """A file that the user names is not exchanged: a second target is a second budget."""
+    named = dataclasses.replace(copied.ledger, path=str(copied.ledger_path))
+    other = dataclasses.replace(copied, seed=1, ledger=named)
+    with pytest.raises(ConfigError, match="belongs to another target") as refused:
+        certdef.distill(other, progress=False)
+    free = str(refused.value).rpartition("--ledger.path ")[2]
+    named = dataclasses.replace(named, path=free)
+    assert certdef.distill(dataclasses.replace(other, ledger=named), progress=False).ledger == Path(free)
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "distill", "certify", "attack", "report"])
