@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,24 @@ def test_a_log_that_is_moved_while_open_is_noticed(tmp_path):
         log.path.rename(tmp_path / "elsewhere")
         with pytest.raises(CertifyError, match="moved or deleted"):
             log.append(*IMAGES[1], 1.0)
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path):
+    """The limit on the size of a file ends a write in its middle, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RecordLog(tmp_path / "run", CONFIG) as log:
+        log.append(*IMAGES[0], 1.0)
+        before = log.path.read_bytes(), log.tsv_path.read_bytes()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[0]) + 50, hard))
+            with pytest.raises(OSError, match="File too large"):
+                log.append(*IMAGES[1], 1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (log.path.read_bytes(), log.tsv_path.read_bytes()) == before
+        log.append(*IMAGES[1], 1.0)
+    for path in (log.path, log.tsv_path):
+        assert read_records(path).idx.tolist() == [0, 5]
 
 
 WRITER = """
