@@ -15,8 +15,17 @@ from typing import Any, Self
 from certify.certificate import Certificate
 from certify.errors import CertifyError, check_count
 from certify.records.jsonl import FORMAT, Log, json_line, parse_log, plain_json
-from certify.records.reader import check_proofs
-from certify.records.rows import Fault, Row, check_claim, check_config, check_votes, is_correct, number
+from certify.records.reader import check_proofs, not_proven
+from certify.records.rows import (
+    Fault,
+    Row,
+    check_alike,
+    check_claim,
+    check_config,
+    check_votes,
+    is_correct,
+    number,
+)
 from certify.records.tsv import recover_tsv, tsv_line
 
 
@@ -54,7 +63,7 @@ class RecordLog:
             raise
         self._config = log.config
         self._done = {row["idx"] for row in log.rows}
-        self._noise = next((row["noise"] for row in log.rows if row["noise"]), None)
+        self._last = log.rows[-1] if log.rows else None
         self._unsynced = 0
 
     @property
@@ -77,10 +86,8 @@ class RecordLog:
                 f"{self.path} was moved or deleted while it was written: put it back, or start again"
             )
         line = json_line(row)
-        files, ends = (
-            (self._tsv, self._jsonl),
-            [os.fstat(each.fileno()).st_size for each in (self._tsv, self._jsonl)],
-        )
+        files = (self._tsv, self._jsonl)
+        ends = [os.fstat(each.fileno()).st_size for each in files]
         try:
             # The TSV goes first: a crash may leave a row too many there, which is dropped, but never one too few.
             for file, content in zip(files, (tsv_line(row, seconds), line), strict=True):
@@ -96,8 +103,11 @@ class RecordLog:
 
     def close(self) -> None:
         """Force everything to disk, close the files and let another writer in."""
-        if not self._jsonl.closed:
+        if self._jsonl.closed:
+            return
+        try:
             self._sync()
+        finally:
             self._tsv.close()
             self._jsonl.close()
 
@@ -132,14 +142,15 @@ class RecordLog:
             check_claim(checked)
             check_votes(checked)
             check_config(checked, self._config)
-            if self._noise is not None and checked["noise"] != self._noise:
-                raise Fault("its noise is not the law of the first record")
+            check_alike(checked, self._last or checked)
+            if not_proven(Log(self._config, [checked], 0)).any():
+                raise Fault(f"radius {checked['radius']:g} and p_lower do not follow from its votes")
         except Fault as fault:
             raise CertifyError(
                 f"image {idx} can't be recorded in {self.path} ({fault}): use another log"
             ) from None
-        self._noise = checked["noise"]
-        if self._noise == self._config.get("noise"):
+        self._last = checked
+        if checked["noise"] == self._config.get("noise"):
             del row["noise"]
         return row
 
