@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import certify
 from certify import (
     ABSTAIN,
     CertifyError,
@@ -25,7 +27,7 @@ FEW = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-MANY = settings(FEW, max_examples=5000)
+MANY = settings(FEW, max_examples=2000)
 BOTH = pytest.mark.parametrize(
     "examples", [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 )
@@ -81,6 +83,47 @@ def test_what_is_written_is_read(tmp_path, examples):
         assert np.all(field.radius <= records.radius)
 
     check(examples, {"images": CERTIFICATES, "named": st.booleans()}, round_trip)
+
+
+LAWS = [
+    *(NOISE, certify.Laplace(0.2), certify.Uniform(0.5), certify.UniformLinf(0.5, 48), certify.nim_noise()),
+    *(certify.Inclusion(law, "linf", 48) for law in (NOISE, certify.Laplace(0.2), certify.nim_noise())),
+    certify.GaussianScaleMixture(scipy.stats.rv_discrete(values=([0.1, 0.25, 0.5], [0.2, 0.5, 0.3]))),
+    certify.GaussianScaleMixture(scipy.stats.lognorm(0.8, scale=0.2)),
+    certify.GaussianScaleMixture(certify.truncated(scipy.stats.gamma(4, scale=8 / 255), 0.05, 0.2)),
+]
+
+
+@BOTH
+def test_no_certificate_of_this_package_is_refused(tmp_path, examples):
+    """Whatever the law, the method, the votes and the number of classes: 2, or so many that rivals are pooled."""
+
+    def recorded(law, method, classes, share, seed, alpha):
+        method = "fixed" if method == "two_sided" and law.two_sided_radius(0.9, 0.05) is None else method
+        rng = np.random.default_rng(seed)
+        shares = np.append(share, np.full(classes - 1, (1 - share) / (classes - 1)))
+        stopping = "sequential" in method
+        radii = law.radius([0.51, 0.6, 0.8]).tolist() if stopping else None
+
+        def draw(count):
+            return rng.choice(classes, size=count, p=shares)
+
+        found = certify_votes(draw, law, classes, n0=20, n=2000, alpha=alpha, method=method, radii=radii)
+        for end in (".jsonl", ".tsv"):
+            (tmp_path / f"run{end}").unlink(missing_ok=True)
+        with RecordLog(tmp_path / "run", {}) as log:
+            log.append(0, 0, found, 0.0)
+        assert read_records(log.path).radius.tolist() == [found.radius]
+
+    strategies = {
+        "law": st.sampled_from(LAWS),
+        "method": st.sampled_from(["fixed", "two_sided", "sequential", "group_sequential"]),
+        "classes": st.sampled_from([2, 3, 30]),
+        "share": st.one_of(st.floats(0.1, 1), st.floats(0.5, 0.55), st.floats(0.99, 1)),
+        "seed": st.integers(0, 2**32 - 1),
+        "alpha": st.sampled_from([1e-6, 0.001, 0.05]),
+    }
+    check(examples, strategies, recorded)
 
 
 # --- records of version 0.1.0, which have no checksum: the votes themselves are the check ----------------------------
