@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surrogates.errors import LedgerError
+from surrogates.ledger.integrity import check_answers
 from surrogates.ledger.packing import Kept, join, label_type
 from surrogates.ledger.reader import reading, subject
-from surrogates.ledger.schema import KEY_BYTES, KEYS_A_ROW, PLACE_BITS
+from surrogates.ledger.schema import KEY_BYTES, KEYS_A_ROW, PLACE_BITS, SCHEMA_VERSION, version_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -43,7 +44,7 @@ def export(
         progress: A factory like tqdm.
 
     Raises:
-        LedgerError: No ledger, no such ending or directory, or no pyarrow.
+        LedgerError: No ledger or a damaged one, no such ending or directory, or no pyarrow.
     """
     out = Path(out)
     if out.suffix not in ENDINGS:
@@ -56,6 +57,8 @@ def export(
         raise LedgerError("an export needs pyarrow: pip install pyarrow") from error
     with reading(path) as db:
         _, num_classes = subject(db)
+        if version_of(db) == SCHEMA_VERSION:
+            check_answers(db, Path(path), label_type(num_classes or 2).itemsize)
         schema = _schema(db, num_classes or 0)
         part = out.with_name(f"{out.name}.part")
         rows = 0

@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -15,6 +16,7 @@ from surrogates.ledger.keys import FRESH_PURPOSES, Keyed, Keys
 from surrogates.ledger.packing import Kept, pack, unpack
 from surrogates.ledger.store import Batch, LedgerStore
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.repeats import paid_by
 
 POLL_SECONDS = 0.02
 
@@ -22,20 +24,22 @@ POLL_SECONDS = 0.02
 class QueryLedger:
     """A durable record of the queries to one target, of their answers and of what they cost.
 
-    The budget is held before a query is sent. Only attempts that a target loses and repeats on its own (Answers.lost)
-    can pass it, by their number: they are booked as unknown and nothing more is sent. After a killed process nothing is
-    missing; after a power failure the last moments may be (synchronous=NORMAL).
+    The budget is held before a query is sent, and before an attempt is repeated whose outcome is unknown. Only a target
+    of your own that repeats attempts without asking `repeats.payer` and tells of them afterwards (Answers.lost) can pass
+    it, by their number: they are booked as unknown and nothing more is sent. After a killed process nothing is missing;
+    after a power failure the last moments may be (synchronous=NORMAL). A file that is deleted, moved or replaced while
+    it is open pays nothing more.
 
     Args:
-        path: An SQLite file (its directory must exist). It belongs to the first target attached, and processes on one
-            machine may share it.
+        path: An SQLite file (its directory must exist). It belongs to the first target attached. Processes on one
+            machine may share it, in whatever containers, and forked children may go on with this object.
         budget: Number of training queries, or a mapping from purposes ("training", "evaluation", "certification",
             "attack", "canary") to numbers; a purpose left out has none.
         canaries: Images that are queried from their own budget while others pay; a target that has changed stops the
             query with DriftError.
 
     Raises:
-        LedgerError: The file cannot be used, or the budget is none.
+        LedgerError: The file cannot be used or is damaged, or the budget is none.
     """
 
     def __init__(
@@ -203,34 +207,36 @@ class PaidTarget(Target):
     def _send(self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, range]) -> dict[bytes, Kept]:
         """Query batches one after the other, keeping each answer before the next is sent."""
         settled: dict[bytes, Kept] = {}
+        store, budget = self.ledger.store, self.ledger.budget[self.purpose]
         for position, batch in enumerate(batches):
             following = batches[position + 1] if position + 1 < len(batches) else None
             places = [row for key in batch.keys for row in rows[key]]
             images = pixels if len(places) == len(pixels) else pixels[places]
+            repeats: list[Batch] = []
             try:
-                answers = self._target.query(images, bounded=False)  # the range was checked at our own door
+                with paid_by(partial(self._refuse_repeat, batch, repeats)):
+                    answers = self._target.query(
+                        images, bounded=False
+                    )  # the range was checked at our own door
                 counts = [len(rows[key]) for key in batch.keys]
                 kept = pack(answers, counts, self.num_classes, scores=self.output_kind != "labels")
-                self.ledger.store.settle(batch, kept, following, lost=answers.lost)
-                if answers.lost and following is not None:
-                    self._check_overspent(answers.lost)
+                store.settle(batch, kept, following, budget=budget, repeats=repeats, lost=answers.lost)
             except BaseException as error:  # an interrupt too leaves a query of unknown fate
-                self.ledger.store.fail(
+                store.fail(
                     batches[position:],
                     f"{type(error).__name__}: {error}",
                     refused=isinstance(error, Refused | BudgetExceeded),
+                    repeats=repeats,
                     lost=getattr(error, "lost", 0),
                 )
                 raise
             settled |= zip(batch.keys, kept, strict=True)
         return settled
 
-    def _check_overspent(self, lost: int) -> None:
-        """Stop a query whose repeated attempts may have used up what its other batches had reserved."""
-        budget = self.ledger.budget[self.purpose]
-        spent, in_flight = self.ledger.store.charged(self.purpose)
-        if spent + in_flight > budget:
-            raise BudgetExceeded(
-                f"{self.purpose} budget is {budget} queries, {spent} spent now that {lost} were lost on the way "
-                f"and repeated: raise ledger.{self.purpose} to at least {spent + in_flight}"
-            )
+    def _refuse_repeat(self, batch: Batch, repeats: list[Batch], queries: int) -> str | None:
+        """Book one attempt more at a batch, or return why it may not be made."""
+        try:
+            repeats.append(self.ledger.store.repeat(batch, queries, budget=self.ledger.budget[self.purpose]))
+        except LedgerError as error:
+            return str(error)
+        return None

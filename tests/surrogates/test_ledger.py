@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -376,7 +375,7 @@ def test_a_query_that_lost_its_budget_on_the_way_stops(path: Path) -> None:
     lossy = Lossy(4)
     with QueryLedger(path, 13) as ledger:
         target = ledger.attach(lossy)
-        with pytest.raises(BudgetExceeded, match=r"13 queries, 8 spent now that 4 were lost .* at least 16"):
+        with pytest.raises(BudgetExceeded, match=r"13 queries, 8 spent and 8 in flight: .* at least 16"):
             target.query(pool(12))
         assert lossy.service.served == [0, 1, 2, 3]
         charge = ledger.bill()["training"]
@@ -540,7 +539,7 @@ def test_bad_paths(tmp_path: Path) -> None:
     for name, message in {
         "text.db": "file is not a database",
         "other.db": "database of another program",
-        "future.db": "has schema 99, expected 2",
+        "future.db": "has schema 99, expected 3",
         "": "is a directory",
         "missing/ledger.db": "has no directory",
     }.items():
@@ -568,31 +567,26 @@ def test_bad_attachments(path: Path) -> None:
     assert issubclass(LedgerError, SurrogateError)
 
 
-def test_a_dead_strangers_batch_is_settled(path: Path) -> None:
-    """Rows whose process cannot be looked up wait for their lease; a reused process id is no owner."""
-    with QueryLedger(path, 50) as ledger:
-        service = Service()
-        target = ledger.attach(opened(service))
-        rows = [
-            ("sent", "elsewhere", 1, 0.0, time.time()),  # still within its lease
-            ("sent", "elsewhere", 1, 0.0, time.time() - 1e6),
-            ("sent", None, os.getpid(), 12345.0, time.time()),  # our number, another birth
-            ("reserved", None, os.getpid(), 12345.0, time.time()),
-        ]
-        host = socket.gethostname()
+def test_a_batch_without_a_living_owner_is_settled(path: Path) -> None:
+    """Whoever holds the lock of its owner is alive; a batch of our own that no thread is busy with was given up."""
+    with QueryLedger(path, 60) as ledger, QueryLedger(path, 60) as other:
+        target = ledger.attach(opened(Service()))
+        ours, living = ledger.store.file.owner, other.store.file.owner
         with database(path) as db:
-            for state, where, pid, born, since in rows:
+            for state, owner in [("sent", living), ("sent", 12345), ("reserved", 12345), ("sent", ours)]:
                 db.execute(
-                    "INSERT INTO batches (purpose, size, state, charged_when_sent, host, pid, born, thread, "
-                    "reserved_at, sent_at) VALUES ('training', 10, ?, 1, ?, ?, ?, 0, ?, ?)",
-                    (state, where or host, pid, born, since, since),
+                    "INSERT INTO batches (purpose, size, state, charged_when_sent, owner, reserved_at) "
+                    "VALUES ('training', 10, ?, 1, ?, ?)",
+                    (state, owner, time.time()),
                 )
         charge = ledger.bill()["training"]
-        assert (charge.unknown, charge.in_flight, charge.answered) == (20, 10, 0)
-        assert (charge.largest, charge.remaining) == (30, 20)
-        with pytest.raises(BudgetExceeded, match="20 spent and 10 in flight, this batch needs 21 more"):
-            target.query(pool(21))
-        target.query(pool(20))
+        assert (charge.unknown, charge.refused, charge.in_flight, charge.answered) == (20, 10, 10, 0)
+        assert (charge.largest, charge.remaining) == (30, 30)
+        with pytest.raises(BudgetExceeded, match="20 spent and 10 in flight, this batch needs 31 more"):
+            target.query(pool(31))
+        other.close()
+        assert (ledger.bill()["training"].unknown, ledger.bill()["training"].in_flight) == (30, 0)
+        target.query(pool(30))
 
 
 # Below, scenarios with real processes. A fresh interpreter imports once and forks; see __main__ at the end.
