@@ -34,8 +34,8 @@ def export(
 ) -> int:
     """Write every query of a ledger's file to a table, and return their number.
 
-    One row a query, in the order of reservation: purpose, state, batch, position in it, key (hex; a batch for
-    certification, attack or canary has one), label, score_0 ... score_K-1 where scores were kept, reserved_at, sent_at,
+    One row a query, in the order of reservation: purpose, state, batch, position in it, key (hex; in ledgers of version
+    0.1 a batch for certification, attack or canary has one), label, score_0 ... score_K-1 where scores were kept, reserved_at, sent_at,
     settled_at (UTC) and the reason where there was no answer. Needs pyarrow.
 
     Args:
@@ -158,7 +158,7 @@ def _columns(
 
 
 def _hexadecimal(blob: bytes | None, size: int) -> list[str | None]:
-    """Return the key of each query: a batch has one for each image, or one for all; a lost attempt none."""
+    """Return the key of each query: a batch has one for each image, in version 0.1 perhaps one for all; a lost attempt none."""
     if blob is None:
         return [None] * size
     keys: list[str | None] = [

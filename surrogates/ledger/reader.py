@@ -88,7 +88,7 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
                 "FROM batches GROUP BY purpose ORDER BY min(id)"
             )
         }
-        # A batch of a fresh purpose has one key; the answers of the others are one image each.
+        # Those of the other purposes answer nobody else.
         kept = db.execute(
             "SELECT coalesce(sum(size), 0) FROM batches WHERE state = 'answered' "
             "AND purpose IN ('training', 'evaluation')"

@@ -51,6 +51,7 @@ class LedgerStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._answered: dict[bytes, int] = {}  # key -> its place; true for ever once true
         self._unsettled: dict[int, list[bytes]] = {}  # batch -> keys that somebody is waiting for
+        self._former_sizes: dict[str, tuple[int, ...]] = {}
         self._seen = 0  # batches up to this one are in one of the two, or were given up
         self._under_way: set[int] = set()  # batches that a thread of this process is busy with
         self.file = LedgerFile(path)
@@ -96,6 +97,25 @@ class LedgerStore:
         with self.file.transaction() as db:
             self._settle_stale(db)
             return self._tally(db)
+
+    def holds(self, purposes: Collection[str]) -> bool:
+        """Return whether there are answers for any of these purposes."""
+        with self.file.transaction("DEFERRED") as db:
+            tally = self._tally(db)
+        return any(tally.get((purpose, "answered"), 0) for purpose in purposes)
+
+    def former_sizes(self, purpose: str) -> tuple[int, ...]:
+        """Return the sizes of the full batches of a purpose that version 0.1 kept under one key; 1 may also be newer."""
+        if purpose not in self._former_sizes:
+            with self.file.transaction("DEFERRED") as db:
+                least, most = db.execute(
+                    "SELECT min(size), max(size) FROM batches JOIN asked ON batch = id "
+                    "WHERE purpose = ? AND state = 'answered' AND length(keys) = ?",
+                    (purpose, KEY_BYTES),
+                ).fetchone()
+            sizes = () if most is None else (most, 1) if least == 1 else (most,)
+            self._former_sizes[purpose] = tuple(dict.fromkeys(sizes))
+        return self._former_sizes[purpose]
 
     def plan(
         self,

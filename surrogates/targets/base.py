@@ -121,7 +121,7 @@ class Target(ABC):
             TargetError: Bad images, before the target gets them; a bad answer or a failing target, after.
         """
         pixels = check_images(images, bounded=bounded, copy=False)  # what leaves is encoded into a copy
-        self._check_shape(pixels.shape[1:])
+        self.check_shape(pixels.shape[1:])
         size = self.batch_size or len(pixels)
         chunks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
         return Answers.concatenate([self.checked_answer(chunk) for chunk in chunks]).copy()
@@ -135,7 +135,12 @@ class Target(ABC):
             classes that are not named, or come as a pair: labels (N, k) and scores (N, k).
         """
 
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Check the shape of an image.
+
+        Raises:
+            TargetError: The target takes others.
+        """
         if self.input_shape is not None and shape != self.input_shape:
             raise TargetError(
                 f"target {self.identity} takes images of shape {self.input_shape}, got {tuple(shape)}: "

@@ -1,6 +1,6 @@
 """The form in which a target takes its pixels: layout, number type, range, and how coarsely it rounds them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,12 +70,19 @@ class PixelFormat:
             parts.append("{:g}..{:g}".format(*self.ends))
         return ", ".join(parts)
 
+    def canonical(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels (N, C, H, W) float32 so that images which the target sees alike are the same bytes."""
+        if self.dtype == "uint8":
+            return replace(self, layout="chw").encode(pixels)
+        if self.quantize is not None:
+            return np.rint(self._levels(pixels)).astype(np.uint16)
+        return pixels + np.float32(0)  # -0.0 becomes 0.0
+
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels (N, C, H, W) float32 as the target takes them, in memory of their own."""
         values = pixels
         if self.quantize is not None:
-            levels = 2**self.quantize - 1
-            values = np.rint(np.clip(pixels.astype(np.float64), 0, 1) * levels) / levels
+            values = np.rint(self._levels(pixels)) / (2**self.quantize - 1)
         low, high = self.ends
         if (low, high) != (0.0, 1.0):
             values = values.astype(np.float64) * (high - low) + low
@@ -86,6 +93,11 @@ class PixelFormat:
         elif self.layout == "flat":
             values = values.reshape(len(values), -1)
         return np.array(values, dtype=self.dtype, order="C", copy=True)
+
+    def _levels(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels in units of the levels that they are rounded to, clipped."""
+        assert self.quantize is not None
+        return np.clip(pixels.astype(np.float64), 0, 1) * (2**self.quantize - 1)
 
 
 def layout_of(shape: list[int], input_shape: tuple[int, int, int] | None) -> str:
