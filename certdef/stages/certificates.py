@@ -301,7 +301,7 @@ def certify_condition(
         elif left:
             _certify_smoothed(job, condition, classifier, left, keep)
         bar.close()
-    return _curve(condition, log, classifier.n, 0 if guided else config.n0, config.radii)
+    return _curve(condition, log, data.heldout_labels, classifier.n, 0 if guided else config.n0, config.radii)
 
 
 def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
@@ -397,10 +397,19 @@ def _certify_smoothed(
 
 
 def _curve(
-    condition: Condition, log: certify.RecordLog, n: int, selection: int, radii: tuple[float, ...]
+    condition: Condition,
+    log: certify.RecordLog,
+    labels: np.ndarray,
+    n: int,
+    selection: int,
+    radii: tuple[float, ...],
 ) -> CertifiedCurve:
-    """What the records of a condition say."""
+    """What the records of a condition say; ConfigError unless they are of images with these labels (N,)."""
     records = certify.read_records(log.path)
+    if records.idx.max(initial=0) >= len(labels) or np.any(labels[records.idx] != records.label):
+        raise ConfigError(
+            f"{str(log.path)!r} has images that are not this job's: put it back, or delete it; paid votes are in the ledger"
+        )
     assert records.counts is not None  # a .jsonl keeps them
     at = certify.curves.certified_accuracy(records, [0.0, *radii])
     columns = (column.tolist() for column in (at.accuracy, at.lower, at.upper))
