@@ -7,7 +7,7 @@
     answers: predictions           # where the list with one answer an image is; leave out where it is the body
     labels: "*.label"              # inside one answer: a dotted path, * for every entry of a list
     scores: "*.score"
-    classes: [t-shirt, trouser]    # label names in the order of their indices, or {name: index}
+    classes: [t-shirt, trouser]    # label names as they are answered, in the order of their indices, or {name: index}
 
 labels alone gives hard labels, scores alone one number a class in order, both give named scores. Where each
 answer is {name: score}, `scores` is its path and `labels` is left out. A path may be "" for the answer itself.
@@ -26,9 +26,11 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import OUTPUT_KINDS, Target
+from surrogates.targets.classes import ClassNames
 from surrogates.targets.declared import Declared
-from surrogates.targets.formats import PixelFormat
+from surrogates.targets.formats import PixelFormat, check_input_shape
 from surrogates.targets.http import Reply, client_of
+from surrogates.targets.records import numbers
 from surrogates.targets.served import open_served, read_json
 
 PLACE = "$images"
@@ -44,8 +46,9 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         TargetError: The mapping cannot be used, or contradicts what was declared.
     """
     mapping = read_mapping(uri)
-    if declared.layout or declared.dtype:
-        raise TargetError("layout and dtype stand in the mapping: leave them out")
+    for name in ("layout", "dtype", "classes"):
+        if getattr(declared, name) is not None:
+            raise TargetError(f"{name} stands in the mapping: leave it out")
     own = {"token_env": mapping.token_env, "token_header": mapping.token_header}
     options = {name: value for name, value in own.items() if value is not None} | options
     client, rest = client_of(mapping.url, options, [], "a JSON endpoint")
@@ -56,19 +59,20 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         output_kind=None if declared.output_kind else mapping.kind,
         input_shape=None if shape is None else tuple(shape),
     )
-    # Another request or another reading of the answers is another target.
-    meaning = {k: v for k, v in asdict(mapping).items() if k not in ("token_env", "token_header", "identity")}
-    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:16]
     declared = replace(
         declared,
         layout=form.layout,
         dtype=form.dtype,
         pixel_range=declared.pixel_range or form.pixel_range,
         quantize=declared.quantize or form.quantize,
+        mean=declared.mean if declared.mean is not None else form.mean,
+        std=declared.std if declared.std is not None else form.std,
         batch_size=mapping.per_request or declared.batch_size,
-        identity=declared.identity or mapping.identity or f"{client.url}#{digest}",
+        identity=declared.identity or mapping.identity or f"{client.url}#{mapping.digest}",
     )
-    wire = JsonEndpoint(mapping, client.url, declared.num_classes or 0, declared.output_kind or "")
+    wire = JsonEndpoint(
+        mapping, mapping.names, client.url, declared.num_classes or 0, declared.output_kind or ""
+    )
     return open_served(wire, client, declared, **rest)
 
 
@@ -86,6 +90,8 @@ class Mapping:
     layout: str = "chw"
     dtype: str = "float32"
     pixel_range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | float | None = None
+    std: tuple[float, ...] | float | None = None
     per_request: int | None = 1
     answers: str | None = None
     labels: str | None = None
@@ -113,19 +119,28 @@ class Mapping:
                 self.output_kind in (None, *OUTPUT_KINDS),
                 f"use one of {', '.join(OUTPUT_KINDS)}",
             ),
-            (
-                "classes",
-                self.classes is None or _indices(self.classes) is not None,
-                "list the label names in the order of their indices, or map each name to its index",
-            ),
         ]
         rules += [
             (name, isinstance(getattr(self, name), str | None), "give a dotted path, e.g. data.label")
             for name in ("answers", "labels", "scores")
         ]
+        rules += [
+            (name, isinstance(getattr(self, name), str | None), "give a text")
+            for name in ("token_env", "token_header", "identity")
+        ]
         for name, good, remedy in rules:
             if not good:
                 raise TargetError(f"mapping: {name} is {getattr(self, name)!r}: {remedy}")
+        try:
+            names = self.names
+            if self.input_shape is not None:
+                check_input_shape(self.input_shape)
+        except TargetError as error:
+            raise TargetError(f"mapping: {error}") from None
+        if names is not None and self.num_classes not in (None, names.count):
+            raise TargetError(
+                f"mapping: num_classes is {self.num_classes!r}, but classes lists {names.count}: leave num_classes out"
+            )
         if self.labels is None and self.scores is None:
             raise TargetError("mapping: labels and scores are missing: give the path of at least one of them")
         if self.per_request != 1 and self.answers is None:
@@ -145,12 +160,23 @@ class Mapping:
     @property
     def known_classes(self) -> int | None:
         """The number of classes, where the mapping has it."""
-        return self.num_classes if self.indices is None else max(self.indices.values()) + 1
+        return self.num_classes if self.names is None else self.names.count
 
     @property
-    def indices(self) -> dict[str, int] | None:
-        """The index of each label name, where the mapping lists them."""
-        return None if self.classes is None else _indices(self.classes)
+    def names(self) -> ClassNames | None:
+        """The names of the classes, where the mapping lists them."""
+        return None if self.classes is None else ClassNames.of(self.classes)
+
+    @property
+    def digest(self) -> str:
+        """Another request or another reading of the answers is another target."""
+        meaning = asdict(self)
+        for name in ("token_env", "token_header", "identity"):
+            del meaning[name]
+        for name in ("mean", "std"):  # younger than the ledgers of many mappings
+            if meaning[name] is None:
+                del meaning[name]
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def read_mapping(path: str | Path) -> Mapping:
@@ -159,18 +185,9 @@ def read_mapping(path: str | Path) -> Mapping:
     Raises:
         TargetError: It names the file and what is wrong in it.
     """
-    import yaml
+    from surrogates.targets.mapping_file import read_yaml  # and with it YAML
 
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TargetError(f"cannot read the mapping {path} ({error.strerror}): check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TargetError(f"mapping {path} is no YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(data, dict):
-        raise TargetError(
-            f"mapping {path} holds a {type(data).__name__}, expected keys such as url and request"
-        )
+    data = read_yaml(Path(path))
     known = [field.name for field in fields(Mapping)]
     for name in data:
         if name not in known:
@@ -191,6 +208,7 @@ class JsonEndpoint:
     """The protocol that a mapping describes."""
 
     mapping: Mapping
+    names: ClassNames | None
     url: str
     num_classes: int
     output_kind: str
@@ -244,11 +262,15 @@ class JsonEndpoint:
             raise TargetError(
                 f"target answered {len(labels)} labels and {len(values)} scores, expected as many"
             )
-        numbers = _numbers(values)
-        if not np.isfinite(numbers).all():
-            raise TargetError(f"target answered {numbers[~np.isfinite(numbers)][0]}, expected finite scores")
+        named = _numbers(values)
+        if not np.isfinite(named).all():
+            raise TargetError(f"target answered {named[~np.isfinite(named)][0]}, expected finite scores")
+        if len(set(map(str, labels))) < len(labels):
+            raise TargetError(f"target named a class twice: {str(labels)[:60]}")
+        places = [self._index(label) for label in labels]
         row = np.full(self.num_classes, np.nan)
-        row[[self._index(label) for label in labels]] = numbers
+        row[places] = 0
+        np.add.at(row, places, named)  # several names may stand for one class
         if self.output_kind != "top_k" and np.isnan(row).any():
             raise TargetError(
                 f"target named {len(labels)} of {self.num_classes} classes: open it with output_kind='top_k'"
@@ -256,12 +278,8 @@ class JsonEndpoint:
         return row
 
     def _index(self, label: Any) -> int:
-        if (indices := self.mapping.indices) is not None:
-            if str(label) not in indices:
-                close = difflib.get_close_matches(str(label), list(indices), n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise TargetError(f"target answered label {label!r}, which classes does not list{hint}")
-            return indices[str(label)]
+        if self.names is not None:
+            return self.names.index(label)
         if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label < self.num_classes:
             raise TargetError(
                 f"target answered label {label!r}, expected an integer in [0, {self.num_classes}): "
@@ -288,8 +306,8 @@ def png(image: np.ndarray) -> bytes:
 def pixel_format(mapping: Mapping) -> PixelFormat:
     """Return the pixel format of a mapping; a PNG rounds to 8 bits."""
     if mapping.images == "png":
-        return PixelFormat("hwc", "uint8", None, 8)
-    return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range)
+        return PixelFormat("hwc", "uint8", None, 8, mapping.mean, mapping.std)
+    return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range, mean=mapping.mean, std=mapping.std)
 
 
 def _at(answer: Any, path: str) -> Any:
@@ -329,19 +347,8 @@ def _count(template: Any) -> int:
     return int(template == PLACE)
 
 
-def _indices(classes: Any) -> dict[str, int] | None:
-    """Return label names with their indices; None where classes is neither a list nor a map of them."""
-    if isinstance(classes, list) and len({str(name) for name in classes}) == len(classes) >= 2:
-        return {str(name): index for index, name in enumerate(classes)}
-    if isinstance(classes, dict) and len(classes) >= 2:
-        indices = list(classes.values())
-        if all(type(index) is int and index >= 0 for index in indices):
-            return {str(name): index for name, index in classes.items()}
-    return None
-
-
 def _numbers(values: list[Any]) -> np.ndarray:
-    try:
-        return np.asarray(values, dtype=np.float64).reshape(len(values))
-    except (TypeError, ValueError) as error:
-        raise TargetError(f"target answered scores {str(values)[:60]}, expected numbers") from error
+    array = numbers(values)
+    if array.dtype.kind == "b" or array.shape != (len(values),):
+        raise TargetError(f"target answered scores {str(values)[:60]}, expected numbers")
+    return array.astype(np.float64)

@@ -464,7 +464,7 @@ BAD_MAPPINGS = {
     "no place": ({"request": {"inputs": "images"}}, r"request is .*: put \$images in one place"),
     "two places": ({"request": ["$images", "$images"]}, r"put \$images in one place"),
     "images": ({"images": "jpeg"}, r"images is 'jpeg': use array or png"),
-    "layout": ({"layout": "nchw"}, r"layout must be one of chw, hwc, flat, got 'nchw'"),
+    "layout": ({"layout": "nchw"}, r"layout must be one of chw, hwc, flat, flat_hwc, got 'nchw'"),
     "path": ({"scores": 3}, r"scores is 3: give a dotted path"),
     "no answer": ({"scores": None}, r"labels and scores are missing"),
     "classes": ({"classes": ["a", "a"]}, r"classes is \['a', 'a'\]: list the label names"),
@@ -538,12 +538,20 @@ def test_pixels_are_rounded_at_the_door_of_any_target() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "nhwc"}, r"layout must be one of chw, hwc, flat, got 'nhwc'"),
-        ({"dtype": "int8"}, r"dtype must be one of float32, float64, uint8, got 'int8'"),
+        ({"layout": "nhwc"}, r"layout must be one of chw, hwc, flat, flat_hwc, got 'nhwc'"),
+        (
+            {"dtype": "int8"},
+            r"dtype must be one of float32, float64, float16, uint8, int32, int64, got 'int8'",
+        ),
         ({"quantize": 0}, r"quantize must be a number of bits from 1 to 16, got 0: try 8"),
         ({"pixel_range": (1, 0)}, r"pixel_range must be two numbers, lower first, got \(1, 0\)"),
         ({"pixel_range": 255}, r"pixel_range must be two numbers"),
         ({"dtype": "uint8", "pixel_range": (-1, 1)}, r"pixel_range of uint8 must lie in \[0, 255\]"),
+        ({"dtype": "int64"}, r"pixels of int64 need pixel_range, what 0 and 1 become"),
+        ({"mean": (0.5, "a", 1)}, r"mean must be a number for each channel, got \(0.5, 'a', 1\)"),
+        ({"std": (0.5, 0)}, r"std must be a number for each channel, got \(0.5, 0\)"),
+        ({"mean": float("nan")}, r"mean must be a number for each channel, got nan"),
+        ({"dtype": "uint8", "mean": 0.5}, r"mean makes fractions of pixels, but dtype is uint8"),
     ],
 )
 def test_bad_pixel_formats_are_named(options: dict, message: str) -> None:
