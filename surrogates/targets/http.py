@@ -169,6 +169,14 @@ class HttpClient:
         """
         self._persist(Request("GET", url, any_status=True))
 
+    def ask(self, url: str, content: bytes, headers: Mapping[str, str]) -> Reply:
+        """Return the answer to a POST that asks for no image, with whatever status.
+
+        Raises:
+            TargetError: No answer.
+        """
+        return self._persist(Request("POST", url, content, headers, any_status=True))
+
     def post(
         self,
         url: str,

@@ -28,7 +28,7 @@ def service(images: np.ndarray) -> np.ndarray:
     scores[np.arange(len(images)), (images[:, 0, 0, 0] * CLASSES).astype(int)] += (
         0.7 * images[:, 0, 0, 0] + 0.1
     )
-    return scores
+    return scores / scores.sum(axis=1, keepdims=True)
 
 
 def failing(error: Exception):
