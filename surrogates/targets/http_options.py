@@ -36,7 +36,7 @@ class HttpOptions:
     token_env: str | None = None
     token_header: str = "Authorization: Bearer"
     timeout: float = 60.0
-    attempts: int = 6
+    attempts: int = 10  # with the pauses between them more than a minute: a model may have to be loaded first
     repeats: int = 1
     max_wait: float = 120.0
     concurrency: int = 1
