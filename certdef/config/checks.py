@@ -80,6 +80,7 @@ def _laws(certify: CertifyConfig) -> list[str]:
 def _job(config: RunConfig) -> Rules:
     yield "purifier", *_purifier(config.purifier)
     yield "device", config.device in ("auto", "cpu", "cuda"), "use auto, cpu or cuda"
+    yield "threads", config.threads is None or config.threads >= 1, "use at least 1, or leave it out"
     yield "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"
 
 

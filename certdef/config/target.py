@@ -27,7 +27,8 @@ class TargetConfig:
         pixel_range: What pixels of 0 and 1 become for it, e.g. 0,255.
         quantize: Bits that it rounds pixels to; 8 for a service that takes PNG images. Also --target.quantise.
         batch_size: Most images in one call, of a service in one request.
-        token_env: Name of the environment variable that holds a service's token.
+        token_env: Name of the environment variable that holds a service's token; a mapping that names one needs it here
+            too.
         token_header: Header that the token goes out in, with what stands before it; "X-Api-Key:" for the token alone.
         timeout: Seconds that a service may take for an answer.
         rate: Most images a second.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -260,7 +259,7 @@ def certify_condition(
         elif left:
             _certify_smoothed(job, condition, classifier, left, keep)
         bar.close()
-    return _curve(condition, stem, classifier.n, 0 if guided else config.n0, config.radii)
+    return _curve(condition, log, classifier.n, 0 if guided else config.n0, config.radii)
 
 
 def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
@@ -356,10 +355,10 @@ def _certify_smoothed(
 
 
 def _curve(
-    condition: Condition, stem: Path, n: int, selection: int, radii: tuple[float, ...]
+    condition: Condition, log: certify.RecordLog, n: int, selection: int, radii: tuple[float, ...]
 ) -> CertifiedCurve:
     """What the records of a condition say."""
-    records = certify.read_records(stem.with_suffix(".jsonl"))
+    records = certify.read_records(log.path)
     assert records.counts is not None  # a .jsonl keeps them
     at = certify.curves.certified_accuracy(records, [0.0, *radii])
     columns = (column.tolist() for column in (at.accuracy, at.lower, at.upper))
@@ -370,12 +369,12 @@ def _curve(
         denoised=condition.denoised,
         headline=condition.headline,
         noise=condition.noise.describe(),
-        sound=condition.noise.sound,
+        sound=records.sound,
         n=n,
         samples_per_image=float(selection + np.mean(np.sum(records.counts, axis=1))),
         images=len(records),
         accuracy_at_0=shares[0],
         accuracy=tuple(shares[1:]),
         abstained=float(np.mean(records.predict == certify.ABSTAIN)),
-        seconds_per_image=float(np.mean(certify.read_records(stem.with_suffix(".tsv")).seconds)),
+        seconds_per_image=float(np.mean(certify.read_records(log.tsv_path).seconds)),
     )

@@ -73,7 +73,7 @@ def certify_guided(
         noise: Added to the images.
         num_classes: Labels are in [0, num_classes).
         radii: One of them is tested on each image, the one that is worth it.
-        n: Most paid votes of an image.
+        n: Most paid votes of an image, those that choose its class included.
         alpha: Probability that a certificate is wrong, in (0, 0.5).
         budget: Most paid votes of the set; None: decide every image.
         options: Fields of ``GuidedOptions``.
@@ -115,7 +115,8 @@ def _proposals(
     def propose(count: int) -> tuple[torch.Tensor, NDArray]:
         noisy = image + noise.sample((count, *image.shape), generator=generator, device=image.device)
         with torch.no_grad(), eval_mode(surrogate):
-            return noisy, surrogate(noisy).float().cpu().numpy()
+            # A copy: what a surrogate writes into its input must not reach the target.
+            return noisy, surrogate(noisy.clone()).float().cpu().numpy()
 
     return propose
 

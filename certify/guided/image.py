@@ -69,7 +69,7 @@ def certify_votes_guided(
         guide: Predicts the class (no n0) and the votes.
         noise: The law that the guide draws from.
         radii: One of them is tested, chosen before the first paid vote.
-        n: Most paid votes.
+        n: Most paid votes, those that choose the class included.
         num_classes, alpha, subject: As in ``certify_votes``.
 
     Raises:
@@ -111,6 +111,7 @@ class GuidedImage:
             )
         self._pilot = logits
         self._selection, self._again = np.zeros(num_classes, dtype=np.int64), False
+        self._spare = n - int(votes_needed(noise.p_required(self._radii[0]), self._alpha))
         self.top = self._predicted = int(np.bincount(logits.argmax(axis=1), minlength=num_classes).argmax())
         self.plan()
 
@@ -118,7 +119,7 @@ class GuidedImage:
         """Choose the radius by what the guide predicts, anew until the first paid vote: that costs no alpha."""
         strata = strata_of(self._pilot, self.top)
         level = self._alpha * (SECOND if self._again else 1 - SECOND)
-        remaining = self._n - int(self._selection.sum()) if self._again else self._n
+        remaining = self._n - int(self._selection.sum())
         for radius in reversed(self._radii):
             p = self._noise.p_required(radius)
             self.radius = radius
@@ -130,8 +131,9 @@ class GuidedImage:
 
     def pay(self, limit: int | None = None) -> int:
         """Pay for one batch of votes, at most ``limit``; returns how many."""
-        if not (self.guide.calibration.trusts_class or self._selection.any() or self.test.paid):
-            return self._select(CHOICE if limit is None else min(CHOICE, limit))
+        choice = min(CHOICE, self._spare // 2)  # leaves enough of n to certify the class
+        if choice and not (self.guide.calibration.trusts_class or self._selection.any() or self.test.paid):
+            return self._select(choice if limit is None else min(choice, limit))
         bets = self.test.bets()
         if bets is None:
             self.done = True
@@ -211,11 +213,16 @@ def reachable_radii(noise: NoiseLaw, radii: Sequence[float] | None, n: int, alph
     values = np.unique(np.asarray([] if radii is None else radii, dtype=np.float64))
     if len(values) == 0 or not np.all(np.isfinite(values)) or values[0] < 0:
         raise CertifyError(f"a guide needs finite radii >= 0, got {radii!r}: try radii=[0.5]")
-    levels = np.array([noise.p_required(radius) for radius in values])
-    with np.errstate(divide="ignore"):
-        least = (-np.log(alpha * (1 - SECOND)) + MARGIN) / -np.log(np.minimum(levels, 1.0))
+    least = np.array([votes_needed(noise.p_required(radius), alpha) for radius in values])
     within = values[least <= n]
     if len(within) == 0:
-        remedy = f"use n >= {int(np.ceil(least[0]))}" if least[0] < 1e12 else "choose a smaller radius"
+        remedy = f"use n >= {least[0]:.0f}" if least[0] < 1e12 else "choose a smaller radius"
         raise CertifyError(f"n={n} is too small to certify radius {values[0]:g} at alpha={alpha:g}: {remedy}")
     return within.tolist()
+
+
+def votes_needed(p: float, alpha: float) -> float:
+    """Unbroken votes that claim a probability above p at the first test's share of alpha; inf where none do."""
+    if p >= 1:
+        return np.inf
+    return float(np.ceil((-np.log(alpha * (1 - SECOND)) + MARGIN) / -np.log(p)))

@@ -1,6 +1,5 @@
 """Targets that are ONNX files, run by ONNX Runtime in this process."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.declared import Declared, check_options
 from surrogates.targets.formats import layout_of
+from surrogates.targets.onnx_files import digest_of
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
 
 PIXEL_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
@@ -32,7 +32,7 @@ class OnnxTarget(Target):
     """An ONNX model with one input; layout, number type and classes are read from its graph where it reports them.
 
     It runs on the CPU, or on the GPU where onnxruntime was installed for one. identity is the sha256 of the file and
-    of the weights beside it (NAME.onnx.data). Scores are probabilities unless output_kind is given. It
+    of every file of weights that its graph names. Scores are probabilities unless output_kind is given. It
     dies with this process, so that a lost answer costs nothing.
 
     Args:
@@ -51,7 +51,7 @@ class OnnxTarget(Target):
         output: str | None = None,
         threads: int | None = None,
     ) -> None:
-        digest = _digest(Path(path))
+        digest = digest_of(Path(path))
         self._session = _session(Path(path), threads)
         self._input, dtype, sides = _only_input(self._session, path)
         chosen = _chosen_output(self._session, path, output, declared.output_kind)
@@ -126,20 +126,6 @@ def _session(path: Path, threads: int | None) -> Any:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TargetError(f"cannot load the ONNX model {path} ({reason}): check the file") from error
-
-
-def _digest(path: Path) -> str:
-    """Return the sha256 of a model file and of the weights that PyTorch's exporter keeps beside it."""
-    digest = hashlib.sha256()
-    try:
-        for file in (path, path.with_name(path.name + ".data")):
-            if file == path or file.exists():
-                with file.open("rb") as stream:
-                    while block := stream.read(2**20):
-                        digest.update(block)
-    except OSError as error:
-        raise TargetError(f"cannot read the ONNX model {path} ({error.strerror}): check the path") from error
-    return digest.hexdigest()
 
 
 def _image_shape(sides: list[int], layout: str) -> tuple[int, int, int] | None:

@@ -30,10 +30,14 @@ def unpack(answer: Any) -> Any:
     return answer
 
 
-def _column(columns: dict[str, Any]) -> np.ndarray:
+def _column(columns: dict[str, Any]) -> Any:
     for name in SCORE_NAMES + LABEL_NAMES:
         if name in columns:
-            return np.asarray(columns[name])
+            return columns[name]
+    if any(
+        isinstance(value, bool) for column in columns.values() if isinstance(column, list) for value in column
+    ):
+        raise TargetError("the model answered True or False in a column of scores, expected numbers")
     values = [np.asarray(column) for column in columns.values()]
     if len(values) > 1 and all(value.ndim == 1 and value.dtype.kind in "fiu" for value in values):
         return np.stack(values, axis=1)

@@ -11,8 +11,9 @@ from surrogates.errors import TargetError
 from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import Reply, client_of
+from surrogates.targets.json_answers import numbers, read_json
 from surrogates.targets.records import unpack
-from surrogates.targets.served import open_served, read_json
+from surrogates.targets.served import open_served
 
 
 def open_scoring_server(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
@@ -45,4 +46,5 @@ class ScoringServer:
         answer = read_json(reply)
         if not isinstance(answer, dict) or "predictions" not in answer:
             raise TargetError("target answered no 'predictions': is this an MLflow scoring server?")
-        return unpack(answer["predictions"])
+        values = unpack(answer["predictions"])
+        return values if isinstance(values, np.ndarray) else numbers(values)

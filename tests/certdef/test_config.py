@@ -42,6 +42,7 @@ def test_the_printed_file_reads_back_as_the_same_configuration(tmp_path):
 
 
 BAD = [
+    ({"threads": 0}, "threads is 0", "use at least 1"),
     ({"certify__alpha": 2}, "certify.alpha", "0.001"),
     ({"certify__alpha": 0}, "certify.alpha", "0.001"),
     ({"certify__n": 5}, "certify.n", "n=10"),

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from certify import CertifyError, binomial_interval, read_records
-from certify.records import curves
-from certify.records.log import Records
+from certify.records import Records, curves
 from tests.conftest import certification_log
 
 
