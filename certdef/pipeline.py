@@ -31,6 +31,7 @@ from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
 from certdef.unused import UnusedOption, unused_options
+from surrogates.files import replacing
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,8 @@ def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:
     summary = _summary(job, done)
     path = job.config.workspace / "report.html"
     html = render(job.config, job.data, done, summary.bill, run_id=summary.run_id, device=str(job.device))
-    path.write_text(html, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(html.encode())
     job.tracker.log_files(path)
     return replace(summary, report=path)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from certdef.config.job import ConfigError, DataConfig
+from certdef.data.npz import read_npz
 
 
 class Source(NamedTuple):
@@ -168,7 +169,10 @@ def _fashion_mnist(config: DataConfig) -> Source:
 
 
 def _cifar10_part(config: DataConfig) -> Source:
-    arrays = _arrays(data_root(config) / "cifar10" / "cifar10_lossless.npz")
+    arrays = _arrays(
+        data_root(config) / "cifar10" / "cifar10_lossless.npz",
+        *("x_train", "y_train", "x_test", "y_test", "class_names"),
+    )
     return Source(
         images=as_images(arrays["x_train"]),
         labels=arrays["y_train"].astype(np.int64),
@@ -179,7 +183,7 @@ def _cifar10_part(config: DataConfig) -> Source:
 
 
 def _aerial(config: DataConfig) -> Source:
-    arrays = _arrays(data_root(config) / "ucmerced64" / "ucmerced64.npz")
+    arrays = _arrays(data_root(config) / "ucmerced64" / "ucmerced64.npz", "x", "y", "split", "class_names")
     images, labels, test = as_images(arrays["x"]), arrays["y"].astype(np.int64), arrays["split"] == 1
     return Source(images[~test], labels[~test], _names(arrays["class_names"]), images[test], labels[test])
 
@@ -188,12 +192,11 @@ def _names(values: Iterable[object]) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a data set below data.root; ConfigError if it is missing."""
+def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """The arrays of a data set below data.root, by name; ConfigError if it is missing."""
     if not path.is_file():
         raise ConfigError(f"{str(path)!r} is no file: data.root must be the folder of the data sets")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return dict(zip(names, read_npz(path, names, "data set"), strict=True))
 
 
 def _npz(config: DataConfig) -> Source:
@@ -201,37 +204,28 @@ def _npz(config: DataConfig) -> Source:
         raise ConfigError(
             "data.path is not set: data.name npz needs a file with the arrays images and labels"
         )
-    images, labels = _read(config.path, "data.path", "images", "labels")
+    images, labels = read_npz(config.path, ["images", "labels"], "data.path")
     images = as_images(images)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ConfigError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}: expected {len(images)} whole numbers from 0"
         )
-    return Source(images, labels.astype(np.int64), _names(range(int(labels.max()) + 1)))
+    classes = int(labels.max()) + 1
+    if classes > len(labels):
+        raise ConfigError(
+            f"labels go up to {classes - 1}, but there are only {len(labels)} images: number the classes from 0"
+        )
+    return Source(images, labels.astype(np.int64), _names(range(classes)))
 
 
 def read_images(path: str, image_shape: tuple[int, ...]) -> np.ndarray:
     """The array images of an .npz as float32 (N, C, H, W) in [0, 1]; ConfigError unless each has the shape (C, H, W)."""
-    images = as_images(*_read(path, "images", "images"))
+    images = as_images(*read_npz(path, ["images"], "images"))
     if images.shape[1:] != tuple(image_shape):
         raise ConfigError(
             f"images of {path!r} have shape {images.shape[1:]}: the job's are {tuple(image_shape)}"
         )
     return images
-
-
-def _read(path: str, what: str, *names: str) -> list[np.ndarray]:
-    """Arrays of an .npz by name; ConfigError calls the path `what`."""
-    wanted = " and ".join(names)
-    if not Path(path).is_file():
-        raise ConfigError(f"{what} {str(path)!r} is no file: give an .npz with the arrays {wanted}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
-    except (KeyError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"{what} {str(path)!r} can't be read ({error}): give an .npz with the arrays {wanted}"
-        ) from error
 
 
 def as_images(images: np.ndarray) -> np.ndarray:

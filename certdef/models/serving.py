@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 import certify
 from certdef.config.job import ConfigError, RunConfig
 from certdef.models.requests import Patience, Stopped, Watched
-from certdef.models.storage import FRESH, PARAMS, CertifiedClassifier, load_model
+from certdef.models.storage import FRESH, PARAMS, CertifiedClassifier, load_model, read_spec
 from certdef.tracking.mlflow import connect
 
 __all__ = [
@@ -103,7 +102,7 @@ class ServedModel(PythonModel):
         folder = Path(context.artifacts["model"])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_model(folder, self.device)
-        spec = json.loads((folder / "model.json").read_text())
+        spec = read_spec(folder)
         self.softmax = spec["kind"] == "classifier" and spec.get("answers") != "logits"
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
@@ -120,7 +119,7 @@ class ServedModel(PythonModel):
 
 def log_served(folder: Path, name: str, example: np.ndarray, registered_model: str | None = None) -> str:
     """Log a saved folder as a pyfunc model in the active run; returns its URI."""
-    spec = json.loads((folder / "model.json").read_text())
+    spec = read_spec(folder)
     inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:]))])
     params = None
     if spec["kind"] == "certified":

@@ -24,8 +24,9 @@ from certdef.purifiers.registry import find_purifier
 from certdef.stages.job import Job, versions
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
+from certdef.tracking.files import fingerprint
 from certdef.tracking.results import Share, StageResult
-from certdef.tracking.workspace import Stage, fingerprint
+from certdef.tracking.workspace import Stage
 from certify.bounds import smallest_n
 from certify.guided import reachable_radii
 

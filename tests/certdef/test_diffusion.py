@@ -166,6 +166,12 @@ class TestPretrained:
         assert torch.equal(network(z, torch.tensor([5])), again(z, torch.tensor([5])))
         assert torch.equal(network.keep, again.keep)
 
+    def test_loading_draws_nothing_from_the_callers_generator(self, tmp_path):
+        foreign(tmp_path)
+        before = torch.get_rng_state()
+        load_pretrained(tmp_path, (3, 32, 32))
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_gray_images_on_a_color_unet(self, tmp_path):
         foreign(tmp_path)
         with pytest.raises(ValueError, match="the UNet takes 3 channels and the images have 1"):

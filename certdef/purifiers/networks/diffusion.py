@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -182,22 +183,25 @@ def load_pretrained(
     from diffusers import DDPMPipeline, UNet2DModel
 
     name = str(name_or_path)
-    try:
+    with (
+        torch.random.fork_rng()
+    ):  # networks are built with random weights, which draw from the caller's generator
         try:
-            DDPMPipeline.load_config(name, **options)
-        except OSError:  # no pipeline, so a lone UNet
-            unet, scheduler = UNet2DModel.from_pretrained(name, use_safetensors=True, **options), None
-        else:
-            pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, **options)
-            unet, scheduler = pipeline.unet, _plain(pipeline.scheduler.config)
-    except OSError as error:
-        raise ValueError(
-            f"{name!r} holds no DDPM and no UNet2DModel in safetensors: give the hub name or the folder of one"
-        ) from error
-    scheduler = scheduler or {"beta_schedule": "linear"}
-    network = DiffusionNetwork(
-        DiffusionShape(image_shape, patch=1, unet=_plain(unet.config), scheduler=scheduler)
-    )
+            try:
+                DDPMPipeline.load_config(name, **options)
+            except OSError:  # no pipeline, so a lone UNet
+                unet, scheduler = UNet2DModel.from_pretrained(name, use_safetensors=True, **options), None
+            else:
+                pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, **options)
+                unet, scheduler = pipeline.unet, _plain(pipeline.scheduler.config)
+        except OSError as error:
+            raise ValueError(
+                f"{name!r} holds no DDPM and no UNet2DModel in safetensors: give the hub name or the folder of one"
+            ) from error
+        scheduler = scheduler or {"beta_schedule": "linear"}
+        network = DiffusionNetwork(
+            DiffusionShape(image_shape, patch=1, unet=_plain(unet.config), scheduler=scheduler)
+        )
     network.unet.load_state_dict(unet.state_dict())
     return network.eval()
 
@@ -236,6 +240,14 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config.diffusion, name) for name in names}
 
 
+def _files(config: RunConfig, channels: int) -> list[Path]:
+    """The files of a pretrained network that lies in a folder: its weights and what says how to read them."""
+    if not config.diffusion.pretrained:
+        return []
+    files = sorted(Path(config.diffusion.pretrained).rglob("*"))
+    return [path for path in files if path.suffix in (".safetensors", ".json")]
+
+
 def _check(config: RunConfig) -> None:
     check_diffusers()
     _training(config)
@@ -248,6 +260,7 @@ DIFFUSION = NetworkSpec(
     _train,
     _settings,
     uses_pool=lambda config: not config.diffusion.pretrained,
+    files=_files,
     check=_check,
 )
 
