@@ -80,7 +80,9 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
     "serve": [
         ("--model", str | None, None, "MLflow model URI; default the latest registered version."),
         ("--host", str, "127.0.0.1", "Address to listen on."),
-        ("--port", int, 5001, "Port to listen on."),
+        ("--port", int, 5001, "Port to listen on; 0 takes a free one."),
+        ("--max-n", int, 100_000, "Largest n that a request may ask for."),
+        ("--max-votes", int, 2_000_000, "Most votes of a request: images x (n0 + n)."),
     ],
 }
 
@@ -188,11 +190,14 @@ def _cite(verb: str, config: RunConfig, namespace: Any) -> int:
 
 def _serve(verb: str, config: RunConfig, namespace: Any) -> int:
     _quiet()
-    from certdef.models.serving import serve
+    from certdef.models.serving import Limits, serve
 
-    model, address = namespace.model or config.registered_model, f"http://{namespace.host}:{namespace.port}"
-    print(f"serving {model} on {address}/invocations; Ctrl-C stops it", flush=True)
-    serve(config, model=namespace.model, host=namespace.host, port=namespace.port)
+    def ready(model: str, address: str) -> None:
+        print(f"serving {model} on {address}/invocations; Ctrl-C stops it", flush=True)
+
+    limits = Limits(namespace.max_n, namespace.max_votes, namespace.allow_seed)
+    where = {"host": namespace.host, "port": namespace.port}
+    serve(config, model=namespace.model, limits=limits, ready=ready, **where)
     return 0
 
 
@@ -283,6 +288,10 @@ def flags(verb: str) -> dict[str, str]:
     every = {"--print-config": "Print the resolved configuration as YAML and stop."}
     if verb in JOBS:
         every |= {"--fresh": "Train and certify anew; paid answers are kept.", "--quiet": "No progress bars."}
+    if verb == "serve":
+        every |= {
+            "--allow-seed": "Let a request name the seed; who knows it can search for images whose votes mislead."
+        }
     return every
 
 

@@ -6,7 +6,6 @@ stage again is harmless, so an interrupted job goes on in the runs it had opened
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -19,8 +18,10 @@ from urllib.parse import urlsplit
 from certdef.config.job import ConfigError, RunConfig, flatten
 from certdef.data.sets import Splits
 from certdef.tracking import legacy, metrics, server
+from certdef.tracking.files import read_json, write_json
+from certdef.tracking.local_store import holds_no_run, make_local_store
 from certdef.tracking.results import StageResult
-from certdef.tracking.workspace import Stage, write_json
+from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
 LOCAL_STORE = Path("mlruns")
@@ -81,19 +82,34 @@ def connect(config: RunConfig) -> Any:
     mlflow.set_registry_uri(uri)  # unset, evaluation beside system metrics can wait for ever
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
-        if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
-            artifacts = (
-                (LOCAL_STORE / "artifacts").resolve().as_uri()
-                if uri == f"sqlite:///{LOCAL_STORE}/mlflow.db"
-                else None
-            )
-            mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts)
-        mlflow.set_experiment(config.tracking.experiment)
+        make_local_store(uri)
+        _choose_experiment(mlflow, config.tracking.experiment, uri)
+    except ConfigError:
+        raise
     except Exception as error:  # MLflow wraps whatever its database driver raises
+        mend = "choose another with --tracking.uri, or another experiment with --tracking.experiment"
+        if not isinstance(error, mlflow.MlflowException) and holds_no_run(uri):
+            mend = "there is no run in it, so delete the file, and the next job makes a new one"
         raise ConfigError(
-            f"tracking store {uri!r} can't be used ({str(error).splitlines()[0]}): choose another with --tracking.uri"
+            f"tracking store {uri!r} can't be used ({str(error).splitlines()[0]}): {mend}"
         ) from error
     return mlflow
+
+
+def _choose_experiment(mlflow: Any, name: str, uri: str) -> None:
+    """Make an experiment the active one; created unless it is there."""
+    if mlflow.get_experiment_by_name(name) is None:
+        artifacts = (
+            (LOCAL_STORE / "artifacts").resolve().as_uri()
+            if uri == f"sqlite:///{LOCAL_STORE}/mlflow.db"
+            else None
+        )
+        try:
+            mlflow.create_experiment(name, artifact_location=artifacts)
+        except mlflow.MlflowException:
+            if mlflow.get_experiment_by_name(name) is None:  # else another job was faster
+                raise
+    mlflow.set_experiment(name)
 
 
 class Tracker:
@@ -104,7 +120,7 @@ class Tracker:
         self.mlflow = connect(config)
         self.uri = tracking_uri(config)
         self._file = legacy.runs_file(config, self.uri)
-        self._runs: dict[str, str] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._runs: dict[str, str] = read_json(self._file) if self._file.is_file() else {}
         self._runs = {name: run for name, run in self._runs.items() if self._exists(run)}
 
     @property

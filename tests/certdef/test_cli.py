@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one line for bad input, nothing spent."""
 
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -179,6 +180,18 @@ def test_a_work_directory_in_use_is_named(capsys, store, tmp_path):
     with locked(tmp_path / "work"):
         assert main(["run", *SMALL, store, f"--work_dir={tmp_path / 'work'}"]) == 2
     assert "in use by another certdef" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["taken", 70_000])
+def test_a_port_that_cannot_be_had_is_one_line_before_anything_is_served(port, capsys, store):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1] if port == "taken" else port
+        assert main(["serve", f"--port={port}", store]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"certdef: port {port} of 127.0.0.1 can't be listened on")
+    assert line.endswith("choose another with --port")
 
 
 def test_a_given_target_that_lacks_classes_is_refused_before_it_is_asked(capsys, store, tmp_path, tiny_job):
