@@ -171,7 +171,7 @@ class Tracker:
 
     def _log(self, result: StageResult, folder: Path) -> None:
         self.mlflow.log_params(_params(result.params))
-        self.mlflow.log_metrics(result.metrics)
+        self.mlflow.log_metrics({name: value for name, value in result.metrics.items() if value is not None})
         series = {name: tuple(enumerate(values)) for name, values in result.series.items()}
         self._log_points(series | result.points)
         for pattern in result.artifacts:
@@ -183,7 +183,12 @@ class Tracker:
         """Metrics with a value a step, many in one request."""
         now, run = round(1000 * time.time()), self.mlflow.active_run().info.run_id
         metric = self.mlflow.entities.Metric
-        every = [metric(name, value, now, step) for name, pairs in points.items() for step, value in pairs]
+        every = [
+            metric(name, value, now, step)
+            for name, pairs in points.items()
+            for step, value in pairs
+            if value is not None
+        ]
         for start in range(0, len(every), MOST_METRICS):
             self.mlflow.MlflowClient().log_batch(run, metrics=every[start : start + MOST_METRICS])
 
