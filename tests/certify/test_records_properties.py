@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -199,6 +200,43 @@ def test_no_changed_value_makes_a_certificate(tmp_path, examples):
 
     strategies = {"row": st.integers(0, 2), "name": st.sampled_from(sorted(ROWS[0])), "value": VALUES}
     check(examples, strategies, changed)
+
+
+NUMBERS = st.one_of(
+    st.sampled_from([0, -1, 1, 25, 0.25, 1e-300, 1e-12, 1e12, 1e300, 10**400, True, None, "1", [1.0]]),
+    st.floats(),
+)
+
+
+@BOTH
+def test_no_law_that_a_file_names_is_more_than_one_line(tmp_path, examples):
+    path = tmp_path / "old.jsonl"
+
+    def named(noise):
+        header = {"config": {"noise": noise}, "format": "certify-records-1"}
+        path.write_text("\n".join(map(json.dumps, [header, *ROWS])) + "\n")
+        with warnings.catch_warnings(action="ignore"):  # of numbers that overflow
+            read_or_refuse(path)
+
+    families = st.sampled_from(
+        ["gamma", "expon", "uniform", "loguniform", "triang", "levy_stable", "rv", "", None]
+    )
+    law = {
+        "law": st.sampled_from(
+            ["gaussian", "laplace", "uniform", "gaussian_scale_mixture", "splitting", "mine", 3]
+        ),
+        "norm": st.sampled_from(["l1", "l2", "linf", None]),
+    }
+    rest = {
+        **dict.fromkeys(("scale", "half_width", "dimensions", "levels"), NUMBERS),
+        "sigma": st.one_of(NUMBERS, families),
+        "args": st.one_of(st.lists(NUMBERS, max_size=3), NUMBERS),
+        "kwds": st.one_of(st.dictionaries(st.sampled_from(["scale", "loc", "a"]), NUMBERS), NUMBERS),
+        "atoms": st.lists(NUMBERS, max_size=3),
+        "probabilities": st.sampled_from([[1.0], [0.5, 0.5], [0.2, 0.3, 0.5]]),
+        "radius": st.sampled_from(["by inclusion from l2", "by inclusion from l1", "approximate", 5]),
+    }
+    check(examples, {"noise": st.fixed_dictionaries(law, optional=rest)}, named)
 
 
 @BOTH
