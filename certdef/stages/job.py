@@ -60,6 +60,8 @@ class Job:
             if not stage.done:
                 stage.path.mkdir(parents=True, exist_ok=True)
                 result = compute()
+                if self.ledger.canaries is not None:
+                    self.ledger.canaries.finish()  # nothing is kept of a target that has changed
                 self.draw(result, stage.path)
                 stage.finish(result)
         return stage

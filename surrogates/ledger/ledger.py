@@ -207,6 +207,7 @@ class PaidTarget(Target):
         answers = self._answers_of_older_versions(keyed)
         paid = 0
         while missing := [key for key in keyed.rows if key not in answers]:
+            self._check_canaries(missing)
             plan = store.plan(
                 dict.fromkeys(missing, 1),
                 purpose=self.purpose,
@@ -221,9 +222,17 @@ class PaidTarget(Target):
                 time.sleep(POLL_SECONDS)  # another process waits for the answers to the same images
         self.keys.count(keyed)
         self.ledger.recalled[self.purpose] += len(pixels) - paid
-        if self.ledger.canaries is not None and self.purpose != "canary":
-            self.ledger.canaries.count(paid, self.ledger, self._target)
         return unpack([answers[key] for key in keyed.order], self.num_classes)
+
+    @property
+    def _canaries(self) -> Canaries | None:
+        return None if self.purpose == "canary" else self.ledger.canaries
+
+    def _check_canaries(self, keys: list[bytes]) -> None:
+        """Check the target where it is time, and something of these is to be paid for."""
+        canaries = self._canaries
+        if canaries is not None and canaries.due and len(self.ledger.store.recall(keys)) < len(keys):
+            canaries.check(self.ledger, self._target)
 
     def _answers_of_older_versions(self, keyed: Keyed) -> dict[bytes, Kept]:
         """Return the answers that are kept under a former key, for keys that have none of their own."""
@@ -249,7 +258,13 @@ class PaidTarget(Target):
             try:
                 answers = self._target.query(images, bounded=False)  # the range was checked at our own door
                 kept = pack(answers, self.num_classes, scores=self.output_kind != "labels")
-                self.ledger.store.settle(batch, kept, following, lost=answers.lost)
+                due = self._canaries is not None and self._canaries.count(len(batch.keys))
+                # What is sent next waits for the check.
+                self.ledger.store.settle(batch, kept, None if due else following, lost=answers.lost)
+                if due and self._canaries is not None:
+                    self._canaries.check(self.ledger, self._target)
+                    if following is not None:
+                        self.ledger.store.send(following)
                 if answers.lost and following is not None:
                     self._check_overspent(answers.lost)
             except BaseException as error:  # an interrupt too leaves a query of unknown fate

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from surrogates.errors import LedgerError
+from surrogates.ledger.drift import CHECKS
 
 APPLICATION_ID = 0x6C656467
 SCHEMA_VERSION = 2
@@ -57,6 +58,7 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     check_version(db, path)
+    db.execute(CHECKS)  # files of version 0.1 have no such table
 
 
 def check_version(db: sqlite3.Connection, path: Path) -> None:

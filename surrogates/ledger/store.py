@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from surrogates.errors import BudgetExceeded, LedgerError
+from surrogates.errors import BudgetExceeded, DriftError, LedgerError
+from surrogates.ledger.drift import has_changed, note_check, settled_until
 from surrogates.ledger.file import LedgerFile
 from surrogates.ledger.packing import Kept, join, share
 from surrogates.ledger.schema import KEY_BYTES, KEYS_A_ROW, PLACE_BITS
@@ -139,6 +140,7 @@ class LedgerStore:
 
         Raises:
             BudgetExceeded: Answered, unknown and in-flight queries would pass the budget; nothing is reserved.
+            DriftError: The last canary check found that the target has changed; nothing is reserved.
         """
         batches: list[Batch] = []
         awaited = False
@@ -148,6 +150,11 @@ class LedgerStore:
                 in_flight = self._refresh(db)
                 new = [key for key in items if key not in self._answered and key not in in_flight]
                 awaited = not in_flight.isdisjoint(items)
+                if new and purpose != "canary" and has_changed(db):
+                    raise DriftError(
+                        f"the target of ledger {self.path} had changed at the last canary check: query it with "
+                        "canaries, which notice when the earlier version is back, or begin a new ledger"
+                    )
                 if new:
                     self._check_budget(db, purpose, budget, sum(items[key] for key in new))
                 batches = [
@@ -164,6 +171,25 @@ class LedgerStore:
             with self.file.transaction("DEFERRED") as db:
                 self._refresh(db)
         return self._recall(keys)
+
+    def send(self, batch: Batch) -> None:
+        """Mark a reserved batch sent."""
+        with self.file.transaction() as db:
+            _mark_sent(db, batch)
+
+    def settled_until(self) -> int:
+        """Return the batch up to which every one is settled: what a canary check that begins now can vouch for."""
+        with self.file.transaction("DEFERRED") as db:
+            return settled_until(db)
+
+    def note_check(self, until: int, *, changed: bool) -> int:
+        """Note a canary check that began at `until`; return how many batches it marks: their answers are not used again."""
+        with self.file.transaction() as db:
+            marked = note_check(db, until, changed)
+        self._answered = {
+            key: place for key, place in self._answered.items() if place >> PLACE_BITS not in marked
+        }
+        return len(marked)
 
     def settle(
         self, batch: Batch, answers: Sequence[Kept], following: Batch | None, *, lost: int = 0
@@ -214,13 +240,13 @@ class LedgerStore:
             ]
             self._seen = batch
         fates = db.execute(
-            "SELECT id, state FROM batches WHERE settled_at IS NOT NULL "
+            "SELECT id, state, reason FROM batches WHERE settled_at IS NOT NULL "
             "AND id IN (SELECT value FROM json_each(?))",
             (json.dumps(list(self._unsettled)),),
         )
-        for batch, state in fates:
+        for batch, state, mark in fates:
             keys = self._unsettled.pop(batch)
-            if state == "answered":
+            if state == "answered" and mark is None:
                 self._answered.update(zip(keys, itertools.count(batch << PLACE_BITS), strict=False))
         return set(itertools.chain.from_iterable(self._unsettled.values()))
 
