@@ -280,11 +280,29 @@ def certify_condition(
     """Certify the held-out images that are not recorded yet; returns the figures of all of them.
 
     With a guide every image is certified again: what the ledger kept costs nothing, and each calibrates the next.
+
+    Raises:
+        DriftError: The target has changed. Nothing stays recorded of it: what is good is in the ledger.
     """
-    config, data, guided = job.config.certify, job.data, classifier.guide is not None
-    count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
+    config, guided = job.config.certify, classifier.guide is not None
     stem = stage.path / "records" / condition.key
     stem.parent.mkdir(exist_ok=True)
+    try:
+        log = _record(job, condition, classifier, stage, stem)
+    except surrogates.DriftError:
+        for records in stem.parent.glob("target-*"):
+            records.unlink()
+        raise
+    labels = job.data.heldout_labels
+    return _curve(condition, log, labels, classifier.n, 0 if guided else config.n0, config.radii)
+
+
+def _record(
+    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage, stem: Path
+) -> certify.RecordLog:
+    """Record the images of a condition that are not recorded yet; returns the log, closed."""
+    config, data, guided = job.config.certify, job.data, classifier.guide is not None
+    count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
     with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
         left = [index for index in range(count) if index not in log.done]
         done = 0 if guided else count - len(left)
@@ -301,7 +319,7 @@ def certify_condition(
         elif left:
             _certify_smoothed(job, condition, classifier, left, keep)
         bar.close()
-    return _curve(condition, log, data.heldout_labels, classifier.n, 0 if guided else config.n0, config.radii)
+    return log
 
 
 def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class GuidedImage:
 
     def _select(self, count: int) -> int:
         """Choose the class by paid votes that the bound does not see: the guide has predicted it badly before."""
-        inputs = self.guide.propose(CHOICE)[0][:count]  # a larger limit begins with the same votes
+        inputs = self.guide.propose(CHOICE)[0][np.arange(count)]  # a larger limit begins with the same votes
         labels = check_labels(self._draw(inputs), count, len(self._votes))
         self._selection = np.bincount(labels, minlength=len(self._votes))
         self.top = int(self._selection.argmax())

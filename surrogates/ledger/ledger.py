@@ -211,6 +211,7 @@ class PaidTarget(Target):
         answers = self._answers_of_older_versions(keyed)
         paid = 0
         while missing := [key for key in keyed.rows if key not in answers]:
+            self._check_canaries(missing)
             plan = store.plan(
                 dict.fromkeys(missing, 1),
                 purpose=self.purpose,
@@ -225,9 +226,17 @@ class PaidTarget(Target):
                 time.sleep(POLL_SECONDS)  # another process waits for the answers to the same images
         self.keys.count(keyed)
         self.ledger.recalled[self.purpose] += len(pixels) - paid
-        if self.ledger.canaries is not None and self.purpose != "canary":
-            self.ledger.canaries.count(paid, self.ledger, self._target)
         return unpack([answers[key] for key in keyed.order], self.num_classes)
+
+    @property
+    def _canaries(self) -> Canaries | None:
+        return None if self.purpose == "canary" else self.ledger.canaries
+
+    def _check_canaries(self, keys: list[bytes]) -> None:
+        """Check the target where it is time, and something of these is to be paid for."""
+        canaries = self._canaries
+        if canaries is not None and canaries.due and len(self.ledger.store.recall(keys)) < len(keys):
+            canaries.check(self.ledger, self._target)
 
     def _answers_of_older_versions(self, keyed: Keyed) -> dict[bytes, Kept]:
         """Return the answers that are kept under a former key, for keys that have none of their own."""
@@ -257,7 +266,13 @@ class PaidTarget(Target):
                     # the range was checked at our own door
                     answers = self._target.query(images, bounded=False)
                 kept = pack(answers, self.num_classes, scores=self.output_kind != "labels")
-                store.settle(batch, kept, following, budget=budget, repeats=repeats, lost=answers.lost)
+                due = self._canaries is not None and self._canaries.count(len(batch.keys))
+                after = None if due else following  # what is sent next waits for the check
+                store.settle(batch, kept, after, budget=budget, repeats=repeats, lost=answers.lost)
+                if due and self._canaries is not None:
+                    self._canaries.check(self.ledger, self._target)
+                    if following is not None:
+                        store.send(following, budget=budget)
             except BaseException as error:  # an interrupt too leaves a query of unknown fate
                 store.fail(
                     batches[position:],

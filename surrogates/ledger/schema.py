@@ -3,9 +3,13 @@
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from surrogates.errors import LedgerError
+from surrogates.ledger.drift import CHECKS
+from surrogates.ledger.integrity import damaged
 
 APPLICATION_ID = 0x6C656467
 SCHEMA_VERSION = 3
@@ -76,6 +80,21 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
     version = version_of(db)
     if version != SCHEMA_VERSION:
         raise unknown_version(path, version)
+    db.execute(CHECKS)  # files of version 0.1 have no such table
+    if _tables(db) != _own_tables():
+        raise damaged(path, "its tables are not those of a ledger")
+
+
+def _tables(db: sqlite3.Connection) -> frozenset[str]:
+    """Return the statements that tables, indices and triggers were created by: a flipped bit there changes what they do."""
+    return frozenset(sql for (sql,) in db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"))
+
+
+@cache
+def _own_tables() -> frozenset[str]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        execute(db, SUBJECT + TABLES + CHECKS + ";")
+        return _tables(db)
 
 
 def version_of(db: sqlite3.Connection) -> int:

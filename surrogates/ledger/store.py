@@ -18,7 +18,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from surrogates.errors import BudgetExceeded, LedgerError
+from surrogates.errors import BudgetExceeded, DriftError, LedgerError
+from surrogates.ledger.drift import has_changed, note_check, settled_until
 from surrogates.ledger.file import LedgerFile
 from surrogates.ledger.integrity import checksum_of_answers, checksum_of_keys, damaged
 from surrogates.ledger.packing import Kept, join, share
@@ -134,6 +135,7 @@ class LedgerStore:
         Raises:
             BudgetExceeded: Answered, unknown and in-flight queries would pass the budget; nothing is reserved.
             LedgerError: The file is no longer in its place, or its disk is full; nothing is reserved.
+            DriftError: The last canary check found that the target has changed; nothing is reserved.
         """
         batches: list[Batch] = []
         awaited = False
@@ -143,6 +145,11 @@ class LedgerStore:
                 in_flight = self._refresh(db)
                 new = [key for key in items if key not in self._answered and key not in in_flight]
                 awaited = not in_flight.isdisjoint(items)
+                if new and purpose != "canary" and has_changed(db):
+                    raise DriftError(
+                        f"the target of ledger {self.path} had changed at the last canary check: query it with "
+                        "canaries, which notice when the earlier version is back, or begin a new ledger"
+                    )
                 if new:
                     self.file.check_payable()
                     self._check_budget(db, purpose, budget, sum(items[key] for key in new))
@@ -160,6 +167,32 @@ class LedgerStore:
             with self.file.transaction("DEFERRED") as db:
                 self._refresh(db)
         return self._recall(keys)
+
+    def send(self, batch: Batch, *, budget: int) -> None:
+        """Mark a reserved batch sent.
+
+        Raises:
+            BudgetExceeded: It may not be sent.
+            LedgerError: As above, because the file is no longer in its place or its disk is full.
+        """
+        with self.file.transaction() as db:
+            reason = self._mark_sent(db, batch, budget)
+        if reason is not None:
+            raise reason
+
+    def settled_until(self) -> int:
+        """Return the batch up to which every one is settled: what a canary check that begins now can vouch for."""
+        with self.file.transaction("DEFERRED") as db:
+            return settled_until(db)
+
+    def note_check(self, until: int, *, changed: bool) -> int:
+        """Note a canary check that began at `until`; return how many batches it marks: their answers are not used again."""
+        with self.file.transaction() as db:
+            marked = note_check(db, until, changed)
+        self._answered = {
+            key: place for key, place in self._answered.items() if place >> PLACE_BITS not in marked
+        }
+        return len(marked)
 
     def settle(
         self,
@@ -254,13 +287,13 @@ class LedgerStore:
             ]
             self._seen = batch
         fates = db.execute(
-            "SELECT id, state FROM batches WHERE settled_at IS NOT NULL "
+            "SELECT id, state, reason FROM batches WHERE settled_at IS NOT NULL "
             "AND id IN (SELECT value FROM json_each(?))",
             (json.dumps(list(self._unsettled)),),
         )
-        for batch, state in fates:
+        for batch, state, mark in fates:
             keys = self._unsettled.pop(batch)
-            if state == "answered":
+            if state == "answered" and mark is None:
                 self._answered.update(zip(keys, itertools.count(batch << PLACE_BITS), strict=False))
         return set(itertools.chain.from_iterable(self._unsettled.values()))
 
@@ -333,15 +366,20 @@ class LedgerStore:
         """Charge `lost` queries of attempts at a batch that were repeated, first to what was booked for them."""
         reason = f"lost attempts at batch {batch.id}, repeated"
         for booked in repeats:
-            size = db.execute("SELECT size FROM batches WHERE id = ?", (booked.id,)).fetchone()[0]
+            row = db.execute(
+                "SELECT size FROM batches WHERE id = ? AND settled_at IS NULL", (booked.id,)
+            ).fetchone()
+            if row is None:  # it was closed with the answers, and a later batch failed
+                continue
+            (size,) = row
             used = size <= lost
             lost -= size if used else 0
             _close(db, booked.id, "unknown" if used else "refused", reason)
             self._under_way.discard(booked.id)
         if lost:
-            row = self._insert(db, batch.purpose, lost, "sent", True)
-            _close(db, row, "unknown", reason)
-            self._under_way.discard(row)
+            more = self._insert(db, batch.purpose, lost, "sent", True)
+            _close(db, more, "unknown", reason)
+            self._under_way.discard(more)
 
     def _insert(
         self, db: sqlite3.Connection, purpose: str, size: int, state: str, charged_when_sent: bool
