@@ -158,6 +158,15 @@ VALUES = st.one_of(
 )
 
 
+def nearby(value, step):
+    """Another value that could be, as far as its kind is concerned; counts keep their sum."""
+    if isinstance(value, list):
+        return [value[0] + step, value[1] - step]
+    if isinstance(value, bool | str):
+        return value
+    return value + step if isinstance(value, int) else value * (1 + step / 10)
+
+
 def assert_sound(records):
     """No radius is longer than the votes prove; read from the columns alone."""
     assert len(set(records.idx.tolist())) == len(records)
@@ -188,17 +197,23 @@ def test_no_changed_value_makes_a_certificate(tmp_path, examples):
     """Of methods whose bounds depend on the votes between, the bound itself is believed: they are left out."""
     path = tmp_path / "old.jsonl"
 
-    def changed(row, name, value):
+    def changed(row, name, value, step):
+        rows = [dict(each) for each in ROWS]
+        value = value if step is None else nearby(rows[row][name], step)
         if name == "method" and value != "fixed":
             value = "two_sided"
-        rows = [dict(each) for each in ROWS]
         rows[row][name] = value
         path.write_text("\n".join([HEADER, *map(json.dumps, rows)]) + "\n")
         found = read_or_refuse(path)
         if found is not None:
             assert_sound(found)
 
-    strategies = {"row": st.integers(0, 2), "name": st.sampled_from(sorted(ROWS[0])), "value": VALUES}
+    strategies = {
+        "row": st.integers(0, 2),
+        "name": st.sampled_from([*ROWS[0], *4 * ["radius", "p_lower", "counts", "alpha"]]),
+        "value": VALUES,
+        "step": st.one_of(st.none(), st.integers(-9, 9)),
+    }
     check(examples, strategies, changed)
 
 
