@@ -85,10 +85,8 @@ def _timm_network(name: str, image_shape: tuple[int, int, int], num_classes: int
 
     channels, height, width = image_shape
     state = torch.get_rng_state()
-    for sized in (
-        {"img_size": (height, width)},
-        {},
-    ):  # which of them an architecture takes is known by trying
+    options: list[dict[str, Any]] = [{"img_size": (height, width)}, {}]
+    for sized in options:  # which of them an architecture takes is known by trying
         torch.set_rng_state(state)  # the weights do not depend on what was tried before
         try:
             network = timm.create_model(
