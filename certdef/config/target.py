@@ -38,6 +38,7 @@ class TargetConfig:
         timeout: Seconds that a service may take for an answer.
         rate: Most images a second.
         concurrency: Most requests at once.
+        keep_alive: Use a connection for several requests; faster, for a service that is trusted to answer each request once.
         canary_every: Paid queries after which four fixed images are queried again, so that a service that has changed
             stops the run; 0 is off.
     """
@@ -64,6 +65,7 @@ class TargetConfig:
     timeout: float | None = None
     rate: float | None = None
     concurrency: int | None = None
+    keep_alive: bool | None = None
     canary_every: int = 2_000
 
     @property
@@ -94,7 +96,7 @@ class TargetConfig:
     @property
     def transport(self) -> dict[str, Any]:
         """How your own target is reached, which no answer depends on; without what is unset."""
-        names = ("batch_size", "token_env", "token_header", "timeout", "rate", "concurrency")
+        names = ("batch_size", "token_env", "token_header", "timeout", "rate", "concurrency", "keep_alive")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -146,7 +146,7 @@ class HttpClient:
         self.url, self._login = without_login(url)
         self.options = options
         self._pace = Pace(options.rate)
-        self._connections = Connections(self.url)
+        self._connections = Connections(self.url, options.keep_alive)
         self._secrets = Secrets()
         self._headers()  # a missing token is noticed before anything is sent
 
