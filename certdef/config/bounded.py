@@ -56,7 +56,7 @@ def check_yaml(text: str, what: str) -> None:
             elif isinstance(event, yaml.AliasEvent):
                 if anchor in {name for name, _ in open_nodes}:
                     raise ConfigError(f"{what} refers to itself by the anchor {anchor!r}: write it out")
-                size, anchor = sizes.get(anchor, 1), None
+                size, anchor = sizes.get(str(anchor), 1), None
             if anchor is not None and size:
                 sizes[anchor] = size
             open_nodes[-1] = (open_nodes[-1][0], open_nodes[-1][1] + size)

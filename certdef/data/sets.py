@@ -242,10 +242,10 @@ def as_images(images: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(images, dtype=np.float32) / 255
     if not np.issubdtype(images.dtype, np.floating):
         raise ConfigError(f"images have dtype {images.dtype}: expected uint8, or floats in [0, 1]")
-    low, high = float(images.min()), float(images.max())
+    low, high = images.min(), images.max()
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise ConfigError(
-            f"images range from {low:g} to {high:g}: scale them to [0, 1], e.g. divide 8-bit levels by 255"
+            f"images range from {low} to {high}: scale or clip them to [0, 1], e.g. divide 8-bit levels by 255"
         )
     return np.ascontiguousarray(images, dtype=np.float32)
 

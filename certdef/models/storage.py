@@ -205,10 +205,21 @@ class CertifiedClassifier:
         self.defaults = PARAMS | spec["defaults"]
         self.device = device
 
-    def certify(self, images: np.ndarray, **params: Any) -> tuple[list[certify.Certificate], int]:
-        """Certify images (N, C, H, W), float32 in [0, 1]; params: n0, n, alpha, seed (-1: a fresh one).
+    def certify(
+        self, images: np.ndarray, *, progress: Any = None, **params: Any
+    ) -> tuple[list[certify.Certificate], int]:
+        """Certify images (N, C, H, W), float32 in [0, 1].
 
-        Returns the certificates and the seed that was used.
+        Args:
+            images: The images.
+            progress: Anything with update(draws), called after each batch.
+            params: n0, n, alpha, seed (-1: a fresh one).
+
+        Returns:
+            The certificates, and the seed that was used.
+
+        Raises:
+            ConfigError, certify.CertifyError: Images or params that cannot be used.
         """
         if images.shape[1:] != self.image_shape:
             raise ConfigError(
@@ -229,5 +240,6 @@ class CertifiedClassifier:
             n0=int(settings["n0"]),
             n=int(settings["n"]),
             alpha=float(settings["alpha"]),
+            progress=progress,
         )
         return certificates, seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classif
         if is_foreign(name):
             trial.check_purifier_module(name, module, image_shape)
         if is_foreign(name) and spec.denoiser:
-            trial.check_denoiser(name, spec.denoiser.build(parts).eval(), image_shape)
+            trial.check_denoiser(name, partial(spec.denoiser.build, parts), image_shape)
     except ConfigError:
         raise
     except ValueError as error:

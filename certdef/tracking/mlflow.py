@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 
 from certdef.config.job import ConfigError, RunConfig, flatten
 from certdef.data.sets import Splits
-from certdef.tracking import legacy, metrics
+from certdef.tracking import legacy, metrics, server
 from certdef.tracking.files import read_json, write_json
 from certdef.tracking.local_store import holds_no_run, make_local_store
 from certdef.tracking.results import StageResult
@@ -26,6 +25,7 @@ from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
 LOCAL_STORE = Path("mlruns")
+PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
 MOST_METRICS = 1000  # in one request
 LONGEST_PARAM = 6000
 
@@ -60,20 +60,15 @@ def check_store(uri: str) -> None:
             raise ConfigError(
                 f"tracking store {uri!r} is no SQLite database: move the file away, or choose another with --tracking.uri"
             )
-    elif parts.scheme in ("http", "https"):
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname or "", port), timeout=5).close()
-        except OSError as error:
-            raise ConfigError(
-                f"tracking server {parts.hostname}:{port} does not answer ({error}): start it, or pass --tracking.uri"
-            ) from error
-    elif parts.scheme in ("", "file"):
+    elif server.is_server(uri):
+        server.check_server(uri)
+    elif parts.scheme in ("", "file") and uri not in PLAIN_URIS:
         raise ConfigError(
             f"tracking.uri {uri!r} is a folder: MLflow 3 keeps runs in a database, e.g. sqlite:///{uri.removeprefix('file://').rstrip('/')}/mlflow.db"
         )
 
 
+@server.bounded()
 def connect(config: RunConfig) -> Any:
     """MLflow, pointed at the checked store, with the experiment in place. Returns the module."""
     uri = tracking_uri(config)
@@ -137,7 +132,7 @@ class Tracker:
     def job(self, data: Splits) -> Iterator[None]:
         """The parent run: configuration, data set, and whatever the stages add."""
         front = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
-        with self._run("job", self.config.name + front):
+        with server.watched(self.uri, self.config.workspace), self._run("job", self.config.name + front):
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             images = self.mlflow.data.from_numpy
@@ -212,6 +207,7 @@ class Tracker:
             write_json(self._file, self._runs)
             yield
 
+    @server.bounded()
     def _exists(self, run_id: str) -> bool:
         try:
             return self.mlflow.get_run(run_id).info.lifecycle_stage == "active"

@@ -1,5 +1,6 @@
 """How a service is queried over HTTP: tokens, timeouts, retries, and the pace of the requests."""
 
+import os
 import re
 import threading
 import time
@@ -7,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from surrogates.errors import TargetError
+
+LONGEST = 1e9  # seconds; past it the system's clocks overflow
+PACING = threading.Lock()  # of all paces: a fork finds it free
+os.register_at_fork(before=PACING.acquire, after_in_parent=PACING.release, after_in_child=PACING.release)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class HttpOptions:
     token_env: str | None = None
     token_header: str = "Authorization: Bearer"
     timeout: float = 60.0
-    attempts: int = 6
+    attempts: int = 10  # with the pauses between them more than a minute: a model may have to be loaded first
     repeats: int = 1
     max_wait: float = 120.0
     concurrency: int = 1
@@ -41,9 +46,9 @@ class HttpOptions:
     def __post_init__(self) -> None:
         for name in ("timeout", "rate"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
+            if value is not None and not (_is_number(value) and 0 < value <= LONGEST):
                 raise TargetError(f"{name} must be a positive number, got {value!r}")
-        if not (_is_number(self.max_wait) and self.max_wait >= 0):
+        if not (_is_number(self.max_wait) and 0 <= self.max_wait <= LONGEST):
             raise TargetError(f"max_wait must be a number of seconds, got {self.max_wait!r}")
         for name, least in (("attempts", 1), ("repeats", 0), ("concurrency", 1), ("max_bytes", 1)):
             value = getattr(self, name)
@@ -61,13 +66,12 @@ class Pace:
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
         self._free = 0.0
-        self._lock = threading.Lock()
 
     def wait(self, queries: int) -> None:
         """Sleep until so many queries may be sent."""
         if self._rate is None or not queries:
             return
-        with self._lock:
+        with PACING:
             start = max(time.monotonic(), self._free)
             self._free = start + queries / self._rate
         time.sleep(max(0.0, start - time.monotonic()))

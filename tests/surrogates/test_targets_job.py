@@ -140,6 +140,30 @@ def test_what_is_wrong_is_reported_before_any_query(
     assert faults.charged == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("token_env: HOME\n", "allow it with --target.token_env HOME"),
+        ("identity: &a x\ntoken_header: *a\n", "has the alias *a"),
+        ("# " + "x" * 2**20, "expected at most 1,048,576"),
+    ],
+    ids=["variable", "alias", "large"],
+)
+def test_a_mapping_that_cannot_be_trusted_ends_the_job_with_one_line(
+    text: str, message: str, service: Any, store: str, tmp_path: Path, capsys: Any
+) -> None:
+    url, faults = service
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text(
+        f"url: {url}\nrequest: {{inputs: $images}}\nscores: x\nnum_classes: 10\nper_request: 1\n{text}"
+    )
+    assert main(["distill", f"--target.uri={mapping}", f"--tracking.uri={store}", "--work_dir=work"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert faults.seen == []
+
+
 def test_a_wrong_number_of_classes_is_not_taken_for_a_missing_one(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
