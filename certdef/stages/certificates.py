@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,7 @@ def certify_condition(
     stem = stage.path / "records" / condition.key
     stem.parent.mkdir(exist_ok=True)
     with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
+        _check_images(log, data.heldout_labels)
         left = [index for index in range(count) if index not in log.done]
         done = 0 if guided else count - len(left)
         bar = job.progress(total=count, initial=done, desc=f"certify {condition.key}", unit="image")
@@ -259,7 +261,7 @@ def certify_condition(
         elif left:
             _certify_smoothed(job, condition, classifier, left, keep)
         bar.close()
-    return _curve(condition, log, data.heldout_labels, classifier.n, 0 if guided else config.n0, config.radii)
+    return _curve(condition, stem, classifier.n, 0 if guided else config.n0, config.radii)
 
 
 def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
@@ -278,6 +280,15 @@ def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: S
         "stage": stage.fingerprint,
         "versions": versions(),
     }
+
+
+def _check_images(log: certify.RecordLog, labels: np.ndarray) -> None:
+    """Refuse records of images that this job does not have, or has under another of the labels (N,)."""
+    records = certify.read_records(log.path)
+    if records.idx.max(initial=0) >= len(labels) or np.any(labels[records.idx] != records.label):
+        raise ConfigError(
+            f"{str(log.path)!r} has images that are not this job's: put it back, or delete it; paid votes are in the ledger"
+        )
 
 
 def _guided(
@@ -355,19 +366,10 @@ def _certify_smoothed(
 
 
 def _curve(
-    condition: Condition,
-    log: certify.RecordLog,
-    labels: np.ndarray,
-    n: int,
-    selection: int,
-    radii: tuple[float, ...],
+    condition: Condition, stem: Path, n: int, selection: int, radii: tuple[float, ...]
 ) -> CertifiedCurve:
-    """What the records of a condition say; ConfigError unless they are of images with these labels (N,)."""
-    records = certify.read_records(log.path)
-    if records.idx.max(initial=0) >= len(labels) or np.any(labels[records.idx] != records.label):
-        raise ConfigError(
-            f"{str(log.path)!r} has images that are not this job's: put it back, or delete it; paid votes are in the ledger"
-        )
+    """What the records of a condition say."""
+    records = certify.read_records(stem.with_suffix(".jsonl"))
     assert records.counts is not None  # a .jsonl keeps them
     at = certify.curves.certified_accuracy(records, [0.0, *radii])
     columns = (column.tolist() for column in (at.accuracy, at.lower, at.upper))
@@ -385,5 +387,5 @@ def _curve(
         accuracy_at_0=shares[0],
         accuracy=tuple(shares[1:]),
         abstained=float(np.mean(records.predict == certify.ABSTAIN)),
-        seconds_per_image=float(np.mean(certify.read_records(log.tsv_path).seconds)),
+        seconds_per_image=float(np.mean(certify.read_records(stem.with_suffix(".tsv")).seconds)),
     )
