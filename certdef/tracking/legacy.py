@@ -6,14 +6,15 @@ Every formula here is frozen: it must stay what version 0.1.0 computed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from certdef.config.job import RunConfig
-from certdef.tracking.workspace import Stage, fingerprint
+from certdef.tracking.files import fingerprint, read_json
+from certdef.tracking.workspace import Stage
+from surrogates.files import replacing
 
 VERSION = "0.1.0"
 # What a network's weights were known not to depend on, by the section of its configuration.
@@ -80,7 +81,8 @@ class Legacy:
             "records/*.jsonl"
         ):  # an unfinished record goes on only under its own configuration
             header, line, rows = path.read_bytes().partition(b"\n")
-            path.write_bytes(header.replace(name.encode(), stage.fingerprint.encode()) + line + rows)
+            with replacing(path) as file:
+                file.write(header.replace(name.encode(), stage.fingerprint.encode()) + line + rows)
         old.rename(stage.path)
         stage.reused = stage.done
 
@@ -190,7 +192,7 @@ class Legacy:
     def _uad_step(self) -> int | None:
         """The step that UAD-RS chose, wherever its stage stands now."""
         for path in self.config.workspace.glob("uad-step-*/result.json"):
-            return json.loads(path.read_text())["params"]["t"]
+            return read_json(path)["params"]["t"]
         return None
 
     def _ladder(self, purifier: str) -> list[Any]:
@@ -220,7 +222,7 @@ class Legacy:
             return [self._noises(), ducd.choice_images, ducd.choice_n, self._certify(), students[0]]
         if name == "comparison":
             noise = self.config.workspace.glob("noise-*/result.json")
-            chosen = next((json.loads(path.read_text())["chosen"] for path in noise), None)
+            chosen = next((read_json(path)["chosen"] for path in noise), None)
             return [self._certify(), self.draws, chosen, *self._all("noise"), *students]
         if name == "references":
             split = [ducd.candidates, ducd.population, ducd.references]

@@ -6,10 +6,8 @@ stage again is harmless, so an interrupted job goes on in the runs it had opened
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +17,15 @@ from urllib.parse import urlsplit
 
 from certdef.config.job import ConfigError, RunConfig, flatten
 from certdef.data.sets import Splits
-from certdef.tracking import legacy, metrics
+from certdef.tracking import legacy, metrics, server
+from certdef.tracking.files import read_json, write_json
+from certdef.tracking.local_store import holds_no_run, make_local_store
 from certdef.tracking.results import StageResult
-from certdef.tracking.workspace import Stage, write_json
+from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
 LOCAL_STORE = Path("mlruns")
+PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
 MOST_METRICS = 1000  # in one request
 LONGEST_PARAM = 6000
 
@@ -59,20 +60,15 @@ def check_store(uri: str) -> None:
             raise ConfigError(
                 f"tracking store {uri!r} is no SQLite database: move the file away, or choose another with --tracking.uri"
             )
-    elif parts.scheme in ("http", "https"):
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname or "", port), timeout=5).close()
-        except OSError as error:
-            raise ConfigError(
-                f"tracking server {parts.hostname}:{port} does not answer ({error}): start it, or pass --tracking.uri"
-            ) from error
-    elif parts.scheme in ("", "file"):
+    elif server.is_server(uri):
+        server.check_server(uri)
+    elif parts.scheme in ("", "file") and uri not in PLAIN_URIS:
         raise ConfigError(
             f"tracking.uri {uri!r} is a folder: MLflow 3 keeps runs in a database, e.g. sqlite:///{uri.removeprefix('file://').rstrip('/')}/mlflow.db"
         )
 
 
+@server.bounded()
 def connect(config: RunConfig) -> Any:
     """MLflow, pointed at the checked store, with the experiment in place. Returns the module."""
     uri = tracking_uri(config)
@@ -86,19 +82,34 @@ def connect(config: RunConfig) -> Any:
     mlflow.set_registry_uri(uri)  # unset, evaluation beside system metrics can wait for ever
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
-        if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
-            artifacts = (
-                (LOCAL_STORE / "artifacts").resolve().as_uri()
-                if uri == f"sqlite:///{LOCAL_STORE}/mlflow.db"
-                else None
-            )
-            mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts)
-        mlflow.set_experiment(config.tracking.experiment)
+        make_local_store(uri)
+        _choose_experiment(mlflow, config.tracking.experiment, uri)
+    except ConfigError:
+        raise
     except Exception as error:  # MLflow wraps whatever its database driver raises
+        mend = "choose another with --tracking.uri, or another experiment with --tracking.experiment"
+        if not isinstance(error, mlflow.MlflowException) and holds_no_run(uri):
+            mend = "there is no run in it, so delete the file, and the next job makes a new one"
         raise ConfigError(
-            f"tracking store {uri!r} can't be used ({str(error).splitlines()[0]}): choose another with --tracking.uri"
+            f"tracking store {uri!r} can't be used ({str(error).splitlines()[0]}): {mend}"
         ) from error
     return mlflow
+
+
+def _choose_experiment(mlflow: Any, name: str, uri: str) -> None:
+    """Make an experiment the active one; created unless it is there."""
+    if mlflow.get_experiment_by_name(name) is None:
+        artifacts = (
+            (LOCAL_STORE / "artifacts").resolve().as_uri()
+            if uri == f"sqlite:///{LOCAL_STORE}/mlflow.db"
+            else None
+        )
+        try:
+            mlflow.create_experiment(name, artifact_location=artifacts)
+        except mlflow.MlflowException:
+            if mlflow.get_experiment_by_name(name) is None:  # else another job was faster
+                raise
+    mlflow.set_experiment(name)
 
 
 class Tracker:
@@ -109,7 +120,7 @@ class Tracker:
         self.mlflow = connect(config)
         self.uri = tracking_uri(config)
         self._file = legacy.runs_file(config, self.uri)
-        self._runs: dict[str, str] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._runs: dict[str, str] = read_json(self._file) if self._file.is_file() else {}
         self._runs = {name: run for name, run in self._runs.items() if self._exists(run)}
 
     @property
@@ -121,7 +132,7 @@ class Tracker:
     def job(self, data: Splits) -> Iterator[None]:
         """The parent run: configuration, data set, and whatever the stages add."""
         front = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
-        with self._run("job", self.config.name + front):
+        with server.watched(self.uri, self.config.workspace), self._run("job", self.config.name + front):
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             images = self.mlflow.data.from_numpy
@@ -160,7 +171,7 @@ class Tracker:
 
     def _log(self, result: StageResult, folder: Path) -> None:
         self.mlflow.log_params(_params(result.params))
-        self.mlflow.log_metrics(result.metrics)
+        self.mlflow.log_metrics({name: value for name, value in result.metrics.items() if value is not None})
         series = {name: tuple(enumerate(values)) for name, values in result.series.items()}
         self._log_points(series | result.points)
         for pattern in result.artifacts:
@@ -172,7 +183,12 @@ class Tracker:
         """Metrics with a value a step, many in one request."""
         now, run = round(1000 * time.time()), self.mlflow.active_run().info.run_id
         metric = self.mlflow.entities.Metric
-        every = [metric(name, value, now, step) for name, pairs in points.items() for step, value in pairs]
+        every = [
+            metric(name, value, now, step)
+            for name, pairs in points.items()
+            for step, value in pairs
+            if value is not None
+        ]
         for start in range(0, len(every), MOST_METRICS):
             self.mlflow.MlflowClient().log_batch(run, metrics=every[start : start + MOST_METRICS])
 
@@ -191,6 +207,7 @@ class Tracker:
             write_json(self._file, self._runs)
             yield
 
+    @server.bounded()
     def _exists(self, run_id: str) -> bool:
         try:
             return self.mlflow.get_run(run_id).info.lifecycle_stage == "active"

@@ -12,7 +12,7 @@ SECRET_NAME = r"key|token|secret|sig|passw|auth|credential"
 def public_url(url: str) -> str:
     """Return an address without its user, password and the values of its secret parameters."""
     bare = re.sub(r"//[^/?#]*@", "//", url)
-    return re.sub(r"([?&][^=&#]*(?:" + SECRET_NAME + r")[^=&#]*=)[^&#]*", r"\1…", bare, flags=re.IGNORECASE)
+    return re.sub(r"([?&#][^=&#]*(?:" + SECRET_NAME + r")[^=&#]*=)[^&#]*", r"\1…", bare, flags=re.IGNORECASE)
 
 
 def without_login(url: str) -> tuple[str, tuple[str, str] | None]:

@@ -5,28 +5,45 @@ Every attempt ends in one of three ways. It was answered. It was refused: no con
 sending, another 5xx, a body cut short; the service may have done the work and charged for it.
 """
 
-import base64
 import email.utils
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import h11
+import httpcore
 import httpx
 import tenacity
 
-from surrogates.errors import Refused, TargetError, note_lost
-from surrogates.targets.addresses import first_line, public_url, without_login
+from surrogates.errors import Refused, SurrogateError, TargetError, note_lost
+from surrogates.targets.addresses import public_url, without_login
 from surrogates.targets.declared import check_options
+from surrogates.targets.exchange import (
+    Answer,
+    Connections,
+    Limits,
+    Surplus,
+    TooLarge,
+    Unreachable,
+    Unreadable,
+    basic,
+)
 from surrogates.targets.http_options import HttpOptions, Pace
+from surrogates.targets.redaction import Secrets, shortened
+from surrogates.targets.repeats import payer
 
 FREE_ATTEMPTS = 3  # for health and metadata
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
-CONNECT_SECONDS = 10.0
+COMPLETE = (200, 201, 203)  # the statuses of an answer that is there, and whole
+QUOTABLE, QUOTED = 65_536, 200  # bytes of what a service says that are looked at, characters that are shown
+LONGEST_MESSAGE = 1000  # characters
+HEADERS = {"Accept": "*/*", "Accept-Encoding": "gzip", "User-Agent": "certdef"}
 JITTER = random.Random()  # needs no seed: it changes when a request is sent, never its content
 REMEDIES = {
     400: "check input_shape, layout, dtype and pixel_range",
@@ -79,29 +96,43 @@ class _Failure(Exception):
         self.remedy, self.charged, self.again, self.wait = remedy, charged, again, wait
 
 
-# What an error of the connection means: reason, remedy, whether it may be charged, whether to try again.
+# What an error of an attempt means: reason, remedy, whether it may be charged, whether to try again.
 FAULTS: list[tuple[tuple[type[Exception], ...], tuple[str, str, bool, bool]]] = [
     (
-        (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError),
+        (Unreachable,),
         ("cannot be reached ({error})", "check the address and that the service runs", False, True),
     ),
     (
-        (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError),
-        ("cannot be queried ({error})", "check the address", False, False),
+        (h11.LocalProtocolError, httpx.InvalidURL),
+        ("cannot be queried ({error})", "check the address, the token and token_header", False, False),
     ),
     (
-        (httpx.DecodingError,),
+        (Unreadable,),
         ("sent a body that cannot be unpacked ({error})", "look at the service's compression", True, False),
     ),
     (
-        (httpx.TimeoutException,),
+        (TooLarge,),
+        ("answered with more than {most} bytes", "raise max_bytes or lower batch_size", True, False),
+    ),
+    (
+        (Surplus,),
+        (
+            "sent more than one answer to a request",
+            "look at the service and the proxies before it",
+            True,
+            False,
+        ),
+    ),
+    (
+        (httpcore.TimeoutException,),
         ("gave no answer within {timeout:g} s", "raise timeout or lower batch_size", True, True),
     ),
     (
-        (httpx.TransportError,),
+        (httpcore.NetworkError, h11.RemoteProtocolError),
         ("broke off before its answer was complete ({error})", "look at the service's log", True, True),
     ),
 ]
+FAULT_TYPES = tuple(kind for kinds, _ in FAULTS for kind in kinds)
 
 
 class HttpClient:
@@ -115,8 +146,8 @@ class HttpClient:
         self.url, self._login = without_login(url)
         self.options = options
         self._pace = Pace(options.rate)
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self._connections = Connections(self.url, options.keep_alive)
+        self._secrets = Secrets()
         self._headers()  # a missing token is noticed before anything is sent
 
     def __repr__(self) -> str:
@@ -138,6 +169,14 @@ class HttpClient:
         """
         self._persist(Request("GET", url, any_status=True))
 
+    def ask(self, url: str, content: bytes, headers: Mapping[str, str]) -> Reply:
+        """Return the answer to a POST that asks for no image, with whatever status.
+
+        Raises:
+            TargetError: No answer.
+        """
+        return self._persist(Request("POST", url, content, headers, any_status=True))
+
     def post(
         self,
         url: str,
@@ -156,17 +195,27 @@ class HttpClient:
 
     def _persist(self, request: Request) -> Reply:
         """Attempt a request as often as the options allow."""
-        unknown = 0  # attempts that may have been charged
+        made = unknown = 0  # attempts, and those of them that may have been charged
+        allowed = 1  # attempts that may be charged
+        refuse_repeat = payer()
+        last = ""
 
         def attempt() -> Reply:
-            nonlocal unknown
+            nonlocal made, unknown, allowed, last
             self._pace.wait(request.queries)
             if request.stop is not None and request.stop.is_set():
                 raise _Failure("was interrupted", "query again", charged=False, again=False)
+            if unknown == allowed:
+                if refusal := refuse_repeat(request.queries):
+                    remedy = f"it is not queried again, since the {refusal}"
+                    raise _Failure(last, remedy, charged=False, again=False)
+                allowed += 1
+            made += 1
             try:
                 return self._attempt(request)
             except _Failure as failure:
                 unknown += failure.charged
+                last = str(failure)
                 raise
 
         def may_help(error: BaseException) -> bool:
@@ -178,8 +227,7 @@ class HttpClient:
         try:
             reply = retrying(attempt)
         except _Failure as failure:
-            tries = retrying.statistics["attempt_number"]
-            often = f" in {tries} attempts" if tries > 1 else ""
+            often = f" in {made} attempts" if made > 1 else ""
             error = (TargetError if unknown else Refused)(
                 f"target {public_url(request.url)} {failure}{often}: {failure.remedy}"
             )
@@ -207,48 +255,41 @@ class HttpClient:
         )
 
     def _attempt(self, request: Request) -> Reply:
-        deadline = time.monotonic() + self.options.timeout
+        headers = {**HEADERS, **request.headers, **self._headers()}
+        limits = Limits(time.monotonic() + self.options.timeout, self.options.max_bytes)
         try:
-            with self._connection().stream(
-                request.method,
-                request.url,
-                content=request.content,
-                headers={**request.headers, **self._headers()},
-                auth=self._login,
-            ) as response:
-                body = self._read(response, deadline)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
-            for kinds, (reason, remedy, charged, again) in FAULTS:
-                if isinstance(error, kinds):
-                    reason = reason.format(error=first_line(error), timeout=self.options.timeout)
-                    raise _Failure(reason, remedy, charged=charged, again=again) from None
-            raise
-        if response.is_success or request.any_status:
-            return Reply(body, response.headers, response.status_code)
-        raise self._understood(response, body)
+            answer = self._connections.exchange(
+                request.method, request.url, headers.items(), request.content or b"", limits
+            )
+        except FAULT_TYPES as error:
+            failure = self._fault(error)
+        else:
+            if answer.status in COMPLETE or request.any_status:
+                return Reply(answer.body, answer.headers, answer.status)
+            failure = self._understood(answer)
+        raise failure  # from here, so that it does not carry the error along, which quotes the service
 
-    def _read(self, response: httpx.Response, deadline: float) -> bytes:
-        body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > self.options.max_bytes:
-                raise _Failure(
-                    f"answered with more than {self.options.max_bytes} bytes",
-                    "raise max_bytes or lower batch_size",
-                    charged=response.is_success,
-                    again=False,
-                )
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("")  # each piece came in time, the whole did not
-        return bytes(body)
+    def _fault(self, error: Exception) -> _Failure:
+        """Return what an error of an attempt means."""
+        reason, remedy, charged, again = next(
+            meaning for kinds, meaning in FAULTS if isinstance(error, kinds)
+        )
+        options, said = self.options, self.hide(str(error) or type(error).__name__)
+        reason = reason.format(error=shortened(said, QUOTED), timeout=options.timeout, most=options.max_bytes)
+        return _Failure(reason, remedy, charged=charged, again=again)
 
-    def _understood(self, response: httpx.Response, body: bytes) -> _Failure:
+    def _understood(self, answer: Answer) -> _Failure:
         """Return what an answer without success means."""
-        status = response.status_code
-        message = self._hide(" ".join(body[:2000].decode("utf-8", "replace").split())[:200])
-        reason = f"answered {status} {response.reason_phrase}".rstrip() + (f" ({message})" if message else "")
+        status = answer.status
+        said = self.hide(answer.body[:QUOTABLE].decode("utf-8", "replace"))
+        message = shortened(said, QUOTED)
+        phrase = shortened(self.hide(answer.reason), QUOTED)
+        reason = f"answered {status} {phrase}".rstrip() + (f" ({message})" if message else "")
+        if answer.success:
+            remedy = "it must answer 200 and the whole answer: look at the service and the proxies before it"
+            return _Failure(reason, remedy, charged=True, again=False)
         if status in (429, 503):
-            wait = retry_after(response.headers)
+            wait = retry_after(answer.headers)
             delay = "" if wait is None else f" and asks to wait {wait:.0f} s"
             return _Failure(reason + delay, REMEDIES[status], charged=False, again=True, wait=wait)
         if status in (401, 403):
@@ -265,12 +306,18 @@ class HttpClient:
         if status >= 400:
             remedy = REMEDIES.get(status, "check the address and the options")
             return _Failure(reason, remedy, charged=False, again=status == 408)
-        where = public_url(str(response.headers.get("location", "another place")))
+        where = shortened(self.hide(public_url(answer.headers.get("location", "another place"))), QUOTED)
         return _Failure(reason, f"give the address that it points to, {where}", charged=False, again=False)
 
     def _headers(self) -> dict[str, str]:
+        """Return the headers that let in; what is secret in them is hidden from now on."""
+        login = {}
+        if self._login is not None:
+            login["Authorization"] = basic(*self._login)
+            for secret in (self._login[1] or self._login[0], login["Authorization"].partition(" ")[2]):
+                self._secrets.add(secret)
         if self.options.token_env is None:
-            return {}
+            return login
         token = os.environ.get(self.options.token_env, "").strip()
         if not token:
             raise TargetError(
@@ -281,31 +328,31 @@ class HttpClient:
             raise TargetError(
                 f"environment variable {self.options.token_env} holds no token: it must be ASCII text"
             )
+        self._secrets.add(token)
         name, scheme = self.options.token_header.split(":", 1)
-        return {name: f"{scheme.strip()} {token}".strip()}
+        return login | {name: f"{scheme.strip()} {token}".strip()}
 
-    def _hide(self, text: str) -> str:
-        """Remove the token from a text of the service's own."""
-        secrets = [os.environ.get(self.options.token_env or "", "").strip()]
-        if self._login:
-            secrets += [self._login[1], base64.b64encode(":".join(self._login).encode()).decode()]
-        for secret in filter(None, secrets):
-            text = text.replace(secret, "…")
-        return text
+    def hide(self, text: str) -> str:
+        """Return a text of the service's own without the token and the password, however they are written in it."""
+        return self._secrets.hide(text)
 
-    def _connection(self) -> httpx.Client:
-        with self._lock:
-            if self._owner != os.getpid():
-                self._owner = os.getpid()
-                many = self.options.concurrency
-                self._client = httpx.Client(
-                    timeout=httpx.Timeout(
-                        self.options.timeout, connect=min(CONNECT_SECONDS, self.options.timeout)
-                    ),
-                    limits=httpx.Limits(max_connections=many, max_keepalive_connections=many),
-                    follow_redirects=False,
-                )
-            return self._client
+    @contextmanager
+    def discreet(self) -> Iterator[None]:
+        """Hide the secrets in errors about what the service said; anything but a SurrogateError becomes a TargetError.
+
+        Raises:
+            TargetError: One line.
+        """
+        try:
+            yield
+            return
+        except SurrogateError as error:
+            error.args = (shortened(self.hide(str(error)), LONGEST_MESSAGE),)
+            error.__cause__ = error.__context__ = None  # they quote the service too
+            raise
+        except Exception as error:  # what no protocol foresaw
+            said = shortened(self.hide(f"{type(error).__name__}: {error}"), QUOTED)
+        raise TargetError(f"target's answer cannot be read ({said})")
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
@@ -352,5 +399,5 @@ def _wait(state: tenacity.RetryCallState) -> float:
 def _date(value: str) -> float | None:
     try:
         return email.utils.parsedate_to_datetime(value).timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, IndexError, OverflowError, OSError):
         return None

@@ -7,31 +7,29 @@
     answers: predictions           # where the list with one answer an image is; leave out where it is the body
     labels: "*.label"              # inside one answer: a dotted path, * for every entry of a list
     scores: "*.score"
-    classes: [t-shirt, trouser]    # label names in the order of their indices, or {name: index}
+    classes: [t-shirt, trouser]    # label names as they are answered, in the order of their indices, or {name: index}
 
 labels alone gives hard labels, scores alone one number a class in order, both give named scores. Where each
 answer is {name: score}, `scores` is its path and `labels` is left out. A path may be "" for the answer itself.
 """
 
 import base64
-import difflib
-import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from surrogates.errors import TargetError
-from surrogates.targets.base import OUTPUT_KINDS, Target
+from surrogates.targets.addresses import public_url
+from surrogates.targets.base import Target
+from surrogates.targets.classes import ClassNames, name_of
 from surrogates.targets.declared import Declared
-from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http import Reply, client_of
-from surrogates.targets.served import open_served, read_json
-
-PLACE = "$images"
+from surrogates.targets.json_answers import numbers, quoted, read_json
+from surrogates.targets.mapping import PLACE, Mapping, pixel_format, read_mapping
+from surrogates.targets.served import open_served
 
 
 def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
@@ -44,10 +42,18 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         TargetError: The mapping cannot be used, or contradicts what was declared.
     """
     mapping = read_mapping(uri)
-    if declared.layout or declared.dtype:
-        raise TargetError("layout and dtype stand in the mapping: leave them out")
-    own = {"token_env": mapping.token_env, "token_header": mapping.token_header}
-    options = {name: value for name, value in own.items() if value is not None} | options
+    for name in ("layout", "dtype", "classes"):
+        if getattr(declared, name) is not None:
+            raise TargetError(f"{name} stands in the mapping: leave it out")
+    if mapping.token_env is not None and options.get("token_env") is None:
+        # A file alone must not send a secret away.
+        raise TargetError(
+            f"mapping {uri} wants the value of the environment variable {mapping.token_env} sent to "
+            f"{public_url(mapping.url)}: allow it with --target.token_env {mapping.token_env} "
+            f"(in Python open_target(..., token_env={mapping.token_env!r}))"
+        )
+    if mapping.token_header is not None:
+        options = {"token_header": mapping.token_header} | options
     client, rest = client_of(mapping.url, options, [], "a JSON endpoint")
     form = pixel_format(mapping)
     shape = mapping.input_shape
@@ -56,134 +62,21 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         output_kind=None if declared.output_kind else mapping.kind,
         input_shape=None if shape is None else tuple(shape),
     )
-    # Another request or another reading of the answers is another target.
-    meaning = {k: v for k, v in asdict(mapping).items() if k not in ("token_env", "token_header", "identity")}
-    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:16]
     declared = replace(
         declared,
         layout=form.layout,
         dtype=form.dtype,
         pixel_range=declared.pixel_range or form.pixel_range,
         quantize=declared.quantize or form.quantize,
+        mean=declared.mean if declared.mean is not None else form.mean,
+        std=declared.std if declared.std is not None else form.std,
         batch_size=mapping.per_request or declared.batch_size,
-        identity=declared.identity or mapping.identity or f"{client.url}#{digest}",
+        identity=declared.identity or mapping.identity or f"{client.url}#{mapping.digest}",
     )
-    wire = JsonEndpoint(mapping, client.url, declared.num_classes or 0, declared.output_kind or "")
+    wire = JsonEndpoint(
+        mapping, mapping.names, client.url, declared.num_classes or 0, declared.output_kind or ""
+    )
     return open_served(wire, client, declared, **rest)
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """The mapping, checked; the module's docstring shows one.
-
-    Raises:
-        TargetError: It names the key and the remedy.
-    """
-
-    url: str
-    request: Any
-    images: str = "array"
-    layout: str = "chw"
-    dtype: str = "float32"
-    pixel_range: tuple[float, float] | None = None
-    per_request: int | None = 1
-    answers: str | None = None
-    labels: str | None = None
-    scores: str | None = None
-    classes: Any = None
-    num_classes: int | None = None
-    output_kind: str | None = None
-    input_shape: tuple[int, int, int] | None = None
-    token_env: str | None = None
-    token_header: str | None = None
-    identity: str | None = None
-
-    def __post_init__(self) -> None:
-        rules = [
-            ("url", isinstance(self.url, str), "give http(s)://host/path"),
-            ("images", self.images in ("array", "png"), "use array or png"),
-            ("request", _count(self.request) == 1, f"put {PLACE} in one place of it, as a value of its own"),
-            (
-                "per_request",
-                self.per_request is None or (type(self.per_request) is int and self.per_request >= 1),
-                "use a whole number of at least 1, or null for any number",
-            ),
-            (
-                "output_kind",
-                self.output_kind in (None, *OUTPUT_KINDS),
-                f"use one of {', '.join(OUTPUT_KINDS)}",
-            ),
-            (
-                "classes",
-                self.classes is None or _indices(self.classes) is not None,
-                "list the label names in the order of their indices, or map each name to its index",
-            ),
-        ]
-        rules += [
-            (name, isinstance(getattr(self, name), str | None), "give a dotted path, e.g. data.label")
-            for name in ("answers", "labels", "scores")
-        ]
-        for name, good, remedy in rules:
-            if not good:
-                raise TargetError(f"mapping: {name} is {getattr(self, name)!r}: {remedy}")
-        if self.labels is None and self.scores is None:
-            raise TargetError("mapping: labels and scores are missing: give the path of at least one of them")
-        if self.per_request != 1 and self.answers is None:
-            raise TargetError(
-                'mapping: answers is missing: give the path of the list of answers, "" for the body'
-            )
-
-    @property
-    def kind(self) -> str:
-        """The output kind: as declared, else by what the answers hold."""
-        if self.output_kind is not None:
-            return self.output_kind
-        if self.scores is None:
-            return "labels"
-        return "probabilities" if self.labels is None else "top_k"
-
-    @property
-    def known_classes(self) -> int | None:
-        """The number of classes, where the mapping has it."""
-        return self.num_classes if self.indices is None else max(self.indices.values()) + 1
-
-    @property
-    def indices(self) -> dict[str, int] | None:
-        """The index of each label name, where the mapping lists them."""
-        return None if self.classes is None else _indices(self.classes)
-
-
-def read_mapping(path: str | Path) -> Mapping:
-    """Read a mapping from a YAML file.
-
-    Raises:
-        TargetError: It names the file and what is wrong in it.
-    """
-    import yaml
-
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TargetError(f"cannot read the mapping {path} ({error.strerror}): check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TargetError(f"mapping {path} is no YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(data, dict):
-        raise TargetError(
-            f"mapping {path} holds a {type(data).__name__}, expected keys such as url and request"
-        )
-    known = [field.name for field in fields(Mapping)]
-    for name in data:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            remedy = f"did you mean {close[0]!r}?" if close else f"use {', '.join(known)}"
-            raise TargetError(f"mapping {path}: unknown key {name!r}: {remedy}")
-    missing = [name for name in ("url", "request") if name not in data]
-    if missing:
-        raise TargetError(f"mapping {path}: {missing[0]} is missing")
-    try:
-        return Mapping(**data)
-    except TargetError as error:
-        raise TargetError(str(error).replace("mapping:", f"mapping {path}:", 1)) from None
 
 
 @dataclass(frozen=True)
@@ -191,6 +84,7 @@ class JsonEndpoint:
     """The protocol that a mapping describes."""
 
     mapping: Mapping
+    names: ClassNames | None
     url: str
     num_classes: int
     output_kind: str
@@ -236,7 +130,7 @@ class JsonEndpoint:
             if not isinstance(scores, list) or len(scores) != self.num_classes:
                 many = len(scores) if isinstance(scores, list) else type(scores).__name__
                 raise TargetError(f"target answered {many} classes, expected {self.num_classes}")
-            return _numbers(scores)
+            return _row(scores)
         labels = list(scores) if isinstance(scores, dict) else _at(answer, self.mapping.labels or "")
         values = list(scores.values()) if isinstance(scores, dict) else scores
         labels, values = (part if isinstance(part, list) else [part] for part in (labels, values))
@@ -244,11 +138,17 @@ class JsonEndpoint:
             raise TargetError(
                 f"target answered {len(labels)} labels and {len(values)} scores, expected as many"
             )
-        numbers = _numbers(values)
-        if not np.isfinite(numbers).all():
-            raise TargetError(f"target answered {numbers[~np.isfinite(numbers)][0]}, expected finite scores")
+        named = _row(values)
+        if not np.isfinite(named).all():
+            raise TargetError(f"target answered {named[~np.isfinite(named)][0]}, expected finite scores")
+        texts = [name_of(label) for label in labels]
+        if len(set(texts)) < len(texts):
+            twice = next(label for label, text in zip(labels, texts, strict=True) if texts.count(text) > 1)
+            raise TargetError(f"target scored label {quoted(twice)} twice for one image, expected it once")
+        indices = [self._index(label) for label in labels]
         row = np.full(self.num_classes, np.nan)
-        row[[self._index(label) for label in labels]] = numbers
+        row[indices] = 0
+        np.add.at(row, indices, named)  # several names may stand for one class
         if self.output_kind != "top_k" and np.isnan(row).any():
             raise TargetError(
                 f"target named {len(labels)} of {self.num_classes} classes: open it with output_kind='top_k'"
@@ -256,15 +156,11 @@ class JsonEndpoint:
         return row
 
     def _index(self, label: Any) -> int:
-        if (indices := self.mapping.indices) is not None:
-            if str(label) not in indices:
-                close = difflib.get_close_matches(str(label), list(indices), n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise TargetError(f"target answered label {label!r}, which classes does not list{hint}")
-            return indices[str(label)]
+        if self.names is not None:
+            return self.names.index(label)
         if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label < self.num_classes:
             raise TargetError(
-                f"target answered label {label!r}, expected an integer in [0, {self.num_classes}): "
+                f"target answered label {quoted(label)}, expected an integer in [0, {self.num_classes}): "
                 "list the label names under classes"
             )
         if label != int(label):
@@ -283,13 +179,6 @@ def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def pixel_format(mapping: Mapping) -> PixelFormat:
-    """Return the pixel format of a mapping; a PNG rounds to 8 bits."""
-    if mapping.images == "png":
-        return PixelFormat("hwc", "uint8", None, 8)
-    return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range)
 
 
 def _at(answer: Any, path: str) -> Any:
@@ -321,27 +210,9 @@ def _filled(template: Any, value: Any) -> Any:
     return template
 
 
-def _count(template: Any) -> int:
-    """Return how many places a template has for the images."""
-    if isinstance(template, dict | list):
-        parts = template.values() if isinstance(template, dict) else template
-        return sum(_count(part) for part in parts)
-    return int(template == PLACE)
-
-
-def _indices(classes: Any) -> dict[str, int] | None:
-    """Return label names with their indices; None where classes is neither a list nor a map of them."""
-    if isinstance(classes, list) and len({str(name) for name in classes}) == len(classes) >= 2:
-        return {str(name): index for index, name in enumerate(classes)}
-    if isinstance(classes, dict) and len(classes) >= 2:
-        indices = list(classes.values())
-        if all(type(index) is int and index >= 0 for index in indices):
-            return {str(name): index for name, index in classes.items()}
-    return None
-
-
-def _numbers(values: list[Any]) -> np.ndarray:
-    try:
-        return np.asarray(values, dtype=np.float64).reshape(len(values))
-    except (TypeError, ValueError) as error:
-        raise TargetError(f"target answered scores {str(values)[:60]}, expected numbers") from error
+def _row(scores: list[Any]) -> np.ndarray:
+    """Return the scores (K,) of one image."""
+    row = numbers(scores)
+    if row.ndim != 1:
+        raise TargetError(f"target answered scores {quoted(scores)}, expected numbers in one row")
+    return row

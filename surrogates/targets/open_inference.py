@@ -13,12 +13,20 @@ import numpy as np
 from surrogates.errors import TargetError
 from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared
-from surrogates.targets.formats import layout_of
 from surrogates.targets.http import HttpClient, Reply, client_of
+from surrogates.targets.json_answers import numbers, quoted, read_json
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
-from surrogates.targets.served import open_served, read_json
+from surrogates.targets.served import open_served
+from surrogates.targets.signatures import ModelInput, refuse_fixed_batch
 
-PIXEL_TYPES = {"FP32": "float32", "FP64": "float64", "UINT8": "uint8"}
+PIXEL_TYPES = {
+    "FP32": "float32",
+    "FP64": "float64",
+    "UINT8": "uint8",
+    "FP16": "float16",
+    "INT32": "int32",
+    "INT64": "int64",
+}
 NUMBER_TYPES = {
     "BOOL": "?",
     "UINT8": "u1",
@@ -48,13 +56,19 @@ def open_open_inference(uri: str, declared: Declared, options: dict[str, Any]) -
     """
     client, rest = client_of(uri, options, ["probe", "output", "binary"], "an Open Inference server")
     output, binary = rest.pop("output", None), rest.pop("binary", None)
+    with client.discreet():
+        return _open(client, declared, output, binary, rest)
+
+
+def _open(
+    client: HttpClient, declared: Declared, output: str | None, binary: bool | None, rest: dict[str, Any]
+) -> Target:
     model = read_metadata(client, output)
+    what = f"model {client.url}"
     datatype = model.input.get("datatype", "FP32")
-    shape = [int(side) for side in model.input.get("shape") or []]
     if datatype not in PIXEL_TYPES:
         raise TargetError(
-            f"model {client.url} takes {datatype}, expected one of {', '.join(PIXEL_TYPES)}: "
-            "open a function that calls it"
+            f"{what} takes {datatype}, expected one of {', '.join(PIXEL_TYPES)}: open a function that calls it"
         )
     if binary and not model.binary:
         raise TargetError(f"server of {client.url} lists no extension binary_tensor_data: leave binary out")
@@ -62,14 +76,15 @@ def open_open_inference(uri: str, declared: Declared, options: dict[str, Any]) -
         names = {dtype: name for name, dtype in PIXEL_TYPES.items()}
         datatype = names.get(declared.dtype or "float32", "FP32")
     classes, kind = classes_and_kind(model.output)
-    declared = declared.agreed(
-        num_classes=classes,
-        output_kind=None if declared.output_kind else kind,
-        dtype=PIXEL_TYPES[datatype],
-        layout=declared.layout or (layout_of(shape, declared.input_shape) if shape else None),
+    answered = (model.output or {}).get("datatype", "FP32")
+    if answered not in NUMBER_TYPES:
+        raise TargetError(f"{what} answers {answered}, expected numbers: give output='another one'")
+    shape = tuple(int(side) for side in model.input.get("shape") or [])
+    taken = ModelInput(what, PIXEL_TYPES[datatype], shape)
+    declared = taken.honored(
+        declared.agreed(num_classes=classes, output_kind=None if declared.output_kind else kind)
     )
-    if len(shape) > 1 and shape[0] > 0:
-        declared = replace(declared, batch_size=min(shape[0], declared.batch_size or shape[0]))
+    declared = refuse_fixed_batch(taken.batch, declared, what)
     name = model.name + (f"#{output}" if output else "")
     return open_served(
         OpenInference(
@@ -81,7 +96,7 @@ def open_open_inference(uri: str, declared: Declared, options: dict[str, Any]) -
         ),
         client,
         replace(declared, identity=declared.identity or name),
-        num_features=shape[1] if len(shape) == 2 and shape[1] > 0 else None,
+        num_features=taken.num_features,
         **rest,
     )
 
@@ -123,22 +138,28 @@ class OpenInference:
         """Read the output tensor of an inference response."""
         head, raw = reply, b""
         if length := reply.headers.get(JSON_LENGTH):
-            if not length.isdigit() or int(length) > len(reply.body):
-                raise TargetError(f"target answered {JSON_LENGTH} {length!r} and {len(reply.body)} bytes")
+            if not re.fullmatch("[0-9]{1,18}", length) or int(length) > len(reply.body):
+                raise TargetError(
+                    f"target answered {JSON_LENGTH} {quoted(length)} and {len(reply.body)} bytes"
+                )
             head = Reply(reply.body[: int(length)], reply.headers)
             raw = reply.body[int(length) :]
         answer = read_json(head)
         outputs = answer.get("outputs") if isinstance(answer, dict) else None
         if not isinstance(outputs, list) or not all(isinstance(tensor, dict) for tensor in outputs):
             raise TargetError("target answered no 'outputs': does it speak the Open Inference Protocol?")
-        start = 0
-        for tensor in outputs:  # binary tensors lie one behind the other, in the order of the outputs
-            size = (tensor.get("parameters") or {}).get("binary_data_size")
-            if tensor.get("name") == self.output or (self.output is None and len(outputs) == 1):
-                return _tensor(tensor, None if size is None else raw[start : start + size])
-            start += size or 0
+        sizes = [_binary_size(tensor) for tensor in outputs]
+        if sum(filter(None, sizes)) != len(raw):
+            raise TargetError(f"target answered tensors of {sizes} bytes in {len(raw)} bytes")
         names = [tensor.get("name") for tensor in outputs]
-        raise TargetError(f"target answered outputs {names}, expected {self.output!r}: give output='a name'")
+        chosen = [0] if self.output is None and len(outputs) == 1 else _places(names, self.output)
+        if len(chosen) != 1:
+            raise TargetError(
+                f"target answered outputs {quoted(names)}, expected {self.output!r} once: give output='a name'"
+            )
+        # Binary tensors lie one behind the other, in the order of the outputs.
+        start, size = sum(filter(None, sizes[: chosen[0]])), sizes[chosen[0]]
+        return _tensor(outputs[chosen[0]], None if size is None else raw[start : start + size])
 
 
 @dataclass(frozen=True)
@@ -184,13 +205,15 @@ def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
     version = None
     if isinstance(versions, list) and len(versions) == 1 and match.group(2) is None:
         version = versions[0]
+        if not isinstance(version, str | int):
+            raise TargetError(f"target's metadata has version {quoted(version)}, expected a name")
     extensions = server.get("extensions") if isinstance(server, dict) else None
     return ModelMetadata(
         url=f"{url}/infer",
         name=url if version is None else f"{url}/versions/{version}",
         input=inputs[0] if inputs else DEFAULT_INPUT,
         output=_choose(outputs, output, url),
-        binary="binary_tensor_data" in (extensions or []),
+        binary=isinstance(extensions, list) and "binary_tensor_data" in extensions,
     )
 
 
@@ -222,25 +245,61 @@ def _choose(outputs: list[dict[str, Any]], wanted: str | None, url: str) -> dict
 
 def _tensors(model: Any, field: str) -> list[dict[str, Any]]:
     tensors = (model.get(field) if isinstance(model, dict) else None) or []
-    if not isinstance(tensors, list) or not all(isinstance(t, dict) and "name" in t for t in tensors):
+    if not isinstance(tensors, list) or not all(_is_described(tensor) for tensor in tensors):
         raise TargetError(
             f"target's metadata has no usable {field!r}: does it speak the Open Inference Protocol?"
         )
     return tensors
 
 
+def _is_described(tensor: Any) -> bool:
+    """Whether metadata of a tensor are of the types that the protocol has for them."""
+    return (
+        isinstance(tensor, dict)
+        and isinstance(tensor.get("name"), str)
+        and isinstance(tensor.get("datatype", ""), str)
+        and _is_shape(tensor.get("shape") or [])
+    )
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list) and all(type(side) is int for side in shape)
+
+
+def _binary_size(tensor: dict[str, Any]) -> int | None:
+    """Return the bytes of a tensor behind the JSON; None where it is in the JSON."""
+    parameters = tensor.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is not None and (type(size) is not int or size < 0):
+        raise TargetError(f"target answered binary_data_size {quoted(size)}, expected a number of bytes")
+    return size
+
+
+def _places(names: list[Any], name: str | None) -> list[int]:
+    return [place for place, each in enumerate(names) if each == name]
+
+
 def _tensor(tensor: dict[str, Any], raw: bytes | None) -> np.ndarray:
     """Return an output tensor as an array, from its JSON data or from its bytes."""
-    datatype, shape = tensor.get("datatype"), tensor.get("shape")
-    if datatype not in NUMBER_TYPES or not isinstance(shape, list):
-        raise TargetError(f"target answered a tensor of type {datatype!r}, expected numbers")
+    datatype, shape, data = tensor.get("datatype"), tensor.get("shape"), tensor.get("data")
+    if not isinstance(datatype, str) or datatype not in NUMBER_TYPES:
+        raise TargetError(f"target answered a tensor of type {quoted(datatype)}, expected numbers")
+    if not isinstance(shape, list) or not _is_shape(shape) or min(shape, default=0) < 0:
+        raise TargetError(f"target answered a tensor of shape {quoted(shape)}, expected sides")
     try:
         if raw is not None:
             values = np.frombuffer(raw, dtype=NUMBER_TYPES[datatype])
         else:
-            values = np.asarray(tensor.get("data"), dtype=np.float64).ravel()
+            values = (np.array(data, dtype=bool) if _are_booleans(datatype, data) else numbers(data)).ravel()
         return values.reshape(shape)
+    except TargetError:
+        raise
     except (TypeError, ValueError) as error:
         raise TargetError(
-            f"target answered a tensor that does not fill its shape {shape} ({error})"
-        ) from error
+            f"target answered a tensor that does not fill its shape {quoted(shape)} ({error})"
+        ) from None
+
+
+def _are_booleans(datatype: str, data: Any) -> bool:
+    """Whether a tensor of booleans, the one type of which true and false are values, holds them."""
+    return datatype == "BOOL" and isinstance(data, list) and all(type(value) is bool for value in data)

@@ -1,8 +1,8 @@
 """A target behind HTTP: batches become requests, several at once where allowed, and lost attempts are counted."""
 
-import json
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -73,7 +73,7 @@ class HttpTarget(Target):
         if len(requests) == 1:
             return self._request(pixels, stop)
         with ThreadPoolExecutor(min(many, len(requests))) as pool:
-            futures = [pool.submit(self._request, request, stop) for request in requests]
+            futures = [pool.submit(copy_context().run, self._request, request, stop) for request in requests]
             try:
                 wait(futures)
             except BaseException as error:
@@ -90,14 +90,11 @@ class HttpTarget(Target):
         body, headers = self._wire.encode(pixels)
         reply = self._client.post(self._wire.url, body, headers, len(pixels), stop)
         try:
-            answers = self.parse_answer(self._wire.decode(reply, len(pixels)), len(pixels))
-        except TargetError as error:
+            with self._client.discreet():
+                answers = self.parse_answer(self._wire.decode(reply, len(pixels)), len(pixels))
+        except TargetError as error:  # an answer that makes no sense is an answer all the same
             error.lost = reply.lost
             raise
-        except Exception as error:  # what no protocol foresaw is an answer all the same
-            wrong = TargetError(f"target's answer cannot be read ({type(error).__name__}: {error})")
-            wrong.lost = reply.lost
-            raise wrong from error
         return replace(answers, lost=reply.lost)
 
 
@@ -128,7 +125,9 @@ def probed(
 ) -> tuple[int, str]:
     """Return the number of classes and the kind of output of a service, from its answer to one gray image, which is paid."""
     body, headers = wire.encode(pixels.encode(np.full((1, *shape), 0.5, np.float32)))
-    answer = np.asarray(wire.decode(client.post(wire.url, body, headers, 1), 1))
+    reply = client.post(wire.url, body, headers, 1)
+    with client.discreet():
+        answer = np.asarray(wire.decode(reply, 1))
     if answer.ndim != 2 or answer.shape[1] < 2 or answer.dtype.kind not in "fiu":
         raise TargetError(
             f"target answered shape {answer.shape} to the probe, expected scores (1, K): "
@@ -136,21 +135,6 @@ def probed(
         )
     alike = answer.min() >= 0 and abs(float(answer.sum()) - 1) < 1e-2
     return answer.shape[1], "probabilities" if alike else "logits"
-
-
-def read_json(reply: Reply) -> Any:
-    """Return the body of a reply as JSON.
-
-    Raises:
-        TargetError: It is none; the message quotes its beginning.
-    """
-    try:
-        return json.loads(reply.body)
-    except ValueError as error:
-        start = " ".join(reply.body[:80].decode("utf-8", "replace").split())
-        raise TargetError(
-            f"target answered no JSON but {start!r}: check the address and the protocol"
-        ) from error
 
 
 def _charged(requests: list[np.ndarray], futures: list[Future[Answers]]) -> int:

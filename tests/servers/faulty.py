@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -127,11 +128,13 @@ class _Faulty(Handler):
 
 
 @contextmanager
-def faulty_server(model: Callable[[np.ndarray], np.ndarray]) -> Iterator[tuple[str, Faults]]:
+def faulty_server(
+    model: Callable[[np.ndarray], np.ndarray], tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, Faults]]:
     """Yield the address of .../invocations and the faults of a server with this model behind it."""
     faults = Faults(model)
     handler = type("Handler", (_Faulty,), {"faults": faults})
-    with serving(handler) as address:
+    with serving(handler, tls) as address:
         try:
             yield f"{address}/invocations", faults
         finally:

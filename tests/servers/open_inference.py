@@ -29,6 +29,7 @@ class Model:
         self.was_binary: bool | None = None
         self.served = 0
         self.cut = 0  # bytes to leave out at the end of binary answers
+        self.alter: Callable[[dict[str, Any]], Any] = lambda answer: answer
 
 
 class _Handler(Handler):
@@ -77,7 +78,7 @@ class _Handler(Handler):
             else:
                 output["data"] = answers[name].ravel().tolist()
             outputs.append(output)
-        body = json.dumps({"model_name": "digits", "outputs": outputs}).encode()
+        body = json.dumps(self.model.alter({"model_name": "digits", "outputs": outputs})).encode()
         if not binary:
             return self.reply(body)
         tail = tail[: len(tail) - self.model.cut]

@@ -18,6 +18,7 @@ import surrogates
 from surrogates import QueryLedger, Refused, TargetError, open_target
 from surrogates.targets import http
 from tests.servers.faulty import Faults, faulty_server
+from tests.servers.proxy import certificate, proxy_server, tls
 
 SHAPE = (1, 2, 2)
 IMAGES = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, *SHAPE)
@@ -111,6 +112,14 @@ def test_a_busy_service_is_queried_again_when_it_says(
     assert 0 < waits[2] <= http.LONGEST_BACKOFF_SECONDS  # what cannot be read is backed off from
 
 
+def test_a_service_that_wakes_up_is_waited_for(service: Any, waits: list[float], tmp_path: Path) -> None:
+    url, faults = service
+    faults.will("refuse", times=9, status=503)  # and does not say how long it takes
+    queried = Queried(opened(url), tmp_path)
+    assert queried.bill == (faults.charged, 0) == (4, 0)
+    assert 60 < sum(waits) <= 120
+
+
 def test_retry_after_as_seconds_and_as_date() -> None:
     def wait(**headers: str) -> float | None:
         return http.retry_after(
@@ -194,7 +203,7 @@ def test_a_refusal_after_a_lost_attempt_does_not_make_it_free(
 ) -> None:
     url, faults = service
     faults.will("reset").will("refuse", times=5, status=429)
-    queried = Queried(opened(url), tmp_path)
+    queried = Queried(opened(url, attempts=6), tmp_path)
     assert not isinstance(queried.error, Refused)
     assert "answered 429" in str(queried.error)
     assert queried.bill == (0, faults.charged) == (0, 4)
@@ -213,6 +222,29 @@ WRONG = {
     "null": ("alter", {"change": lambda rows: [[None] * 3, *rows[1:]]}, r"answered nan, expected finite"),
     "infinite": ("alter", {"change": lambda rows: [[1e999] * 3, *rows[1:]]}, r"answered inf"),
     "words": ("alter", {"change": lambda rows: ["cat"] * 4}, r"expected numbers"),
+    "numbers as words": (
+        "alter",
+        {"change": lambda rows: [[str(score) for score in row] for row in rows]},
+        r"answered '0.*', expected numbers",
+    ),
+    "booleans": ("alter", {"change": lambda rows: [[True, False, 0.0]] * 4}, r"answered True, expected num"),
+    "booleans in records": (
+        "alter",
+        {"change": lambda rows: [{"prediction": True}] * 4},
+        r"answered True, expected numbers",
+    ),
+    "booleans in columns": (
+        "alter",
+        {"change": lambda rows: [{"a": True, "b": 0.0, "c": 0.0}, *[{"a": 1.0, "b": 0.0, "c": 0.0}] * 3]},
+        r"answered True or False in a column",
+    ),
+    "a key twice": (
+        "say",
+        {"body": b'{"predictions": [[0, 0, 1]], "predictions": [[1, 0, 0]]}'},
+        r"answered 'predictions' twice in one object",
+    ),
+    "deep": ("say", {"body": b'{"predictions":' + b"[" * 3000}, r"nested too deeply|no JSON"),
+    "a large number": ("say", {"body": b'{"predictions": [' + b"9" * 4000 + b"]}"}, r"expected numbers"),
     "records": ("alter", {"change": lambda rows: [{"a": "b"}] * 4}, r"answered fields \['a'\]"),
     "no predictions": ("say", {"body": b'{"outputs": []}'}, r"no 'predictions': is this an MLflow scoring"),
     "half json": ("say", {"body": b'{"predictions": [[0.1,'}, r"no JSON but '\{\"predictions\""),
@@ -373,6 +405,57 @@ def test_passwords_in_addresses_are_used_and_not_printed(
     with pytest.raises(TargetError, match=r"\?api_key=… carries a secret in 'api_key'.*token_env") as caught:
         opened(f"{url}?api_key=hush")
     assert "hush" not in str(caught.value)
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A certificate that is trusted, for the server itself and for a name that only a proxy knows."""
+    path = certificate(tmp_path, "127.0.0.1", "service.invalid")
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    return path
+
+
+def test_an_encrypted_service_answers_and_a_stranger_does_not(
+    encrypted: Path, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty_server(model, tls(encrypted)) as (url, faults):
+        target = opened(url, concurrency=2, batch_size=2)
+        for part in (1, 2):
+            np.testing.assert_allclose(target.query(IMAGES / part).scores, model(IMAGES / part), rtol=1e-6)
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with pytest.raises(Refused, match=r"cannot be reached \(.*certificate verify failed"):
+            opened(url)
+        with pytest.raises(Refused, match="cannot be reached"):
+            opened(url.replace("https", "http").replace("127.0.0.1", "nowhere.invalid"))
+    assert faults.charged == 8
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_environment_names_the_proxy(
+    scheme: str, encrypted: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        faulty_server(model, tls(encrypted) if scheme == "https" else None) as (url, _),
+        proxy_server(url.split("/")[2]) as (proxy, seen),
+    ):
+        monkeypatch.setenv(f"{scheme}_proxy", proxy.replace("//", "//user:hush@"))
+        target = opened(f"{scheme}://service.invalid/invocations")
+        np.testing.assert_allclose(target.query(IMAGES).scores, model(IMAGES), rtol=1e-6)
+        assert all(line.endswith("Basic dXNlcjpodXNo") for line in seen)
+        through = (
+            "CONNECT service.invalid:443" if scheme == "https" else "POST http://service.invalid/invocations"
+        )
+        assert any(line.startswith(through) for line in seen)
+        if scheme == "https":
+            with pytest.raises(Refused, match=r"cannot be reached \(the proxy answered 407\)"):
+                opened("https://refused.invalid/invocations")
+        passed = len(seen)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        opened(url).query(IMAGES)
+        assert len(seen) == passed
+    monkeypatch.setenv(f"{scheme}_proxy", "socks5://user:hush@127.0.0.1:1080")
+    with pytest.raises(TargetError, match=r"names the proxy 'socks5://127.0.0.1:1080' for http.*NO_PROXY"):
+        opened(f"{scheme}://service.invalid/invocations")
 
 
 def test_a_forked_child_has_connections_of_its_own(service: Any) -> None:

@@ -1,8 +1,10 @@
 """Open Inference, ONNX and JSON endpoints answer as the model behind them, and say what they cannot take."""
 
 import base64
+import datetime
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from PIL import Image
 from surrogates import ClassesUnknown, QueryLedger, SurrogateError, TargetError, open_target
 from surrogates.targets.base import Target
 from surrogates.targets.formats import PixelFormat
+from surrogates.targets.mapping import read_mapping
 from tests.servers.loopback import Handler, serving
 from tests.servers.open_inference import Model, open_inference_server
 
@@ -116,6 +119,12 @@ OIP_FAULTS = {
     "dtype": ({}, {"dtype": "uint8"}, r"dtype is 'uint8', but the target says 'float32'"),
     "binary": ({"extensions": []}, {"binary": True}, r"no extension binary_tensor_data"),
     "silent": ({"outputs": []}, {}, r"does not tell its number of classes"),
+    "shape of words": ({"inputs": [tensor("x", "FP32", "a", 4)]}, {}, r"no usable 'inputs'"),
+    "shape of booleans": ({"outputs": [tensor("x", "FP32", -1, True)]}, {}, r"no usable 'outputs'"),
+    "name": ({"inputs": [tensor(5, "FP32", -1, 4)]}, {}, r"no usable 'inputs'"),
+    "type": ({"inputs": [tensor("x", ["FP32"], -1, 4)]}, {}, r"no usable 'inputs'"),
+    "version": ({"versions": [{"a": 1}]}, {}, r"version \{'a': 1\}, expected a name"),
+    "extensions": ({"extensions": 5}, {"binary": True}, r"no extension binary_tensor_data"),
 }
 
 
@@ -135,9 +144,44 @@ def test_a_binary_answer_cut_short_is_noticed_and_paid_for(tmp_path: Path) -> No
     model.cut = 4
     with open_inference_server(model) as url, QueryLedger(tmp_path / "ledger.db", budget=20) as ledger:
         paid = ledger.attach(open_target(url))
-        with pytest.raises(TargetError, match=r"does not fill its shape \[7, 4\]"):
+        with pytest.raises(TargetError, match=r"tensors of \[112\] bytes in 108 bytes"):
             paid.query(IMAGES)
         assert (ledger.bill()["training"].unknown, model.served) == (7, 7)
+
+
+def _first(**changes: Any) -> Callable[[dict], dict]:
+    """Change the first output of an answer."""
+    return lambda answer: answer | {"outputs": [answer["outputs"][0] | changes, *answer["outputs"][1:]]}
+
+
+TENSORS = {
+    "words": (_first(data=["0.5"] * 28), r"answered '0.5', expected numbers"),
+    "booleans": (_first(data=[True] * 28), r"answered True, expected numbers"),
+    "mixed": (_first(data=[True] + [0.5] * 27), r"answered True, expected numbers"),
+    "rows": (_first(data=[[0.1], [0.2, 0.3]]), r"expected numbers in rows of one length"),
+    "large": (_first(data=[10**400] * 28), r"expected numbers in rows"),
+    "free side": (_first(shape=[-1, 4]), r"shape \[-1, 4\], expected sides"),
+    "boolean side": (_first(shape=[True, 28]), r"shape \[True, 28\], expected sides"),
+    "no shape": (_first(shape=None), r"shape None, expected sides"),
+    "type": (_first(datatype=["FP32"]), r"type \['FP32'\], expected numbers"),
+    "size": (_first(parameters={"binary_data_size": -5}), r"binary_data_size -5, expected a number"),
+    "size of nothing": (_first(parameters={"binary_data_size": 9}), r"tensors of \[9\] bytes in 0 bytes"),
+    "twice": (lambda answer: answer | {"outputs": answer["outputs"] * 2}, r"expected 'scores' once"),
+    "list": (lambda answer: [answer], r"no 'outputs'"),
+}
+
+
+@pytest.mark.parametrize(("alter", "message"), TENSORS.values(), ids=TENSORS.keys())
+def test_a_tensor_that_means_nothing_is_named_and_paid_for(
+    alter: Callable, message: str, tmp_path: Path
+) -> None:
+    model = Model(predict, [INPUTS["FP32"][0]], [SCORES], extensions=())
+    model.alter = alter
+    with open_inference_server(model) as url, QueryLedger(tmp_path / "ledger.db", budget=20) as ledger:
+        with pytest.raises(TargetError, match=message) as caught:
+            ledger.attach(open_target(url)).query(IMAGES)
+        assert (ledger.bill()["training"].unknown, model.served) == (7, 7)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_model_is_named() -> None:
@@ -265,6 +309,7 @@ class Endpoint:
         self.read: Callable[[Any], np.ndarray] = lambda body: np.asarray(body["inputs"])
         self.answer: Callable[[np.ndarray], Any] = lambda scores: scores.tolist()
         self.bodies: list[Any] = []
+        self.headers: list[Any] = []
         self.url = ""
 
 
@@ -276,6 +321,7 @@ def endpoint() -> Iterator[Endpoint]:
         def do_POST(self) -> None:
             body = json.loads(self.body())
             service.bodies.append(body)
+            service.headers.append(self.headers)
             self.reply(service.answer(probabilities(service.read(body))))
 
     with serving(Service) as address:
@@ -432,7 +478,28 @@ BAD_ANSWERS = {
     ),
     "half label": (lambda s: [0.5] * 7, {"scores": None, "labels": ""}, r"label 0.5, expected an integer"),
     "nan": (lambda s: (s * np.nan).tolist(), {}, r"answered nan, expected finite"),
-    "words for scores": (lambda s: [["a"] * 4] * 7, {}, r"expected numbers"),
+    "words for scores": (lambda s: [["a"] * 4] * 7, {}, r"answered 'a', expected numbers"),
+    "numbers as words": (
+        lambda s: [[str(p) for p in row] for row in s],
+        {},
+        r"answered '0.*', expected numbers",
+    ),
+    "booleans for scores": (lambda s: [[True, False, 0.0, 0.0]] * 7, {}, r"answered True, expected numbers"),
+    "boolean for a label": (
+        lambda s: [True] * 7,
+        {"scores": None, "labels": ""},
+        r"label True, expected an integer",
+    ),
+    "boolean for a name": (
+        lambda s: [True] * 7,
+        {"scores": None, "labels": "", "classes": ["a", "b"], "num_classes": None},
+        r"label True, which classes does not list",
+    ),
+    "a label twice": (
+        lambda s: [[{"label": 0, "score": 0.9}, {"label": 0, "score": 0.1}]] * 7,
+        {"scores": "*.score", "labels": "*.label"},
+        r"scored label 0 twice for one image",
+    ),
     "nan in a ranking": (
         lambda s: [[{"label": 0, "score": float("nan")}]] * 7,
         {"scores": "*.score", "labels": "*.label"},
@@ -464,7 +531,7 @@ BAD_MAPPINGS = {
     "no place": ({"request": {"inputs": "images"}}, r"request is .*: put \$images in one place"),
     "two places": ({"request": ["$images", "$images"]}, r"put \$images in one place"),
     "images": ({"images": "jpeg"}, r"images is 'jpeg': use array or png"),
-    "layout": ({"layout": "nchw"}, r"layout must be one of chw, hwc, flat, got 'nchw'"),
+    "layout": ({"layout": "nchw"}, r"layout must be one of chw, hwc, flat, flat_hwc, got 'nchw'"),
     "path": ({"scores": 3}, r"scores is 3: give a dotted path"),
     "no answer": ({"scores": None}, r"labels and scores are missing"),
     "classes": ({"classes": ["a", "a"]}, r"classes is \['a', 'a'\]: list the label names"),
@@ -472,7 +539,25 @@ BAD_MAPPINGS = {
     "kind": ({"output_kind": "soft"}, r"output_kind is 'soft': use one of labels, top_k"),
     "no list": ({"answers": None}, r"answers is missing: give the path of the list"),
     "num_classes": ({"num_classes": None}, r"does not tell its number of classes"),
-    "token": ({"token_env": "NOT_SET_AT_ALL"}, r"NOT_SET_AT_ALL \(token_env\) is not set"),
+    "token": (
+        {"token_env": "HOME"},
+        r"wants the value of .* HOME sent to http://127.*--target.token_env HOME",
+    ),
+    "token name": ({"token_env": "a=b"}, r"token_env is 'a=b': give the name of an environment variable"),
+    "token header": ({"token_header": 5}, r"token_header is 5: give 'Name: scheme'"),
+    "shape": ({"input_shape": 5}, r"input_shape must be \(channels, height, width\), got 5"),
+    "shape of yes": (
+        {"input_shape": [True, 4, 4]},
+        r"input_shape must be \(channels, height, width\), got \[True",
+    ),
+    "a million classes": ({"num_classes": 10**9}, r"num_classes is 1000000000: use a whole number from 2 to"),
+    "a million indices": ({"classes": {"a": 0, "b": 10**9}}, r"classes is .*: list the label names"),
+    "a date": (
+        {"request": {"a": "$images", "b": datetime.date(2024, 1, 1)}},
+        r"request is .*: use what JSON has",
+    ),
+    "not finite": ({"request": {"a": "$images", "b": float("nan")}}, r"request is .*: use what JSON has"),
+    "identity": ({"identity": 7}, r"identity is 7: give a text"),
 }
 
 
@@ -500,13 +585,114 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path) -> None:
         open_target(tmp_path / "nowhere.yaml")
 
 
+MAPPING = "url: http://127.0.0.1:9/x\nrequest: {i: $images}\nlabels: label\nclasses: [a, b]\n"
+HOSTILE_FILES = {
+    "aliases": (
+        MAPPING + "identity: &a x\ntoken_header: *a\n",
+        r"has the alias \*a: write out what it stands for",
+    ),
+    "a bomb": (
+        "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)),
+        r"has the alias \*a0",
+    ),
+    "itself": ("url: &a [*a]\n", r"has the alias \*a"),
+    "deep": ("[" * 100_000, r"nested more than 32 levels deep"),
+    "large": ("x: " + "y" * 2**20, r"holds 1,048,579 bytes, expected at most 1,048,576"),
+    "twice": (MAPPING + "url: http://elsewhere\n", r"has 'url' twice"),
+    "twice within": (MAPPING.replace("{i:", "{i: 1, i:"), r"has 'i' twice"),
+    "python": ("url: !!python/object/apply:os.system [true]\n", r"is no YAML \(.*python/object"),
+    "no boolean": ("url: !!bool x\n", r"is no YAML"),
+    "no date": ("url: 2024-99-99\n", r"is no YAML \(month must be in 1..12"),
+    "no number": ("url: !!int ''\n", r"is no YAML"),
+    "two documents": (MAPPING + "---\n" + MAPPING, r"is no YAML \(expected a single document"),
+    "control": ("url: \x01", r"is no YAML"),
+    "empty": ("", r"holds a NoneType"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), HOSTILE_FILES.values(), ids=HOSTILE_FILES.keys())
+def test_a_hostile_mapping_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(TargetError, match=rf"^mapping .*m.yaml.*{message}") as caught:
+        open_target(tmp_path / "m.yaml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_mapping_that_is_no_text_or_no_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"url: \xff\xfe")
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(10**11)  # holes, but as long to read
+    for name, message in (
+        ("binary", "is no YAML .*UTF-8"),
+        ("folder", "no regular file"),
+        ("pipe", "no regular file"),
+        ("huge", "100,000,000,000 bytes"),
+    ):
+        with pytest.raises(TargetError, match=message):
+            open_target(tmp_path / f"{name}.yaml")
+
+
+def test_a_large_mapping_of_many_classes_is_read(tmp_path: Path) -> None:
+    names = "\n".join(f"- class number {index}" for index in range(21_841))
+    (tmp_path / "m.yaml").write_text(MAPPING.replace("[a, b]", f"\n{names}"))
+    assert open_target(tmp_path / "m.yaml").num_classes == 21_841
+
+
+@pytest.mark.parametrize(
+    "classes", ["[no, yes]", "[007, 010]", "[1.10, 1.20]", "[null, x]", "{on: 0, off: 1}", "[2024-01-01, x]"]
+)
+def test_class_names_that_yaml_changes_are_kept_as_written(classes: str, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(MAPPING.replace("[a, b]", classes))
+    assert open_target(tmp_path / "m.yaml").num_classes == 2
+    names = list(read_mapping(tmp_path / "m.yaml").names.indices)
+    assert names == [name.partition(":")[0] for name in classes[1:-1].split(", ")]
+
+
+def test_whole_labels_with_a_point_are_labels(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.answer = lambda scores: [float(label) for label in scores.argmax(axis=1)]
+    for classes in ({"num_classes": 4}, {"classes": [0, 1, 2, 3]}):
+        target = mapped(
+            tmp_path,
+            endpoint,
+            request={"inputs": "$images"},
+            per_request=None,
+            answers="",
+            labels="",
+            **classes,
+        )
+        np.testing.assert_array_equal(target.query(IMAGES).labels, probabilities(IMAGES).argmax(axis=1))
+
+
+def test_a_mapping_alone_sends_no_variable_anywhere(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOUD_SECRET", "hush")
+    named = GOOD | {"token_env": "CLOUD_SECRET", "token_header": "X-Key:"}
+    with pytest.raises(TargetError, match=r"--target.token_env CLOUD_SECRET") as caught:
+        mapped(tmp_path, endpoint, **named)
+    assert "\n" not in str(caught.value)
+    assert endpoint.bodies == []
+    assert mapped(tmp_path, endpoint, **GOOD) is not None  # nothing to allow
+    monkeypatch.setenv("MINE", "mine")
+    endpoint.answer = lambda scores: scores.tolist()
+    open_target(tmp_path / "mapping.yaml", token_env="MINE").query(IMAGES)
+    mapped_file = tmp_path / "mapping.yaml"
+    mapped_file.write_text(yaml.safe_dump({"url": endpoint.url} | named))
+    for variable, value in (("CLOUD_SECRET", "hush"), ("MINE", "mine")):  # the user's word decides
+        open_target(mapped_file, token_env=variable).query(IMAGES)
+        assert endpoint.headers[-1]["X-Key"] == value
+
+
 def test_the_mappings_of_the_documentation_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHION_TOKEN", "token")
     text = (Path(__file__).parents[2] / "docs" / "targets.md").read_text()
     opened = []
     for block in text.split("```yaml\n")[1:]:
         (tmp_path / "mapping.yaml").write_text(block.split("```")[0])
-        opened.append(open_target(tmp_path / "mapping.yaml"))
+        opened.append(open_target(tmp_path / "mapping.yaml", token_env="FASHION_TOKEN"))
     assert [(target.output_kind, target.batch_size) for target in opened] == [
         ("top_k", 1),
         ("probabilities", 64),
@@ -538,12 +724,20 @@ def test_pixels_are_rounded_at_the_door_of_any_target() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "nhwc"}, r"layout must be one of chw, hwc, flat, got 'nhwc'"),
-        ({"dtype": "int8"}, r"dtype must be one of float32, float64, uint8, got 'int8'"),
+        ({"layout": "nhwc"}, r"layout must be one of chw, hwc, flat, flat_hwc, got 'nhwc'"),
+        (
+            {"dtype": "int8"},
+            r"dtype must be one of float32, float64, float16, uint8, int32, int64, got 'int8'",
+        ),
         ({"quantize": 0}, r"quantize must be a number of bits from 1 to 16, got 0: try 8"),
         ({"pixel_range": (1, 0)}, r"pixel_range must be two numbers, lower first, got \(1, 0\)"),
         ({"pixel_range": 255}, r"pixel_range must be two numbers"),
         ({"dtype": "uint8", "pixel_range": (-1, 1)}, r"pixel_range of uint8 must lie in \[0, 255\]"),
+        ({"dtype": "int64"}, r"pixels of int64 need pixel_range, what 0 and 1 become"),
+        ({"mean": (0.5, "a", 1)}, r"mean must be a number for each channel, got \(0.5, 'a', 1\)"),
+        ({"std": (0.5, 0)}, r"std must be a number for each channel, got \(0.5, 0\)"),
+        ({"mean": float("nan")}, r"mean must be a number for each channel, got nan"),
+        ({"dtype": "uint8", "mean": 0.5}, r"mean makes fractions of pixels, but dtype is uint8"),
     ],
 )
 def test_bad_pixel_formats_are_named(options: dict, message: str) -> None:

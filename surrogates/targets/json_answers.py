@@ -1,0 +1,69 @@
+"""Reading JSON that a service answers: what it says twice, or not in numbers, is not guessed at."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from surrogates.errors import TargetError
+from surrogates.targets.http import QUOTABLE, Reply
+from surrogates.targets.redaction import shortened
+
+
+def read_json(reply: Reply) -> Any:
+    """Return the body of a reply as JSON.
+
+    Raises:
+        TargetError: It is none, is nested too deeply, or has a key twice; the message quotes its beginning.
+    """
+    try:
+        return json.loads(reply.body, object_pairs_hook=_unique)
+    except TargetError:
+        raise
+    except RecursionError:
+        raise TargetError("target answered JSON that is nested too deeply: check the address") from None
+    except ValueError:
+        start = shortened(reply.body[:QUOTABLE].decode("utf-8", "replace"), 80)
+        raise TargetError(
+            f"target answered no JSON but {start!r}: check the address and the protocol"
+        ) from None
+
+
+def numbers(answer: Any) -> np.ndarray:
+    """Return JSON numbers, in lists of any depth, as float64; null is NaN.
+
+    Raises:
+        TargetError: A text, a boolean or an object among them, or rows of different lengths.
+    """
+    try:
+        return np.array(_checked(answer), dtype=np.float64)
+    except TargetError:
+        raise
+    except (ValueError, OverflowError, RecursionError):
+        raise TargetError(
+            f"target answered {quoted(answer)}, expected numbers in rows of one length"
+        ) from None
+
+
+def quoted(value: Any) -> str:
+    """Return the beginning of a value of a service, as an error shows it."""
+    return shortened(repr(value), 60)
+
+
+def _checked(answer: Any) -> Any:
+    if isinstance(answer, list):
+        return [_checked(part) for part in answer]
+    if answer is None:
+        return np.nan
+    if type(answer) is int or type(answer) is float:
+        return answer
+    raise TargetError(f"target answered {quoted(answer)}, expected numbers")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TargetError(f"target answered {quoted(twice)} twice in one object, expected it once")
+    return entries
