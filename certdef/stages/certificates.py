@@ -6,7 +6,6 @@ it, so an interrupted or changed job goes on with the same counts and pays for n
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -200,10 +199,12 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
     """The most votes that a smoothed target got."""
     votes = [0]
     for condition in conditions(config):
-        records = folder / "records" / f"{condition.key}.jsonl"
-        if condition.paid and records.is_file():
-            rows = [json.loads(line) for line in records.read_text().splitlines()[1:]]
-            votes.append(sum(row["n0"] + row["n"] for row in rows))
+        path = folder / "records" / f"{condition.key}.jsonl"
+        if condition.paid and path.is_file():
+            records = certify.read_records(path)
+            assert records.n0 is not None  # a .jsonl keeps them
+            assert records.counts is not None
+            votes.append(int(records.n0.sum() + records.counts.sum()))
     return max(votes)
 
 
