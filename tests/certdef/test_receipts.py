@@ -14,11 +14,12 @@ from sklearn.linear_model import LogisticRegression
 import certdef
 from certdef.stages import job as job_module
 from certdef.stages.certificates import CertifyResult, certify_stage, conditions
+from certdef.tracking.legacy import Legacy
 from certdef.tracking.workspace import Stage
 from tests.conftest import _copy
 from tests.servers.faulty import faulty_server
 
-LAW = "{label: nim, family: gamma, shape: [25], scale_255: 3}"
+LAW = "{label: s0.25, family: gamma, shape: [25], scale_255: 3}"
 SETTINGS = {
     "certify__images": 3,
     "certify__target_images": 2,
@@ -116,6 +117,17 @@ def test_both_methods_that_stop_early_share_their_draws(certify_again):
     both = certify_again(certify__method="group_sequential", certify__n=1000)
     assert both.recalled > 0
     assert both.spent - first.spent < both.recalled / 10  # those that sequential stopped before
+
+
+def test_receipts_are_looked_for_under_every_stage_that_version_0_1_left(tmp_path):
+    """That version named them by the whole configuration: radii and alpha too."""
+    config = certdef.load_config(work_dir=str(tmp_path))
+    for name in ("certify-" + "1" * 16, "certify-" + "2" * 16, "certify-notes", "attack-" + "3" * 16):
+        (tmp_path / name).mkdir()
+    (tmp_path / ("certify-" + "2" * 16) / "formerly").write_text("4" * 16)  # renamed since
+    legacy = Legacy(config, "cpu", "sqlite://")
+    own = legacy.fingerprint("certify")
+    assert legacy.experiment("certify", "x") == [f"{own}/x", "1" * 16 + "/x", "4" * 16 + "/x"]
 
 
 @pytest.mark.parametrize(("votes", "reused"), [((40, 60), True), ((40, 50), False), ((101, 3), False)])
