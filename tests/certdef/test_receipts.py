@@ -15,11 +15,12 @@ import certdef
 import certify
 from certdef.stages import job as job_module
 from certdef.stages.certificates import CertifyResult, certify_stage, conditions
+from certdef.tracking.legacy import Legacy
 from certdef.tracking.workspace import Stage
 from tests.conftest import _copy
 from tests.servers.faulty import faulty_server
 
-LAW = "{label: nim, family: gamma, shape: [25], scale_255: 3}"
+LAW = "{label: s0.25, family: gamma, shape: [25], scale_255: 3}"
 SETTINGS = {
     "certify__images": 3,
     "certify__target_images": 2,
@@ -124,6 +125,17 @@ def undecided(noise, votes):
     selection, rest = np.array([1, 0]), np.array([votes - 1, 0])
     told = {"alpha": 0.001, "method": "guided", "subject": "target"}
     return certify.Certificate.of(0, None, 0.0, selection, rest, noise, **told)
+
+
+def test_receipts_are_looked_for_under_every_stage_that_version_0_1_left(tmp_path):
+    """That version named them by the whole configuration: radii and alpha too."""
+    config = certdef.load_config(work_dir=str(tmp_path))
+    for name in ("certify-" + "1" * 16, "certify-" + "2" * 16, "certify-notes", "attack-" + "3" * 16):
+        (tmp_path / name).mkdir()
+    (tmp_path / ("certify-" + "2" * 16) / "formerly").write_text("4" * 16)  # renamed since
+    legacy = Legacy(config, "cpu", "sqlite://")
+    own = legacy.fingerprint("certify")
+    assert legacy.experiment("certify", "x") == [f"{own}/x", "1" * 16 + "/x", "4" * 16 + "/x"]
 
 
 @pytest.mark.parametrize(("votes", "reused"), [((40, 60), True), ((40, 50), False), ((101, 3), False)])
