@@ -83,7 +83,8 @@ def _column(columns: dict[Any, Any], names: ClassNames | None) -> Any:
     arrays = [np.asarray(column) for column in columns.values()]
     if len(arrays) == 1 and (names is not None or arrays[0].dtype.kind in "biuf"):
         return _labels(alone, names)
-    kinds = {array.dtype.kind if array.ndim == 1 else "?" for array in arrays}
+    plain = all(_odd(column) is None for column in columns.values())
+    kinds = {array.dtype.kind if plain and array.ndim == 1 else "?" for array in arrays}
     # A whole number beside fractions is no score but a class, a count or a time.
     if arrays and (kinds <= {"f"} or kinds <= {"i", "u"} or (names is not None and kinds <= set("fiu"))):
         return np.stack([arrays[place] for place in _order(list(columns), names)], axis=1)
