@@ -8,7 +8,7 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
-from certdef.config.job import ConfigError, RunConfig
+from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
 from certdef.data.sets import data_root
 from certdef.tracking.mlflow import check_store, tracking_uri
@@ -121,7 +121,7 @@ def _stores(config: RunConfig) -> list[Finding]:
     uri = tracking_uri(config)
     try:
         check_store(uri)
-        findings.append((True, "tracking store", uri))
+        findings.append((True, "tracking store", without_password(uri)))
     except ConfigError as error:
         findings.append((False, "tracking store", str(error)))
     try:

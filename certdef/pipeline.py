@@ -27,6 +27,7 @@ from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.stages import Job
 from certdef.stages.summary import Summary
+from certdef.tracking.disk import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.session import given_back
@@ -242,7 +243,11 @@ def open_job(
         data = load(config)
         with torch.random.fork_rng():
             checks(config, data)
-        with locked(config.workspace), given_back() as callers_uri:
+        with (
+            locked(config.workspace),
+            disk_errors(config.workspace),
+            given_back() as callers_uri,
+        ):
             if fresh:
                 forget(config.workspace)
             tracker = Tracker(config, callers_uri)

@@ -57,7 +57,9 @@ class DataConfig:
         name: digits (ships with scikit-learn), fashion-mnist, cifar10-part (8,152 + 1,017 images of CIFAR-10), aerial (UC
             Merced scenes, 64x64), or npz for your own file.
         root: Folder of the data sets; default $CERTDEF_DATA_ROOT, else ../shared/data.
-        path: For npz: a file with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], and `labels` (N,).
+        path: For npz: a file with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], and `labels` (N,)
+            from 0 without a gap. `class_names` may name the classes, also those that have no image; `layout` is chw or hwc where
+            the sides do not tell.
         target_images: Labeled images that the target's owner trains on, used for nothing else; none are set aside if
             target.uri is given.
         pool_images: Number of unlabeled images: queried, and used to pre-train the denoiser.

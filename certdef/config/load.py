@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from certdef.config.bounded import check_yaml, read_config
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
 
@@ -85,6 +86,7 @@ def parse(parser: Any, arguments: list[str], own: Iterable[str] = ()) -> Any:
     """
     from jsonargparse import ArgumentError
 
+    check_texts(arguments)
     own = list(own)
     names = {name: key for name, key in option_names().items() if name not in own}
     names |= {f"--{name[2:].replace('-', '_')}": name for name in own}
@@ -95,6 +97,34 @@ def parse(parser: Any, arguments: list[str], own: Iterable[str] = ()) -> Any:
         raise ConfigError(
             explain(str(error), [*known_keys(), *(name.lstrip("-") for name in own)])
         ) from error
+
+
+def check_texts(arguments: list[str]) -> None:
+    """Refuse files and values of options whose YAML takes more than its text to parse.
+
+    Raises:
+        ConfigError: Names the file or the option.
+    """
+    groups = {f"--{key}" for key, value in RunConfig().to_dict().items() if isinstance(value, dict)}
+    for name, value in _pairs(arguments):
+        if name in {"--config", *groups} and os.path.isfile(value):
+            _check_named_files(read_config(value), Path(value).parent)
+        elif name.startswith("--"):
+            check_yaml(value, name)
+
+
+def _check_named_files(text: str, folder: Path) -> None:
+    """Refuse the files of the same kind that the parser would read because a configuration names them for a section."""
+    import yaml
+
+    try:
+        tree = yaml.compose(text)
+    except yaml.YAMLError:
+        return  # the parser says what is wrong with it
+    for _, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
+        path = folder / str(value.value)
+        if isinstance(value, yaml.ScalarNode) and value.value and os.path.isfile(path):
+            read_config(path)
 
 
 def option_names() -> dict[str, str]:
@@ -125,7 +155,7 @@ def with_contents(arguments: list[str]) -> list[str]:
 
 def _content(option: str, value: str) -> str:
     """What to give the parser for an option that takes a file or a mapping."""
-    text = Path(value).read_text() if os.path.isfile(value) else value
+    text = read_config(value) if os.path.isfile(value) else value
     return renamed(text, MAPPINGS[option]) or value
 
 
@@ -172,8 +202,8 @@ def preset_of(arguments: list[str]) -> str:
         import yaml
 
         try:
-            content = yaml.safe_load(Path(files[-1]).read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.safe_load(read_config(files[-1]))
+        except yaml.YAMLError as error:
             raise ConfigError(
                 f"config file {files[-1]!r} is no YAML: {' '.join(str(error).split())}"
             ) from error

@@ -22,9 +22,14 @@ class TargetConfig:
             cnn that is trained here answers probabilities or logits.
         protocol: mlflow, mlflow-server, open-inference, onnx or json, where the URI doesn't tell.
         output: Name of the output to read, where a model has several.
-        layout: Of the images that it takes: chw, hwc or flat.
-        dtype: Of the pixels that it takes: float32, float64 or uint8.
-        pixel_range: What pixels of 0 and 1 become for it, e.g. 0,255.
+        classes: Names of its classes in the order of the data's labels, where it answers names or numbers of its own.
+        columns: Names of the columns that a scoring server's model of tables takes, one for each value of an image; asked
+            for where layout is flat.
+        layout: Of the images that it takes: chw, hwc, flat (rows) or flat_hwc.
+        dtype: Of the pixels that it takes: float32, float64, float16, uint8, int32 or int64.
+        pixel_range: What pixels of 0 and 1 become for it, e.g. [0,255].
+        mean: What its input has subtracted from each channel, in units of pixel_range, e.g. [0.485,0.456,0.406].
+        std: What each channel is divided by then.
         quantize: Bits that it rounds pixels to; 8 for a service that takes PNG images. Also --target.quantise.
         batch_size: Most images in one call, of a service in one request.
         token_env: Name of the environment variable that holds a service's token; a mapping that names one needs it here
@@ -33,6 +38,7 @@ class TargetConfig:
         timeout: Seconds that a service may take for an answer.
         rate: Most images a second.
         concurrency: Most requests at once.
+        keep_alive: Use a connection for several requests; faster, for a service that is trusted to answer each request once.
         canary_every: Paid queries after which four fixed images are queried again, so that a service that has changed
             stops the run; 0 is off.
     """
@@ -45,9 +51,13 @@ class TargetConfig:
     output_kind: str | None = None
     protocol: str | None = None
     output: str | None = None
+    classes: list[str] | None = None
+    columns: list[str] | None = None
     layout: str | None = None
     dtype: str | None = None
     pixel_range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     quantize: int | None = None
     batch_size: int | None = None
     token_env: str | None = None
@@ -55,6 +65,7 @@ class TargetConfig:
     timeout: float | None = None
     rate: float | None = None
     concurrency: int | None = None
+    keep_alive: bool | None = None
     canary_every: int = 2_000
 
     @property
@@ -71,9 +82,13 @@ class TargetConfig:
             "output_kind",
             "protocol",
             "output",
+            "classes",
+            "columns",
             "layout",
             "dtype",
             "pixel_range",
+            "mean",
+            "std",
             "quantize",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -81,7 +96,7 @@ class TargetConfig:
     @property
     def transport(self) -> dict[str, Any]:
         """How your own target is reached, which no answer depends on; without what is unset."""
-        names = ("batch_size", "token_env", "token_header", "timeout", "rate", "concurrency")
+        names = ("batch_size", "token_env", "token_header", "timeout", "rate", "concurrency", "keep_alive")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -94,7 +94,7 @@ def _photographs(folder: Path, source: str, channels: int) -> list[np.ndarray]:
             raise ConfigError(
                 f"no {str(folder / 'train400_gray180.npz')!r}: pass the folder that holds the data sets, natural among them"
             )
-        return list(read_npz(files[0], ["x"], "natural photographs")[0][:, None])
+        return list(read_npz(files[0], ["x"], "natural photographs")["x"][:, None])
     if source == "cbsd68":
         from PIL import Image
 

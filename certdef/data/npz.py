@@ -15,13 +15,16 @@ from numpy.lib import format as npy
 from certdef.config.job import ConfigError
 
 
-def read_npz(path: Path | str, names: Sequence[str], what: str) -> list[np.ndarray]:
+def read_npz(
+    path: Path | str, names: Sequence[str], what: str, optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Arrays of an .npz by name.
 
     Args:
         path: The file.
-        names: Which arrays, in the order in which they are returned.
+        names: Which arrays.
         what: What the file is called in errors, e.g. the option that names it.
+        optional: Those that are read where the file has them.
 
     Raises:
         ConfigError: No such file or array, damage, objects that would have to be unpickled, or more than memory holds.
@@ -31,18 +34,19 @@ def read_npz(path: Path | str, names: Sequence[str], what: str) -> list[np.ndarr
         raise ConfigError(f"{what} {str(path)!r} is no file: {wanted}")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [archive.getinfo(f"{name}.npy") for name in names]
-            need = sum(_decoded_bytes(archive, member) for member in members)
+            more = [name for name in optional if f"{name}.npy" in archive.namelist()]
+            members = {name: archive.getinfo(f"{name}.npy") for name in (*names, *more)}
+            need = sum(_decoded_bytes(archive, member) for member in members.values())
             free = psutil.virtual_memory().available
             if need > free:
                 raise ConfigError(
                     f"{what} {str(path)!r} needs {need / 2**30:,.1f} GiB once it is decoded, and {free / 2**30:,.1f} are "
                     "free: give fewer or smaller images"
                 )
-            arrays = []
-            for member in members:
+            arrays = {}
+            for name, member in members.items():
                 with archive.open(member) as file:
-                    arrays.append(npy.read_array(file, allow_pickle=False))
+                    arrays[name] = npy.read_array(file, allow_pickle=False)
             return arrays
     except KeyError as error:
         raise ConfigError(f"{what} {str(path)!r} can't be read ({error.args[0]}): {wanted}") from error

@@ -82,6 +82,8 @@ class Job:
             if not stage.done:
                 stage.begin()
                 result = compute()
+                if self.ledger.canaries is not None:
+                    self.ledger.canaries.finish()  # nothing is kept of a target that has changed
                 self.draw(result, stage.path)
                 stage.finish(result)
         return stage

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 
 from certdef.config.job import ConfigError, RunConfig, flatten
 from certdef.data.sets import Splits
-from certdef.tracking import legacy, metrics
+from certdef.tracking import legacy, metrics, server
 from certdef.tracking.files import read_json, write_json
 from certdef.tracking.local_store import holds_no_run, make_local_store
 from certdef.tracking.results import StageResult
@@ -28,6 +27,7 @@ from surrogates import Bill
 LOCAL_STORE = Path("mlruns")
 ACTIVE_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
 PARENT = "mlflow.parentRunId"
+PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
 MOST_METRICS = 1000  # in one request
 LONGEST_PARAM = 6000
 
@@ -62,20 +62,15 @@ def check_store(uri: str) -> None:
             raise ConfigError(
                 f"tracking store {uri!r} is no SQLite database: move the file away, or choose another with --tracking.uri"
             )
-    elif parts.scheme in ("http", "https"):
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname or "", port), timeout=5).close()
-        except OSError as error:
-            raise ConfigError(
-                f"tracking server {parts.hostname}:{port} does not answer ({error}): start it, or pass --tracking.uri"
-            ) from error
-    elif parts.scheme in ("", "file"):
+    elif server.is_server(uri):
+        server.check_server(uri)
+    elif parts.scheme in ("", "file") and uri not in PLAIN_URIS:
         raise ConfigError(
             f"tracking.uri {uri!r} is a folder: MLflow 3 keeps runs in a database, e.g. sqlite:///{uri.removeprefix('file://').rstrip('/')}/mlflow.db"
         )
 
 
+@server.bounded()
 def connect(config: RunConfig) -> Any:
     """MLflow, pointed at the checked store, with the experiment in place. Returns the module."""
     uri = tracking_uri(config)
@@ -152,7 +147,8 @@ class Tracker:
         """The parent run: configuration, data set, and whatever the stages add."""
         purifier = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
         elsewhere = self.uri != self.callers_uri  # then an active run of the caller's is in another store
-        with self._run("job", self.config.name + purifier, alone=elsewhere):
+        run = self._run("job", self.config.name + purifier, alone=elsewhere)
+        with server.watched(self.uri, self.config.workspace), run:
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             images = self.mlflow.data.from_numpy
@@ -191,7 +187,7 @@ class Tracker:
 
     def _log(self, result: StageResult, folder: Path) -> None:
         self.mlflow.log_params(_params(result.params))
-        self.mlflow.log_metrics(result.metrics)
+        self.mlflow.log_metrics({name: value for name, value in result.metrics.items() if value is not None})
         series = {name: tuple(enumerate(values)) for name, values in result.series.items()}
         self._log_points(series | result.points)
         for pattern in result.artifacts:
@@ -203,7 +199,12 @@ class Tracker:
         """Metrics with a value a step, many in one request."""
         now, run = round(1000 * time.time()), self.mlflow.active_run().info.run_id
         metric = self.mlflow.entities.Metric
-        every = [metric(name, value, now, step) for name, pairs in points.items() for step, value in pairs]
+        every = [
+            metric(name, value, now, step)
+            for name, pairs in points.items()
+            for step, value in pairs
+            if value is not None
+        ]
         for start in range(0, len(every), MOST_METRICS):
             self.mlflow.MlflowClient().log_batch(run, metrics=every[start : start + MOST_METRICS])
 
@@ -225,6 +226,7 @@ class Tracker:
             write_json(self._file, self._runs)
             yield
 
+    @server.bounded()
     def _exists(self, run_id: str) -> bool:
         try:
             return self.mlflow.get_run(run_id).info.lifecycle_stage == "active"

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from certdef.tracking.server import bounded
+
 OURS_TO_SET = "MLFLOW_"
 # A run and an experiment that the environment names would take the place of the job's.
 ELSEWHERE = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME")
@@ -35,7 +37,7 @@ def given_back() -> Iterator[str]:
         if mlflow.get_registry_uri() != registry:
             mlflow.set_registry_uri(registry)
         if experiment := environment.get("MLFLOW_EXPERIMENT_ID"):
-            with suppress(mlflow.MlflowException):  # the caller's store may be gone by now
+            with suppress(mlflow.MlflowException), bounded():  # the caller's store may be gone by now
                 mlflow.set_experiment(experiment_id=experiment)
         _restore(environment)  # MLflow's setters write there too
 

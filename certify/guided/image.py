@@ -139,28 +139,33 @@ class GuidedImage:
             self.done = True
             return 0
         size = self.test.batch_size(bets)
-        size = size if limit is None else min(size, limit)
+        paid = size if limit is None else min(size, limit)
         at_once = max(1, CHUNK // self.guide.free_draws)
-        for start in range(0, size, at_once):
-            self._play(bets, min(size - start, at_once))
+        for start in range(0, paid, at_once):
+            self._play(bets, min(size - start, at_once), min(paid - start, at_once))
         self.chance, self.cost = self.test.outlook()
         self._finish()
-        return size
+        return paid
 
-    def _play(self, bets: Bets, rounds: int) -> None:
-        """Pay for a vote in each of ``rounds``: free draws, a pick, its label, the bets."""
+    def _play(self, bets: Bets, rounds: int, paid: int) -> None:
+        """Pay for a vote in the first ``paid`` of ``rounds``: free draws, a pick, its label, the bets.
+
+        All rounds are drawn, so that a larger limit begins with the same votes.
+        """
         each = self.guide.free_draws
         inputs, logits = self.guide.propose(rounds * each)
         strata = strata_of(logits, self.top).reshape(rounds, each)
-        picks = pick_draws(strata, bets.tilt, self._random)
-        answers = self._draw(inputs[np.arange(rounds) * each + picks])
-        labels = check_labels(answers, rounds, len(self._votes))
+        picks = pick_draws(strata, bets.tilt, self._random)[:paid]
+        strata = strata[:paid]
+        answers = self._draw(inputs[np.arange(paid) * each + picks])
+        labels = check_labels(answers, paid, len(self._votes))
         self._votes += np.bincount(labels, minlength=len(self._votes))
         self.test.settle(bets, strata, picks, labels == self.top)
 
     def _select(self, count: int) -> int:
         """Choose the class by paid votes that the bound does not see: the guide has predicted it badly before."""
-        labels = check_labels(self._draw(self.guide.propose(count)[0]), count, len(self._votes))
+        inputs = self.guide.propose(CHOICE)[0][np.arange(count)]  # a larger limit begins with the same votes
+        labels = check_labels(self._draw(inputs), count, len(self._votes))
         self._selection = np.bincount(labels, minlength=len(self._votes))
         self.top = int(self._selection.argmax())
         self.plan()

@@ -22,29 +22,20 @@ ULPS = 1e-15  # relative; below the margin by which every radius is rounded down
 
 # Families whose quantiles are quick: a file may name any, and is not to keep its reader busy.
 QUICK = (
-    *(
-        "beta",
-        "chi2",
-        "expon",
-        "gamma",
-        "gengamma",
-        "halfnorm",
-        "invgamma",
-        "loguniform",
-        "lognorm",
-        "pareto",
-    ),
-    *("powerlaw", "triang", "truncexpon", "truncnorm", "uniform", "weibull_max", "weibull_min"),
+    "beta chi2 expon gamma gengamma halfnorm invgamma loguniform lognorm pareto powerlaw triang truncexpon truncnorm "
+    "uniform weibull_max weibull_min"
 )
+SIGMAS = (1e-9, 1e9)  # in [0, 1] pixel units; beyond them the table of radii is not made to work
 
 
 def open_law(description: dict[str, Any]) -> NoiseLaw | None:
     """The law that ``describe()`` describes; None for an approximate one, one's own, or what is no description."""
     try:
         law = _open(description)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        usable = law is not None and law.norm == description.get("norm") and law.radius(0.75) >= 0
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
-    return law if law is not None and law.norm == description.get("norm") else None
+    return law if usable else None
 
 
 def _open(description: dict[str, Any]) -> NoiseLaw | None:
@@ -62,7 +53,9 @@ def _open(description: dict[str, Any]) -> NoiseLaw | None:
         case "uniform":
             return Uniform(description["half_width"])
         case "gaussian_scale_mixture":
-            return GaussianScaleMixture(_law_of_sigma(description))
+            mixture = GaussianScaleMixture(_law_of_sigma(description))
+            low, high = mixture.cells.sigma[[0, -1]]
+            return mixture if SIGMAS[0] < low <= high < SIGMAS[1] else None
     return None
 
 
@@ -73,7 +66,7 @@ def _law_of_sigma(description: dict[str, Any]) -> Any:
             values=(values, np.asarray(description["probabilities"], dtype=np.float64))
         )
     args, kwds = description["args"], description["kwds"]
-    if "quantiles_sha256" in description or description["sigma"] not in QUICK:
+    if "quantiles_sha256" in description or description["sigma"] not in QUICK.split():
         raise CertifyError("this law of sigma is known by its description only")
     if not all(type(value) in (int, float) for value in (*args, *kwds.values())):
         raise CertifyError("parameters of a law of sigma must be numbers")

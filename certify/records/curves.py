@@ -46,10 +46,16 @@ def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) 
     Abstentions and wrong classes count as wrong at every radius, 0 included (Cohen et al. 2019).
 
     Raises:
-        CertifyError: There are no records, or a radius is negative.
+        CertifyError: There are no records, or a radius is negative or, in a record, not finite.
     """
     if len(records) == 0:
         raise CertifyError("certified accuracy needs at least one record, got 0: certify an image first")
+    possible = np.isfinite(records.radius) & (records.radius >= 0)
+    if not np.all(possible):
+        first = int(np.argmin(possible))
+        raise CertifyError(
+            f"image {records.idx[first]} has radius {records.radius[first]}: it must be finite and >= 0"
+        )
     radii = np.atleast_1d(np.asarray(radii, dtype=np.float64))
     if radii.size == 0 or not np.all(radii >= 0):
         raise CertifyError(f"radii must be >= 0, got {radii.tolist()}: try radii=[0, 0.25, 0.5]")

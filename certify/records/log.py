@@ -8,14 +8,24 @@ for other people's scripts.
 
 import fcntl
 import os
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from certify.certificate import Certificate
 from certify.errors import CertifyError, check_count
 from certify.records.jsonl import FORMAT, Log, json_line, parse_log, plain_json
-from certify.records.reader import check_proofs
-from certify.records.rows import Fault, Row, check_claim, check_config, check_votes, is_correct, number
+from certify.records.reader import check_proofs, not_proven
+from certify.records.rows import (
+    Fault,
+    Row,
+    check_alike,
+    check_claim,
+    check_config,
+    check_votes,
+    is_correct,
+    number,
+)
 from certify.records.tsv import recover_tsv, tsv_line
 
 
@@ -47,13 +57,13 @@ class RecordLog:
         try:
             log = _recover(self._jsonl, self.path, header)
             recover_tsv(self.tsv_path, log.rows)
-            self._tsv = open(self.tsv_path, "ab")  # noqa: SIM115 - closed by close()
+            self._tsv = open(self.tsv_path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         except BaseException:
             self._jsonl.close()
             raise
         self._config = log.config
         self._done = {row["idx"] for row in log.rows}
-        self._noise = next((row["noise"] for row in log.rows if row["noise"]), None)
+        self._last = log.rows[-1] if log.rows else None
         self._unsynced = 0
 
     @property
@@ -76,11 +86,16 @@ class RecordLog:
                 f"{self.path} was moved or deleted while it was written: put it back, or start again"
             )
         line = json_line(row)
-        # The TSV goes first: a crash may leave a row too many there, which is dropped, but never one too few.
-        self._tsv.write(tsv_line(row, seconds))
-        self._tsv.flush()
-        self._jsonl.write(line)
-        self._jsonl.flush()
+        files = (self._tsv, self._jsonl)
+        ends = [os.fstat(each.fileno()).st_size for each in files]
+        try:
+            # The TSV goes first: a crash may leave a row too many there, which is dropped, but never one too few.
+            for file, content in zip(files, (tsv_line(row, seconds), line), strict=True):
+                _write(file, content)
+        except OSError:  # the disk is full: the next record is not to follow half of this one
+            for file, end in zip(files, ends, strict=True):
+                file.truncate(end)
+            raise
         self._done.add(row["idx"])
         self._unsynced += 1
         if self._unsynced >= self._sync_every:
@@ -88,8 +103,11 @@ class RecordLog:
 
     def close(self) -> None:
         """Force everything to disk, close the files and let another writer in."""
-        if not self._jsonl.closed:
+        if self._jsonl.closed:
+            return
+        try:
             self._sync()
+        finally:
             self._tsv.close()
             self._jsonl.close()
 
@@ -124,14 +142,15 @@ class RecordLog:
             check_claim(checked)
             check_votes(checked)
             check_config(checked, self._config)
-            if self._noise is not None and checked["noise"] != self._noise:
-                raise Fault("its noise is not the law of the first record")
+            check_alike(checked, self._last or checked)
+            if not_proven(Log(self._config, [checked], 0)).any():
+                raise Fault(f"radius {checked['radius']:g} and p_lower do not follow from its votes")
         except Fault as fault:
             raise CertifyError(
                 f"image {idx} can't be recorded in {self.path} ({fault}): use another log"
             ) from None
-        self._noise = checked["noise"]
-        if self._noise == self._config.get("noise"):
+        self._last = checked
+        if checked["noise"] == self._config.get("noise"):
             del row["noise"]
         return row
 
@@ -141,11 +160,11 @@ class RecordLog:
         self._unsynced = 0
 
 
-def _open_locked(path: Path) -> BinaryIO:
+def _open_locked(path: Path) -> FileIO:
     """Open a file to append, as its only writer; the system takes the lock back when the process ends."""
     while True:
         try:
-            file = open(path, "ab")  # noqa: SIM115 - closed by the log
+            file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by the log
         except OSError as error:
             raise CertifyError(f"{path} can't be written ({error.strerror}): choose another path") from None
         try:
@@ -162,7 +181,13 @@ def _open_locked(path: Path) -> BinaryIO:
         file.close()
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
+def _write(file: FileIO, content: bytes) -> None:
+    """Write all of it: an unbuffered file may take less at once."""
+    while content:
+        content = content[file.write(content) :]
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
     """Whether the open file is the one at ``path``: neither moved nor deleted."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
@@ -170,7 +195,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _recover(file: BinaryIO, path: Path, header: bytes) -> Log:
+def _recover(file: FileIO, path: Path, header: bytes) -> Log:
     """Check the file, cut a torn last line off, write the header of a new one."""
     data = path.read_bytes()
     fresh = header.startswith(data)  # empty, or no more than its header, which may be torn
@@ -184,8 +209,7 @@ def _recover(file: BinaryIO, path: Path, header: bytes) -> Log:
     if whole != data:
         file.truncate(len(whole))
     if not whole.endswith(b"\n"):
-        file.write(b"\n" if whole else header)
-        file.flush()
+        _write(file, b"\n" if whole else header)
     return log
 
 

@@ -44,16 +44,22 @@ def read_file(path: Path) -> bytes:
 
 
 def check_proofs(path: Path, log: Log) -> None:
-    """Raise CertifyError for the first record whose bound does not follow from its votes."""
+    """Raise CertifyError for the first record whose bound or radius does not follow from its votes."""
+    wrong = not_proven(log)
+    if np.any(wrong):
+        first = int(np.argmax(wrong))
+        fault = f"radius {log.rows[first]['radius']:g} and p_lower do not follow from its votes"
+        raise damaged(path, first + 2, fault)
+
+
+def not_proven(log: Log) -> NDArray[np.bool_]:
+    """Which records (M,) have a bound or a radius that their votes do not give."""
     records, methods = with_votes(log), np.array([row["method"] for row in log.rows])
     wrong = np.zeros(len(records), dtype=bool)
     for method in set(methods.tolist()):
         rows = np.flatnonzero(methods == method)
         wrong[rows] = unproven(records.take(rows), method, records.noise or {})
-    if np.any(wrong):
-        first = int(np.argmax(wrong))
-        fault = f"radius {records.radius[first]:g} and p_lower do not follow from its votes"
-        raise damaged(path, first + 2, fault)
+    return wrong
 
 
 def with_votes(log: Log) -> Records:

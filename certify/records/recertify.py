@@ -103,6 +103,9 @@ def _check_law(records: Records, noise: NoiseLaw) -> None:
         if not same_draws(records.noise, noise):
             drawn, given = (json.dumps(each)[:300] for each in (records.noise, noise.describe()))
             raise CertifyError(f"these votes were drawn under {drawn}, got {given}: give that law")
+        kept, told = (each.get("dimensions") for each in (records.noise, noise.describe()))
+        if None not in (kept, told) and kept != told:
+            raise CertifyError(f"the images of these records have {kept} dimensions, got {told}: give {kept}")
     elif records.alpha is not None and records.method is not None:
         drawn_law = noise.law if isinstance(noise, Inclusion) else noise
         if (

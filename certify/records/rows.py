@@ -44,7 +44,7 @@ def parse_lines(path: Path, lines: Iterable[Any], parse: Callable[[Any], Row], e
             row = parse(line)
             if row["idx"] in known:
                 raise Fault(f"image {row['idx']} is in line {known[row['idx']]} already")
-            _check_alike(row, rows[-1] if rows else row)
+            check_alike(row, rows[-1] if rows else row)
         except Unreadable as fault:
             if not ended and number == len(lines) + 1:
                 break
@@ -56,12 +56,13 @@ def parse_lines(path: Path, lines: Iterable[Any], parse: Callable[[Any], Row], e
     return rows
 
 
-def _check_alike(row: Row, before: Row) -> None:
+def check_alike(row: Row, before: Row) -> None:
+    """Raise Fault unless a record has the classes and the noise law of the one before."""
     classes, others = len(row.get("counts", ())), len(before.get("counts", ()))
     if classes != others:
         raise Fault(f"votes for {classes} classes, not {others}")
     if before.get("noise") and row.get("noise") != before["noise"]:
-        raise Fault("its noise is not the law of the records before")
+        raise Fault("its noise is not the law of the record before")
 
 
 def damaged(path: Path, number: int, fault: object) -> CertifyError:

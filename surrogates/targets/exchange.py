@@ -83,10 +83,20 @@ class Limits:
 
 
 class Connections:
-    """Connections to one service, through the proxy that the environment names; threads and forked children may share it."""
+    """Connections to one service, through the proxy that the environment names; threads and forked children may share it.
 
-    def __init__(self, url: str) -> None:
+    HTTP/1.1 has no number on an answer: on a kept connection a late second answer to one request cannot be told from the
+    answer to the next. So each request has a connection of its own, unless the caller trusts the service.
+
+    Args:
+        url: Where the service is.
+        keep_alive: Whether one connection serves several requests. What comes unasked while it rests is noticed, what comes
+            when the next request is under way is not.
+    """
+
+    def __init__(self, url: str, keep_alive: bool = False) -> None:
         self.url = httpx.URL(url)
+        self._keep_alive = keep_alive
         self._proxy = proxy_of(self.url)
         # A deque's operations are atomic: there is no lock that a fork could leave held.
         self._idle: deque[_Connection] = deque()
@@ -103,6 +113,8 @@ class Connections:
         """
         target = httpx.URL(url).raw_path
         head = [("Host", self.url.netloc.decode("ascii")), *headers]
+        if not self._keep_alive:
+            head.append(("Connection", "close"))
         if content:
             head.append(("Content-Length", str(len(content))))
         if self._proxy is not None and self.url.scheme == "http":
@@ -116,14 +128,14 @@ class Connections:
         except BaseException:
             connection.close()
             raise
-        if connection.reusable:
+        if self._keep_alive and connection.reusable and answer.success:
             self._idle.append(connection)
         else:
             connection.close()
         return answer
 
     def _rested(self) -> "_Connection | None":
-        """Return a kept connection that nothing has come from since."""
+        """Return a kept connection that nothing came from since."""
         while True:
             try:
                 connection = self._idle.pop()

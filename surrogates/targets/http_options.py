@@ -28,6 +28,8 @@ class HttpOptions:
         concurrency: Requests at once.
         rate: Images a second.
         max_bytes: Size of the largest answer that is read.
+        keep_alive: Whether a connection serves several requests. It is faster, and a service that sends two answers to one
+            request is then not always noticed.
 
     Raises:
         TargetError: A value out of its range.
@@ -36,12 +38,13 @@ class HttpOptions:
     token_env: str | None = None
     token_header: str = "Authorization: Bearer"
     timeout: float = 60.0
-    attempts: int = 6
+    attempts: int = 10  # with the pauses between them more than a minute: a model may have to be loaded first
     repeats: int = 1
     max_wait: float = 120.0
     concurrency: int = 1
     rate: float | None = None
     max_bytes: int = 64 * 2**20
+    keep_alive: bool = False
 
     def __post_init__(self) -> None:
         for name in ("timeout", "rate"):
@@ -54,6 +57,8 @@ class HttpOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise TargetError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if not isinstance(self.keep_alive, bool):
+            raise TargetError(f"keep_alive must be True or False, got {self.keep_alive!r}")
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ -~]*", self.token_header):
             raise TargetError(
                 f"token_header must be 'Name: scheme', got {self.token_header!r}: try 'Authorization: Bearer'"

@@ -8,12 +8,14 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.classes import REMEDY, by_index, class_indices
 from surrogates.targets.declared import Declared, check_options
-from surrogates.targets.formats import layout_of
 from surrogates.targets.onnx_files import digest_of
-from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
+from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, unpack
+from surrogates.targets.signatures import ModelInput, padded
 
-PIXEL_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
+# ONNX's names of number types that are not numpy's.
+NUMBER_TYPES = {"float": "float32", "double": "float64"}
 
 
 def open_onnx(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
@@ -51,62 +53,68 @@ class OnnxTarget(Target):
         output: str | None = None,
         threads: int | None = None,
     ) -> None:
+        what = f"model {path}"
         digest = digest_of(Path(path))
         self._session = _session(Path(path), threads)
-        self._input, dtype, sides = _only_input(self._session, path)
-        chosen = _chosen_output(self._session, path, output, declared.output_kind)
-        self._output = chosen.name
+        self._input, taken = _only_input(self._session, what)
+        chosen = _chosen_output(self._session, what, output, declared.output_kind)
+        _check_texts(chosen, what, declared)
+        self._output, self._names = chosen.name, declared.names
         classes = chosen.shape[1] if chosen.shape and len(chosen.shape) == 2 else None
-        declared = declared.agreed(
-            num_classes=classes if isinstance(classes, int) and classes > 1 else None,
-            dtype=dtype,
-            layout=declared.layout or layout_of(sides, declared.input_shape),
+        declared = taken.honored(
+            declared.agreed(num_classes=classes if isinstance(classes, int) and classes > 1 else None)
         )
+        whole = chosen.type.startswith(("tensor(int", "tensor(uint", "tensor(string"))
         super().__init__(
             declared.identity or f"onnx:{digest}",
-            declared.classes_of(f"model {path}"),
-            declared.output_kind or ("labels" if "int" in chosen.type else "probabilities"),
+            declared.classes_of(what),
+            declared.output_kind or ("labels" if whole else "probabilities"),
             charged_when_sent=False,
-            input_shape=declared.input_shape or _image_shape(sides, declared.pixels.layout),
-            num_features=sides[1] if len(sides) == 2 and sides[1] > 0 else None,
-            batch_size=declared.batch_size or (sides[0] if sides[0] > 0 else None),
+            input_shape=declared.input_shape,
+            num_features=taken.num_features,
+            batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
             pixels=declared.pixels,
         )
+        self._batch = taken.batch
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        answer = self._session.run([self._output], {self._input: pixels})[0]
+        given = {self._input: padded(pixels, self._batch)}
+        answer = self._session.run([self._output], given)[0][: len(pixels)]
         if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # scikit-learn's ZipMap
-            return np.array([[row[label] for label in sorted(row)] for row in answer])
-        return answer
+            seen = sorted(answer[0])
+            scores = np.array([[row[label] for label in seen] for row in answer])
+            return by_index(scores, class_indices(seen, self._names, "the model"), self.num_classes)
+        return unpack(answer, self._names)
 
 
-def _only_input(session: Any, path: str | os.PathLike[str]) -> tuple[str, str, list[int]]:
-    """Return name, number type and sides of the only input, -1 for a side that is free."""
+def _only_input(session: Any, what: str) -> tuple[str, ModelInput]:
+    """Return the name of the only input, and what it takes."""
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        raise TargetError(
-            f"model {path} takes {len(inputs)} inputs, expected 1: open a function that calls it"
-        )
-    if inputs[0].type not in PIXEL_TYPES:
-        raise TargetError(f"model {path} takes {inputs[0].type}, expected one of {', '.join(PIXEL_TYPES)}")
-    sides = [side if isinstance(side, int) else -1 for side in inputs[0].shape]
-    return inputs[0].name, PIXEL_TYPES[inputs[0].type], sides
+        raise TargetError(f"{what} takes {len(inputs)} inputs, expected 1: open a function that calls it")
+    kind = inputs[0].type.removeprefix("tensor(").removesuffix(")")
+    sides = tuple(side if isinstance(side, int) else -1 for side in inputs[0].shape)
+    return inputs[0].name, ModelInput(what, NUMBER_TYPES.get(kind, kind), sides)
 
 
-def _chosen_output(session: Any, path: str | os.PathLike[str], name: str | None, kind: str | None) -> Any:
+def _check_texts(output: Any, what: str, declared: Declared) -> None:
+    """Check that an output of names comes with the caller's list of them."""
+    if "string" in output.type and declared.names is None:
+        raise TargetError(f"{what} answers the names of its classes in {output.name}: {REMEDY}")
+
+
+def _chosen_output(session: Any, what: str, name: str | None, kind: str | None) -> Any:
     """Return the output to read: the named one, the only one, or the one with a known name or kind."""
     outputs = {output.name: output for output in session.get_outputs()}
     if name is not None and name not in outputs:
-        raise TargetError(
-            f"output is {name!r}, but model {path} gives {', '.join(outputs)}: choose one of them"
-        )
+        raise TargetError(f"output is {name!r}, but {what} gives {', '.join(outputs)}: choose one of them")
     if name is not None or len(outputs) == 1:
         return outputs[name or next(iter(outputs))]
     names = LABEL_NAMES if kind == "labels" else SCORE_NAMES + LABEL_NAMES
     for known in names:
         if known in outputs:
             return outputs[known]
-    raise TargetError(f"model {path} gives outputs {', '.join(outputs)}: give output='one of them'")
+    raise TargetError(f"{what} gives outputs {', '.join(outputs)}: give output='one of them'")
 
 
 def _session(path: Path, threads: int | None) -> Any:
@@ -126,9 +134,3 @@ def _session(path: Path, threads: int | None) -> Any:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TargetError(f"cannot load the ONNX model {path} ({reason}): check the file") from error
-
-
-def _image_shape(sides: list[int], layout: str) -> tuple[int, int, int] | None:
-    if len(sides) != 4 or min(sides[1:]) < 1:
-        return None
-    return (sides[3], sides[1], sides[2]) if layout == "hwc" else (sides[1], sides[2], sides[3])

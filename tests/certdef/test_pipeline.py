@@ -222,8 +222,17 @@ def test_a_guide_pays_for_fewer_votes_and_never_twice(uncertified, tmp_path):
 
 
 def test_a_guide_keeps_the_budget_of_the_set(uncertified, tmp_path):
-    found = certdef.certify(guided(uncertified, tmp_path, "budget", 1_000), progress=False)
-    assert 0 < found.bill["certification"].answered <= 1_000
+    small = certdef.certify(guided(uncertified, tmp_path, "budget", 400), progress=False)
+    assert 0 < small.bill["certification"].answered <= 400
+    large = certdef.certify(guided(uncertified, tmp_path, "budget", 1_000), progress=False)
+    charge = large.bill["certification"]
+    assert small.bill["certification"].answered < charge.answered <= 1_000  # another budget, another result
+    assert charge.recalled == small.bill["certification"].answered
+
+
+def test_a_method_without_a_radius_for_the_law_is_refused_before_anything_is_paid():
+    with pytest.raises(certify.CertifyError, match="two-sided radii need Gaussian or Laplace noise"):
+        stages.target_draws(certdef.load_config(certify__method="two_sided"))
 
 
 def test_the_target_gets_what_its_budget_allows():

@@ -162,6 +162,13 @@ def test_a_law_that_is_only_close_is_another(tmp_path, law, other):
         recertify(run(tmp_path, noise=law, n=2000), other, 0.001)
 
 
+def test_other_dimensions_than_the_records_name_are_refused(tmp_path):
+    """A quarter of the dimensions would have made every radius in linf twice as long."""
+    records = run(tmp_path, noise=Inclusion(NOISE, "linf", 3072), n=2000)
+    with pytest.raises(CertifyError, match="have 3072 dimensions, got 768"):
+        recertify(records, Inclusion(NOISE, "linf", 768), 0.001)
+
+
 def test_what_is_approximate_stays_approximate(tmp_path):
     """Also where the caller's law says that it is proven: the draws are another law's."""
     law = certify.generalized_normal(2.0, 0.25 * 2**0.5, "l2", 3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -206,7 +207,10 @@ def test_an_abstention_is_never_correct(tmp_path):
         ({"n": 2000}, {}, "n is 1000, but 2000"),
         ({"method": "two_sided"}, {}, "method is fixed, but two_sided"),
         ({"noise": Gaussian(0.5).describe()}, {}, "not the law in the header"),
-        ({}, {"noise": Gaussian(0.5).describe()}, "not the law of the first record"),
+        ({}, {"noise": Gaussian(0.5).describe()}, "not the law of the record before"),
+        ({}, {"counts": (10, 990)}, "2 classes, not 3"),
+        ({}, {"radius": 0.5}, "do not follow from its votes"),
+        ({}, {"p_lower": 0.9}, "do not follow from its votes"),
         ({}, {"prediction": 3}, "class 3 of 3"),
         ({}, {"radius": float("nan")}, "finite JSON"),
         ({}, {"radius": -1.0}, "radius is -1.0"),
@@ -254,6 +258,24 @@ def test_a_log_that_is_moved_while_open_is_noticed(tmp_path):
         log.path.rename(tmp_path / "elsewhere")
         with pytest.raises(CertifyError, match="moved or deleted"):
             log.append(*IMAGES[1], 1.0)
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path):
+    """The limit on the size of a file ends a write in its middle, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RecordLog(tmp_path / "run", CONFIG) as log:
+        log.append(*IMAGES[0], 1.0)
+        before = log.path.read_bytes(), log.tsv_path.read_bytes()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[0]) + 50, hard))
+            with pytest.raises(OSError, match="File too large"):
+                log.append(*IMAGES[1], 1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (log.path.read_bytes(), log.tsv_path.read_bytes()) == before
+        log.append(*IMAGES[1], 1.0)
+    for path in (log.path, log.tsv_path):
+        assert read_records(path).idx.tolist() == [0, 5]
 
 
 WRITER = """

@@ -2,12 +2,15 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import certify
 from certify import (
     ABSTAIN,
     CertifyError,
@@ -25,7 +28,7 @@ FEW = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-MANY = settings(FEW, max_examples=5000)
+MANY = settings(FEW, max_examples=2000)
 BOTH = pytest.mark.parametrize(
     "examples", [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 )
@@ -83,6 +86,47 @@ def test_what_is_written_is_read(tmp_path, examples):
     check(examples, {"images": CERTIFICATES, "named": st.booleans()}, round_trip)
 
 
+LAWS = [
+    *(NOISE, certify.Laplace(0.2), certify.Uniform(0.5), certify.UniformLinf(0.5, 48), certify.nim_noise()),
+    *(certify.Inclusion(law, "linf", 48) for law in (NOISE, certify.Laplace(0.2), certify.nim_noise())),
+    certify.GaussianScaleMixture(scipy.stats.rv_discrete(values=([0.1, 0.25, 0.5], [0.2, 0.5, 0.3]))),
+    certify.GaussianScaleMixture(scipy.stats.lognorm(0.8, scale=0.2)),
+    certify.GaussianScaleMixture(certify.truncated(scipy.stats.gamma(4, scale=8 / 255), 0.05, 0.2)),
+]
+
+
+@BOTH
+def test_no_certificate_of_this_package_is_refused(tmp_path, examples):
+    """Whatever the law, the method, the votes and the number of classes: 2, or so many that rivals are pooled."""
+
+    def recorded(law, method, classes, share, seed, alpha):
+        method = "fixed" if method == "two_sided" and law.two_sided_radius(0.9, 0.05) is None else method
+        rng = np.random.default_rng(seed)
+        shares = np.append(share, np.full(classes - 1, (1 - share) / (classes - 1)))
+        stopping = "sequential" in method
+        radii = law.radius([0.51, 0.6, 0.8]).tolist() if stopping else None
+
+        def draw(count):
+            return rng.choice(classes, size=count, p=shares)
+
+        found = certify_votes(draw, law, classes, n0=20, n=2000, alpha=alpha, method=method, radii=radii)
+        for end in (".jsonl", ".tsv"):
+            (tmp_path / f"run{end}").unlink(missing_ok=True)
+        with RecordLog(tmp_path / "run", {}) as log:
+            log.append(0, 0, found, 0.0)
+        assert read_records(log.path).radius.tolist() == [found.radius]
+
+    strategies = {
+        "law": st.sampled_from(LAWS),
+        "method": st.sampled_from(["fixed", "two_sided", "sequential", "group_sequential"]),
+        "classes": st.sampled_from([2, 3, 30]),
+        "share": st.one_of(st.floats(0.1, 1), st.floats(0.5, 0.55), st.floats(0.99, 1)),
+        "seed": st.integers(0, 2**32 - 1),
+        "alpha": st.sampled_from([1e-6, 0.001, 0.05]),
+    }
+    check(examples, strategies, recorded)
+
+
 # --- records of version 0.1.0, which have no checksum: the votes themselves are the check ----------------------------
 
 ROWS = [
@@ -112,6 +156,15 @@ VALUES = st.one_of(
     st.lists(st.one_of(st.integers(-5, 2000), st.floats(0, 2000), st.booleans()), max_size=4),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )
+
+
+def nearby(value, step):
+    """Another value that could be, as far as its kind is concerned; counts keep their sum."""
+    if isinstance(value, list):
+        return [value[0] + step, value[1] - step]
+    if isinstance(value, bool | str):
+        return value
+    return value + step if isinstance(value, int) else value * (1 + step / 10)
 
 
 def assert_sound(records):
@@ -144,18 +197,61 @@ def test_no_changed_value_makes_a_certificate(tmp_path, examples):
     """Of methods whose bounds depend on the votes between, the bound itself is believed: they are left out."""
     path = tmp_path / "old.jsonl"
 
-    def changed(row, name, value):
+    def changed(row, name, value, step):
+        rows = [dict(each) for each in ROWS]
+        value = value if step is None else nearby(rows[row][name], step)
         if name == "method" and value != "fixed":
             value = "two_sided"
-        rows = [dict(each) for each in ROWS]
         rows[row][name] = value
         path.write_text("\n".join([HEADER, *map(json.dumps, rows)]) + "\n")
         found = read_or_refuse(path)
         if found is not None:
             assert_sound(found)
 
-    strategies = {"row": st.integers(0, 2), "name": st.sampled_from(sorted(ROWS[0])), "value": VALUES}
+    strategies = {
+        "row": st.integers(0, 2),
+        "name": st.sampled_from([*ROWS[0], *4 * ["radius", "p_lower", "counts", "alpha"]]),
+        "value": VALUES,
+        "step": st.one_of(st.none(), st.integers(-9, 9)),
+    }
     check(examples, strategies, changed)
+
+
+NUMBERS = st.one_of(
+    st.sampled_from([0, -1, 1, 25, 0.25, 1e-300, 1e-12, 1e12, 1e300, 10**400, True, None, "1", [1.0]]),
+    st.floats(),
+)
+
+
+@BOTH
+def test_no_law_that_a_file_names_is_more_than_one_line(tmp_path, examples):
+    path = tmp_path / "old.jsonl"
+
+    def named(noise):
+        header = {"config": {"noise": noise}, "format": "certify-records-1"}
+        path.write_text("\n".join(map(json.dumps, [header, *ROWS])) + "\n")
+        with warnings.catch_warnings(action="ignore"):  # of numbers that overflow
+            read_or_refuse(path)
+
+    families = st.sampled_from(
+        ["gamma", "expon", "uniform", "loguniform", "triang", "levy_stable", "rv", "", None]
+    )
+    law = {
+        "law": st.sampled_from(
+            ["gaussian", "laplace", "uniform", "gaussian_scale_mixture", "splitting", "mine", 3]
+        ),
+        "norm": st.sampled_from(["l1", "l2", "linf", None]),
+    }
+    rest = {
+        **dict.fromkeys(("scale", "half_width", "dimensions", "levels"), NUMBERS),
+        "sigma": st.one_of(NUMBERS, families),
+        "args": st.one_of(st.lists(NUMBERS, max_size=3), NUMBERS),
+        "kwds": st.one_of(st.dictionaries(st.sampled_from(["scale", "loc", "a"]), NUMBERS), NUMBERS),
+        "atoms": st.lists(NUMBERS, max_size=3),
+        "probabilities": st.sampled_from([[1.0], [0.5, 0.5], [0.2, 0.3, 0.5]]),
+        "radius": st.sampled_from(["by inclusion from l2", "by inclusion from l1", "approximate", 5]),
+    }
+    check(examples, {"noise": st.fixed_dictionaries(law, optional=rest)}, named)
 
 
 @BOTH

@@ -33,7 +33,7 @@ def free_port() -> int:
 @contextmanager
 def running(
     command: Sequence[str], health: str, log: Path, environment: dict[str, str] | None = None
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends, from when `health` answers; its log is shown where it fails."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -55,7 +55,7 @@ def running(
                 assert process.poll() is None, f"the server ended: {said}"
                 assert time.monotonic() < deadline, f"the server did not come up: {said}"
                 time.sleep(0.1)
-        yield
+        yield process
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

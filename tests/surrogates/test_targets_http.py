@@ -112,6 +112,14 @@ def test_a_busy_service_is_queried_again_when_it_says(
     assert 0 < waits[2] <= http.LONGEST_BACKOFF_SECONDS  # what cannot be read is backed off from
 
 
+def test_a_service_that_wakes_up_is_waited_for(service: Any, waits: list[float], tmp_path: Path) -> None:
+    url, faults = service
+    faults.will("refuse", times=9, status=503)  # and does not say how long it takes
+    queried = Queried(opened(url), tmp_path)
+    assert queried.bill == (faults.charged, 0) == (4, 0)
+    assert 60 < sum(waits) <= 120
+
+
 def test_retry_after_as_seconds_and_as_date() -> None:
     def wait(**headers: str) -> float | None:
         return http.retry_after(
@@ -195,7 +203,7 @@ def test_a_refusal_after_a_lost_attempt_does_not_make_it_free(
 ) -> None:
     url, faults = service
     faults.will("reset").will("refuse", times=5, status=429)
-    queried = Queried(opened(url), tmp_path)
+    queried = Queried(opened(url, attempts=6), tmp_path)
     assert not isinstance(queried.error, Refused)
     assert "answered 429" in str(queried.error)
     assert queried.bill == (0, faults.charged) == (0, 4)

@@ -137,3 +137,79 @@ def test_a_file_cut_anywhere_is_one_error(tmp_path: Path) -> None:
         with suppress(TargetError):  # and no other error
             external_files(tmp_path / "cut.onnx")
     assert external_files(tmp_path / "net.onnx") == {tmp_path / "weights.bin"}
+
+
+# What goes in and comes out
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10])
+def test_a_batch_fixed_in_the_graph_is_filled_up(count: int, tmp_path: Path) -> None:
+    target = open_target(saved(tmp_path / "four.onnx", linear(shape=(4, *SHAPE))), output_kind="logits")
+    answers = target.query(IMAGES[:count])
+    np.testing.assert_allclose(answers.scores, IMAGES[:count].reshape(count, -1) @ WEIGHT, rtol=1e-4)
+    small = open_target(tmp_path / "four.onnx", output_kind="logits", batch_size=3)
+    np.testing.assert_array_equal(small.query(IMAGES[:count]).labels, answers.labels)
+
+
+def test_half_precision_rounds_the_pixels_and_says_so(tmp_path: Path) -> None:
+    half = onnx.TensorProto.FLOAT16
+    target = open_target(saved(tmp_path / "half.onnx", linear(WEIGHT / 8, dtype=half)), output_kind="logits")
+    assert target.preprocessing == "float16"
+    expected = IMAGES.astype(np.float16).reshape(10, -1) @ (WEIGHT / 8).astype(np.float16)
+    np.testing.assert_allclose(target.query(IMAGES).scores, expected, atol=0.01)
+
+
+def test_one_sigmoid_output_is_the_probability_of_class_1(tmp_path: Path) -> None:
+    weight, last = np.linspace(-1, 1, 64)[:, None], [helper.make_node("Sigmoid", ["scores"], ["answer"])]
+    path = saved(tmp_path / "binary.onnx", linear(weight, last=last))
+    answers = open_target(path, num_classes=2).query(IMAGES)
+    truth = 1 / (1 + np.exp(-IMAGES.reshape(10, -1) @ weight))
+    np.testing.assert_allclose(answers.scores, np.hstack([1 - truth, truth]), rtol=1e-5)
+    assert answers.labels.tolist() == (truth[:, 0] > 0.5).astype(int).tolist()
+
+
+def test_a_mean_and_a_deviation_for_each_channel(tmp_path: Path) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    weight = np.kron(np.eye(3), np.ones((64, 1))) / 64
+    images = np.random.default_rng(0).random((20, 3, 8, 8), np.float32)
+    path = saved(tmp_path / "net.onnx", linear(weight, shape=("n", 3, 8, 8)))
+    target = open_target(path, output_kind="logits", mean=mean, std=std)
+    normalized = (images - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(
+        target.query(images).scores, normalized.mean(axis=(2, 3)), rtol=1e-4, atol=1e-6
+    )
+    plain = open_target(path, output_kind="logits")
+    assert plain.identity == target.identity
+    assert plain.subject != target.subject  # a ledger keeps their answers apart
+    with pytest.raises(TargetError, match="mean has 2 values, but images have 3 channels"):
+        open_target(path, mean=(0.5, 0.5), input_shape=(3, 8, 8))
+
+
+def zipped(keys: list[Any]) -> Any:
+    """A linear classifier whose probabilities come as a map from its own classes, and its labels as names."""
+    kind = "classlabels_strings" if isinstance(keys[0], str) else "classlabels_int64s"
+    nodes = [
+        helper.make_node("Softmax", ["scores"], ["answer"], axis=1),
+        helper.make_node("ZipMap", ["answer"], ["zipped"], domain="ai.onnx.ml", **{kind: keys}),
+    ]
+    model = linear(last=nodes)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    key = onnx.TensorProto.STRING if isinstance(keys[0], str) else onnx.TensorProto.INT64
+    row = helper.make_map_type_proto(key, helper.make_tensor_type_proto(FLOAT, []))
+    model.graph.output[0].CopyFrom(helper.make_value_info("zipped", helper.make_sequence_type_proto(row)))
+    return model
+
+
+def test_a_map_of_classes_is_read_by_their_names(tmp_path: Path) -> None:
+    truth = (IMAGES.reshape(10, -1) @ WEIGHT).argmax(axis=1)
+    numbered = saved(tmp_path / "numbered.onnx", zipped([2, 0, 4]))
+    answers = open_target(numbered, num_classes=5).query(IMAGES)
+    assert answers.labels.tolist() == np.array([2, 0, 4])[truth].tolist()
+    assert (answers.scores[:, [1, 3]] == 0).all()
+    with pytest.raises(TargetError, match="answered class 4, but num_classes is 3"):
+        open_target(numbered, num_classes=3).query(IMAGES)
+    named = saved(tmp_path / "named.onnx", zipped(["cat", "ant", "bee"]))
+    with pytest.raises(TargetError, match="answers the names of its classes in zipped: give classes="):
+        open_target(named, num_classes=3)
+    answers = open_target(named, classes=["bee", "cat", "ant"]).query(IMAGES)
+    assert answers.labels.tolist() == np.array([1, 2, 0])[truth].tolist()
