@@ -270,6 +270,7 @@ def build_parser(verb: str, preset: str) -> Any:
         exit_on_error=False,
         allow_abbrev=False,
         add_help=False,
+        print_config=None,  # we have one of our own
         usage=f"certdef {verb} [options]",
         formatter_class=Formatter,
         description=description(verb),

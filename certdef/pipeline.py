@@ -30,6 +30,7 @@ from certdef.stages.summary import Summary
 from certdef.tracking.disk import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
+from certdef.tracking.session import given_back
 from certdef.tracking.workspace import Stage, forget, locked
 from certdef.unused import UnusedOption, unused_options
 from surrogates.files import replacing
@@ -242,10 +243,14 @@ def open_job(
         data = load(config)
         with torch.random.fork_rng():
             checks(config, data)
-        with locked(config.workspace), disk_errors(config.workspace):
+        with (
+            locked(config.workspace),
+            disk_errors(config.workspace),
+            given_back() as callers_uri,
+        ):
             if fresh:
                 forget(config.workspace)
-            tracker = Tracker(config)
+            tracker = Tracker(config, callers_uri)
             legacy = Legacy(config, device.type, tracking_uri(config))
             with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
                 bar = tqdm if progress else _silent
@@ -280,7 +285,7 @@ def _parts(job: Job) -> Parts:
 
 
 def _ladder(job: Job, parts: Parts) -> list[Stage]:
-    """Where it is asked for, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
+    """Where it is enabled, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
     systems = {"none": None, job.config.purifier: parts.purifier}

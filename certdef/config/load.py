@@ -89,6 +89,7 @@ def parse(parser: Any, arguments: list[str], own: Iterable[str] = ()) -> Any:
     check_texts(arguments)
     own = list(own)
     names = {name: key for name, key in option_names().items() if name not in own}
+    names |= {f"--{name[2:].replace('-', '_')}": name for name in own}
     split = [argument.partition("=") for argument in with_contents(files_first(arguments))]
     try:
         return parser.parse_args([names.get(name, name) + equals + value for name, equals, value in split])

@@ -1,6 +1,6 @@
 """Requests that end when nobody waits for them: an ASGI application around another one.
 
-Without it a certificate of a minute is computed to its end after its client has left, and a server that is told to stop
+Without it a certificate of a minute is computed to its end after its client has left, and a server that receives SIGTERM
 waits for it.
 """
 

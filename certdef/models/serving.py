@@ -37,7 +37,7 @@ __all__ = [
     "set_model",
 ]
 
-STOP_SECONDS = 5  # for requests that are under way when the server is told to stop
+STOP_SECONDS = 5  # for requests that are under way when the server stops
 KINDS = {int: "long", float: "double", str: "string", bool: "boolean"}
 ANSWER = {
     "prediction": int,

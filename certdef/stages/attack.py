@@ -1,4 +1,4 @@
-"""PGD on the surrogate, transferred to the target, each with and without the purifier in front."""
+"""PGD on the surrogate, transferred to the target, each with and without the purifier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ATTACKS = {
 
 @dataclass(frozen=True)
 class AttackRow:
-    """Accuracy under one L-infinity budget, without and with the purifier in front."""
+    """Accuracy under one L-infinity budget, without and with the purifier."""
 
     eps: float
     surrogate: Share

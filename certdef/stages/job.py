@@ -29,7 +29,7 @@ class Job:
     """One run of the pipeline.
 
     Attributes:
-        config: What the job is asked to do.
+        config: What the job does.
         data: Its images.
         device: Where networks run.
         tracker: Its MLflow runs.

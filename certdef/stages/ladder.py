@@ -170,7 +170,7 @@ def _evaluate_system(
     stage = job.stage(f"ladder-{plain_name(name)}", SystemResult, *key)
 
     def evaluate() -> SystemResult:
-        front = purifier.defense(torch.Generator(job.device)).to(job.device) if purifier else None
+        defense = purifier.defense(torch.Generator(job.device)).to(job.device) if purifier else None
         passes = purifier.spec.differentiable if purifier else None
         paid = job.ledger.attach(
             target,
@@ -179,8 +179,8 @@ def _evaluate_system(
             formerly=job.legacy.experiment(stage.name),
         )
         systems = {
-            "surrogate": (System(surrogate, front, differentiable=passes), config.images),
-            "target": (System(paid, front, surrogate, differentiable=passes), config.target_images),
+            "surrogate": (System(surrogate, defense, differentiable=passes), config.images),
+            "target": (System(paid, defense, surrogate, differentiable=passes), config.target_images),
         }
         subjects = {}
         for subject, (system, images) in systems.items():

@@ -25,6 +25,8 @@ from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
 LOCAL_STORE = Path("mlruns")
+ACTIVE_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
+PARENT = "mlflow.parentRunId"
 PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
 MOST_METRICS = 1000  # in one request
 LONGEST_PARAM = 6000
@@ -97,7 +99,11 @@ def connect(config: RunConfig) -> Any:
 
 
 def _choose_experiment(mlflow: Any, name: str, uri: str) -> None:
-    """Make an experiment the active one; created unless it is there."""
+    """Make an experiment the active one; created unless it is there.
+
+    MLflow cannot unset an active experiment, so where the caller has none it is named in the environment alone,
+    which can be given back.
+    """
     if mlflow.get_experiment_by_name(name) is None:
         artifacts = (
             (LOCAL_STORE / "artifacts").resolve().as_uri()
@@ -109,14 +115,22 @@ def _choose_experiment(mlflow: Any, name: str, uri: str) -> None:
         except mlflow.MlflowException:
             if mlflow.get_experiment_by_name(name) is None:  # else another job was faster
                 raise
-    mlflow.set_experiment(name)
+    experiment = mlflow.get_experiment_by_name(name)
+    if ACTIVE_EXPERIMENT in os.environ or experiment.lifecycle_stage != "active":  # the latter is refused
+        mlflow.set_experiment(name)
+    os.environ[ACTIVE_EXPERIMENT] = experiment.experiment_id
 
 
 class Tracker:
-    """The MLflow runs of one job."""
+    """The MLflow runs of one job, below an active run of the caller's where that is in the same store.
 
-    def __init__(self, config: RunConfig):
-        self.config = config
+    Args:
+        config: The job.
+        callers_uri: The tracking URI of the caller's session.
+    """
+
+    def __init__(self, config: RunConfig, callers_uri: str):
+        self.config, self.callers_uri = config, callers_uri
         self.mlflow = connect(config)
         self.uri = tracking_uri(config)
         self._file = legacy.runs_file(config, self.uri)
@@ -131,8 +145,10 @@ class Tracker:
     @contextmanager
     def job(self, data: Splits) -> Iterator[None]:
         """The parent run: configuration, data set, and whatever the stages add."""
-        front = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
-        with server.watched(self.uri, self.config.workspace), self._run("job", self.config.name + front):
+        purifier = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
+        elsewhere = self.uri != self.callers_uri  # then an active run of the caller's is in another store
+        run = self._run("job", self.config.name + purifier, alone=elsewhere)
+        with server.watched(self.uri, self.config.workspace), run:
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             images = self.mlflow.data.from_numpy
@@ -148,7 +164,7 @@ class Tracker:
         if stage.done and self._finished(stage.name):
             yield
         else:
-            with self._run(stage.name, stage.name, nested=True):
+            with self._run(stage.name, stage.name):
                 yield
                 if stage.done:
                     self._log(stage.result, stage.path)
@@ -193,15 +209,18 @@ class Tracker:
             self.mlflow.MlflowClient().log_batch(run, metrics=every[start : start + MOST_METRICS])
 
     @contextmanager
-    def _run(self, key: str, name: str, nested: bool = False) -> Iterator[None]:
+    def _run(self, key: str, name: str, alone: bool = False) -> Iterator[None]:
         system = self.config.tracking.system_metrics
         if system:
             self.mlflow.set_system_metrics_sampling_interval(2)
             self.mlflow.set_system_metrics_samples_before_logging(1)
+        # nested also below a run of the caller's own, which stays open
         run = self.mlflow.start_run(
-            run_id=self._runs.get(key), run_name=name, nested=nested, log_system_metrics=system
+            run_id=self._runs.get(key), run_name=name, nested=True, log_system_metrics=system
         )
         with run:
+            if alone and PARENT in run.data.tags:
+                self.mlflow.MlflowClient().delete_tag(run.info.run_id, PARENT)
             self._runs[key] = run.info.run_id
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._file, self._runs)

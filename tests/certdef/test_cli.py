@@ -63,6 +63,14 @@ def test_print_config_reads_back(capsys, tmp_path):
     assert "n: 1234" in capsys.readouterr().out
 
 
+def test_a_switch_may_be_written_with_underscores_and_stands_once_in_the_help(capsys):
+    assert main(["run", "--print_config"]) == 0
+    assert "preset: digits" in capsys.readouterr().out
+    assert main(["run", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("--print-config") + shown.count("--print_config") == 1
+
+
 def test_options_win_over_the_file_wherever_they_stand(capsys, tmp_path):
     (tmp_path / "my.yaml").write_text("preset: fashion-mnist\ncertify: {n: 3000, n0: 50}\n")
     assert main(["run", "--certify.n=4000", "--config", str(tmp_path / "my.yaml"), "--print-config"]) == 0
