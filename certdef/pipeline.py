@@ -32,7 +32,7 @@ from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
 from certdef.unused import UnusedOption, unused_options
-from surrogates.files import replacing
+from surrogates.files import create_private, replacing
 
 
 @dataclass(frozen=True)
@@ -269,6 +269,8 @@ def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
     if not (config.target.uri and config.target.canary_every):
         del budget["canary"]
     path.parent.mkdir(parents=True, exist_ok=True)
+    if config.target.is_private:
+        create_private(path)
     return surrogates.QueryLedger(path, budget)
 
 
