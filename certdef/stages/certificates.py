@@ -287,7 +287,8 @@ def certify_condition(
     """
     config, guided = job.config.certify, classifier.guide is not None
     stem = stage.path / "records" / condition.key
-    stem.parent.mkdir(exist_ok=True)
+    private = job.config.target.is_private
+    stem.parent.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
     try:
         log = _record(job, condition, classifier, stage, stem)
     except surrogates.DriftError:
@@ -305,6 +306,9 @@ def _record(
     config, data, guided = job.config.certify, job.data, classifier.guide is not None
     count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
     with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
+        if job.config.target.is_private:
+            for path in (log.path, log.tsv_path):
+                path.chmod(0o600)
         left = [index for index in range(count) if index not in log.done]
         done = 0 if guided else count - len(left)
         bar = job.progress(total=count, initial=done, desc=f"certify {condition.key}", unit="image")
