@@ -99,7 +99,7 @@ def killed(work: Callable[[int], None], moments: random.Random) -> bool:
     os.close(writing)
     if moments.random() < 0.7:
         os.read(reading, 1)  # ends too when the child does
-    time.sleep(moments.uniform(0, 0.03))
+    time.sleep(moments.uniform(0, 0.06))  # the first commit of a life waits for the disk
     os.close(reading)
     os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
