@@ -288,6 +288,8 @@ def certify_condition(
     stem.parent.mkdir(exist_ok=True)
     try:
         _record(job, condition, classifier, stage, stem)
+        if condition.paid and job.ledger.canaries is not None:
+            job.ledger.canaries.finish()  # they vouch for all of these votes
     except surrogates.DriftError:
         for records in stem.parent.glob("target-*"):
             records.unlink()
