@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import certdef
 import certify
+import surrogates
 from certdef.stages import job as job_module
 from certdef.stages.certificates import CertifyResult, certify_stage, conditions
 from certdef.tracking.legacy import Legacy
@@ -97,6 +99,37 @@ def test_nothing_is_paid_again_where_the_draws_are_the_same(certify_again, monke
 def test_more_images_pay_for_the_new_ones(certify_again):
     charge = certify_again(certify__target_images=3, target__batch_size=32)
     assert (charge.spent, charge.recalled) == (VOTES * 3 // 2, VOTES)
+
+
+def test_methods_share_their_draws_whatever_the_batches(tmp_path):
+    """As a user's own script pays: two_sided after fixed, sequential after group_sequential, on one image more."""
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = surrogates.open_target(
+        lambda batch: batch.reshape(len(batch), -1)[:, :4].argmax(axis=1),
+        num_classes=4,
+        output_kind="labels",
+        identity="box",
+        batch_size=100,
+    )
+
+    def spent(method: str, count: int, batch_size: int) -> int:
+        with surrogates.QueryLedger(tmp_path / "ledger.db", {"certification": 10_000}) as ledger:
+            paid = ledger.attach(target, purpose="certification", experiment="votes")
+            smoothed = certify.SmoothedClassifier(
+                lambda noisy: paid.query(noisy, bounded=False).labels,
+                certify.Gaussian(0.25),
+                4,
+                batch_size=batch_size,
+            )
+            smoothed.certify(images[:count], n0=50, n=600, method=method)
+            return ledger.bill()["certification"].spent
+
+    assert spent("fixed", 2, 64) == 2 * 650
+    assert spent("two_sided", 2, 1024) == 2 * 650
+    assert spent("fixed", 3, 1000) == 3 * 650
+    stopped = spent("group_sequential", 2, 1024)
+    assert spent("group_sequential", 2, 32) == stopped > 3 * 650
+    assert spent("sequential", 2, 1024) <= 3 * 650 + 2 * 600  # none of the 600 draws of an image twice
 
 
 @pytest.mark.slow

@@ -143,8 +143,8 @@ def names_of_keys(folder: Path, life: int, frontier: int) -> dict[bytes, list[in
             )
             for turn in range(100):
                 first = first_vote(other) + turn * BLOCK
-                rows = votes.keys.of(images(first, BLOCK)).rows
-                names.update((key, [first + row for row in places]) for key, places in rows.items())
+                keys = votes.keys.of(images(first, BLOCK)).order
+                names.update((key, [first + row]) for row, key in enumerate(keys))
     return names
 
 
