@@ -36,9 +36,8 @@ def open_target(
         target: What to open; an opened target is returned as it is.
         device: Where a torch module runs.
         protocol: "mlflow-server", "open-inference", "onnx", "json" or "mlflow", where the address does not decide.
-        num_classes: Taken from the target where it reports it (classes_, num_classes, a signature, metadata).
-        classes: Names of the classes, where the target answers names, or numbers other than 0 to K-1: a list in the order of
-            your labels, or a map of names to indices.
+        num_classes: Taken from the target where it reports it.
+        classes: The names that the target answers: a list in the order of your labels, or a map of names to indices.
         identity: Defaults to a fingerprint of the weights, the address, or the qualified name of the callable. Name a
             target yourself when its behavior may change under the same name.
         output_kind: "labels", "top_k", "probabilities" or "logits"; defaults to what the target reports, to "logits" for
@@ -47,9 +46,7 @@ def open_target(
         batch_size: Splits large queries, for a service into requests.
         layout: "chw", "hwc", "flat" (rows of C*H*W) or "flat_hwc".
         dtype: "float32", "float64", "float16", "uint8", "int32" or "int64".
-        pixel_range: What 0 and 1 become.
-        mean: What is subtracted from each channel then, one number or one a channel.
-        std: What each channel is divided by then.
+        pixel_range, mean, std: What 0 and 1 become; what is subtracted from each channel and what divides it then.
         quantize: Bits that pixels are rounded to.
         options: Of one kind of target. A service takes those of HTTP (token_env, timeout, rate, concurrency ...:
             surrogates.targets.http_options.HttpOptions), `output` and `binary` (Open Inference), `columns` (a scoring
