@@ -38,8 +38,12 @@ def _column(columns: dict[str, Any]) -> Any:
         isinstance(value, bool) for column in columns.values() if isinstance(column, list) for value in column
     ):
         raise TargetError("the model answered True or False in a column of scores, expected numbers")
-    values = [np.asarray(column) for column in columns.values()]
-    if len(values) > 1 and all(value.ndim == 1 and value.dtype.kind in "fiu" for value in values):
+    try:
+        values = [np.asarray(column) for column in columns.values()]
+    except ValueError:  # rows of different lengths
+        values = []
+    alike = len({value.shape for value in values}) == 1
+    if len(values) > 1 and alike and all(value.ndim == 1 and value.dtype.kind in "fiu" for value in values):
         return np.stack(values, axis=1)
     raise TargetError(
         f"the model answered fields {sorted(map(str, columns))}, "
