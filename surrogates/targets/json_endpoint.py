@@ -120,9 +120,9 @@ class JsonEndpoint:
         if self.mapping.labels is not None:
             label = _at(answer, self.mapping.labels)
             if isinstance(label, list) and self.mapping.scores is not None:  # the best of a ranking
-                return int(np.nanargmax(self._scores(answer)))
+                return _best(self._scores(answer))
             return self._index(label[0] if isinstance(label, list) and label else label)
-        return int(np.nanargmax(self._scores(answer)))
+        return _best(self._scores(answer))
 
     def _scores(self, answer: Any) -> np.ndarray:
         scores = _at(answer, self.mapping.scores or "")
@@ -208,6 +208,13 @@ def _filled(template: Any, value: Any) -> Any:
     if isinstance(template, list):
         return [_filled(part, value) for part in template]
     return template
+
+
+def _best(row: np.ndarray) -> int:
+    """Return the class of the highest score."""
+    if np.isnan(row).all():
+        raise TargetError("target answered no score, expected at least 1")
+    return int(np.nanargmax(row))
 
 
 def _row(scores: list[Any]) -> np.ndarray:

@@ -80,12 +80,15 @@ def _column(columns: dict[Any, Any], names: ClassNames | None) -> Any:
     alone = next(iter(columns.values())) if len(columns) == 1 else None
     if isinstance(alone, torch.Tensor):
         return alone
-    arrays = [np.asarray(column) for column in columns.values()]
+    try:
+        arrays = [np.asarray(column) for column in columns.values()]
+    except ValueError:  # rows of different lengths
+        arrays = []
     if len(arrays) == 1 and (names is not None or arrays[0].dtype.kind in "biuf"):
         return _labels(alone, names)
     if any(isinstance(_odd(column), bool) for column in columns.values()):
         raise TargetError("the model answered True or False in a column of scores, expected numbers")
-    plain = all(_odd(column) is None for column in columns.values())
+    plain = all(_odd(column) is None for column in columns.values()) and len(set(map(np.shape, arrays))) == 1
     kinds = {array.dtype.kind if plain and array.ndim == 1 else "?" for array in arrays}
     # A whole number beside fractions is no score but a class, a count or a time.
     if arrays and (kinds <= {"f"} or kinds <= {"i", "u"} or (names is not None and kinds <= set("fiu"))):

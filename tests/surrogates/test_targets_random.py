@@ -28,9 +28,7 @@ TOKEN = "hush-hush-4711"
 BUDGET = 10_000
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 SOME = settings(max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET)
-MANY = settings(
-    max_examples=2_000, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET
-)
+MANY = settings(max_examples=600, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET)
 
 
 def model(images: np.ndarray) -> np.ndarray:
@@ -152,7 +150,7 @@ def _check_service(path: Path, behaviors: list[Behavior], many: int, **options: 
                 np.testing.assert_allclose(answers.scores, model(images), rtol=1e-6)
             except TargetError as error:
                 _check_line(error, 2_000)
-            assert time.monotonic() - start < 3 * (TIMEOUT + 0.05) + 1.5
+            assert time.monotonic() - start < 3 * (TIMEOUT + 0.05) + 5
         charge = ledger.bill()["training"]
         assert charge.in_flight == 0
         assert charge.answered <= script.charged <= charge.largest
