@@ -33,7 +33,7 @@ from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.session import given_back
 from certdef.tracking.workspace import Stage, forget, locked
 from certdef.unused import UnusedOption, unused_options
-from surrogates.files import replacing
+from surrogates.files import create_private, replacing
 
 
 @dataclass(frozen=True)
@@ -274,6 +274,8 @@ def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
     if not (config.target.uri and config.target.canary_every):
         del budget["canary"]
     path.parent.mkdir(parents=True, exist_ok=True)
+    if config.target.is_private:
+        create_private(path)
     return surrogates.QueryLedger(path, budget)
 
 

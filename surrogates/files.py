@@ -33,3 +33,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def create_private(path: Path) -> None:
+    """Create an empty file that its user alone may read and write; one that is there is left as it is."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

@@ -75,6 +75,11 @@ class TargetConfig:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def is_private(self) -> bool:
+        """Whether it takes a token: what it answered is then for this user's eyes alone."""
+        return self.token_env is not None
+
+    @property
     def form(self) -> dict[str, Any]:
         """In what form your own target is queried, as far as its answers depend on it; without what is unset."""
         names = (

@@ -112,7 +112,9 @@ class ServedModel(PythonModel):
             seed_by = "server" if (params or {}).get("seed", FRESH) == FRESH else "client"
             return [answer(certificate, seed, seed_by) for certificate in certificates]
         with torch.inference_mode():
-            outputs = [self.model(batch.to(self.device)) for batch in torch.from_numpy(images).split(1024)]
+            outputs = [
+                self.model(batch.to(self.device, copy=True)) for batch in torch.from_numpy(images).split(1024)
+            ]
         scores = torch.cat(outputs)
         return (scores.softmax(1) if self.softmax else scores).cpu().numpy()
 

@@ -95,7 +95,9 @@ class TrainingRun:
         classifier = self.plan.classifier
         assert classifier is not None
         with torch.inference_mode():
-            batches = [classifier(batch.to(self.device)).argmax(1) for batch in images.split(BATCH)]
+            batches = [
+                classifier(batch.to(self.device, copy=True)).argmax(1) for batch in images.split(BATCH)
+            ]
         return torch.cat(batches).cpu()
 
 

@@ -78,7 +78,9 @@ def _attack(
                 surrogate, images, labels, eps=eps, steps=config.steps, seed=seed, progress=job.progress
             )
         with torch.inference_mode():
-            purified = torch.cat([defense(batch.to(job.device)) for batch in attacked.split(BATCH)])
+            purified = torch.cat(
+                [defense(batch.to(job.device, copy=True)) for batch in attacked.split(BATCH)]
+            )
             predicted = {
                 "surrogate": _labels(surrogate, attacked.to(job.device)),
                 "surrogate_purified": _labels(surrogate, purified),

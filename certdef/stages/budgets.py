@@ -195,7 +195,7 @@ def _agreement(
 
 def _denoised(denoiser: nn.Module, noisy: torch.Tensor, device: torch.device) -> torch.Tensor:
     with torch.inference_mode():
-        return torch.cat([denoiser(part.to(device)).cpu() for part in noisy.split(256)])
+        return torch.cat([denoiser(part.to(device, copy=True)).cpu() for part in noisy.split(256)])
 
 
 def curves(cells: Sequence[Cell], condition: str) -> dict[str, list[Point]]:

@@ -6,7 +6,6 @@ it, so an interrupted or changed job goes on with the same counts and pays for n
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -200,10 +199,12 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
     """The most votes that a smoothed target got."""
     votes = [0]
     for condition in conditions(config):
-        records = folder / "records" / f"{condition.key}.jsonl"
-        if condition.paid and records.is_file():
-            rows = [json.loads(line) for line in records.read_text().splitlines()[1:]]
-            votes.append(sum(row["n0"] + row["n"] for row in rows))
+        path = folder / "records" / f"{condition.key}.jsonl"
+        if condition.paid and path.is_file():
+            records = certify.read_records(path)
+            assert records.n0 is not None  # a .jsonl keeps them
+            assert records.counts is not None
+            votes.append(int(records.n0.sum() + records.counts.sum()))
     return max(votes)
 
 
@@ -286,7 +287,8 @@ def certify_condition(
     """
     config, guided = job.config.certify, classifier.guide is not None
     stem = stage.path / "records" / condition.key
-    stem.parent.mkdir(exist_ok=True)
+    private = job.config.target.is_private
+    stem.parent.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
     try:
         log = _record(job, condition, classifier, stage, stem)
     except surrogates.DriftError:
@@ -304,6 +306,9 @@ def _record(
     config, data, guided = job.config.certify, job.data, classifier.guide is not None
     count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
     with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
+        if job.config.target.is_private:
+            for path in (log.path, log.tsv_path):
+                path.chmod(0o600)
         left = [index for index in range(count) if index not in log.done]
         done = 0 if guided else count - len(left)
         bar = job.progress(total=count, initial=done, desc=f"certify {condition.key}", unit="image")

@@ -196,7 +196,7 @@ def purify_images(job: Job, purifier: Purifier, images: np.ndarray, path: Path) 
     module = purifier.defense(generator).to(job.device)
     batches = job.progress(torch.from_numpy(images).split(BATCH), desc=f"purify with {purifier.name}")
     with torch.inference_mode():
-        purified = torch.cat([module(batch.to(job.device)).cpu() for batch in batches]).numpy()
+        purified = torch.cat([module(batch.to(job.device, copy=True)).cpu() for batch in batches]).numpy()
     with replacing(path) as file:
         np.savez_compressed(file, images=purified)
     change = np.abs(purified - images)

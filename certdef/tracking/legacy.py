@@ -17,6 +17,7 @@ from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
 
 VERSION = "0.1.0"
+FORMERLY = "formerly"  # the file that keeps what identified an adopted stage
 # What a network's weights were known not to depend on, by the section of its configuration.
 USED_LATER = {
     "blind_spot": ("iterations",),
@@ -83,6 +84,7 @@ class Legacy:
             header, line, rows = path.read_bytes().partition(b"\n")
             with replacing(path) as file:
                 file.write(header.replace(name.encode(), stage.fingerprint.encode()) + line + rows)
+        (old / FORMERLY).write_text(name)
         old.rename(stage.path)
         stage.reused = stage.done
 
@@ -92,9 +94,12 @@ class Legacy:
         return None if key is None else fingerprint(name, VERSION, *self.base, *key)
 
     def experiment(self, name: str, condition: str = "") -> list[str]:
-        """Under which name the receipts of a stage were kept."""
-        stage = self.fingerprint(name)
-        return [] if stage is None else [f"{stage}/{condition}" if condition else stage]
+        """Under which names the receipts of a stage may be kept: that of this job, and of those that left a folder."""
+        stages = dict.fromkeys([self.fingerprint(name)])
+        for folder in sorted(self.config.workspace.glob(f"{name}-" + "[0-9a-f]" * 16)):
+            former = folder / FORMERLY
+            stages[former.read_text() if former.is_file() else folder.name.removeprefix(f"{name}-")] = None
+        return [f"{stage}/{condition}" if condition else stage for stage in stages if stage is not None]
 
     def _key(self, name: str) -> list[Any] | None:
         config, law = self.config, self.config.certify.laws[0]

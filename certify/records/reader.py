@@ -75,6 +75,7 @@ def with_votes(log: Log) -> Records:
         method=", ".join(methods) or None,
         sound=all(row["sound"] for row in rows),
         alpha=_column(rows, "alpha", np.float64),
+        n0=_column(rows, "n0", np.int64),
         noise=next(
             filter(None, [*(row["noise"] for row in rows), named if isinstance(named, dict) else None]), None
         ),

@@ -23,6 +23,7 @@ class Records:
         method: How the votes were drawn and bounded; several are joined by commas.
         sound: No radius is approximate.
         alpha: (M,), level of each certificate.
+        n0: (M,), votes that selected the class; those of ``counts`` are others.
         noise: ``describe()`` of the law that the votes were drawn under; None where nothing names it.
     """
 
@@ -39,6 +40,7 @@ class Records:
     method: str | None = None
     sound: bool = True
     alpha: NDArray[np.float64] | None = None
+    n0: NDArray[np.int64] | None = None
     noise: dict[str, Any] | None = None
 
     def __len__(self) -> int:

@@ -28,7 +28,8 @@ class QueryLedger:
     The budget is held before a query is sent, and before an attempt is repeated whose outcome is unknown. Only a target
     of your own that repeats attempts without asking `repeats.payer` and tells of them afterwards (Answers.lost) can pass
     it, by their number: they are booked as unknown and nothing more is sent. After a killed process nothing is missing;
-    after a power failure the last moments may be (synchronous=NORMAL). A file that is deleted, moved or replaced while
+    after a power failure
+    the last moments may be (a second where the disk takes 10 ms). A file that is deleted, moved or replaced while
     it is open pays nothing more.
 
     Args:

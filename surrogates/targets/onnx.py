@@ -8,12 +8,14 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
-from surrogates.targets.classes import REMEDY, by_index, class_indices
+from surrogates.targets.classes import REMEDY, by_index, class_indices, text_labels
 from surrogates.targets.declared import Declared, check_options
 from surrogates.targets.onnx_files import digest_of
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, unpack
 from surrogates.targets.signatures import ModelInput, padded
 
+WHOLE = ("tensor(int", "tensor(uint", "tensor(string")  # types of labels
+TIE = 1e-6  # scores that are closer than this may be ranked either way
 # ONNX's names of number types that are not numpy's.
 NUMBER_TYPES = {"float": "float32", "double": "float64"}
 
@@ -58,17 +60,19 @@ class OnnxTarget(Target):
         self._session = _session(Path(path), threads)
         self._input, taken = _only_input(self._session, what)
         chosen = _chosen_output(self._session, what, output, declared.output_kind)
-        _check_texts(chosen, what, declared)
         self._output, self._names = chosen.name, declared.names
+        self._own_labels = _label_output(self._session, chosen)
+        for read in (chosen, self._own_labels):
+            if read is not None and "string" in read.type and declared.names is None:
+                raise TargetError(f"{what} answers the names of its classes in {read.name}: {REMEDY}")
         classes = chosen.shape[1] if chosen.shape and len(chosen.shape) == 2 else None
         declared = taken.honored(
             declared.agreed(num_classes=classes if isinstance(classes, int) and classes > 1 else None)
         )
-        whole = chosen.type.startswith(("tensor(int", "tensor(uint", "tensor(string"))
         super().__init__(
             declared.identity or f"onnx:{digest}",
             declared.classes_of(what),
-            declared.output_kind or ("labels" if whole else "probabilities"),
+            declared.output_kind or ("labels" if chosen.type.startswith(WHOLE) else "probabilities"),
             charged_when_sent=False,
             input_shape=declared.input_shape,
             num_features=taken.num_features,
@@ -78,13 +82,34 @@ class OnnxTarget(Target):
         self._batch = taken.batch
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        given = {self._input: padded(pixels, self._batch)}
-        answer = self._session.run([self._output], given)[0][: len(pixels)]
+        names = [self._output] + ([self._own_labels.name] if self._own_labels else [])
+        outputs = self._session.run(names, {self._input: padded(pixels, self._batch)})
+        answer, *labels = (output[: len(pixels)] for output in outputs)
         if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # scikit-learn's ZipMap
             seen = sorted(answer[0])
             scores = np.array([[row[label] for label in seen] for row in answer])
-            return by_index(scores, class_indices(seen, self._names, "the model"), self.num_classes)
-        return unpack(answer, self._names)
+            answer = by_index(scores, class_indices(seen, self._names, "the model"), self.num_classes)
+        else:
+            answer = unpack(answer, self._names)
+        if labels:
+            self._check_order(np.asarray(answer), text_labels(labels[0], self._names))
+            self._own_labels = None  # once is enough
+        return answer
+
+    def _check_order(self, scores: np.ndarray, labels: np.ndarray) -> None:
+        """Check that the k-th column of scores is what the model itself calls class k.
+
+        Raises:
+            TargetError: It names the class and the column.
+        """
+        best = scores.argmax(axis=1)
+        clear = np.ptp(np.sort(scores, axis=1)[:, -2:], axis=1) > TIE
+        wrong = clear & (best != labels.ravel())
+        if wrong.any():
+            raise TargetError(
+                f"the model answers class {labels.ravel()[wrong][0]} where column {best[wrong][0]} of its scores is "
+                "largest: give classes=[...], its own classes in the order of its columns"
+            )
 
 
 def _only_input(session: Any, what: str) -> tuple[str, ModelInput]:
@@ -97,10 +122,12 @@ def _only_input(session: Any, what: str) -> tuple[str, ModelInput]:
     return inputs[0].name, ModelInput(what, NUMBER_TYPES.get(kind, kind), sides)
 
 
-def _check_texts(output: Any, what: str, declared: Declared) -> None:
-    """Check that an output of names comes with the caller's list of them."""
-    if "string" in output.type and declared.names is None:
-        raise TargetError(f"{what} answers the names of its classes in {output.name}: {REMEDY}")
+def _label_output(session: Any, chosen: Any) -> Any:
+    """Return the output with the model's own labels beside the scores that are read; None where there is none."""
+    found = [output for output in session.get_outputs() if output.name in (*LABEL_NAMES, "output_label")]
+    scores = chosen.type.startswith(("tensor(float", "tensor(double", "seq(map("))
+    flat = [output for output in found if output.type.startswith(WHOLE) and len(output.shape) == 1 and scores]
+    return flat[0] if len(flat) == 1 else None
 
 
 def _chosen_output(session: Any, what: str, name: str | None, kind: str | None) -> Any:

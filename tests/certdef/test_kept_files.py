@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 import torch
 
 import certdef
+import certify
+import surrogates
+from certdef import pipeline
 from certdef.cli import as_yaml, main
 from certdef.config.job import ConfigError
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier
+from certdef.stages.certificates import BaseClassifier, Condition, certify_condition
 from certdef.tracking.files import read_json, write_json
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage, forget
@@ -307,3 +312,39 @@ def zeroed(config) -> Path:
     half = len(data) // 2
     path.write_bytes(data[:half] + bytes(len(data) - half))
     return path
+
+
+class TestPrivate:
+    """With a token the answers are one user's: others may read neither the ledger nor the records."""
+
+    @pytest.mark.parametrize("token", ["TOKEN_OF_MINE", None])
+    def test_ledger_and_records(self, store, tmp_path, token):
+        before = os.umask(0o022)
+        try:
+            mine = (
+                {"target__uri": "http://127.0.0.1:9/invocations", "target__token_env": token} if token else {}
+            )
+            config = certdef.load_config(
+                work_dir=str(tmp_path / "w"), tracking__uri=store, certify__images=2, **mine
+            )
+            with pipeline.open_job(config, progress=False) as job:
+                target = surrogates.open_target(
+                    lambda images: (images[:, 0, 0, 3] > 0.5).astype(int), num_classes=2, output_kind="labels"
+                )
+                job.ledger.attach(target).query(job.data.pool[:3])
+                stage = job.stage("certify", StageResult, "key")
+                stage.begin()
+                base = BaseClassifier(build_classifier("mlp", (1, 8, 8), 10).eval(), 10, 50)
+                condition = Condition("surrogate", "own", None, certify.Gaussian(0.25))
+                certify_condition(job, condition, base, stage)
+                kept = [*config.workspace.glob("ledger*"), *stage.path.glob("records/*")]
+                modes = {path.name: path.stat().st_mode & 0o777 for path in kept}
+        finally:
+            os.umask(before)
+        assert {
+            "ledger.db",
+            "ledger.db-wal",
+            "surrogate-own-none.jsonl",
+            "surrogate-own-none.tsv",
+        } <= modes.keys()
+        assert set(modes.values()) == {0o600 if token else 0o644}

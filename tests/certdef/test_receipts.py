@@ -1,24 +1,26 @@
 """A finished certification is not paid again where only the use of its votes changes."""
 
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import certdef
+import certify
 from certdef.stages import job as job_module
 from certdef.stages.certificates import CertifyResult, certify_stage, conditions
+from certdef.tracking.legacy import Legacy
 from certdef.tracking.workspace import Stage
 from tests.conftest import _copy
 from tests.servers.faulty import faulty_server
 
-LAW = "{label: nim, family: gamma, shape: [25], scale_255: 3}"
+LAW = "{label: s0.25, family: gamma, shape: [25], scale_255: 3}"
 SETTINGS = {
     "certify__images": 3,
     "certify__target_images": 2,
@@ -118,6 +120,24 @@ def test_both_methods_that_stop_early_share_their_draws(certify_again):
     assert both.spent - first.spent < both.recalled / 10  # those that sequential stopped before
 
 
+def undecided(noise, votes):
+    """What a guide says of an image whose votes, one of them for the selection, did not suffice."""
+    selection, rest = np.array([1, 0]), np.array([votes - 1, 0])
+    told = {"alpha": 0.001, "method": "guided", "subject": "target"}
+    return certify.Certificate.of(0, None, 0.0, selection, rest, noise, **told)
+
+
+def test_receipts_are_looked_for_under_every_stage_that_version_0_1_left(tmp_path):
+    """That version named them by the whole configuration: radii and alpha too."""
+    config = certdef.load_config(work_dir=str(tmp_path))
+    for name in ("certify-" + "1" * 16, "certify-" + "2" * 16, "certify-notes", "attack-" + "3" * 16):
+        (tmp_path / name).mkdir()
+    (tmp_path / ("certify-" + "2" * 16) / "formerly").write_text("4" * 16)  # renamed since
+    legacy = Legacy(config, "cpu", "sqlite://")
+    own = legacy.fingerprint("certify")
+    assert legacy.experiment("certify", "x") == [f"{own}/x", "1" * 16 + "/x", "4" * 16 + "/x"]
+
+
 @pytest.mark.parametrize(("votes", "reused"), [((40, 60), True), ((40, 50), False), ((101, 3), False)])
 def test_a_guided_stage_without_its_budget_is_found_again(tmp_path, votes, reused):
     """Version 0.1 left the budget out of the key; a result of another budget is not taken for this one's."""
@@ -129,9 +149,9 @@ def test_a_guided_stage_without_its_budget_is_found_again(tmp_path, votes, reuse
     former = stage("certify", CertifyResult, "key")
     (former.path / "records").mkdir(parents=True)
     for condition in conditions(config)[:2]:
-        rows = [{"config": {}}, *({"n0": 1, "n": count - 1} for count in votes)]
-        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
-        (former.path / "records" / f"{condition.key}.jsonl").write_text(lines)
+        with certify.RecordLog(former.path / "records" / condition.key, {}) as log:
+            for index, count in enumerate(votes):
+                log.append(index, 0, undecided(condition.noise, count), 0.0)
     (former.path / "result.json").write_text("{}")
     found = certify_stage(SimpleNamespace(config=config, stage=stage), "key")
     assert (found.done, found.fingerprint != former.fingerprint) == (reused, True)

@@ -28,7 +28,7 @@ FEW = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-MANY = settings(FEW, max_examples=2000)
+MANY = settings(FEW, max_examples=1000)
 BOTH = pytest.mark.parametrize(
     "examples", [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 )
@@ -77,6 +77,7 @@ def test_what_is_written_is_read(tmp_path, examples):
         assert records.radius.tolist() == [each.radius for each in made]
         assert records.predict.tolist() == field.predict.tolist() == [each.prediction for each in made]
         assert records.alpha.tolist() == [each.alpha for each in made]
+        assert records.n0.tolist() == [each.n0 for each in made]
         assert [tuple(row) for row in records.counts.tolist()] == [each.counts for each in made]
         right = (records.predict == records.label) & (records.predict != ABSTAIN)
         assert np.array_equal(records.correct, right)

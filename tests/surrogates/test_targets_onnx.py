@@ -213,3 +213,37 @@ def test_a_map_of_classes_is_read_by_their_names(tmp_path: Path) -> None:
         open_target(named, num_classes=3)
     answers = open_target(named, classes=["bee", "cat", "ant"]).query(IMAGES)
     assert answers.labels.tolist() == np.array([1, 2, 0])[truth].tolist()
+
+
+def with_labels(own: list[Any]) -> Any:
+    """A linear classifier with scores in the order of its columns, and labels that are its own classes."""
+    model = linear()
+    table = np.array(own, dtype=object if isinstance(own[0], str) else np.int64)
+    kind = onnx.TensorProto.STRING if isinstance(own[0], str) else onnx.TensorProto.INT64
+    model.graph.initializer.append(helper.make_tensor("own", kind, [len(own)], table.tolist()))
+    model.graph.node.append(helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0))
+    model.graph.node.append(helper.make_node("Gather", ["own", "best"], ["label"]))
+    model.graph.output.append(helper.make_tensor_value_info("label", kind, ["n"]))
+    return model
+
+
+def test_scores_whose_columns_are_other_classes_are_not_taken_by_position(tmp_path: Path) -> None:
+    """As skl2onnx writes a model without a map: a label, and a column of scores for each class."""
+    truth = (IMAGES.reshape(10, -1) @ WEIGHT).argmax(axis=1)
+    plain = saved(tmp_path / "plain.onnx", with_labels([0, 1, 2]))
+    assert open_target(plain, output_kind="logits").query(IMAGES).labels.tolist() == truth.tolist()
+    shifted = saved(tmp_path / "shifted.onnx", with_labels([1, 2, 3]))
+    with pytest.raises(
+        TargetError, match=r"answers class \d where column \d of its scores is largest: give cla"
+    ):
+        open_target(shifted, output_kind="logits").query(IMAGES)
+    named = saved(tmp_path / "named.onnx", with_labels(["ant", "bee", "cat"]))
+    with pytest.raises(TargetError, match="answers the names of its classes in label: give classes="):
+        open_target(named, output_kind="logits")
+    for path, classes in ((shifted, [1, 2, 3]), (named, ["ant", "bee", "cat"])):
+        target = open_target(path, output_kind="logits", classes=classes)
+        assert target.query(IMAGES).labels.tolist() == truth.tolist()
+        with pytest.raises(TargetError, match="of its scores is largest"):
+            open_target(path, output_kind="logits", classes=classes[::-1]).query(IMAGES)
+    labels = open_target(named, output="label", classes=["cat", "bee", "ant"])
+    assert labels.query(IMAGES).labels.tolist() == (2 - truth).tolist()
