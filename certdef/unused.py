@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from certdef.config.job import RunConfig, flatten, preset_path, without_password
+from certdef.config.purifiers import is_code
 
 DATA_SETS_IN_A_FOLDER = ("fashion-mnist", "cifar10-part", "aerial")
 SELECTION = tuple(f"surrogate.{name}" for name in ("rounds", "start", "round_epochs", "features"))
@@ -157,6 +158,8 @@ def _purifiers(config: RunConfig) -> list[Any]:
 
     every: list[Any] = []
     for name in purifiers_of(config):
+        if is_code(name):  # it reads no option, and is not run for a question
+            continue
         spec = find_purifier(name)
         every += [spec.settings(config), spec.tuning and spec.tuning.depends_on(config)]
         waiting = [*spec.networks(config)]

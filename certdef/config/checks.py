@@ -12,7 +12,6 @@ from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
     CertifyConfig,
     ConfigError,
-    DataConfig,
     DUCDConfig,
     LedgerConfig,
     RunConfig,
@@ -51,7 +50,7 @@ def check(config: RunConfig) -> None:
         "nim": _nim(config.nim),
         "surrogate": _surrogate(config.surrogate),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
-        "data": _data(config.data),
+        "data": _data(config),
         "ducd": _ducd(config.ducd),
         "tracking": _tracking(config.tracking),
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
@@ -202,8 +201,13 @@ def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
     yield "training", ledger.training >= query_batch, remedy
 
 
-def _data(data: DataConfig) -> Rules:
+def _data(config: RunConfig) -> Rules:
+    data = config.data
     yield "path", data.path is None or data.name == "npz", f"{data.name} reads no file: add --data.name npz"
+    natural = config.udc.enabled or config.blind_spot.images == "natural"
+    if config.target.uri and data.name == "digits" and not natural:
+        remedy = "the digits are in no folder, and your target would be paid for them: name the data set (data.name)"
+        yield "root", data.root is None, remedy
     for name, value in asdict(data).items():
         if name.endswith("_images"):
             yield name, value >= (name != "audit_images"), "use at least 1"

@@ -102,8 +102,6 @@ def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Spl
         raise ConfigError(f"unknown data set {config.name!r}: choose one of {', '.join(LOADERS)}")
     source = LOADERS[config.name](config)
     images, labels, random = source.images, source.labels, np.random.default_rng(seed)
-    if not own_target:
-        _check_classes(config.name, labels, len(source.classes))
     order = random.permutation(len(images))
     if source.test_images is None or source.test_labels is None:  # the held-out part is cut from the set
         order, held = order[config.heldout_images :], order[: config.heldout_images]
@@ -127,16 +125,6 @@ def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Spl
         audit_images=images[audit],
         audit_labels=labels[audit],
     )
-
-
-def _check_classes(name: str, labels: np.ndarray, classes: int) -> None:
-    """Refuse labels that leave out a class where a target is trained on them; another target's classes are its own."""
-    missing = np.setdiff1d(np.arange(classes), labels)
-    if len(missing):
-        raise ConfigError(
-            f"labels of {name} go from {labels.min()} to {labels.max()}, and no image is of class {missing[0]}: number the "
-            "classes from 0 without a gap, or give the target that they belong to (target.uri)"
-        )
 
 
 def _check_sizes(config: DataConfig, sizes: dict[str, int]) -> None:

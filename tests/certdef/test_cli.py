@@ -116,6 +116,10 @@ BAD = {
     "abbreviated preset": (["run", "--prese", "fashion-mnist"], "did you mean 'preset'"),
     "shared last part": (["run", "--epochs=5"], "did you mean 'target.epochs' or 'surrogate.epochs'"),
     "file without a name": (["run", "--data.path=mine.npz"], "digits reads no file: add --data.name npz"),
+    "folder without a name": (
+        ["run", "--target.uri=models:/m/1", "--data.root=x"],
+        "your target would be paid for them: name the data set",
+    ),
     "guide and method": (["run", "--certify.guide=decide", "--method=sequential"], "choose one of the two"),
     "table without budgets": (["distill", "--strategies=margin"], "it is for the table of --budgets"),
     "data set": (["run", "--data.name=mnist"], "unknown data set 'mnist'"),

@@ -186,15 +186,3 @@ def test_npz_errors(tmp_path):
     np.savez(tmp_path / "pickled.npz", images=np.array([{}, {}], dtype=object), labels=np.zeros(2, int))
     with pytest.raises(ConfigError, match="can't be read"):
         load(str(tmp_path / "pickled.npz"))
-
-
-@pytest.mark.parametrize(("labels", "missing"), [(np.arange(40) % 3 + 1, 0), (np.arange(40) % 3 * 5, 1)])
-def test_labels_that_leave_out_a_class_are_refused_where_a_target_is_trained(labels, missing, tmp_path):
-    np.savez(tmp_path / "mine.npz", images=np.zeros((40, 8, 8), np.uint8), labels=labels)
-    config = DataConfig(
-        name="npz", path=str(tmp_path / "mine.npz"), target_images=10, pool_images=10, heldout_images=20
-    )
-    with pytest.raises(ConfigError, match=f"no image is of class {missing}: number the classes from 0"):
-        load_data(config, 0)
-    classes = load_data(config, 0, own_target=True).classes
-    assert len(classes) == labels.max() + 1, "another target's classes are its own"

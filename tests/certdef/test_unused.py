@@ -53,6 +53,7 @@ CASES = [
     ({"blind_spot__iterations": 2, "purifier": "blind-spot"}, ["blind_spot.iterations"]),
     ({"reversal__tasks": ["rotation"], "nim__epochs": 7, "purifier": "reversal"}, ["nim.epochs"]),
     ({"surrogate__model": "nim", "nim__epochs": 7, "purifier": "gs"}, []),
+    ({"gs__passes": 2, "purifier": "python:not.there:factory"}, ["gs.passes"]),  # nothing is imported
     ({"gs__passes": 2, "ladder__systems": ["gs"]}, ["gs.passes", "ladder.systems"]),
     ({"gs__passes": 2, "ladder__systems": ["gs"], "ladder__enabled": True}, []),
     ({"attack__sigma_255": 50.0, "purifier": "gs"}, ["attack.sigma_255"]),

@@ -41,7 +41,7 @@ class BlindSpotShape:
     blocks: int = 6
 
 
-# Which neighbors a layer sees. The first leaves out the centre. The others keep it, and move by such steps that no path
+# Which neighbors a layer sees. The first leaves out the center. The others keep it, and move by such steps that no path
 # through any number of layers leads back to where it began: knight's moves, then diagonal steps of three pixels.
 FIRST = ("111", "101", "111")
 SECOND = ("01010", "10001", "00100", "10001", "01010")
