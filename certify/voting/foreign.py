@@ -1,9 +1,10 @@
 """A classifier is foreign code: what it holds, how it is called, and whether it labels each image by itself."""
 
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def _differ(answers: torch.Tensor, others: torch.Tensor) -> int:
 
 
 def _is_target(thing: Any) -> bool:
-    return callable(getattr(thing, "query", None)) and hasattr(thing, "identity")
+    return callable(getattr(type(thing), "query", None)) and hasattr(thing, "identity")
 
 
 def _is_end(thing: Any) -> bool:
@@ -120,10 +121,10 @@ def _parts(thing: Any) -> list[Any]:
         return [thing.__self__, thing.__func__]
     if isinstance(thing, partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
-    if isinstance(thing, Mapping):
-        return list(thing.values())[:MOST]
+    if isinstance(thing, dict):  # other mappings may load what they hold
+        return list(islice(thing.values(), MOST))
     if isinstance(thing, list | tuple | set | frozenset):
-        return list(thing)[:MOST]
+        return list(islice(thing, MOST))
     called = getattr(type(thing), "__call__", None)  # noqa: B004  the function behind it, not whether there is one
     return [*getattr(thing, "__dict__", {}).values(), *([called] if called else [])]
 

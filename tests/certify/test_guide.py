@@ -342,6 +342,20 @@ def test_same_seed_same_votes_and_names_do_not_depend_on_order():
     assert one[0] == first[0]
 
 
+def test_a_guide_in_half_precision_may_answer_an_output_with_logits():
+    class Guide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(20.0, dtype=torch.bfloat16))
+
+        def forward(self, noisy):
+            assert noisy.dtype == torch.bfloat16
+            return {"logits": soft(0.7)(noisy) * (self.scale / 20)}
+
+    found = certify.certify_guided(halfspace(0.7), Guide(), IMAGES_OF_TWO[:2], NOISE, 2, **OPTIONS)
+    assert [each.radius for each in found] == [0.5, 0.5]
+
+
 def test_a_budget_is_kept_and_goes_where_it_certifies():
     paid, done = [], []
 
@@ -380,6 +394,7 @@ def guide_of(logits):
         ({"alpha": 2}, "alpha must be in"),
         ({"guide": guide_of(lambda count: np.zeros((count, 3)))}, "check its number of classes"),
         ({"guide": guide_of(lambda count: np.full((count, 2), np.nan))}, "NaN"),
+        ({"guide": guide_of(lambda count: np.full((count, 2), -np.inf))}, "infinite for several classes"),
         ({"draw": lambda inputs: np.zeros((2, 2))}, "one integer label"),
         ({"draw": lambda inputs: np.full(len(inputs), 7)}, "labels must be in"),
     ],
