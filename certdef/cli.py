@@ -11,6 +11,7 @@ from typing import Any
 from certdef import __version__
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import add_config_arguments, from_namespace, parse, preset_of
+from certdef.unused import UnusedOption, unused_options
 
 OVERVIEW = """\
 Certify a classifier whose weights are out of reach.
@@ -79,7 +80,9 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
     "serve": [
         ("--model", str | None, None, "MLflow model URI; default the latest registered version."),
         ("--host", str, "127.0.0.1", "Address to listen on."),
-        ("--port", int, 5001, "Port to listen on."),
+        ("--port", int, 5001, "Port to listen on; 0 takes a free one."),
+        ("--max-n", int, 100_000, "Largest n that a request may ask for."),
+        ("--max-votes", int, 2_000_000, "Most votes of a request: images x (n0 + n)."),
     ],
 }
 
@@ -130,12 +133,27 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     if _wants_help(arguments):
         parser.print_help()
         return 0
-    namespace = parse(parser, arguments)
+    namespace = parse(parser, arguments, own_options(verb))
     config = from_namespace(parser, namespace)
+    _check_table(verb, namespace)
+    for line in unused_options(config, "budgets" if getattr(namespace, "budgets", None) else verb):
+        print(f"certdef: warning: {line}", file=sys.stderr)
     if namespace.print_config:
         print(as_yaml(config), end="")
         return 0
     return ACTIONS.get(verb, _job)(verb, config, namespace)
+
+
+def _check_table(verb: str, namespace: Any) -> None:
+    """Refuse the options of a table of budgets where there is none: they would be ignored."""
+    if verb == "distill" and not namespace.budgets:
+        for name, _, default, _ in OPTIONS["distill"]:
+            value = getattr(namespace, name.lstrip("-"))
+            if value != default:
+                raise ConfigError(
+                    f"{name} is {value!r}: it is for the table of --budgets; one surrogate takes "
+                    "--surrogate.strategy and --seed"
+                )
 
 
 def _job(verb: str, config: RunConfig, namespace: Any) -> int:
@@ -172,11 +190,14 @@ def _cite(verb: str, config: RunConfig, namespace: Any) -> int:
 
 def _serve(verb: str, config: RunConfig, namespace: Any) -> int:
     _quiet()
-    from certdef.models.serving import serve
+    from certdef.models.serving import Limits, serve
 
-    model, address = namespace.model or config.registered_model, f"http://{namespace.host}:{namespace.port}"
-    print(f"serving {model} on {address}/invocations; Ctrl-C stops it", flush=True)
-    serve(config, model=namespace.model, host=namespace.host, port=namespace.port)
+    def ready(model: str, address: str) -> None:
+        print(f"serving {model} on {address}/invocations; Ctrl-C stops it", flush=True)
+
+    limits = Limits(namespace.max_n, namespace.max_votes, namespace.allow_seed)
+    where = {"host": namespace.host, "port": namespace.port}
+    serve(config, model=namespace.model, limits=limits, ready=ready, **where)
     return 0
 
 
@@ -190,6 +211,7 @@ def _ledger(arguments: list[str]) -> int:
     parser = ArgumentParser(
         prog="certdef ledger",
         exit_on_error=False,
+        allow_abbrev=False,
         formatter_class=RawDescriptionHelpFormatter,
         add_help=False,
         description=description("ledger", "The file is only read, also while a job is writing."),
@@ -207,7 +229,8 @@ def _ledger(arguments: list[str]) -> int:
         parser.print_help()
         return 0
     if rest or namespace.file is None:
-        problem = f"unknown option {rest[0]!r}" if rest else "no file given"
+        options = ["--price", "--export", "--quiet", "--help"]
+        problem = f"unknown option {rest[0]!r}{nearest(rest[0], options)}" if rest else "no file given"
         raise ConfigError(f"{problem}: certdef ledger FILE [--price USD] [--export OUT]")
     from certdef.report.ledger_view import render
 
@@ -245,21 +268,37 @@ def build_parser(verb: str, preset: str) -> Any:
     parser = ArgumentParser(
         prog=f"certdef {verb}",
         exit_on_error=False,
+        allow_abbrev=False,
         add_help=False,
+        print_config=None,  # we have one of our own
         usage=f"certdef {verb} [options]",
         formatter_class=Formatter,
         description=description(verb),
     )
-    flags = {"--print-config": "Print the resolved configuration as YAML and stop."}
-    if verb in JOBS:
-        flags |= {"--fresh": "Train and certify anew; paid answers are kept.", "--quiet": "No progress bars."}
     parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
-    for name, text in flags.items():
+    for name, text in flags(verb).items():
         parser.add_argument(name, action="store_true", help=text)
     for name, kind, default, text in OPTIONS.get(verb, []):
         parser.add_argument(name, type=kind, default=default, help=text)
     add_config_arguments(parser, preset)
     return parser
+
+
+def flags(verb: str) -> dict[str, str]:
+    """The switches of a verb, with their help."""
+    every = {"--print-config": "Print the resolved configuration as YAML and stop."}
+    if verb in JOBS:
+        every |= {"--fresh": "Train and certify anew; paid answers are kept.", "--quiet": "No progress bars."}
+    if verb == "serve":
+        every |= {
+            "--allow-seed": "Let a request name the seed; who knows it can search for images whose votes mislead."
+        }
+    return every
+
+
+def own_options(verb: str) -> list[str]:
+    """Every option that a verb has beside those of the configuration."""
+    return ["--help", *flags(verb), *(name for name, *_ in OPTIONS.get(verb, []))]
 
 
 def description(verb: str, more: str = "") -> str:
@@ -309,6 +348,7 @@ def _quiet() -> None:
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UnusedOption)  # they are printed before the job starts
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 

@@ -5,6 +5,7 @@ Each verb of the command line is a function here, and each runs only what is not
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +27,13 @@ from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.stages import Job
 from certdef.stages.summary import Summary
+from certdef.tracking.disk import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
+from certdef.tracking.session import given_back
 from certdef.tracking.workspace import Stage, forget, locked
+from certdef.unused import UnusedOption, unused_options
+from surrogates.files import create_private, replacing
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
 
 def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
     """Pre-train the denoisers of De^3, one a law of noise, on the unlabeled pool. No query is spent."""
-    with open_job(config, progress, fresh) as job:
+    with open_job(config, progress, fresh, verb="pretrain") as job:
         return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
 
 
@@ -101,7 +106,7 @@ def budgets(
     fresh: bool = False,
 ) -> Summary:
     """Distill once for every budget, strategy and seed: agreement against queries. All share the job's ledger."""
-    with open_job(config, progress, fresh) as job:
+    with open_job(config, progress, fresh, verb="budgets") as job:
         stages.check_budgets(config, budgets, strategies, seeds, len(job.data.pool))
         target, target_stage = stages.open_target(job)
         return _summary(job, [target_stage, stages.trace_budgets(job, target, budgets, strategies, seeds)])
@@ -175,7 +180,8 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         photographs = stages.photographs_through_display(job)
         defense = stages.train_defense(job, photographs)
         evaluated = stages.evaluate_defense(job, photographs, defense)
-        return replace(_report(job, [*defense.stages, evaluated], udc_page.render), bill=None)
+        summary = _report(job, [*defense.stages, evaluated], udc_page.render)
+        return replace(summary, bill=None, ledger=None)
 
 
 def _check_main(config: RunConfig, data: Splits) -> None:
@@ -224,24 +230,31 @@ def open_job(
     progress: bool = True,
     fresh: bool = False,
     *,
+    verb: str = "run",
     checks: Callable[[RunConfig, Splits], None] = _check_main,
     load: Callable[[RunConfig], Splits] = _load,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for."""
     check(config)
+    for line in unused_options(config, verb):
+        warnings.warn(line, UnusedOption, stacklevel=2)
     device = choose_device(config.device)
     with threads(config.threads):
         data = load(config)
         with torch.random.fork_rng():
             checks(config, data)
-        with locked(config.workspace):
+        with (
+            locked(config.workspace),
+            disk_errors(config.workspace),
+            given_back() as callers_uri,
+        ):
             if fresh:
                 forget(config.workspace)
-            tracker = Tracker(config)
-            with _ledger(config) as ledger, tracker.job(data):
+            tracker = Tracker(config, callers_uri)
+            legacy = Legacy(config, device.type, tracking_uri(config))
+            with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
                 bar = tqdm if progress else _silent
                 drawing = partial(draw.draw, config=config, data=data)
-                legacy = Legacy(config, device.type, tracking_uri(config))
                 yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
 
 
@@ -256,12 +269,14 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _ledger(config: RunConfig) -> surrogates.QueryLedger:
+def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
     budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
     if not (config.target.uri and config.target.canary_every):
         del budget["canary"]
-    config.ledger_path.parent.mkdir(parents=True, exist_ok=True)
-    return surrogates.QueryLedger(config.ledger_path, budget)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if config.target.is_private:
+        create_private(path)
+    return surrogates.QueryLedger(path, budget)
 
 
 def _parts(job: Job) -> Parts:
@@ -272,7 +287,7 @@ def _parts(job: Job) -> Parts:
 
 
 def _ladder(job: Job, parts: Parts) -> list[Stage]:
-    """Where it is asked for, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
+    """Where it is enabled, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
     systems = {"none": None, job.config.purifier: parts.purifier}
@@ -295,7 +310,8 @@ def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:
     summary = _summary(job, done)
     path = job.config.workspace / "report.html"
     html = render(job.config, job.data, done, summary.bill, run_id=summary.run_id, device=str(job.device))
-    path.write_text(html, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(html.encode())
     job.tracker.log_files(path)
     return replace(summary, report=path)
 
@@ -311,6 +327,7 @@ def _summary(job: Job, done: list[Stage]) -> Summary:
         tracking_uri=without_password(job.tracker.uri),
         run_id=job.tracker.run_id,
         bill=bill,
+        ledger=Path(job.ledger.path),
     )
 
 

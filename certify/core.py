@@ -23,9 +23,12 @@ def certify(
 ) -> Certificate:
     """CERTIFY: the class of the smoothed classifier and its radius, or ABSTAIN; wrong w.p. at most ``alpha``.
 
+    It abstains where no radius is proven (R is None). A radius of 0 is no abstention: the class is proven at the image.
+
     Args:
-        counts0: Votes (K,) of n0 draws, which select the class.
-        counts: Votes (K,) of n other draws, which bound its probability.
+        counts0: Votes (K,) of n0 draws, which select the class; of equal counts the lowest class.
+        counts: Votes (K,) of n other draws, which bound its probability. Counts do not show whether the two sets
+            of draws are disjoint: that is the caller's duty, and without it the bound does not hold.
         noise: The law that both were drawn under.
         alpha: Probability of a wrong certificate, in (0, 0.5).
         subject: Whose votes they are.
@@ -42,6 +45,9 @@ def certify(
 def predict(counts: Counts, alpha: float) -> int:
     """PREDICT: the class of the smoothed classifier without a radius, or ABSTAIN; wrong w.p. at most ``alpha``.
 
+    One set of votes selects the top two and tests them, at no further alpha (Hung and Fithian 2019). Equal top counts
+    abstain, so their order does not matter.
+
     Args:
         counts: Votes (K,) of n draws.
         alpha: Probability of a wrong class, in (0, 0.5).
@@ -49,6 +55,5 @@ def predict(counts: Counts, alpha: float) -> int:
     # c_A, c_B <- top two indices in counts; n_A, n_B <- counts[c_A], counts[c_B]
     c_A = int(np.argmax(counts))
     n_B, n_A = np.sort(counts)[-2:]
-    # if BINOMPVALUE(n_A, n_A + n_B, 1/2) <= alpha return c_A, else return ABSTAIN. The rival that the same votes
-    # chose costs no more alpha: the two-sided test of the top two keeps it for every K (Hung and Fithian 2019).
+    # if BINOMPVALUE(n_A, n_A + n_B, 1/2) <= alpha return c_A, else return ABSTAIN: the two-sided test of the top two
     return c_A if binomtest(int(n_A), int(n_A + n_B), 0.5).pvalue <= alpha else ABSTAIN

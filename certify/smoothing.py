@@ -21,7 +21,7 @@ from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError, check_alpha, check_count, with_options
 from certify.noise.base import NoiseLaw
 from certify.voting.checks import check_images, check_indices, check_labels, resolve_device
-from certify.voting.chunks import ESTIMATION, PREDICTION, SELECTION
+from certify.voting.chunks import ESTIMATION, PREDICTION, SELECTION, hash32
 from certify.voting.engine import VoteEngine
 
 METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
@@ -126,8 +126,9 @@ class SmoothedClassifier:
     The same seed gives the same votes, whatever the batch size or order of the images.
 
     Args:
-        base: (B, C, H, W) float32 noisy images -> scores (B, num_classes) or labels (B,). The noise is added in
-            [0, 1] pixel units, so normalizing and resizing are the base's own business.
+        base: (B, C, H, W) float32 noisy images -> scores (B, num_classes) or labels (B,), of each image by itself. The
+            noise is added in [0, 1] pixel units, so normalizing and resizing are the base's own business. Modules
+            run in eval mode, also those that a function holds.
         noise: Added to the images.
         num_classes: K.
         subject: What is certified: a certificate of a surrogate says nothing of its target.
@@ -161,6 +162,7 @@ class SmoothedClassifier:
         engine = with_options(engine or VoteEngine(), options)
         self.engine = replace(engine, device=resolve_device(base, engine.device))
         self.base = torch.compile(base) if compile else base
+        self._plain, self._checked = base, False
         self.noise = noise
         self.num_classes = check_count("num_classes", num_classes, 2)
         self.subject = subject
@@ -190,12 +192,13 @@ class SmoothedClassifier:
             progress: Anything with ``update(draws)``; there are at most N * (n0 + n) draws.
 
         Raises:
-            CertifyError: Bad arguments, before the first vote.
+            CertifyError: Bad arguments, before the first vote, or a base whose answers follow the batch.
         """
         sampling = Sampling(n0, n, alpha, method, radii)
         plan = sampling.plan(self.noise, self._unit)
         images = check_images(images)
         indices = check_indices(indices, len(images))
+        self.check_alone(images)
         certificates: list[Certificate] = []
         # Few selection draws fill a batch only together; estimation in smaller groups finishes images early.
         for group in _spans(len(images), self._images_per_batch(n0 if plan is None else min(n0, self._unit))):
@@ -234,14 +237,33 @@ class SmoothedClassifier:
             alpha: In (0, 0.5).
 
         Raises:
-            CertifyError: Bad arguments, before the first vote.
+            CertifyError: Bad arguments, before the first vote, or a base whose answers follow the batch.
         """
         alpha = check_alpha(alpha)
         check_count("n", n)
         images = check_images(images)
         indices = check_indices(indices, len(images))
+        self.check_alone(images)
         votes = self._votes(images, indices, PREDICTION, n, progress)
         return np.array([core.predict(counts, alpha) for counts in votes], dtype=np.int64)
+
+    def check_alone(self, images: torch.Tensor) -> None:
+        """Refuse, once, before the first vote, a base whose answers follow the batch: see ``VoteEngine.recheck``.
+
+        Raises:
+            CertifyError: They do.
+        """
+        if self._checked:
+            return
+        device = torch.device(self.engine.device or "cpu")
+        generator = torch.Generator(device).manual_seed(hash32(f"{self.engine.seed}:recheck"))
+
+        def draw(rows: int) -> torch.Tensor:
+            chosen = images[torch.arange(rows) % len(images)].to(device)
+            return chosen + self.noise.sample(chosen.shape, generator)
+
+        self.engine.check_alone(self._plain, draw)
+        self._checked = True
 
     @property
     def _unit(self) -> int:

@@ -257,7 +257,7 @@ def _log_probabilities(model: Model, pixels: np.ndarray) -> Scores:
             values = answers.scores.astype(np.float64)
     else:
         with torch.inference_mode():
-            raw = model(torch.from_numpy(pixels))
+            raw = model(torch.from_numpy(pixels).clone())  # every model sees the same images
         values = np.asarray(raw.cpu() if isinstance(raw, torch.Tensor) else raw, dtype=np.float64)
     if values.ndim != 2 or len(values) != len(pixels):
         raise SurrogateError(f"the model answered shape {values.shape}, expected ({len(pixels)}, classes)")

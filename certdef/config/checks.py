@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import nextafter
@@ -17,6 +18,7 @@ from certdef.config.job import (
     RunConfig,
     SurrogateConfig,
     TargetConfig,
+    TrackingConfig,
     nearest,
     preset_path,
 )
@@ -24,6 +26,10 @@ from certdef.config.purifiers import DiffusionConfig, NIMConfig, is_code, purifi
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
+
+# What is a file name and a metric name as it stands; a space too.
+LONGEST_LABEL = 50
+LABEL = re.compile(rf"\w[\w .-]{{0,{LONGEST_LABEL - 1}}}")
 
 # The name of a value, whether it is good, and the remedy.
 Rules = Iterator[tuple[str, bool, str]]
@@ -47,6 +53,7 @@ def check(config: RunConfig) -> None:
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config.data),
         "ducd": _ducd(config.ducd),
+        "tracking": _tracking(config.tracking),
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
     }.items():
         failures += _failures(getattr(config, section), f"{section}.", rules)
@@ -71,6 +78,11 @@ def _laws(certify: CertifyConfig) -> list[str]:
         if not 0 < law.scale_255 <= 255
     ]
     labels = [law.label for law in certify.laws]
+    for label in labels:
+        if not LABEL.fullmatch(label):
+            plain = re.sub(r"[^\w.-]+", "-", label).strip("-.")[:LONGEST_LABEL] or "law"
+            remedy = f"it names files and metrics: use up to {LONGEST_LABEL} letters, digits, '_', '.', '-', e.g. {plain}"
+            failures.append(f"certify.laws has the label {label!r}: {remedy}")
     if len(set(labels)) < len(labels) or "gaussian" in labels:
         remedy = "give each law its own (gaussian is taken by the comparison)"
         failures.append(f"certify.laws has the labels {labels}: {remedy}")
@@ -80,6 +92,7 @@ def _laws(certify: CertifyConfig) -> list[str]:
 def _job(config: RunConfig) -> Rules:
     yield "purifier", *_purifier(config.purifier)
     yield "device", config.device in ("auto", "cpu", "cuda"), "use auto, cpu or cuda"
+    yield "threads", config.threads is None or config.threads >= 1, "use at least 1, or leave it out"
     yield "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"
 
 
@@ -100,6 +113,9 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "laws", len(certify.laws) >= 1, "name at least one law"
     yield "radii", all(radius >= 0 for radius in certify.radii), "use radii of 0 or more"
     yield "guide", certify.guide in GUIDES, f"use one of {', '.join(GUIDES)}"
+    guided = certify.guide != "off" and certify.method != CertifyConfig.method
+    remedy = f"a guide stops by a rule of its own, not by method {certify.method}: choose one of the two"
+    yield "guide", not guided, remedy
     yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
     yield "workers", certify.workers >= 1, "use at least 1"
     if any(getattr(certify, name) != value for name, value in _vote(preset).items()):
@@ -187,9 +203,16 @@ def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
 
 
 def _data(data: DataConfig) -> Rules:
+    yield "path", data.path is None or data.name == "npz", f"{data.name} reads no file: add --data.name npz"
     for name, value in asdict(data).items():
         if name.endswith("_images"):
             yield name, value >= (name != "audit_images"), "use at least 1"
+
+
+def _tracking(tracking: TrackingConfig) -> Rules:
+    name = tracking.registered_model
+    good = name is None or bool(name and not set(name) & set("/:"))
+    yield "registered_model", good, "MLflow takes no name with / or :, nor an empty one"
 
 
 def _ducd(ducd: DUCDConfig) -> Rules:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from certdef.config.target import LedgerConfig, SurrogateConfig, TargetConfig
 from certdef.config.udc import UDCConfig
 
 PRESETS = Path(__file__).parent / "presets"
+LIKE = 0.6  # from this likeness on a name may be what was meant
 
 
 class ConfigError(ValueError):
@@ -55,7 +57,9 @@ class DataConfig:
         name: digits (ships with scikit-learn), fashion-mnist, cifar10-part (8,152 + 1,017 images of CIFAR-10), aerial (UC
             Merced scenes, 64x64), or npz for your own file.
         root: Folder of the data sets; default $CERTDEF_DATA_ROOT, else ../shared/data.
-        path: For npz: a file with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], and `labels` (N,).
+        path: For npz: a file with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], and `labels` (N,)
+            from 0 without a gap. `class_names` may name the classes, also those that have no image; `layout` is chw or hwc where
+            the sides do not tell.
         target_images: Labeled images that the target's owner trains on, used for nothing else; none are set aside if
             target.uri is given.
         pool_images: Number of unlabeled images: queried, and used to pre-train the denoiser.
@@ -237,7 +241,7 @@ class RunConfig:
 
     @property
     def ledger_path(self) -> Path:
-        """The ledger's file."""
+        """The ledger's file; of a second target that is trained in the same folder, another one beside it."""
         return Path(self.ledger.path) if self.ledger.path else self.workspace / "ledger.db"
 
     @property
@@ -275,10 +279,22 @@ def without_password(text: str) -> str:
     return re.sub(r"://[^/@\s\"]+@", "://…@", text)
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """` (did you mean ...?)`, or nothing where nothing is close."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def nearest(word: str, known: Iterable[str], most: int = 3) -> str:
+    """` (did you mean 'a' or 'b'?)`: the names that are most like a word, best first; empty where none is.
+
+    A name counts as like the word if it begins with it, or if it or its last part is spelled alike.
+    """
+
+    def likeness(name: str) -> float:
+        last = name.rpartition(".")[2]
+        if name.startswith(word) or last.startswith(word):
+            return 1.0
+        return max(difflib.SequenceMatcher(None, word, form).ratio() for form in (name, last))
+
+    scored = sorted(((likeness(name), name) for name in known), key=lambda pair: -pair[0])
+    best = scored[0][0] if scored else 0.0
+    close = [repr(name) for score, name in scored if score >= max(LIKE, best - 0.15)][:most]
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def flatten(tree: dict[str, Any], prefix: str = "", groups: bool = False) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from certdef.config.bounded import check_yaml, read_config
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
 
@@ -66,24 +68,63 @@ def config_parser(preset: str, **options: Any) -> Any:
     """A jsonargparse parser of the configuration, on the defaults of a preset."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False, **options)
+    # an abbreviation would be read as whatever option it happens to begin
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
     add_config_arguments(parser, preset)
     return parser
 
 
-def parse(parser: Any, arguments: list[str]) -> Any:
+def parse(parser: Any, arguments: list[str], own: Iterable[str] = ()) -> Any:
     """Parse, with unknown keys and unusable values as one ConfigError.
 
     `--data-root` is read as `--data.root`, and a last part that stands alone among all keys is enough: `--alpha`.
+
+    Args:
+        parser: One of `config_parser`, perhaps with further options.
+        arguments: The command line.
+        own: The further options, e.g. --model: they are never read as the last part of a key.
     """
     from jsonargparse import ArgumentError
 
-    names = option_names()
+    check_texts(arguments)
+    own = list(own)
+    names = {name: key for name, key in option_names().items() if name not in own}
+    names |= {f"--{name[2:].replace('-', '_')}": name for name in own}
     split = [argument.partition("=") for argument in with_contents(files_first(arguments))]
     try:
         return parser.parse_args([names.get(name, name) + equals + value for name, equals, value in split])
     except ArgumentError as error:
-        raise ConfigError(explain(str(error), known_keys())) from error
+        raise ConfigError(
+            explain(str(error), [*known_keys(), *(name.lstrip("-") for name in own)])
+        ) from error
+
+
+def check_texts(arguments: list[str]) -> None:
+    """Refuse files and values of options whose YAML takes more than its text to parse.
+
+    Raises:
+        ConfigError: Names the file or the option.
+    """
+    groups = {f"--{key}" for key, value in RunConfig().to_dict().items() if isinstance(value, dict)}
+    for name, value in _pairs(arguments):
+        if name in {"--config", *groups} and os.path.isfile(value):
+            _check_named_files(read_config(value), Path(value).parent)
+        elif name.startswith("--"):
+            check_yaml(value, name)
+
+
+def _check_named_files(text: str, folder: Path) -> None:
+    """Refuse the files of the same kind that the parser would read because a configuration names them for a section."""
+    import yaml
+
+    try:
+        tree = yaml.compose(text)
+    except yaml.YAMLError:
+        return  # the parser says what is wrong with it
+    for _, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
+        path = folder / str(value.value)
+        if isinstance(value, yaml.ScalarNode) and value.value and os.path.isfile(path):
+            read_config(path)
 
 
 def option_names() -> dict[str, str]:
@@ -114,7 +155,7 @@ def with_contents(arguments: list[str]) -> list[str]:
 
 def _content(option: str, value: str) -> str:
     """What to give the parser for an option that takes a file or a mapping."""
-    text = Path(value).read_text() if os.path.isfile(value) else value
+    text = read_config(value) if os.path.isfile(value) else value
     return renamed(text, MAPPINGS[option]) or value
 
 
@@ -161,8 +202,8 @@ def preset_of(arguments: list[str]) -> str:
         import yaml
 
         try:
-            content = yaml.safe_load(Path(files[-1]).read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.safe_load(read_config(files[-1]))
+        except yaml.YAMLError as error:
             raise ConfigError(
                 f"config file {files[-1]!r} is no YAML: {' '.join(str(error).split())}"
             ) from error
@@ -182,7 +223,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
 
 def known_keys() -> list[str]:
     """Every key of the configuration, dotted."""
-    return [*flatten(RunConfig().to_dict(), groups=True), *SigmaLaw.__dataclass_fields__, "config"]
+    return [*flatten(RunConfig().to_dict(), groups=True), "config"]
 
 
 def explain(message: str, known: list[str]) -> str:
@@ -194,6 +235,8 @@ def explain(message: str, known: list[str]) -> str:
         return line.replace("Parser key ", "")
     parts = [part for match in (group, other) if match for part in match.groups() if part]
     key = ".".join(parts[:2] if group else parts[:1])
+    if "certify.laws" in line:  # a key of a law, which is none of the job
+        known = list(SigmaLaw.__dataclass_fields__)
     return f"unknown key {key!r}{nearest(key, known)}: certdef run --print-config shows all keys"
 
 

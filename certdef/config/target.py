@@ -22,9 +22,14 @@ class TargetConfig:
             cnn that is trained here answers probabilities or logits.
         protocol: mlflow, mlflow-server, open-inference, onnx or json, where the URI doesn't tell.
         output: Name of the output to read, where a model has several.
-        layout: Of the images that it takes: chw, hwc or flat.
-        dtype: Of the pixels that it takes: float32, float64 or uint8.
-        pixel_range: What pixels of 0 and 1 become for it, e.g. 0,255.
+        classes: Names of its classes in the order of the data's labels, where it answers names or numbers of its own.
+        columns: Names of the columns that a scoring server's model of tables takes, one for each value of an image; asked
+            for where layout is flat.
+        layout: Of the images that it takes: chw, hwc, flat (rows) or flat_hwc.
+        dtype: Of the pixels that it takes: float32, float64, float16, uint8, int32 or int64.
+        pixel_range: What pixels of 0 and 1 become for it, e.g. [0,255].
+        mean: What its input has subtracted from each channel, in units of pixel_range, e.g. [0.485,0.456,0.406].
+        std: What each channel is divided by then.
         quantize: Bits that it rounds pixels to; 8 for a service that takes PNG images. Also --target.quantise.
         batch_size: Most images in one call, of a service in one request.
         token_env: Name of the environment variable that holds a service's token; a mapping that names one needs it here
@@ -46,9 +51,13 @@ class TargetConfig:
     output_kind: str | None = None
     protocol: str | None = None
     output: str | None = None
+    classes: list[str] | None = None
+    columns: list[str] | None = None
     layout: str | None = None
     dtype: str | None = None
     pixel_range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     quantize: int | None = None
     batch_size: int | None = None
     token_env: str | None = None
@@ -66,6 +75,11 @@ class TargetConfig:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def is_private(self) -> bool:
+        """Whether it takes a token: what it answered is then for this user's eyes alone."""
+        return self.token_env is not None
+
+    @property
     def form(self) -> dict[str, Any]:
         """In what form your own target is queried, as far as its answers depend on it; without what is unset."""
         names = (
@@ -73,9 +87,13 @@ class TargetConfig:
             "output_kind",
             "protocol",
             "output",
+            "classes",
+            "columns",
             "layout",
             "dtype",
             "pixel_range",
+            "mean",
+            "std",
             "quantize",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -92,7 +110,8 @@ class LedgerConfig:
     """Hard query budgets, one a purpose.
 
     Args:
-        path: The SQLite file; default ledger.db in the work directory.
+        path: The SQLite file; default ledger.db in the work directory. A ledger belongs to one target: another one that is
+            trained in the same directory, e.g. from another seed, gets a file of its own beside it.
         training: Queries that label the surrogate's training images.
         evaluation: Queries on held-out images (clean accuracy, agreement).
         certification: Queries under noise that certify the target itself.

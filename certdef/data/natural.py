@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from certdef.config.job import ConfigError
+from certdef.data.npz import read_npz
 
 SOURCES = {1: "train400", 3: "cbsd68"}
 
@@ -77,26 +78,32 @@ def _shrink(photograph: np.ndarray, scale: int) -> np.ndarray:
     return whole.reshape(channels, height, scale, width, scale).mean(axis=(2, 4))
 
 
+def natural_files(root: Path | str, channels: int, source: str | None = None) -> list[Path]:
+    """The files that natural_crops reads, in their order; those that are missing are not among them."""
+    folder = Path(root) / "natural"
+    if (source or SOURCES.get(channels)) == "train400":
+        return list(folder.glob("train400_gray180.npz"))
+    return sorted((folder / "cbsd68").glob("*.jpg"))
+
+
 def _photographs(folder: Path, source: str, channels: int) -> list[np.ndarray]:
     """Every photograph of a source, (C, H, W) in 8-bit levels."""
+    files = natural_files(folder.parent, channels, source)
     if source == "train400" and channels == 1:
-        path = folder / "train400_gray180.npz"
-        if not path.is_file():
+        if not files:
             raise ConfigError(
-                f"no {str(path)!r}: pass the folder that holds the data sets, natural among them"
+                f"no {str(folder / 'train400_gray180.npz')!r}: pass the folder that holds the data sets, natural among them"
             )
-        with np.load(path, allow_pickle=False) as arrays:
-            return list(arrays["x"][:, None])
+        return list(read_npz(files[0], ["x"], "natural photographs")["x"][:, None])
     if source == "cbsd68":
         from PIL import Image
 
-        paths = sorted((folder / "cbsd68").glob("*.jpg"))
-        if not paths:
+        if not files:
             raise ConfigError(
                 f"no photographs in {str(folder / 'cbsd68')!r}: pass the folder of the data sets"
             )
         mode = "L" if channels == 1 else "RGB"
-        opened = [np.asarray(Image.open(path).convert(mode)) for path in paths]
+        opened = [np.asarray(Image.open(path).convert(mode)) for path in files]
         return [np.atleast_3d(pixels).transpose(2, 0, 1) for pixels in opened]
     raise ConfigError(
         f"no natural source {source!r} with {channels} channels: train400 is gray, cbsd68 gray or color"

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from certdef.config.job import ConfigError, DataConfig
+from certdef.data.npz import read_npz
+from surrogates.targets.formats import channel_axis
 
 
 class Source(NamedTuple):
@@ -100,6 +102,8 @@ def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Spl
         raise ConfigError(f"unknown data set {config.name!r}: choose one of {', '.join(LOADERS)}")
     source = LOADERS[config.name](config)
     images, labels, random = source.images, source.labels, np.random.default_rng(seed)
+    if not own_target:
+        _check_classes(config.name, labels, len(source.classes))
     order = random.permutation(len(images))
     if source.test_images is None or source.test_labels is None:  # the held-out part is cut from the set
         order, held = order[config.heldout_images :], order[: config.heldout_images]
@@ -123,6 +127,16 @@ def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Spl
         audit_images=images[audit],
         audit_labels=labels[audit],
     )
+
+
+def _check_classes(name: str, labels: np.ndarray, classes: int) -> None:
+    """Refuse labels that leave out a class where a target is trained on them; another target's classes are its own."""
+    missing = np.setdiff1d(np.arange(classes), labels)
+    if len(missing):
+        raise ConfigError(
+            f"labels of {name} go from {labels.min()} to {labels.max()}, and no image is of class {missing[0]}: number the "
+            "classes from 0 without a gap, or give the target that they belong to (target.uri)"
+        )
 
 
 def _check_sizes(config: DataConfig, sizes: dict[str, int]) -> None:
@@ -168,7 +182,10 @@ def _fashion_mnist(config: DataConfig) -> Source:
 
 
 def _cifar10_part(config: DataConfig) -> Source:
-    arrays = _arrays(data_root(config) / "cifar10" / "cifar10_lossless.npz")
+    arrays = _arrays(
+        data_root(config) / "cifar10" / "cifar10_lossless.npz",
+        *("x_train", "y_train", "x_test", "y_test", "class_names"),
+    )
     return Source(
         images=as_images(arrays["x_train"]),
         labels=arrays["y_train"].astype(np.int64),
@@ -179,7 +196,7 @@ def _cifar10_part(config: DataConfig) -> Source:
 
 
 def _aerial(config: DataConfig) -> Source:
-    arrays = _arrays(data_root(config) / "ucmerced64" / "ucmerced64.npz")
+    arrays = _arrays(data_root(config) / "ucmerced64" / "ucmerced64.npz", "x", "y", "split", "class_names")
     images, labels, test = as_images(arrays["x"]), arrays["y"].astype(np.int64), arrays["split"] == 1
     return Source(images[~test], labels[~test], _names(arrays["class_names"]), images[test], labels[test])
 
@@ -188,12 +205,11 @@ def _names(values: Iterable[object]) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a data set below data.root; ConfigError if it is missing."""
+def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """The arrays of a data set below data.root, by name; ConfigError if it is missing."""
     if not path.is_file():
         raise ConfigError(f"{str(path)!r} is no file: data.root must be the folder of the data sets")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_npz(path, names, "data set")
 
 
 def _npz(config: DataConfig) -> Source:
@@ -201,18 +217,38 @@ def _npz(config: DataConfig) -> Source:
         raise ConfigError(
             "data.path is not set: data.name npz needs a file with the arrays images and labels"
         )
-    images, labels = _read(config.path, "data.path", "images", "labels")
-    images = as_images(images)
+    arrays = read_npz(config.path, ["images", "labels"], "data.path", ["class_names", "layout"])
+    images, labels = as_images(arrays["images"], _layout(arrays)), arrays["labels"]
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ConfigError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}: expected {len(images)} whole numbers from 0"
         )
-    return Source(images, labels.astype(np.int64), _names(range(int(labels.max()) + 1)))
+    return Source(images, labels.astype(np.int64), _class_names(labels, arrays.get("class_names")))
+
+
+def _class_names(labels: np.ndarray, given: np.ndarray | None) -> tuple[str, ...]:
+    """Names of the classes: as given, else their numbers, if each of them occurs."""
+    seen = np.unique(labels)
+    if given is not None:
+        names = _names(np.atleast_1d(given))
+        if len(set(names)) != len(names) or int(seen[-1]) >= len(names):
+            raise ConfigError(
+                f"class_names lists {len(set(names))} names, but labels go up to {seen[-1]}: list one for each class"
+            )
+        return names
+    if int(seen[0]) != 0 or int(seen[-1]) != len(seen) - 1:
+        few = f"{', '.join(map(str, seen[:3]))}{' ...' if len(seen) > 3 else ''} up to {seen[-1]}"
+        raise ConfigError(
+            f"labels are {few}, {len(seen)} in all: number the classes from 0 without a gap, or add the array "
+            "class_names with the name of every class"
+        )
+    return _names(range(len(seen)))
 
 
 def read_images(path: str, image_shape: tuple[int, ...]) -> np.ndarray:
     """The array images of an .npz as float32 (N, C, H, W) in [0, 1]; ConfigError unless each has the shape (C, H, W)."""
-    images = as_images(*_read(path, "images", "images"))
+    arrays = read_npz(path, ["images"], "images", ["layout"])
+    images = as_images(arrays["images"], _layout(arrays))
     if images.shape[1:] != tuple(image_shape):
         raise ConfigError(
             f"images of {path!r} have shape {images.shape[1:]}: the job's are {tuple(image_shape)}"
@@ -220,38 +256,49 @@ def read_images(path: str, image_shape: tuple[int, ...]) -> np.ndarray:
     return images
 
 
-def _read(path: str, what: str, *names: str) -> list[np.ndarray]:
-    """Arrays of an .npz by name; ConfigError calls the path `what`."""
-    wanted = " and ".join(names)
-    if not Path(path).is_file():
-        raise ConfigError(f"{what} {str(path)!r} is no file: give an .npz with the arrays {wanted}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
-    except (KeyError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"{what} {str(path)!r} can't be read ({error}): give an .npz with the arrays {wanted}"
-        ) from error
+def _layout(arrays: dict[str, np.ndarray]) -> str | None:
+    return str(arrays["layout"]) if "layout" in arrays else None
 
 
-def as_images(images: np.ndarray) -> np.ndarray:
-    """Any common image array as float32 (N, C, H, W) in [0, 1]; uint8 is divided by 255 here."""
+def as_images(images: np.ndarray, layout: str | None = None) -> np.ndarray:
+    """Any common image array as float32 (N, C, H, W) in [0, 1]; uint8 is divided by 255 here.
+
+    Args:
+        layout: chw or hwc, where four axes do not tell which of them is the channels.
+
+    Raises:
+        ConfigError: It names what was seen and how to say it.
+    """
     if images.size == 0:
         raise ConfigError(f"images have shape {images.shape}: give at least one")
+    if layout not in (None, "chw", "hwc"):
+        raise ConfigError(f"layout is {layout!r}: use chw or hwc")
     if images.ndim == 3:
+        if images.shape[-1] in (1, 3, 4):
+            raise ConfigError(
+                f"images have shape {images.shape}, perhaps of one image (H,W,C): give (N,H,W), (N,H,W,C) or (N,C,H,W)"
+            )
         images = images[:, None]
-    elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[-1] in (1, 3):
-        images = images.transpose(0, 3, 1, 2)
+    elif images.ndim == 4:
+        axis = channel_axis(images.shape[1:])
+        if layout is None and axis is None:
+            raise ConfigError(
+                f"images have shape {images.shape}, where the channels may be first or last: "
+                "add the array layout to the file, with the text chw or hwc"
+            )
+        if layout == "hwc" or (layout is None and axis == 2):
+            images = images.transpose(0, 3, 1, 2)
     if images.ndim != 4:
         raise ConfigError(f"images have shape {images.shape}: expected (N,H,W), (N,H,W,C) or (N,C,H,W)")
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images, dtype=np.float32) / 255
     if not np.issubdtype(images.dtype, np.floating):
         raise ConfigError(f"images have dtype {images.dtype}: expected uint8, or floats in [0, 1]")
-    low, high = float(images.min()), float(images.max())
+    low, high = images.min(), images.max()
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise ConfigError(
-            f"images range from {low:g} to {high:g}: scale them to [0, 1], e.g. divide 8-bit levels by 255"
+            f"images range from {low:.9g} to {high:.9g}: scale them to [0, 1], e.g. divide 8-bit levels by 255, "
+            "and clip what rounding has left outside"
         )
     return np.ascontiguousarray(images, dtype=np.float32)
 

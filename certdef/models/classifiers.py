@@ -76,17 +76,29 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Cl
         raise ConfigError(
             f"unknown model {name!r}: use cnn, mlp, resnet or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
         )
-    try:
-        sized: dict[str, Any] = {"img_size": (height, width)} if "vit" in name else {}
-        network = timm.create_model(
-            name, pretrained=False, in_chans=channels, num_classes=num_classes, **sized
-        )
-        network.eval()(torch.zeros(1, *image_shape))
-    except Exception as error:  # timm raises whatever the architecture trips over
-        raise ConfigError(
-            f"model {name!r} does not take images of shape {image_shape} ({error}): choose another"
-        ) from error
-    return Classifier(network)
+    return Classifier(_timm_network(name, image_shape, num_classes))
+
+
+def _timm_network(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network of timm, made for images of this size where the architecture takes one."""
+    import timm
+
+    channels, height, width = image_shape
+    state = torch.get_rng_state()
+    sizes: tuple[dict[str, Any], ...] = ({"img_size": (height, width)}, {})
+    for sized in sizes:  # which of them an architecture takes is known by trying
+        torch.set_rng_state(state)  # the weights do not depend on what was tried before
+        try:
+            network = timm.create_model(
+                name, pretrained=False, in_chans=channels, num_classes=num_classes, **sized
+            )
+            network.eval()(torch.zeros(1, *image_shape))
+            return network
+        except Exception as error:  # timm raises whatever the architecture trips over
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise ConfigError(
+        f"model {name!r} does not take images of shape {image_shape} ({reason}): choose another"
+    )
 
 
 def surrogate_model(config: RunConfig) -> str:

@@ -5,7 +5,6 @@ The same reader serves the notebook, the pipeline and the scoring server.
 
 from __future__ import annotations
 
-import json
 import pkgutil
 import secrets
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import nn
 
 import certify
@@ -27,10 +27,13 @@ from certdef.models.classifiers import build_classifier
 from certdef.purifiers import build
 from certdef.purifiers import networks as network_room
 from certdef.purifiers.registry import check_code, find_purifier, is_foreign
+from certdef.tracking.files import check_digests, digests, read_json, write_json
+from surrogates.files import replacing
 
 # As a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.
 FRESH = -1
 PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH}
+MEND = "put it back, or train it again, in a job with --fresh"
 
 
 def save_classifier(folder: Path, model: nn.Module, answers: str = "probabilities") -> None:
@@ -67,9 +70,11 @@ def _save(folder: Path, modules: Mapping[str, nn.Module], **spec: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in modules.items():
         weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-        save_file(weights, folder / f"{name}.safetensors")
+        with replacing(folder / f"{name}.safetensors") as file:
+            file.write(save(weights))
     spec |= {"networks": {name: _described(module) for name, module in modules.items()}}
-    (folder / "model.json").write_text(json.dumps(spec | {"certdef": version("certdef")}, indent=1))
+    spec |= {"files": digests(folder, [f"{name}.safetensors" for name in modules])}
+    write_json(folder / "model.json", spec | {"certdef": version("certdef")})
 
 
 def _described(module: Any) -> dict[str, Any]:
@@ -123,9 +128,22 @@ def _modules(purifier: str | None) -> list[str]:
 
 
 def load_weights(folder: Path, network: nn.Module) -> nn.Module:
-    """The weights of a single network that was saved in a folder, into one that is built already."""
-    name = next(iter(read_spec(folder)["networks"]))
-    network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    """The weights of a single network that was saved in a folder, into one that is built already.
+
+    Raises:
+        ConfigError: They were changed after they were saved, or are those of another network.
+    """
+    spec = read_spec(folder)
+    check_digests(folder, spec.get("files", {}), MEND)
+    return _filled(network, folder / f"{next(iter(spec['networks']))}.safetensors")
+
+
+def _filled(network: nn.Module, path: Path) -> nn.Module:
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, FileNotFoundError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"weights {str(path)!r} can't be loaded ({reason}): {MEND}") from error
     return network
 
 
@@ -133,14 +151,14 @@ def read_spec(folder: Path) -> dict[str, Any]:
     """What `model.json` says.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or it was changed after it was saved.
     """
     path = folder / "model.json"
     if not path.is_file():
         raise ConfigError(
             f"{str(folder)!r} holds no certdef model (no model.json): give the folder of a logged model"
         )
-    return json.loads(path.read_text())
+    return read_json(path, MEND)
 
 
 def load_model(folder: Path | str, device: str | torch.device = "cpu", code: str | None = None) -> Any:
@@ -152,17 +170,20 @@ def load_model(folder: Path | str, device: str | torch.device = "cpu", code: str
         code: Allows this purifier of the user's own (`python:package.module:factory`), whose code is imported and run.
 
     Raises:
-        ConfigError: There is no model, or it needs code that is not allowed.
+        ConfigError: There is no model, it was changed after it was saved, or it needs code that is not allowed.
     """
     folder = Path(folder)
     spec = read_spec(folder)
+    check_digests(folder, spec.get("files", {}), MEND)  # version 0.1 kept none
     purifier = spec.get("purifier")
     if purifier is not None:
         check_code(purifier, code)
-    parts = {name: rebuilt(described, purifier) for name, described in spec["networks"].items()}
+    with (
+        torch.random.fork_rng()
+    ):  # a module is built with random weights, which draw from the caller's generator
+        parts = {name: rebuilt(described, purifier) for name, described in spec["networks"].items()}
     for name, module in parts.items():
-        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-        module.to(device).eval()
+        _filled(module, folder / f"{name}.safetensors").to(device).eval()
     if spec["kind"] == "certified":
         return CertifiedClassifier(parts, spec, device)
     if spec["kind"] == "purifier":
@@ -184,10 +205,21 @@ class CertifiedClassifier:
         self.defaults = PARAMS | spec["defaults"]
         self.device = device
 
-    def certify(self, images: np.ndarray, **params: Any) -> tuple[list[certify.Certificate], int]:
-        """Certify images (N, C, H, W), float32 in [0, 1]; params: n0, n, alpha, seed (-1: a fresh one).
+    def certify(
+        self, images: np.ndarray, *, progress: Any = None, **params: Any
+    ) -> tuple[list[certify.Certificate], int]:
+        """Certify images (N, C, H, W), float32 in [0, 1].
 
-        Returns the certificates and the seed that was used.
+        Args:
+            images: The images.
+            progress: Anything with update(draws), called after each batch.
+            params: n0, n, alpha, seed (-1: a fresh one).
+
+        Returns:
+            The certificates, and the seed that was used.
+
+        Raises:
+            ConfigError, certify.CertifyError: Images or params that cannot be used.
         """
         if images.shape[1:] != self.image_shape:
             raise ConfigError(
@@ -208,5 +240,6 @@ class CertifiedClassifier:
             n0=int(settings["n0"]),
             n=int(settings["n"]),
             alpha=float(settings["alpha"]),
+            progress=progress,
         )
         return certificates, seed

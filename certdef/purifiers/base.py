@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -95,7 +95,9 @@ class TrainingRun:
         classifier = self.plan.classifier
         assert classifier is not None
         with torch.inference_mode():
-            batches = [classifier(batch.to(self.device)).argmax(1) for batch in images.split(BATCH)]
+            batches = [
+                classifier(batch.to(self.device, copy=True)).argmax(1) for batch in images.split(BATCH)
+            ]
         return torch.cat(batches).cpu()
 
 
@@ -114,6 +116,7 @@ class NetworkSpec:
         needs: Networks that are trained before it.
         sees_classifier: Its weights depend on the classifier that is defended.
         uses_pool: Whether its weights depend on the pool.
+        files: The files that its weights depend on, of a configuration and a number of color channels.
         check: Refuses, before anything is paid for, a configuration that it cannot be trained with.
         served: It is logged in MLflow as a model that can be served: images in, images out.
     """
@@ -128,6 +131,7 @@ class NetworkSpec:
     needs: Callable[[RunConfig], tuple[NetworkSpec, ...]] = lambda config: ()
     sees_classifier: bool = False
     uses_pool: Callable[[RunConfig], bool] = lambda config: True
+    files: Callable[[RunConfig, int], Sequence[Path]] = lambda config, channels: ()
     check: Callable[[RunConfig], None] = lambda config: None
     served: bool = False
 

@@ -92,7 +92,7 @@ class Vote(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         votes = torch.zeros((), dtype=torch.int64, device=images.device)
         for _ in range(self.draws):
-            scores = self.classifier(self.purifier(images))
+            scores = self.classifier(self.purifier(images.clone()))
             votes = votes + nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1])
         return votes / self.draws
 

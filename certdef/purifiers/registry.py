@@ -7,13 +7,16 @@ holds one as PURIFIER), or a function of the user's own, `python:package.module:
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, nearest
@@ -60,7 +63,7 @@ def _load(name: str) -> PurifierSpec:
     if name in own_names():
         return import_module(f"certdef.purifiers.{name.replace('-', '_')}").PURIFIER
     if is_code(name):
-        return _from_code(name)
+        return _guarded(_from_code(name))
     if name not in entry_points():
         raise ConfigError(
             f"unknown purifier {name!r}: certdef purifiers lists them{nearest(name, purifier_names())}"
@@ -69,13 +72,43 @@ def _load(name: str) -> PurifierSpec:
     try:
         loaded: Any = point.load()
     except Exception as error:  # whatever a foreign module trips over
-        raise ConfigError(f"purifier {name!r} ({point.value}) cannot be imported: {error}") from error
+        raise ConfigError(
+            f"purifier {name!r} ({point.value}) cannot be imported: {one_line(error)}"
+        ) from error
     spec = getattr(loaded, "PURIFIER", loaded)
     if not isinstance(spec, PurifierSpec) or spec.name != name:
         raise ConfigError(
             f"purifier {name!r} ({point.value}) is no PurifierSpec of that name: mend its package"
         )
-    return spec
+    return _guarded(spec)
+
+
+def _guarded(spec: PurifierSpec) -> PurifierSpec:
+    """A foreign record whose modules are in eval mode, and the same function whenever they are built."""
+    part = spec.denoiser
+    return replace(
+        spec,
+        build=partial(_built, spec.name, spec.build),
+        denoiser=part and replace(part, build=partial(_built, spec.name, part.build)),
+    )
+
+
+def _built(name: str, build: Callable[[Parts], nn.Module], parts: Parts) -> nn.Module:
+    """Foreign code may draw weights: what is certified and what is attacked must be one function."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            module = build(parts)
+        except Exception as error:  # whatever a foreign module trips over
+            raise ConfigError(f"purifier {name!r} cannot be built: {one_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"purifier {name!r} is a {type(module).__name__}: return a torch module")
+    return module.eval()
+
+
+def one_line(error: Exception) -> str:
+    """An error of foreign code as one line: its class and what it says."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _from_code(name: str) -> PurifierSpec:
@@ -84,21 +117,28 @@ def _from_code(name: str) -> PurifierSpec:
     here = str(Path.cwd())
     sys.path.insert(0, here)  # as `python -m` has it, and a console script has not
     try:
-        factory = getattr(import_module(module_name), attribute)
+        module = import_module(module_name)
+        factory = getattr(module, attribute)
     except Exception as error:  # whatever the user's module trips over
-        raise ConfigError(f"purifier {name!r} cannot be imported: {error}") from error
+        raise ConfigError(f"purifier {name!r} cannot be imported: {one_line(error)}") from error
     finally:
         sys.path.remove(here)
-
-    def build(parts: Parts) -> nn.Module:
-        module = factory()
-        if not isinstance(module, nn.Module):
-            raise ConfigError(f"purifier {name!r} is a {type(module).__name__}: return a torch module")
-        return module.eval()
+    if not callable(factory):
+        raise ConfigError(
+            f"purifier {name!r} is a {type(factory).__name__}: name a function that returns a module"
+        )
+    defined = sys.modules.get(
+        getattr(factory, "func", factory).__module__
+    )  # which may have only been imported there
+    files = sorted({file for file in (module.__file__, getattr(defined, "__file__", None)) if file})
 
     def settings(config: RunConfig) -> dict[str, Any]:
         """Other code is another purifier."""
-        return {"code": hashlib.sha256(Path(inspect.getfile(factory)).read_bytes()).hexdigest()[:16]}
+        code = b"".join(Path(file).read_bytes() for file in files)
+        return {"code": hashlib.sha256(code).hexdigest()[:16]}
+
+    def build(parts: Parts) -> nn.Module:
+        return factory()
 
     summary = (factory.__doc__ or "").strip().partition("\n")[0]
     about = About(summary or f"your own module, from {attribute}()", module_name, "not stated")

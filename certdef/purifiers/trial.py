@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from certdef.config.job import ConfigError
+from certdef.purifiers.registry import one_line
 
 IMAGES = 5
 TOLERANCE = 1e-4  # of a pixel: rounding differs with the size of a batch
@@ -37,12 +39,18 @@ def check_purifier_module(name: str, module: nn.Module, image_shape: tuple[int, 
     _check(name, inside, f"returns pixels in {values}: clamp them to [0, 1]")
 
 
-def check_denoiser(name: str, module: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Try a denoiser, in addition, on whether it is a function of each noisy image alone.
+def check_denoiser(name: str, build: Callable[[], nn.Module], image_shape: tuple[int, int, int]) -> None:
+    """Try a denoiser, in addition, on whether it is one function, and of each noisy image alone.
+
+    Args:
+        name: As the user wrote it, for the error.
+        build: Builds it; the certificate and the attack build it for themselves.
+        image_shape: (C, H, W).
 
     Raises:
         ConfigError: The first rule that it breaks, or the error that it raised.
     """
+    module = build()
     check_purifier_module(name, module, image_shape)
     images, purify = _noisy_images(module, image_shape), partial(_purify, name, module)
     others = torch.cat([images[:1], 1 - images[1:]])
@@ -50,12 +58,14 @@ def check_denoiser(name: str, module: nn.Module, image_shape: tuple[int, int, in
         purified, again = purify(images), purify(images)
         turned, beside = purify(images.flip(0)).flip(0), purify(others)
         alone = torch.cat([purify(image[None]) for image in images])
+        rebuilt = _purify(name, build(), images)
     differs = "answers the same images differently: a denoiser draws no noise and keeps no state"
     _check(name, _close(again, purified), differs)
     together = "depends on the other images of the batch: purify each image by itself"
     _check(name, _close(turned, purified), together)
     _check(name, _close(beside[:1], purified[:1]), together)
     _check(name, _close(alone, purified), together)
+    _check(name, _close(rebuilt, purified), "is another function when it is built again: load fixed weights")
 
 
 def _noisy_images(module: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
@@ -74,7 +84,7 @@ def _purify(name: str, module: nn.Module, images: Tensor) -> Tensor:
         try:
             purified = module(batch)
         except Exception as error:  # whatever a foreign module trips over
-            problem = f"fails on images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+            problem = f"fails on images of shape {tuple(images.shape)}: {one_line(error)}"
             raise ConfigError(f"purifier {name!r} {problem}") from error
     _check(name, isinstance(purified, Tensor), f"returns a {type(purified).__name__}: return a tensor")
     _check(name, torch.equal(batch, images), "modifies its input: work on a copy")

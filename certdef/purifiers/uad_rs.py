@@ -83,7 +83,7 @@ def anls(
 @torch.inference_mode()
 def purify(purifier: nn.Module, images: Tensor) -> Tensor:
     """Purify images (N, C, H, W) in batches, without gradients."""
-    return torch.cat([purifier(batch) for batch in images.split(BATCH)])
+    return torch.cat([purifier(batch.clone()) for batch in images.split(BATCH)])
 
 
 def frechet(first: Tensor, second: Tensor, shrinkage: float = 0.1) -> float:

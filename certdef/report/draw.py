@@ -88,7 +88,7 @@ def _(result: BudgetsResult, folder: Path, *, config: RunConfig, data: Splits) -
 def _curve(folder: Path, key: str) -> certify.curves.Curve:
     """Certified accuracy of a condition from its records, finely."""
     records = certify.read_records(folder / "records" / f"{key}.jsonl")
-    furthest = max(0.25, 1.1 * float(records.radius.max()))
+    furthest = max(0.25, 1.1 * float(records.radius.max(initial=0.0)))
     return certify.curves.certified_accuracy(records, np.linspace(0, furthest, 400))
 
 

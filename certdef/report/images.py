@@ -23,7 +23,7 @@ def denoising_steps(
     clean = torch.from_numpy(images)
     noisy = clean + noise.sample(tuple(clean.shape), generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
-        return noisy, denoiser(noisy) if denoiser else noisy
+        return noisy, denoiser(noisy.clone()) if denoiser else noisy
 
 
 def png(image: NDArray[Any] | Tensor) -> bytes:

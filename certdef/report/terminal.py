@@ -41,6 +41,7 @@ def headline(config: RunConfig, summary: Summary) -> str:
             if charge.budget
         )
         lines.append(f"queries     {', '.join(spent)}")
+        lines.append(f"ledger      {summary.ledger}")
     if summary.reused:
         lines.append(
             "reused      every stage was done before: nothing was trained or paid for; --fresh repeats it"

@@ -32,7 +32,7 @@ from certdef.stages.purifier import (
 )
 from certdef.stages.served import ServedResult, register
 from certdef.stages.surrogate import SurrogateResult, distill, recipe_of, selection_of
-from certdef.stages.target import TargetResult, open_target
+from certdef.stages.target import TargetResult, ledger_file, open_target
 from certdef.stages.udc.evaluation import UDCResult, evaluate_defense
 from certdef.stages.udc.networks import check_udc, train_defense
 from certdef.stages.udc.photographs import load_photographs, photographs_through_display
@@ -74,6 +74,7 @@ __all__ = [
     "evaluate_defense",
     "evaluate_ladder",
     "ladder_systems",
+    "ledger_file",
     "load_photographs",
     "open_target",
     "photographs_through_display",

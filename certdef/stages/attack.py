@@ -1,4 +1,4 @@
-"""PGD on the surrogate, transferred to the target, each with and without the purifier in front."""
+"""PGD on the surrogate, transferred to the target, each with and without the purifier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ATTACKS = {
 
 @dataclass(frozen=True)
 class AttackRow:
-    """Accuracy under one L-infinity budget, without and with the purifier in front."""
+    """Accuracy under one L-infinity budget, without and with the purifier."""
 
     eps: float
     surrogate: Share
@@ -78,7 +78,9 @@ def _attack(
                 surrogate, images, labels, eps=eps, steps=config.steps, seed=seed, progress=job.progress
             )
         with torch.inference_mode():
-            purified = torch.cat([defense(batch.to(job.device)) for batch in attacked.split(BATCH)])
+            purified = torch.cat(
+                [defense(batch.to(job.device, copy=True)) for batch in attacked.split(BATCH)]
+            )
             predicted = {
                 "surrogate": _labels(surrogate, attacked.to(job.device)),
                 "surrogate_purified": _labels(surrogate, purified),

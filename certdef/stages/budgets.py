@@ -6,9 +6,9 @@ interval is the median seed's, over images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +28,9 @@ from certdef.stages.surrogate import (
     train_surrogate,
 )
 from certdef.tracking import metrics
+from certdef.tracking.files import fingerprint, read_json, write_json
 from certdef.tracking.results import Share, StageResult
-from certdef.tracking.workspace import Stage, fingerprint, write_json
+from certdef.tracking.workspace import Stage
 
 CONDITIONS = ("clean", "noisy", "denoised")
 
@@ -113,7 +114,7 @@ def trace_budgets(
     stage = job.stage(name, BudgetsResult, *settings, *table)
 
     def fill() -> BudgetsResult:
-        cells.path.mkdir(parents=True, exist_ok=True)
+        cells.begin()
         order = [
             (strategy, budget, job.config.seed + number)
             for number in range(seeds)
@@ -151,24 +152,30 @@ def _cell(
     name = f"{config.strategy}-{budget}-{seed}"
     path, begun = stage.path / f"{name}.json", stage.path / f"{name}.begun"
     if path.is_file():
-        plain = json.loads(path.read_text())
+        plain = read_json(path)
         return Cell(
             **plain | {"agreement": {key: Share(*value) for key, value in plain["agreement"].items()}}
         )
     if not begun.is_file():  # an interruption must not hide what was charged before it
-        write_json(begun, job.ledger.bill()["training"].spent)
+        write_json(begun, {"spent": job.ledger.bill()["training"].spent})
     encoder, denoiser = nims
     checkpoint = stage.path / f"{name}.pt"
     surrogate = train_surrogate(
         job, target, config, budget=budget, seed=seed, encoder=encoder, checkpoint=checkpoint
     )
-    charged = job.ledger.bill()["training"].spent - json.loads(begun.read_text())
+    charged = job.ledger.bill()["training"].spent - _spent(begun)
     agreement = _agreement(job, target, surrogate, denoiser)
     cell = Cell(config.strategy, budget, seed, surrogate.queries, charged, agreement)
     write_json(path, asdict(cell))
     for left in (begun, *stage.path.glob(f"{name}*.pt")):
         left.unlink()
     return cell
+
+
+def _spent(begun: Path) -> int:
+    """What had been charged when a cell was begun; version 0.1 kept the bare number."""
+    plain: Any = read_json(begun)
+    return plain if isinstance(plain, int) else plain["spent"]
 
 
 def _agreement(
@@ -188,7 +195,7 @@ def _agreement(
 
 def _denoised(denoiser: nn.Module, noisy: torch.Tensor, device: torch.device) -> torch.Tensor:
     with torch.inference_mode():
-        return torch.cat([denoiser(part.to(device)).cpu() for part in noisy.split(256)])
+        return torch.cat([denoiser(part.to(device, copy=True)).cpu() for part in noisy.split(256)])
 
 
 def curves(cells: Sequence[Cell], condition: str) -> dict[str, list[Point]]:

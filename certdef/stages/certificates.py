@@ -1,7 +1,7 @@
 """Certificates for both subjects: the target by paid queries, the surrogate for free.
 
-Every image is recorded as soon as it is done, and every paid batch is kept by the ledger as a receipt of what decides
-it, so an interrupted job goes on with the same counts and pays for nothing twice.
+Every image is recorded as soon as it is done, and every paid vote is kept by the ledger as a receipt of what decides
+it, so an interrupted or changed job goes on with the same counts and pays for no draw twice.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from certdef.purifiers.registry import find_purifier
 from certdef.stages.job import Job, versions
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
+from certdef.tracking.files import fingerprint
 from certdef.tracking.results import Share, StageResult
-from certdef.tracking.workspace import Stage, fingerprint
+from certdef.tracking.workspace import Stage
 from certify.bounds import smallest_n
+from certify.bounds.two_sided import check_two_sided
 from certify.guided import reachable_radii
 
 STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
@@ -132,8 +134,12 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
 
     Raises:
         ConfigError: The budget is too small to certify anything; says which one would do.
+        CertifyError: A noise law that the method has no radius for.
     """
     if paid is None:
+        if config.certify.method == "two_sided":
+            for condition in conditions(config):
+                check_two_sided(condition.noise)
         paid = sum(condition.paid for condition in conditions(config))
     if config.certify.guide == "budget":  # the budget is the set's, not the image's
         return _within_reach(config, config.certify.n)
@@ -164,8 +170,42 @@ def certify_subjects(
     config, draws = job.config.certify, target_draws(job.config)
     job.legacy.draws = draws
     classifier = [target.subject, *(other.fingerprint for other in depends_on)]
-    stage = job.stage("certify", CertifyResult, config.settings, draws, job.data.heldout_digest, *classifier)
+    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier)
     return job.run(stage, lambda: _certify_subjects(job, target, surrogate, purifier, stage))
+
+
+def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
+    """Look up the stage by its key and, where a guide has a budget, by that."""
+    former = job.stage("certify", CertifyResult, *key)
+    budget = _guided_budget(job.config)
+    if not budget:
+        return former
+    stage = job.stage("certify", CertifyResult, *key, *budget)
+    # Version 0.1 left the budget out. The votes tell it: who stopped below a budget stops there with a larger one too.
+    if former.done and not stage.path.exists() and _most_votes(job.config, former.path) == budget[0]:
+        former.path.rename(stage.path)
+        stage.reused = True
+    return stage
+
+
+def _guided_budget(config: RunConfig) -> list[int]:
+    """The votes that a guide may spend on each smoothed target, where it has such a budget."""
+    if config.certify.guide != "budget":
+        return []
+    return [config.ledger.certification // sum(each.paid for each in conditions(config))]
+
+
+def _most_votes(config: RunConfig, folder: Path) -> int:
+    """The most votes that a smoothed target got."""
+    votes = [0]
+    for condition in conditions(config):
+        path = folder / "records" / f"{condition.key}.jsonl"
+        if condition.paid and path.is_file():
+            records = certify.read_records(path)
+            assert records.n0 is not None  # a .jsonl keeps them
+            assert records.counts is not None
+            votes.append(int(records.n0.sum() + records.counts.sum()))
+    return max(votes)
 
 
 def _certify_subjects(
@@ -225,10 +265,12 @@ def paid_classifier(
     )
 
     def classify(noisy: Tensor) -> np.ndarray:
+        draws = noisy.cpu()
         if denoiser is not None:
-            return paid.query(denoiser(noisy).cpu()).labels
+            # A copy: what a denoiser writes into its input is not what was drawn.
+            return paid.query(denoiser(noisy.clone()).cpu(), draws=draws).labels
         # Noise leaves [0, 1]; clipping it is up to the target.
-        return paid.query(noisy.cpu(), bounded=False).labels
+        return paid.query(draws, bounded=False, draws=draws).labels
 
     return classify
 
@@ -239,12 +281,34 @@ def certify_condition(
     """Certify the held-out images that are not recorded yet; returns the figures of all of them.
 
     With a guide every image is certified again: what the ledger kept costs nothing, and each calibrates the next.
+
+    Raises:
+        DriftError: The target has changed. Nothing stays recorded of it: what is good is in the ledger.
     """
+    config, guided = job.config.certify, classifier.guide is not None
+    stem = stage.path / "records" / condition.key
+    private = job.config.target.is_private
+    stem.parent.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
+    try:
+        log = _record(job, condition, classifier, stage, stem)
+    except surrogates.DriftError:
+        for records in stem.parent.glob("target-*"):
+            records.unlink()
+        raise
+    labels = job.data.heldout_labels
+    return _curve(condition, log, labels, classifier.n, 0 if guided else config.n0, config.radii)
+
+
+def _record(
+    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage, stem: Path
+) -> certify.RecordLog:
+    """Record the images of a condition that are not recorded yet; returns the log, closed."""
     config, data, guided = job.config.certify, job.data, classifier.guide is not None
     count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
-    stem = stage.path / "records" / condition.key
-    stem.parent.mkdir(exist_ok=True)
     with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
+        if job.config.target.is_private:
+            for path in (log.path, log.tsv_path):
+                path.chmod(0o600)
         left = [index for index in range(count) if index not in log.done]
         done = 0 if guided else count - len(left)
         bar = job.progress(total=count, initial=done, desc=f"certify {condition.key}", unit="image")
@@ -260,7 +324,7 @@ def certify_condition(
         elif left:
             _certify_smoothed(job, condition, classifier, left, keep)
         bar.close()
-    return _curve(condition, stem, classifier.n, 0 if guided else config.n0, config.radii)
+    return log
 
 
 def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
@@ -295,7 +359,7 @@ def _guided(
     def update(index: int, certificate: certify.Certificate) -> None:
         bar.update()
 
-    budget = job.config.ledger.certification // sum(each.paid for each in conditions(job.config))
+    budget = next(iter(_guided_budget(job.config)), None)
     started = time.perf_counter()
     certificates = certify.certify_guided(
         classifier.base,
@@ -306,7 +370,7 @@ def _guided(
         radii=config.radii,
         n=classifier.n,
         alpha=config.alpha,
-        budget=budget if config.guide == "budget" else None,
+        budget=budget,
         seed=job.config.seed,
         device=job.device,
         on_certificate=update,
@@ -356,10 +420,19 @@ def _certify_smoothed(
 
 
 def _curve(
-    condition: Condition, stem: Path, n: int, selection: int, radii: tuple[float, ...]
+    condition: Condition,
+    log: certify.RecordLog,
+    labels: np.ndarray,
+    n: int,
+    selection: int,
+    radii: tuple[float, ...],
 ) -> CertifiedCurve:
-    """What the records of a condition say."""
-    records = certify.read_records(stem.with_suffix(".jsonl"))
+    """What the records of a condition say; ConfigError unless they are of images with these labels (N,)."""
+    records = certify.read_records(log.path)
+    if records.idx.max(initial=0) >= len(labels) or np.any(labels[records.idx] != records.label):
+        raise ConfigError(
+            f"{str(log.path)!r} has images that are not this job's: put it back, or delete it; paid votes are in the ledger"
+        )
     assert records.counts is not None  # a .jsonl keeps them
     at = certify.curves.certified_accuracy(records, [0.0, *radii])
     columns = (column.tolist() for column in (at.accuracy, at.lower, at.upper))
@@ -370,12 +443,12 @@ def _curve(
         denoised=condition.denoised,
         headline=condition.headline,
         noise=condition.noise.describe(),
-        sound=condition.noise.sound,
+        sound=records.sound,
         n=n,
         samples_per_image=float(selection + np.mean(np.sum(records.counts, axis=1))),
         images=len(records),
         accuracy_at_0=shares[0],
         accuracy=tuple(shares[1:]),
         abstained=float(np.mean(records.predict == certify.ABSTAIN)),
-        seconds_per_image=float(np.mean(certify.read_records(stem.with_suffix(".tsv")).seconds)),
+        seconds_per_image=float(np.mean(certify.read_records(log.tsv_path).seconds)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 import surrogates
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
+from certdef.tracking.files import file_digest
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker
 from certdef.tracking.results import StageResult
@@ -28,7 +29,7 @@ class Job:
     """One run of the pipeline.
 
     Attributes:
-        config: What the job is asked to do.
+        config: What the job does.
         data: Its images.
         device: Where networks run.
         tracker: Its MLflow runs.
@@ -47,19 +48,42 @@ class Job:
     draw: Callable[[StageResult, Path], None]
     legacy: Legacy
 
-    def stage(self, name: str, result_type: type[R], *key: Any, kind: str | None = None) -> Stage[R]:
-        """Look up a stage. Its result depends on the key (JSON-able values), the seed and the kind of device alone."""
+    def stage(
+        self,
+        name: str,
+        result_type: type[R],
+        *key: Any,
+        kind: str | None = None,
+        files: Sequence[Path] = (),
+    ) -> Stage[R]:
+        """Look up a stage. Its result depends on the key (JSON-able values), the contents of files, the seed and the kind
+        of device alone.
+
+        Raises:
+            ConfigError: The stage is done, and a file that it wrote was changed or lost since.
+        """
         root, seed = self.config.workspace, self.config.seed
-        stage = Stage(root, name, result_type, seed, self.device.type, *key, kind=kind)
+        contents = [file_digest(path) for path in files]
+        stage = Stage(
+            root, name, result_type, seed, self.device.type, *key, *([contents] if files else []), kind=kind
+        )
+        if files and not stage.path.exists():  # version 0.1 left the contents out of the key
+            former = Stage(root, name, result_type, seed, self.device.type, *key, kind=kind)
+            self.legacy.adopt(former)
+            stage = former if former.made_from(contents) else stage
         self.legacy.adopt(stage)
+        if stage.done:
+            stage.check()
         return stage
 
     def run(self, stage: Stage[R], compute: Callable[[], R]) -> Stage[R]:
         """Do a stage unless it is done, in an MLflow run of its own: folder, result, figures, tracking."""
         with self.tracker.stage(stage):
             if not stage.done:
-                stage.path.mkdir(parents=True, exist_ok=True)
+                stage.begin()
                 result = compute()
+                if self.ledger.canaries is not None:
+                    self.ledger.canaries.finish()  # nothing is kept of a target that has changed
                 self.draw(result, stage.path)
                 stage.finish(result)
         return stage

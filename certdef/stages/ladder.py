@@ -8,7 +8,6 @@ own: one more is evaluated without evaluating, or paying, the others again.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from certdef.config.purifiers import plain_name
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
+from certdef.tracking.files import read_json, write_json
 from certdef.tracking.results import Share, StageResult
-from certdef.tracking.workspace import Stage, write_json
+from certdef.tracking.workspace import Stage
 
 SUBJECTS = ("surrogate", "target")
 VOTES = 300  # draws of a prediction under attack, at most
@@ -170,7 +170,7 @@ def _evaluate_system(
     stage = job.stage(f"ladder-{plain_name(name)}", SystemResult, *key)
 
     def evaluate() -> SystemResult:
-        front = purifier.defense(torch.Generator(job.device)).to(job.device) if purifier else None
+        defense = purifier.defense(torch.Generator(job.device)).to(job.device) if purifier else None
         passes = purifier.spec.differentiable if purifier else None
         paid = job.ledger.attach(
             target,
@@ -179,15 +179,15 @@ def _evaluate_system(
             formerly=job.legacy.experiment(stage.name),
         )
         systems = {
-            "surrogate": (System(surrogate, front, differentiable=passes), config.images),
-            "target": (System(paid, front, surrogate, differentiable=passes), config.target_images),
+            "surrogate": (System(surrogate, defense, differentiable=passes), config.images),
+            "target": (System(paid, defense, surrogate, differentiable=passes), config.target_images),
         }
         subjects = {}
         for subject, (system, images) in systems.items():
             path, count = stage.path / f"{subject}.json", min(images, len(job.data.heldout_images))
             if not path.is_file():
                 attacks = _attacked(job, system, count, f"{name}, {subject}")
-                write_json(path, [each.to_json() for each in attacks])
+                write_json(path, {"attacks": [each.to_json() for each in attacks]})
             subjects[subject] = _evaluation(path, count)
         return SystemResult(subjects=subjects, params=settings)
 
@@ -208,7 +208,9 @@ def _attacked(job: Job, system: System, count: int, title: str) -> list[AttackEv
 
 def _evaluation(path: Path, images: int) -> Evaluation:
     """What a finished evaluation says, without the answers image by image."""
-    attacks = [AttackEvaluation.from_json(row) for row in json.loads(path.read_text())]
+    plain: Any = read_json(path)
+    rows = plain if isinstance(plain, list) else plain["attacks"]  # version 0.1 kept the bare list
+    attacks = [AttackEvaluation.from_json(row) for row in rows]
     least = worst_case(attacks)
     assert least.accuracy is not None
     return Evaluation(

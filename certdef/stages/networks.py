@@ -5,9 +5,10 @@ None costs a query, and none sees a label but the surrogate's. What is trained i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +67,7 @@ def trained_once(
     *,
     served: bool = False,
     kind: str | None = None,
+    files: Sequence[Path] = (),
 ) -> tuple[N, Stage[NetworkResult]]:
     """The network of a stage, in eval mode on the job's device; trained only if no run has done it.
 
@@ -78,8 +80,9 @@ def trained_once(
         params: For MLflow.
         served: Log it in MLflow as a model that can be served: images in, images out.
         kind: How the names begin of all stages that have the same network by the same key.
+        files: What the weights depend on beside the key, by its contents.
     """
-    stage = job.stage(name, NetworkResult, *key, kind=kind)
+    stage = job.stage(name, NetworkResult, *key, kind=kind, files=files)
     network = job.seeded(build)
 
     def compute() -> NetworkResult:
@@ -136,6 +139,7 @@ def train_network(
         spec.settings(config) | (asdict(law) if law else {}),
         served=spec.served,
         kind=spec.stage,
+        files=spec.files(config, job.data.image_shape[0]),
     )
     return Trained(network, stage)
 
@@ -147,7 +151,7 @@ def network_key(
     defended: Defended | None = None,
     needs: Mapping[str, Trained] | None = None,
 ) -> list[Any]:
-    """What decides a network's weights: neither the target nor the label of the law."""
+    """What decides a network's weights beside its files: neither the target nor the label of the law."""
     key: list[Any] = [spec.settings(job.config), list(job.data.image_shape), law and law.parameters]
     key += [job.data.pool_digest] if spec.uses_pool(job.config) else []
     key += [defended.stage.fingerprint] if spec.sees_classifier and defended else []
@@ -159,7 +163,8 @@ def network_stage(
 ) -> Stage[NetworkResult]:
     """The stage of a network that needs no other one, whether it is done or not."""
     key = network_key(job, spec, law, defended)
-    return job.stage(spec.stage_name(job.config, law), NetworkResult, *key, kind=spec.stage)
+    files = spec.files(job.config, job.data.image_shape[0])
+    return job.stage(spec.stage_name(job.config, law), NetworkResult, *key, kind=spec.stage, files=files)
 
 
 def untrained_copy(classifier: Any) -> Callable[[], nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from certdef.purifiers.registry import find_purifier, is_foreign
 from certdef.stages.job import Job
 from certdef.stages.networks import Defended, Trained, train_network, training_run, untrained_copy
 from certdef.tracking import metrics
+from certdef.tracking.files import fingerprint
 from certdef.tracking.results import StageResult
-from certdef.tracking.workspace import Stage, fingerprint
+from certdef.tracking.workspace import Stage
+from surrogates.files import replacing
 
 BATCH = 100  # images purified at a time: a diffusion chain takes memory
 
@@ -193,8 +196,9 @@ def purify_images(job: Job, purifier: Purifier, images: np.ndarray, path: Path) 
     module = purifier.defense(generator).to(job.device)
     batches = job.progress(torch.from_numpy(images).split(BATCH), desc=f"purify with {purifier.name}")
     with torch.inference_mode():
-        purified = torch.cat([module(batch.to(job.device)).cpu() for batch in batches]).numpy()
-    np.savez_compressed(path, images=purified)
+        purified = torch.cat([module(batch.to(job.device, copy=True)).cpu() for batch in batches]).numpy()
+    with replacing(path) as file:
+        np.savez_compressed(file, images=purified)
     change = np.abs(purified - images)
     return {
         "purifier": purifier.name,
@@ -228,7 +232,7 @@ def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classif
         if is_foreign(name):
             trial.check_purifier_module(name, module, image_shape)
         if is_foreign(name) and spec.denoiser:
-            trial.check_denoiser(name, spec.denoiser.build(parts).eval(), image_shape)
+            trial.check_denoiser(name, partial(spec.denoiser.build, parts), image_shape)
     except ConfigError:
         raise
     except ValueError as error:

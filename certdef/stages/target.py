@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import surrogates
-from certdef.config.job import ConfigError, without_password
+from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.config.purifiers import plain_name
+from certdef.data.sets import Splits
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier, train_svc
 from certdef.stages.job import Job
 from certdef.tracking import metrics
+from certdef.tracking.files import fingerprint
+from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import tracking_uri
 from certdef.tracking.results import Share, StageResult
-from certdef.tracking.workspace import Stage, fingerprint
+from certdef.tracking.workspace import Stage
+from surrogates.ledger.reader import read_statement
 
 CANARIES = 4
 
@@ -85,6 +92,7 @@ def _open(job: Job, uri: str) -> surrogates.Target:
             f"target {without_password(uri)!r} answers {target.num_classes} classes, but the labels of {job.data.name} go up to "
             f"{classes - 1}: give the data that it was trained for"
         )
+    _check_ledger(job, target)
     job.legacy.target = target.identity
     if config.uri and target.charged_when_sent and config.canary_every:
         job.ledger.canaries = surrogates.Canaries(
@@ -93,17 +101,45 @@ def _open(job: Job, uri: str) -> surrogates.Target:
     return target
 
 
+def _check_ledger(job: Job, target: surrogates.Target) -> None:
+    """Refuse the ledger of another target, before any query: a new target is new budgets, which the user grants."""
+    owner, path = job.ledger.bill().identity, Path(job.ledger.path)
+    if owner in (None, target.identity):
+        return
+    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    free = next(name for name in names if not name.exists())
+    raise ConfigError(
+        f"ledger {str(path)!r} belongs to another target, {owner!r}, and this one is {target.identity!r}: give it a ledger "
+        f"with budgets of its own, --ledger.path {free}"
+    )
+
+
 def _options(job: Job) -> dict[str, Any]:
     """How the target is opened: as configured, or as certdef trained it."""
     config = job.config.target
     if config.uri:
         return config.form | config.transport
-    # Training is deterministic, so this name is too: a ledger knows the target wherever it was logged.
-    trained = fingerprint(job.config.seed, job.device.type, config.training, job.data.target_digest)
-    identity = f"{config.kind}:{trained}"
+    identity = trained_identity(job.config, job.data, job.device.type)
     if job.ledger.bill().identity == job.legacy.trained_target:
         identity = job.legacy.trained_target
     return {"identity": identity, "output_kind": config.output_kind or "probabilities"}
+
+
+def trained_identity(config: RunConfig, data: Splits, device: str) -> str:
+    """The name of a target that is trained here. Training is deterministic, so a ledger knows it wherever it was logged."""
+    decides = (config.seed, device, config.target.training, data.target_digest)
+    return f"{config.target.kind}:{fingerprint(*decides)}"
+
+
+def ledger_file(config: RunConfig, data: Splits, legacy: Legacy) -> Path:
+    """The ledger of a job: of several targets that are trained in one folder (--seed 1) each has a file of its own."""
+    path = config.ledger_path
+    if config.ledger.path or config.target.uri or not path.is_file():
+        return path
+    identity = trained_identity(config, data, legacy.device)
+    if read_statement(path).identity in (None, identity, legacy.trained_target):
+        return path
+    return path.with_stem(f"{path.stem}-{plain_name(identity)}")
 
 
 def _deterministic(job: Job) -> str:

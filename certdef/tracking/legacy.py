@@ -6,16 +6,18 @@ Every formula here is frozen: it must stay what version 0.1.0 computed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from certdef.config.job import RunConfig
-from certdef.tracking.workspace import Stage, fingerprint
+from certdef.tracking.files import fingerprint, read_json
+from certdef.tracking.workspace import Stage
+from surrogates.files import replacing
 
 VERSION = "0.1.0"
+FORMERLY = "formerly"  # the file that keeps what identified an adopted stage
 # What a network's weights were known not to depend on, by the section of its configuration.
 USED_LATER = {
     "blind_spot": ("iterations",),
@@ -80,7 +82,9 @@ class Legacy:
             "records/*.jsonl"
         ):  # an unfinished record goes on only under its own configuration
             header, line, rows = path.read_bytes().partition(b"\n")
-            path.write_bytes(header.replace(name.encode(), stage.fingerprint.encode()) + line + rows)
+            with replacing(path) as file:
+                file.write(header.replace(name.encode(), stage.fingerprint.encode()) + line + rows)
+        (old / FORMERLY).write_text(name)
         old.rename(stage.path)
         stage.reused = stage.done
 
@@ -90,9 +94,12 @@ class Legacy:
         return None if key is None else fingerprint(name, VERSION, *self.base, *key)
 
     def experiment(self, name: str, condition: str = "") -> list[str]:
-        """Under which name the receipts of a stage were kept."""
-        stage = self.fingerprint(name)
-        return [] if stage is None else [f"{stage}/{condition}" if condition else stage]
+        """Under which names the receipts of a stage may be kept: that of this job, and of those that left a folder."""
+        stages = dict.fromkeys([self.fingerprint(name)])
+        for folder in sorted(self.config.workspace.glob(f"{name}-" + "[0-9a-f]" * 16)):
+            former = folder / FORMERLY
+            stages[former.read_text() if former.is_file() else folder.name.removeprefix(f"{name}-")] = None
+        return [f"{stage}/{condition}" if condition else stage for stage in stages if stage is not None]
 
     def _key(self, name: str) -> list[Any] | None:
         config, law = self.config, self.config.certify.laws[0]
@@ -190,7 +197,7 @@ class Legacy:
     def _uad_step(self) -> int | None:
         """The step that UAD-RS chose, wherever its stage stands now."""
         for path in self.config.workspace.glob("uad-step-*/result.json"):
-            return json.loads(path.read_text())["params"]["t"]
+            return read_json(path)["params"]["t"]
         return None
 
     def _ladder(self, purifier: str) -> list[Any]:
@@ -220,7 +227,7 @@ class Legacy:
             return [self._noises(), ducd.choice_images, ducd.choice_n, self._certify(), students[0]]
         if name == "comparison":
             noise = self.config.workspace.glob("noise-*/result.json")
-            chosen = next((json.loads(path.read_text())["chosen"] for path in noise), None)
+            chosen = next((read_json(path)["chosen"] for path in noise), None)
             return [self._certify(), self.draws, chosen, *self._all("noise"), *students]
         if name == "references":
             split = [ducd.candidates, ducd.population, ducd.references]

@@ -6,7 +6,6 @@ stage again is harmless, so an interrupted job goes on in the runs it had opened
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -19,11 +18,15 @@ from urllib.parse import urlsplit
 from certdef.config.job import ConfigError, RunConfig, flatten
 from certdef.data.sets import Splits
 from certdef.tracking import legacy, metrics, server
+from certdef.tracking.files import read_json, write_json
+from certdef.tracking.local_store import holds_no_run, make_local_store
 from certdef.tracking.results import StageResult
-from certdef.tracking.workspace import Stage, write_json
+from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
 LOCAL_STORE = Path("mlruns")
+ACTIVE_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
+PARENT = "mlflow.parentRunId"
 PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
 MOST_METRICS = 1000  # in one request
 LONGEST_PARAM = 6000
@@ -81,30 +84,57 @@ def connect(config: RunConfig) -> Any:
     mlflow.set_registry_uri(uri)  # unset, evaluation beside system metrics can wait for ever
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
-        if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
-            artifacts = (
-                (LOCAL_STORE / "artifacts").resolve().as_uri()
-                if uri == f"sqlite:///{LOCAL_STORE}/mlflow.db"
-                else None
-            )
-            mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts)
-        mlflow.set_experiment(config.tracking.experiment)
+        make_local_store(uri)
+        _choose_experiment(mlflow, config.tracking.experiment, uri)
+    except ConfigError:
+        raise
     except Exception as error:  # MLflow wraps whatever its database driver raises
+        mend = "choose another with --tracking.uri, or another experiment with --tracking.experiment"
+        if not isinstance(error, mlflow.MlflowException) and holds_no_run(uri):
+            mend = "there is no run in it, so delete the file, and the next job makes a new one"
         raise ConfigError(
-            f"tracking store {uri!r} can't be used ({str(error).splitlines()[0]}): choose another with --tracking.uri"
+            f"tracking store {uri!r} can't be used ({str(error).splitlines()[0]}): {mend}"
         ) from error
     return mlflow
 
 
-class Tracker:
-    """The MLflow runs of one job."""
+def _choose_experiment(mlflow: Any, name: str, uri: str) -> None:
+    """Make an experiment the active one; created unless it is there.
 
-    def __init__(self, config: RunConfig):
-        self.config = config
+    MLflow cannot unset an active experiment, so where the caller has none it is named in the environment alone,
+    which can be given back.
+    """
+    if mlflow.get_experiment_by_name(name) is None:
+        artifacts = (
+            (LOCAL_STORE / "artifacts").resolve().as_uri()
+            if uri == f"sqlite:///{LOCAL_STORE}/mlflow.db"
+            else None
+        )
+        try:
+            mlflow.create_experiment(name, artifact_location=artifacts)
+        except mlflow.MlflowException:
+            if mlflow.get_experiment_by_name(name) is None:  # else another job was faster
+                raise
+    experiment = mlflow.get_experiment_by_name(name)
+    if ACTIVE_EXPERIMENT in os.environ or experiment.lifecycle_stage != "active":  # the latter is refused
+        mlflow.set_experiment(name)
+    os.environ[ACTIVE_EXPERIMENT] = experiment.experiment_id
+
+
+class Tracker:
+    """The MLflow runs of one job, below an active run of the caller's where that is in the same store.
+
+    Args:
+        config: The job.
+        callers_uri: The tracking URI of the caller's session.
+    """
+
+    def __init__(self, config: RunConfig, callers_uri: str):
+        self.config, self.callers_uri = config, callers_uri
         self.mlflow = connect(config)
         self.uri = tracking_uri(config)
         self._file = legacy.runs_file(config, self.uri)
-        self._runs: dict[str, str] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._runs: dict[str, str] = read_json(self._file) if self._file.is_file() else {}
         self._runs = {name: run for name, run in self._runs.items() if self._exists(run)}
 
     @property
@@ -115,8 +145,10 @@ class Tracker:
     @contextmanager
     def job(self, data: Splits) -> Iterator[None]:
         """The parent run: configuration, data set, and whatever the stages add."""
-        front = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
-        with server.watched(self.uri, self.config.workspace), self._run("job", self.config.name + front):
+        purifier = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
+        elsewhere = self.uri != self.callers_uri  # then an active run of the caller's is in another store
+        run = self._run("job", self.config.name + purifier, alone=elsewhere)
+        with server.watched(self.uri, self.config.workspace), run:
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             images = self.mlflow.data.from_numpy
@@ -132,7 +164,7 @@ class Tracker:
         if stage.done and self._finished(stage.name):
             yield
         else:
-            with self._run(stage.name, stage.name, nested=True):
+            with self._run(stage.name, stage.name):
                 yield
                 if stage.done:
                     self._log(stage.result, stage.path)
@@ -155,7 +187,7 @@ class Tracker:
 
     def _log(self, result: StageResult, folder: Path) -> None:
         self.mlflow.log_params(_params(result.params))
-        self.mlflow.log_metrics(result.metrics)
+        self.mlflow.log_metrics({name: value for name, value in result.metrics.items() if value is not None})
         series = {name: tuple(enumerate(values)) for name, values in result.series.items()}
         self._log_points(series | result.points)
         for pattern in result.artifacts:
@@ -167,20 +199,28 @@ class Tracker:
         """Metrics with a value a step, many in one request."""
         now, run = round(1000 * time.time()), self.mlflow.active_run().info.run_id
         metric = self.mlflow.entities.Metric
-        every = [metric(name, value, now, step) for name, pairs in points.items() for step, value in pairs]
+        every = [
+            metric(name, value, now, step)
+            for name, pairs in points.items()
+            for step, value in pairs
+            if value is not None
+        ]
         for start in range(0, len(every), MOST_METRICS):
             self.mlflow.MlflowClient().log_batch(run, metrics=every[start : start + MOST_METRICS])
 
     @contextmanager
-    def _run(self, key: str, name: str, nested: bool = False) -> Iterator[None]:
+    def _run(self, key: str, name: str, alone: bool = False) -> Iterator[None]:
         system = self.config.tracking.system_metrics
         if system:
             self.mlflow.set_system_metrics_sampling_interval(2)
             self.mlflow.set_system_metrics_samples_before_logging(1)
+        # nested also below a run of the caller's own, which stays open
         run = self.mlflow.start_run(
-            run_id=self._runs.get(key), run_name=name, nested=nested, log_system_metrics=system
+            run_id=self._runs.get(key), run_name=name, nested=True, log_system_metrics=system
         )
         with run:
+            if alone and PARENT in run.data.tags:
+                self.mlflow.MlflowClient().delete_tag(run.info.run_id, PARENT)
             self._runs[key] = run.info.run_id
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._file, self._runs)

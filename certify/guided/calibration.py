@@ -41,12 +41,17 @@ def strata_of(logits: ArrayLike, top: int) -> NDArray[np.int64]:
         CertifyError: The logits hold a NaN or have another shape.
     """
     scores = np.asarray(logits, dtype=np.float64)
-    if scores.ndim != 2 or not 0 <= top < scores.shape[1] or np.isnan(scores).any():
+    if scores.ndim != 2 or not 0 <= top < scores.shape[1]:
         raise CertifyError(
-            f"a guide must give logits (count, num_classes) without NaN, got shape {scores.shape}: check it"
+            f"a guide must give logits (count, num_classes), got shape {scores.shape}: check it"
         )
-    others = np.delete(scores, top, axis=1)
-    return np.searchsorted(CUTS, scores[:, top] - logsumexp(others, axis=1))
+    with np.errstate(invalid="ignore"):
+        odds = scores[:, top] - logsumexp(np.delete(scores, top, axis=1), axis=1)
+    if np.isnan(odds).any():
+        raise CertifyError(
+            "a guide gave logits that are NaN, or infinite for several classes: they name no class, check it"
+        )
+    return np.searchsorted(CUTS, odds)
 
 
 class Calibration:

@@ -17,8 +17,10 @@ from certify.errors import check_alpha, check_count, with_options
 from certify.guided.calibration import Calibration
 from certify.guided.image import Guide, GuidedImage, reachable_radii
 from certify.noise.base import NoiseLaw
-from certify.voting.checks import check_images, check_indices, eval_mode, resolve_device
+from certify.voting.checks import check_images, check_indices, resolve_device
 from certify.voting.chunks import hash32
+from certify.voting.foreign import eval_mode, input_dtype
+from certify.voting.tally import as_tensor
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,14 @@ def certify_guided(
     resume without a charge.
 
     Args:
-        target: Noisy images (B, C, H, W) float32 -> integer labels (B,).
+        target: Noisy images (B, C, H, W) float32 -> integer labels (B,), of each image by itself. It may be paid, so it
+            is not asked twice to check that; modules that it holds run in eval mode.
         surrogate: The same -> logits (B, num_classes); it sees them through the same denoiser as the target.
         images: (N, C, H, W) in [0, 1].
         noise: Added to the images.
         num_classes: Labels are in [0, num_classes).
         radii: One of them is tested on each image, the one that is worth it.
-        n: Most paid votes of an image.
+        n: Most paid votes of an image, those that choose its class included.
         alpha: Probability that a certificate is wrong, in (0, 0.5).
         budget: Most paid votes of the set; None: decide every image.
         options: Fields of ``GuidedOptions``.
@@ -92,12 +95,16 @@ def certify_guided(
     device = resolve_device(surrogate, chosen.device)
     calibration = chosen.calibration or Calibration()
 
+    def draw(noisy: torch.Tensor) -> ArrayLike:
+        with torch.no_grad(), eval_mode(target):
+            return target(noisy)
+
     def start(position: int) -> GuidedImage:
         own_seed = hash32(f"{chosen.seed}:{names[position]}:guided")
         propose = _proposals(surrogate, images[position].to(device), noise, own_seed)
         guide = Guide(propose, calibration, chosen.free_draws, chosen.pilot, own_seed)
         about = chosen.subject
-        return GuidedImage(target, guide, noise, num_classes, radii=radii, n=n, alpha=alpha, subject=about)
+        return GuidedImage(draw, guide, noise, num_classes, radii=radii, n=n, alpha=alpha, subject=about)
 
     def finish(position: int, certificate: Certificate) -> None:
         if chosen.on_certificate is not None:
@@ -115,7 +122,9 @@ def _proposals(
     def propose(count: int) -> tuple[torch.Tensor, NDArray]:
         noisy = image + noise.sample((count, *image.shape), generator=generator, device=image.device)
         with torch.no_grad(), eval_mode(surrogate):
-            return noisy, surrogate(noisy).float().cpu().numpy()
+            # A copy: what a surrogate writes into its input must not reach the target.
+            logits = surrogate(noisy.to(input_dtype(surrogate), copy=True))
+            return noisy, as_tensor(logits).float().cpu().numpy()
 
     return propose
 

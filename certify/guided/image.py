@@ -69,7 +69,7 @@ def certify_votes_guided(
         guide: Predicts the class (no n0) and the votes.
         noise: The law that the guide draws from.
         radii: One of them is tested, chosen before the first paid vote.
-        n: Most paid votes.
+        n: Most paid votes, those that choose the class included.
         num_classes, alpha, subject: As in ``certify_votes``.
 
     Raises:
@@ -111,6 +111,7 @@ class GuidedImage:
             )
         self._pilot = logits
         self._selection, self._again = np.zeros(num_classes, dtype=np.int64), False
+        self._spare = n - int(votes_needed(noise.p_required(self._radii[0]), self._alpha))
         self.top = self._predicted = int(np.bincount(logits.argmax(axis=1), minlength=num_classes).argmax())
         self.plan()
 
@@ -118,7 +119,7 @@ class GuidedImage:
         """Choose the radius by what the guide predicts, anew until the first paid vote: that costs no alpha."""
         strata = strata_of(self._pilot, self.top)
         level = self._alpha * (SECOND if self._again else 1 - SECOND)
-        remaining = self._n - int(self._selection.sum()) if self._again else self._n
+        remaining = self._n - int(self._selection.sum())
         for radius in reversed(self._radii):
             p = self._noise.p_required(radius)
             self.radius = radius
@@ -130,35 +131,41 @@ class GuidedImage:
 
     def pay(self, limit: int | None = None) -> int:
         """Pay for one batch of votes, at most ``limit``; returns how many."""
-        if not (self.guide.calibration.trusts_class or self._selection.any() or self.test.paid):
-            return self._select(CHOICE if limit is None else min(CHOICE, limit))
+        choice = min(CHOICE, self._spare // 2)  # leaves enough of n to certify the class
+        if choice and not (self.guide.calibration.trusts_class or self._selection.any() or self.test.paid):
+            return self._select(choice if limit is None else min(choice, limit))
         bets = self.test.bets()
         if bets is None:
             self.done = True
             return 0
         size = self.test.batch_size(bets)
-        size = size if limit is None else min(size, limit)
+        paid = size if limit is None else min(size, limit)
         at_once = max(1, CHUNK // self.guide.free_draws)
-        for start in range(0, size, at_once):
-            self._play(bets, min(size - start, at_once))
+        for start in range(0, paid, at_once):
+            self._play(bets, min(size - start, at_once), min(paid - start, at_once))
         self.chance, self.cost = self.test.outlook()
         self._finish()
-        return size
+        return paid
 
-    def _play(self, bets: Bets, rounds: int) -> None:
-        """Pay for a vote in each of ``rounds``: free draws, a pick, its label, the bets."""
+    def _play(self, bets: Bets, rounds: int, paid: int) -> None:
+        """Pay for a vote in the first ``paid`` of ``rounds``: free draws, a pick, its label, the bets.
+
+        All rounds are drawn, so that a larger limit begins with the same votes.
+        """
         each = self.guide.free_draws
         inputs, logits = self.guide.propose(rounds * each)
         strata = strata_of(logits, self.top).reshape(rounds, each)
-        picks = pick_draws(strata, bets.tilt, self._random)
-        answers = self._draw(inputs[np.arange(rounds) * each + picks])
-        labels = check_labels(answers, rounds, len(self._votes))
+        picks = pick_draws(strata, bets.tilt, self._random)[:paid]
+        strata = strata[:paid]
+        answers = self._draw(inputs[np.arange(paid) * each + picks])
+        labels = check_labels(answers, paid, len(self._votes))
         self._votes += np.bincount(labels, minlength=len(self._votes))
         self.test.settle(bets, strata, picks, labels == self.top)
 
     def _select(self, count: int) -> int:
         """Choose the class by paid votes that the bound does not see: the guide has predicted it badly before."""
-        labels = check_labels(self._draw(self.guide.propose(count)[0]), count, len(self._votes))
+        inputs = self.guide.propose(CHOICE)[0][np.arange(count)]  # a larger limit begins with the same votes
+        labels = check_labels(self._draw(inputs), count, len(self._votes))
         self._selection = np.bincount(labels, minlength=len(self._votes))
         self.top = int(self._selection.argmax())
         self.plan()
@@ -211,11 +218,16 @@ def reachable_radii(noise: NoiseLaw, radii: Sequence[float] | None, n: int, alph
     values = np.unique(np.asarray([] if radii is None else radii, dtype=np.float64))
     if len(values) == 0 or not np.all(np.isfinite(values)) or values[0] < 0:
         raise CertifyError(f"a guide needs finite radii >= 0, got {radii!r}: try radii=[0.5]")
-    levels = np.array([noise.p_required(radius) for radius in values])
-    with np.errstate(divide="ignore"):
-        least = (-np.log(alpha * (1 - SECOND)) + MARGIN) / -np.log(np.minimum(levels, 1.0))
+    least = np.array([votes_needed(noise.p_required(radius), alpha) for radius in values])
     within = values[least <= n]
     if len(within) == 0:
-        remedy = f"use n >= {int(np.ceil(least[0]))}" if least[0] < 1e12 else "choose a smaller radius"
+        remedy = f"use n >= {least[0]:.0f}" if least[0] < 1e12 else "choose a smaller radius"
         raise CertifyError(f"n={n} is too small to certify radius {values[0]:g} at alpha={alpha:g}: {remedy}")
     return within.tolist()
+
+
+def votes_needed(p: float, alpha: float) -> float:
+    """Unbroken votes that claim a probability above p at the first test's share of alpha; inf where none do."""
+    if p >= 1:
+        return np.inf
+    return float(np.ceil((-np.log(alpha * (1 - SECOND)) + MARGIN) / -np.log(p)))

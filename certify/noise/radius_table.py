@@ -31,6 +31,7 @@ from certify.noise.sigma_cells import SigmaCells
 KNOT_RATIO = 1.03  # between neighboring radii of the table
 P_STEP = 2.5e-4  # p is rounded down to a grid with this relative step in Phi^-1(p): costs at most 0.025%
 FLOAT32 = 1.2e-7  # relative; the sampled sigma is rounded to the dtype of the noise
+WEIGHED = ndtri([0.505, 0.53, 0.6, 0.8, 0.95, 0.999, 1 - 1e-6])  # Phi^-1(p) at which the cells should be fine
 SLACK = 1e-12  # above the rounding error of a sum over all cells
 
 
@@ -57,6 +58,17 @@ class RadiusTable:
         """u interpolated at r, in proportion to r outside the grid."""
         inside = np.clip(r, self.r[0], self.r[-1])
         return np.exp(self._log_u(np.log(inside))) * (r / inside)
+
+    def weights(self) -> FloatArray:
+        """Relative loss of radius for a relative loss of sigma in each cell (k, m), at k radii from p = 0.505 on.
+
+        The derivative of q_sufficient in log sigma, at the best t, is r / sigma times the density of
+        N(0, 1) at sigma t / r + r / (2 sigma); its sum over the cells is that in -log r.
+        """
+        r = np.exp(self._log_r(np.log(np.minimum(WEIGHED, self.z[-1]))))[:, None]
+        sigma, u = self.law.sigma, self.threshold(r)
+        loss = self.law.mass * r / sigma * np.exp(-0.5 * (u * sigma + r / (2 * sigma)) ** 2)
+        return loss / loss.sum(axis=1, keepdims=True)
 
     def p_required(self, r: FloatArray) -> FloatArray:
         """p_suff(r, t) at the table's threshold, for radii (M,)."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from certify.errors import check_count, check_positive
-from certify.noise.base import FloatArray, NoiseLaw, Shape
+from certify.noise.base import ROUNDING, FloatArray, NoiseLaw, Shape
 
 
 @dataclass(frozen=True)
@@ -59,5 +59,9 @@ class UniformLinf(Uniform):
 
     def compute_p_required(self, r: FloatArray) -> FloatArray:
         # Beyond the cube's width nothing is shared, and the form above would certify from p = 3/2.
-        shared = np.maximum(1 - r / (2 * self.half_width), 0.0)
-        return 1.5 - shared**self.dimensions
+        moved = np.minimum(r / (2 * self.half_width), 1.0)
+        with np.errstate(divide="ignore"):
+            lost = -np.expm1(
+                self.dimensions * np.log1p(-moved)
+            )  # a power would lose d times its rounding error
+        return (0.5 + lost) * (1 + ROUNDING)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from certify.bounds.binomial import binomial_interval
 from certify.errors import CertifyError, check_alpha
-from certify.records.log import Records
+from certify.records.table import Records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,10 +46,16 @@ def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) 
     Abstentions and wrong classes count as wrong at every radius, 0 included (Cohen et al. 2019).
 
     Raises:
-        CertifyError: There are no records, or a radius is negative.
+        CertifyError: There are no records, or a radius is negative or, in a record, not finite.
     """
     if len(records) == 0:
         raise CertifyError("certified accuracy needs at least one record, got 0: certify an image first")
+    possible = np.isfinite(records.radius) & (records.radius >= 0)
+    if not np.all(possible):
+        first = int(np.argmin(possible))
+        raise CertifyError(
+            f"image {records.idx[first]} has radius {records.radius[first]}: it must be finite and >= 0"
+        )
     radii = np.atleast_1d(np.asarray(radii, dtype=np.float64))
     if radii.size == 0 or not np.all(radii >= 0):
         raise CertifyError(f"radii must be >= 0, got {radii.tolist()}: try radii=[0, 0.25, 0.5]")
@@ -124,7 +130,7 @@ def plot(
 
 
 def guaranteed_accuracy(
-    records: Records, radii: ArrayLike, failure: float = 0.001, alpha: float = 0.001
+    records: Records, radii: ArrayLike, failure: float = 0.001, alpha: float | None = None
 ) -> Curve:
     """Lower limit on the share of these very images that truly are certified, all but w.p. ``failure``.
 
@@ -133,14 +139,42 @@ def guaranteed_accuracy(
     inequality the certified accuracy of the exact smoothed classifier is at least the observed one minus
     alpha + sqrt(2 alpha (1 - alpha) log(1 / failure) / M) + log(1 / failure) / (3 M) (Cohen et al. 2019,
     Appendix). ``lower`` and ``accuracy`` are that limit, ``upper`` is the observed accuracy.
+
+    Args:
+        records: Of one alpha.
+        radii: (R,), in [0, 1] pixel units.
+        failure: In (0, 0.5).
+        alpha: Only where the records do not keep theirs (a ``.tsv``), or are of several: no less than any.
+
+    Raises:
+        CertifyError: The level of the radii is unknown or not one, or ``alpha`` is less than it was.
     """
     check_alpha(failure)
-    check_alpha(alpha)
+    alpha = _alpha_of(records, alpha)
     curve = certified_accuracy(records, radii)
     log = np.log(1 / failure)
     slack = alpha + np.sqrt(2 * alpha * (1 - alpha) * log / curve.total) + log / (3 * curve.total)
     lower = np.maximum(curve.accuracy - slack, 0.0)
     return replace(curve, accuracy=lower, lower=lower, upper=curve.accuracy)
+
+
+def _alpha_of(records: Records, alpha: float | None) -> float:
+    """The level of all radii: what the records say, or the caller where they don't say one."""
+    kept = None if records.alpha is None or len(records) == 0 else records.alpha
+    if alpha is None:
+        if kept is None:
+            raise CertifyError("these records do not keep their alpha: read the .jsonl, or give alpha=")
+        if kept.min() < kept.max():
+            raise CertifyError(
+                f"these records are of several alphas, {kept.min():g} to {kept.max():g}: give alpha={kept.max():g}"
+            )
+        return float(kept[0])
+    alpha = check_alpha(alpha)
+    if kept is not None and alpha < kept.max():
+        raise CertifyError(
+            f"these records were certified at alpha={kept.max():g}, got {alpha:g}: leave it out"
+        )
+    return alpha
 
 
 def _label(name: str, curve: Curve) -> str:

@@ -1,5 +1,6 @@
 """Certify again, offline: another alpha, norm or bound from the votes that a run kept, without a new sample."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,10 @@ from certify.bounds.two_sided import two_sided_radius
 from certify.certificate import Counts
 from certify.errors import CertifyError, check_alpha
 from certify.noise.base import NoiseLaw
-from certify.records.log import Records
+from certify.noise.described import same_draws
+from certify.noise.inclusion import Inclusion
+from certify.records.proofs import unproven, votes_of_selected
+from certify.records.table import Records
 
 BOUNDS = ("one_sided", "two_sided")
 
@@ -29,10 +33,12 @@ def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one
         bound: "one_sided" or "two_sided".
 
     Raises:
-        CertifyError: Records without counts, or a bound that the law or the method does not have.
+        CertifyError: Records without counts, drawn under another law, or a bound that the law or the method does
+            not have.
     """
     alpha = check_alpha(alpha)
     counts, selected = _checked(records, bound)
+    _check_law(records, noise)
     chosen = np.maximum(selected, 0)  # -1: the class of an abstention was not kept; it stays one
     if bound == "two_sided":
         pairs = [
@@ -41,12 +47,7 @@ def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one
         p_lower, radius = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
         certified = radius > 0
     else:
-        successes, trials = np.take_along_axis(counts, chosen[:, None], axis=1)[:, 0], counts.sum(axis=1)
-        if records.method == "sequential":
-            drawn = zip(successes.tolist(), trials.tolist(), strict=True)
-            p_lower = np.array([betting_lower_bound(k, n, alpha) for k, n in drawn])
-        else:
-            p_lower = binomial_lower_bound(successes, trials, alpha)
+        p_lower = _lower_bounds(records, alpha)
         radius = noise.radius(p_lower)
         certified = p_lower > 0.5
     certified &= selected >= 0
@@ -57,12 +58,23 @@ def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one
         radius=np.where(certified, radius, 0.0),
         correct=certified & (predict == records.label),
         p_lower=p_lower,
-        sound=noise.sound,
+        sound=records.sound and noise.sound,
+        alpha=np.full(len(records), alpha),
+        noise=noise.describe(),
         config={
             **(records.config or {}),
             "recertified": {"alpha": alpha, "bound": bound, **noise.describe()},
         },
     )
+
+
+def _lower_bounds(records: Records, alpha: float) -> NDArray[np.float64]:
+    """One-sided bounds (M,) at ``alpha`` that the way of drawing the votes allows."""
+    successes, trials = votes_of_selected(records)
+    if records.method == "sequential":
+        drawn = zip(successes.tolist(), trials.tolist(), strict=True)
+        return np.array([betting_lower_bound(k, n, alpha) for k, n in drawn])
+    return np.asarray(binomial_lower_bound(successes, trials, alpha))
 
 
 def _checked(records: Records, bound: str) -> tuple[Counts, NDArray[np.int64]]:
@@ -78,6 +90,31 @@ def _checked(records: Records, bound: str) -> tuple[Counts, NDArray[np.int64]]:
             "bound 'two_sided' needs a fixed number of votes, got 'sequential': use 'one_sided'"
         )
     return records.counts, records.selected
+
+
+def _check_law(records: Records, noise: NoiseLaw) -> None:
+    """Raise CertifyError unless the votes were drawn under ``noise``, as far as the records tell.
+
+    Records that do not name their law tell it by their radii.
+    """
+    if not isinstance(noise, NoiseLaw):
+        raise CertifyError(f"noise must be a noise law, got {noise!r}: try certify.Gaussian(0.25)")
+    if records.noise is not None:
+        if not same_draws(records.noise, noise):
+            drawn, given = (json.dumps(each)[:300] for each in (records.noise, noise.describe()))
+            raise CertifyError(f"these votes were drawn under {drawn}, got {given}: give that law")
+        kept, told = (each.get("dimensions") for each in (records.noise, noise.describe()))
+        if None not in (kept, told) and kept != told:
+            raise CertifyError(f"the images of these records have {kept} dimensions, got {told}: give {kept}")
+    elif records.alpha is not None and records.method is not None:
+        drawn_law = noise.law if isinstance(noise, Inclusion) else noise
+        if (
+            unproven(records, records.method, noise).any()
+            and unproven(records, records.method, drawn_law).any()
+        ):
+            raise CertifyError(
+                f"the radii of these records do not follow from their votes under {noise!r}: give their law"
+            )
 
 
 def recover_successes(radius: ArrayLike, noise: NoiseLaw, n: int, alpha: float) -> NDArray[np.int64]:

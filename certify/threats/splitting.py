@@ -3,9 +3,10 @@
 Levine and Feizi 2021. Every pixel value is replaced by the middle of the cell that it falls in, when [0, 1] is
 cut at s, s + 2 lambda, s - 2 lambda, ...; the cuts of all pixels move together, s_i = s + offset_i, through
 all T = 2 lambda q positions between the q + 1 gray levels. A pixel that changes by m levels crosses its cut in
-m of the T positions, so an image that changes by m levels in all (l1) changes at most m of the T votes. With
-c_A votes for the top class and c_B for the runner-up, nothing within m < (c_A - c_B) / 2 levels changes the
-answer: proven for every image on the same grid of gray levels.
+m of the T positions, so an image that changes by m levels in all (l1) changes at most m of the T votes. The answer
+is the class with most votes, of equals the one with the lower index. With c_A votes for it and c_B for a rival,
+nothing within m <= (c_A - c_B) / 2 levels makes a rival of higher index win, and nothing within
+m < (c_A - c_B) / 2 one of lower index: proven for every image on the same grid of gray levels.
 """
 
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from certify.certificate import ABSTAIN, Certificate, Counts
+from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError, check_count, check_positive, with_options
 from certify.voting.checks import check_images, check_indices, resolve_device
 from certify.voting.engine import VoteEngine
@@ -55,6 +56,12 @@ def certify_splitting(
     device = resolve_device(base, engine.device)
     generator = torch.Generator().manual_seed(engine.seed)
     offsets = torch.randint(total, images.shape[1:], generator=generator).to(device)
+
+    def draw(image: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        shifts = torch.arange(first, last, device=device) % total
+        return split(image, offsets, shifts, total, levels)
+
+    engine.check_alone(base, lambda rows: draw(grid[0].to(device), 0, rows))
     noise = {
         "law": "splitting",
         "norm": "l1",
@@ -67,10 +74,10 @@ def certify_splitting(
         start = time.perf_counter()
         counts = np.zeros(num_classes, dtype=np.int64)
         for first in range(0, total, engine.batch_size):
-            shifts = torch.arange(first, min(first + engine.batch_size, total), device=device)
-            counts += engine.count_batch(base, split(image, offsets, shifts, total, levels), num_classes)
+            last = min(first + engine.batch_size, total)
+            counts += engine.count_batch(base, draw(image, first, last), num_classes)
             if progress is not None:
-                progress.update(len(shifts))
+                progress.update(last - first)
         certificates.append(_certificate(counts, total, levels, noise, subject))
         if on_certificate is not None:
             on_certificate(index, certificates[-1], time.perf_counter() - start)
@@ -114,13 +121,12 @@ def split(
 
 
 def _certificate(counts: Counts, total: int, levels: int, noise: dict[str, Any], subject: str) -> Certificate:
-    second, first = np.sort(counts)[-2:]
-    tied = first == second
+    top = int(np.argmax(counts))
     return Certificate(
-        prediction=ABSTAIN if tied else int(np.argmax(counts)),
-        radius=0.0 if tied else float((first - second - 1) // 2 / levels),
+        prediction=top,
+        radius=certified_levels(counts) / levels,
         norm="l1",
-        p_lower=float(first / total),
+        p_lower=float(counts[top] / total),
         counts=tuple(int(count) for count in counts),
         n0=0,
         n=total,
@@ -129,5 +135,13 @@ def _certificate(counts: Counts, total: int, levels: int, noise: dict[str, Any],
         noise=noise,
         subject=subject,
         sound=True,
-        selected=int(np.argmax(counts)),
+        selected=top,
     )
+
+
+def certified_levels(counts: Counts) -> int:
+    """Gray levels within which the answer to exact votes (K,) stays."""
+    top = int(np.argmax(counts))  # of equals the lowest index
+    lead = counts[top] - counts
+    lead[:top] -= 1  # a tie with one of these is theirs
+    return int(np.delete(lead, top).min() // 2)

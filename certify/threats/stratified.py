@@ -122,6 +122,7 @@ def certify_stratified(
         )
     images = check_images(images)
     names = check_indices(indices, len(images))
+    smoothed.check_alone(images)
     certificates = []
     for index, image in zip(names, images, strict=True):
         start = time.perf_counter()

@@ -1,7 +1,6 @@
-"""What is checked before and around a vote: images, their indices, the device, eval mode, labels."""
+"""What is checked before and around a vote: images, their indices, the device, labels."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ def check_images(images: Any) -> torch.Tensor:
         CertifyError: They are empty, not finite, outside [0, 1], or not floats of 4 axes.
     """
     if not isinstance(images, torch.Tensor):
-        images = torch.as_tensor(np.ascontiguousarray(images))
+        # torch takes no negative strides and warns of memory that it may not write to: those are copied
+        images = torch.as_tensor(np.require(images, requirements=["C", "W"]))
     shape = tuple(images.shape)
     if images.ndim != 4 or 0 in shape:
         raise CertifyError(
@@ -29,7 +29,7 @@ def check_images(images: Any) -> torch.Tensor:
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):  # also refuses NaN
         raise CertifyError(
-            f"images must be in [0, 1], got values from {low:g} to {high:g}: rescale, do not normalize"
+            f"images must be in [0, 1], got values from {low} to {high}: rescale or clip, do not normalize"
         )
     return images.detach().to(torch.float32)
 
@@ -81,17 +81,3 @@ def resolve_device(classify: Any, device: torch.device | str | None) -> torch.de
             f"device is {wanted} but the model is on {own}: move the model first, or drop device="
         )
     return own
-
-
-@contextmanager
-def eval_mode(classify: Any) -> Iterator[None]:
-    """Put a module in eval mode, and every submodule back as it was; other callables are left alone."""
-    modules = list(classify.modules()) if isinstance(classify, torch.nn.Module) else []
-    training = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode

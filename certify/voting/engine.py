@@ -11,10 +11,11 @@ import torch
 from certify.certificate import Counts
 from certify.errors import CertifyError, check_count
 from certify.noise.base import NoiseLaw
-from certify.voting.checks import check_images, check_indices, eval_mode, resolve_device
+from certify.voting.checks import check_images, check_indices, resolve_device
 from certify.voting.chunks import Chunk, chunks, packed
+from certify.voting.foreign import check_alone, eval_mode, holds_target, input_dtype
 from certify.voting.grid import add_on_grid, check_grid
-from certify.voting.tally import Tally
+from certify.voting.tally import Tally, as_tensor
 
 BATCH_BYTES = 2**28  # of noisy images held at once
 
@@ -38,6 +39,9 @@ class VoteEngine:
         channels_last: The memory format of the classifier's input.
         prefetch: Draw the next batch while a black box answers, which holds two batches.
         grid: The images hold whole multiples of 1 / grid (255 for 8 bits), and noise is added to them exactly.
+        recheck: Noisy images that are answered in two batchings before the first vote, 3 or 4 answers each beside n0
+            and n: a classifier whose answers follow the batch is refused. Not where it asks an opened target of
+            ``surrogates``, which may be paid; 0: never.
     """
 
     batch_size: int = 1024
@@ -48,8 +52,10 @@ class VoteEngine:
     channels_last: bool = False
     prefetch: bool = False
     grid: int | None = None
+    recheck: int = 16
 
     def __post_init__(self) -> None:
+        check_count("recheck", self.recheck, 0)
         check_count("batch_size", self.batch_size)
         check_count("chunk_size", self.chunk_size)
         check_count("seed", self.seed, 0)
@@ -70,8 +76,9 @@ class VoteEngine:
         """Count the votes of ``n`` noise draws for each image.
 
         Args:
-            classify: (B, C, H, W) float32 -> scores (B, num_classes) or integer labels (B,), tensor or array; a
-                module runs in eval mode.
+            classify: (B, C, H, W) float32 -> scores (B, num_classes) or integer labels (B,), tensor or array, or an
+                output with ``logits``. A module, or one that a function holds, runs in eval mode; a module gets
+                its input in its own dtype.
             images: (N, C, H, W) floats in [0, 1].
             noise: Added to the images.
             num_classes: K.
@@ -85,7 +92,7 @@ class VoteEngine:
             Counts (N, num_classes), rows that sum to n.
 
         Raises:
-            CertifyError: Labels outside [0, num_classes), NaN scores, or bad arguments.
+            CertifyError: Labels outside [0, num_classes), scores that name no class, or bad arguments.
         """
         check_count("num_classes", num_classes, 2)
         check_count("n", n)
@@ -99,14 +106,14 @@ class VoteEngine:
         if self.grid is not None:
             check_grid(images, self.grid)
         parts = chunks(indices, first, n, stage=stage, seed=self.seed, chunk_size=self.chunk_size)
-        tally = Tally(len(images), num_classes, device)
+        tally, dtype = Tally(len(images), num_classes, device), input_dtype(classify)
         with self._voting(classify, device):
             for noisy, owner in self._batches(images, noise, parts):
                 # More than one part only if a chunk is larger than a batch.
                 for part, part_owner in zip(
                     noisy.split(self.batch_size), owner.split(self.batch_size), strict=True
                 ):
-                    tally.add(classify(part), part_owner)
+                    tally.add(classify(part.to(dtype)), part_owner)
                     if progress is not None:
                         progress.update(len(part))
                 del noisy, part  # before the next batch is drawn
@@ -118,9 +125,36 @@ class VoteEngine:
         """Votes (num_classes,) of one batch as it is, without noise; errors as ``count``."""
         tally = Tally(1, num_classes, batch.device)
         with self._voting(classify, batch.device):
-            batch = batch.contiguous(memory_format=self._layout)
-            tally.add(classify(batch), torch.zeros(len(batch), dtype=torch.int64, device=batch.device))
+            answers = classify(self._own(classify, batch))
+            tally.add(answers, torch.zeros(len(batch), dtype=torch.int64, device=batch.device))
         return tally.counts()[0]
+
+    def check_alone(
+        self, classify: Callable[[torch.Tensor], Any], draw: Callable[[int], torch.Tensor]
+    ) -> None:
+        """Ask ``recheck`` noisy images in two ways; see ``foreign.check_alone``.
+
+        Args:
+            classify: As in ``count``.
+            draw: draw(rows) gives noisy images (rows, C, H, W), where ``classify`` takes them.
+
+        Raises:
+            CertifyError: The labels follow the batch.
+        """
+        rows = min(self.recheck, self.batch_size) // 4 * 4
+        if not rows or holds_target(classify):
+            return
+
+        def answer(batch: torch.Tensor) -> torch.Tensor:
+            return as_tensor(classify(self._own(classify, batch)))
+
+        noisy = draw(rows)
+        with self._voting(classify, noisy.device):
+            check_alone(answer, noisy)
+
+    def _own(self, classify: Any, batch: torch.Tensor) -> torch.Tensor:
+        """A copy of a batch, as the classifier takes it."""
+        return batch.to(input_dtype(classify), memory_format=self._layout, copy=True)
 
     @property
     def _layout(self) -> torch.memory_format:

@@ -1,5 +1,6 @@
 """From a classifier's answers to counts of votes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from certify.certificate import Counts
 from certify.errors import CertifyError
 from certify.voting.checks import check_range
 
-NAN_SCORE = -(2**63)  # stands for the label of a row of scores with a NaN
+NO_TOP = -(2**63)  # stands for the label of a row of scores that name no class
 
 
 class Tally:
@@ -44,25 +45,27 @@ class Tally:
 
     def _check(self) -> None:
         low, high = self._extremes.tolist()
-        if low == NAN_SCORE:
+        if low == NO_TOP:
             raise CertifyError(
-                "the classifier returned NaN scores: its votes mean nothing, check the model and its dtype"
+                "the classifier returned NaN scores, or infinite ones for several classes (-inf for all): they name "
+                "no class, check the model and its dtype"
             )
         check_range(low, high, self.num_classes)
 
 
 def hard_labels(answers: Any, count: int, num_classes: int) -> torch.Tensor:
-    """Hard labels (count,) from scores or labels; a row with a NaN gets NAN_SCORE.
+    """Hard labels (count,) from scores or labels; NO_TOP for a row with a NaN or an infinite top score that is tied.
 
     Raises:
-        CertifyError: ``answers`` has another shape, or labels that are no integers.
+        CertifyError: ``answers`` is no array, has another shape, or labels that are no integers.
     """
-    answers = torch.as_tensor(answers)
+    answers = as_tensor(answers)
     if answers.shape == (count, num_classes):
-        labels = answers.argmax(1)
+        top, labels = answers.max(1)
         if not answers.is_floating_point():
             return labels
-        return torch.where(answers.isnan().any(1), torch.full_like(labels, NAN_SCORE), labels)
+        tied = top.isinf() & ((answers == top[:, None]).sum(1) > 1)
+        return torch.where(tied | answers.isnan().any(1), torch.full_like(labels, NO_TOP), labels)
     if answers.shape != (count,):
         got, either = tuple(answers.shape), f"({count}, {num_classes}) scores or ({count},) labels"
         raise CertifyError(
@@ -73,3 +76,20 @@ def hard_labels(answers: Any, count: int, num_classes: int) -> torch.Tensor:
             f"labels must be integers, got {answers.dtype}: cast them, or return scores of 2 axes"
         )
     return answers.to(torch.int64)
+
+
+def as_tensor(answers: Any) -> torch.Tensor:
+    """A classifier's answers as a tensor: of an output with ``logits``, an attribute or a key, these.
+
+    Raises:
+        CertifyError: They are neither numbers nor such an output.
+    """
+    keys = list(answers) if isinstance(answers, Mapping) else []
+    logits = answers["logits"] if "logits" in keys else getattr(answers, "logits", answers)
+    try:
+        return torch.as_tensor(logits)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(answers).__name__ + (f" with {', '.join(map(str, keys))}" if keys else "")
+        raise CertifyError(
+            f"the classifier returned a {kind}, expected an array of scores or labels: pick that part of its output"
+        ) from None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from surrogates.errors import SurrogateError
+from surrogates.files import replacing
 
 
 class TrainingCheckpoint:
@@ -88,15 +89,8 @@ class TrainingCheckpoint:
             "epoch": epoch,
             "fingerprint": self._fingerprint,
         }
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.path) as file:
+            torch.save(state, file)
 
     def delete(self) -> None:
         """Remove the file, if there is one."""

@@ -1,4 +1,7 @@
-"""A network's outputs on many images: batch by batch, in eval mode, without gradients."""
+"""A network's outputs on many images: batch by batch, in eval mode, without gradients.
+
+A network gets copies of the images: one that writes into its input must not change what others see.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +33,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Return logits (N, K), on the CPU, of images (N, C, H, W)."""
     device = device_of(model)
     with evaluating(model), torch.inference_mode():
-        return torch.cat([model(part.to(device)).cpu() for part in images.split(batch_size)])
+        return torch.cat([model(part.to(device, copy=True)).cpu() for part in images.split(batch_size)])
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     inputs: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
-        logits = model(images)
+        logits = model(images.clone())
     finally:
         handle.remove()
     return logits, inputs[-1].flatten(1)

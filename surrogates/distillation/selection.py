@@ -149,7 +149,7 @@ class _View:
         if self.own_features is None:
             return self._outputs[1].float()
         with torch.inference_mode():
-            parts = [self.own_features(part).cpu() for part in self.pool.split(self.batch_size)]
+            parts = [self.own_features(part.clone()).cpu() for part in self.pool.split(self.batch_size)]
         features = torch.cat(parts).float()
         if features.ndim != 2 or len(features) != len(self.pool):
             raise SurrogateError(
@@ -227,7 +227,7 @@ def boundary_distance(
     with evaluating(student), torch.enable_grad():
         for step in range(steps):
             here.requires_grad_(True)
-            logits = student(here)
+            logits = student(here.clone())
             if step == 0:
                 order = logits.detach().argsort(dim=1, descending=True, stable=True)
                 label, others = order[:, :1], order[:, 1 : 1 + rivals]

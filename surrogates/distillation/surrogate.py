@@ -11,6 +11,7 @@ from torch import nn
 
 from surrogates.distillation.inference import predict
 from surrogates.errors import SurrogateError
+from surrogates.files import replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,8 @@ class Surrogate:
             "strategy": self.strategy,
             "rounds": self.rounds,
         }
-        save_model(self.model, os.fspath(path), metadata={"surrogate": json.dumps(record)})
+        with replacing(path) as file:
+            save_model(self.model, file.name, metadata={"surrogate": json.dumps(record)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module) -> "Surrogate":

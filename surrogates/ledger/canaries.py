@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from surrogates.errors import DriftError, TargetError
+from surrogates.ledger.store import LedgerStore
 from surrogates.targets.base import Answers, Target, check_images
 
 REFERENCE = "reference"
@@ -15,6 +16,10 @@ REFERENCE = "reference"
 class Payer(Protocol):
     """Whatever lets a target pay: a QueryLedger."""
 
+    @property
+    def store(self) -> LedgerStore:
+        """Its file."""
+
     def attach(self, target: Target, *, purpose: str, experiment: str | None = None) -> Target:
         """Return the target as one that pays for `purpose`."""
 
@@ -22,9 +27,11 @@ class Payer(Protocol):
 class Canaries:
     """Fixed images that a ledger queries again after every `every` paid queries; give them to QueryLedger.
 
-    The first answers ever are kept in the ledger's file, so that a change between runs is noticed too. Each check
-    costs N queries of the purpose "canary". Where two answers in a row differ the target is not deterministic: that
-    is recorded, and no more is queried, since drift would not differ from chance.
+    The first answers ever are kept in the ledger's file, so that a change between runs is noticed too: the first check of a
+    process comes before it pays for anything. Each check costs N queries of the purpose "canary". Where two answers in a
+    row differ the target is not deterministic: that is recorded, and no more is queried, since drift would not differ from
+    chance. Where the target has changed, the answers since the last good check are marked in the ledger and not used again,
+    and nothing is paid for until a check is good.
 
     Args:
         images: (N, C, H, W) in [0, 1].
@@ -50,21 +57,16 @@ class Canaries:
         self._since: int | None = None  # queries since the last check
         self._subject: tuple[Payer, Target] | None = None
 
-    def count(self, queries: int, ledger: Payer, target: Target) -> None:
-        """Note paid queries, and check where it is time.
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a check."""
+        return self.deterministic is not False and (self._since is None or self._since >= self.every)
 
-        Raises:
-            DriftError: The target has changed.
-        """
-        if not queries or self.deterministic is False:
-            return
-        self._subject = (ledger, target)
-        if self._since is None or self._since + queries >= self.every:
-            self._since = None  # a check that fails is repeated
-            self.check(ledger, target)
-            self._since = 0
-        else:
+    def count(self, queries: int) -> bool:
+        """Note paid queries; returns whether it is time for a check."""
+        if self._since is not None:
             self._since += queries
+        return self.due
 
     def finish(self) -> None:
         """Check where anything was paid since the last check.
@@ -74,7 +76,6 @@ class Canaries:
         """
         if self._subject is not None and self._since != 0 and self.deterministic is not False:
             self.check(*self._subject)
-            self._since = 0
 
     def check(self, ledger: Payer, target: Target) -> None:
         """Query the canaries now and compare with the reference.
@@ -82,18 +83,23 @@ class Canaries:
         Raises:
             DriftError: The target has changed.
         """
+        self._subject, self._since = (ledger, target), None  # a check that fails is repeated
+        until = ledger.store.settled_until()
         reference = ledger.attach(target, purpose="canary", experiment=REFERENCE).query(self.images)
         answers = ledger.attach(target, purpose="canary").query(self.images)
         changed = self._differ(reference, answers)
         if not changed.any():
-            self.deterministic = True
+            self.deterministic, self._since = True, 0
+            ledger.store.note_check(until, changed=False)
             return
         if self._differ(answers, ledger.attach(target, purpose="canary").query(self.images)).any():
             self.deterministic = False
             return
+        marked = ledger.store.note_check(until, changed=True)
         raise DriftError(
             f"target {target.identity} answers {changed.sum()} of {len(changed)} canary images otherwise than "
-            "at first: it has changed, so query the earlier version, or begin a new ledger"
+            f"at first: it has changed, and the {marked} batches since the last good check are marked and not used again; "
+            "query the earlier version, or begin a new ledger"
         )
 
     def _differ(self, first: Answers, second: Answers) -> np.ndarray:

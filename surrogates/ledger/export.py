@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surrogates.errors import LedgerError
+from surrogates.ledger.integrity import check_answers
 from surrogates.ledger.packing import Kept, join, label_type
 from surrogates.ledger.reader import reading, subject
-from surrogates.ledger.schema import KEY_BYTES, KEYS_A_ROW, PLACE_BITS
+from surrogates.ledger.schema import KEY_BYTES, KEYS_A_ROW, PLACE_BITS, SCHEMA_VERSION, version_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -33,8 +34,8 @@ def export(
 ) -> int:
     """Write every query of a ledger's file to a table, and return their number.
 
-    One row a query, in the order of reservation: purpose, state, batch, position in it, key (hex; a batch for
-    certification, attack or canary has one), label, score_0 ... score_K-1 where scores were kept, reserved_at, sent_at,
+    One row a query, in the order of reservation: purpose, state, batch, position in it, key (hex; in ledgers of version
+    0.1 a batch for certification, attack or canary has one), label, score_0 ... score_K-1 where scores were kept, reserved_at, sent_at,
     settled_at (UTC) and the reason where there was no answer. Needs pyarrow.
 
     Args:
@@ -43,7 +44,7 @@ def export(
         progress: A factory like tqdm.
 
     Raises:
-        LedgerError: No ledger, no such ending or directory, or no pyarrow.
+        LedgerError: No ledger or a damaged one, no such ending or directory, or no pyarrow.
     """
     out = Path(out)
     if out.suffix not in ENDINGS:
@@ -56,6 +57,8 @@ def export(
         raise LedgerError("an export needs pyarrow: pip install pyarrow") from error
     with reading(path) as db:
         _, num_classes = subject(db)
+        if version_of(db) == SCHEMA_VERSION:
+            check_answers(db, Path(path), label_type(num_classes or 2).itemsize)
         schema = _schema(db, num_classes or 0)
         part = out.with_name(f"{out.name}.part")
         rows = 0
@@ -155,7 +158,7 @@ def _columns(
 
 
 def _hexadecimal(blob: bytes | None, size: int) -> list[str | None]:
-    """Return the key of each query: a batch has one for each image, or one for all; a lost attempt none."""
+    """Return the key of each query: a batch has one for each image, in version 0.1 perhaps one for all; a lost attempt none."""
     if blob is None:
         return [None] * size
     keys: list[str | None] = [

@@ -1,13 +1,14 @@
-"""The key of a query: the hash of all that decides its answer.
+"""The key of a query: the hash of all that decides its answer, and of nothing else.
 
-For training and evaluation an image is a key, so that it is paid once. For purposes that need fresh answers a batch is
-a key, together with its experiment and how many equal batches came before it: an experiment that is run again from its
-start finds its receipts, and no other experiment does.
+An image is a key of its own, however a query is split into calls and batches, and images that the target sees alike are
+one image. For training and evaluation it is paid once. For purposes that need fresh answers its key also takes in the
+experiment and how many equal images came before it: an experiment that is run again from its start finds its receipts,
+and no other experiment does.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from surrogates.targets.base import Target
 
 # These need fresh answers: nothing that was answered for another purpose or experiment reaches them.
 FRESH_PURPOSES = ("certification", "attack", "canary")
+KEPT_TOGETHER = ("training", "evaluation")  # an answer for one of them serves the other
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,15 @@ class Keyed:
     """The keys of a query.
 
     Args:
-        order: The key of each answer, in the order of the images.
-        rows: The images of each distinct key.
-        former: The keys under which older versions may have kept the same answers, for each key.
-        repeats: How many batches of equal bytes there are.
+        order: The key of each image.
+        rows: The first image of each distinct key.
+        former: Keys under which older versions, or former experiments, may have kept an answer to these images.
+        repeats: How often each image, and each batch of an older version, occurs.
     """
 
     order: list[bytes]
-    rows: dict[bytes, range]
-    former: dict[bytes, list[bytes]]
+    rows: dict[bytes, int]
+    former: list[tuple[bytes, range]]
     repeats: Counter[bytes]
 
 
@@ -44,6 +46,8 @@ class Keys:
         purpose: One of `bill.PURPOSES`.
         experiment: A fingerprint of what determines the queries; only where answers must be fresh.
         formerly: Experiments under which older versions kept the same receipts.
+        older: Whether the ledger holds answers for this purpose already, perhaps under former keys.
+        batch_sizes: Of the batches that version 0.1 kept under one key.
     """
 
     def __init__(
@@ -53,56 +57,107 @@ class Keys:
         purpose: str,
         experiment: str | None,
         formerly: Sequence[str] = (),
+        *,
+        older: bool = False,
+        batch_sizes: Collection[int] = (),
     ) -> None:
         self._subject = (target.identity, output_kind, target.preprocessing)
-        self._batch_size = target.batch_size
+        self._pixels = target.pixels
+        self._batch_sizes = batch_sizes
         self._purpose = purpose
-        self._experiments = (experiment, *formerly)
+        self._experiment, self._formerly = experiment, tuple(formerly)
+        self._older = older
         self._turns: Counter[bytes] = Counter()
 
-    def of(self, pixels: np.ndarray) -> Keyed:
-        """Return the keys of images (N, C, H, W)."""
-        return self._of_batches(pixels) if self._purpose in FRESH_PURPOSES else self._of_images(pixels)
+    def of(self, pixels: np.ndarray, draws: np.ndarray | None = None) -> Keyed:
+        """Return the keys of images (N, C, H, W).
+
+        Args:
+            draws: (N, ...) what the images were made of, and are known by in their place; only where answers must be
+                fresh.
+        """
+        if self._purpose not in FRESH_PURPOSES:
+            return self._of_images(pixels)
+        return self._of_draws(pixels, self._pixels.canonical(pixels) if draws is None else draws)
 
     def count(self, keyed: Keyed) -> None:
         """Note that a query was answered: a failed one is repeated under its own keys."""
         self._turns += keyed.repeats
 
     def _of_images(self, pixels: np.ndarray) -> Keyed:
-        start = self._begun("image", pixels[0])
-        order: list[bytes] = []
-        for image in pixels:
-            key = start.copy()
-            key.update(image.data)
-            order.append(key.digest())
-        rows: dict[bytes, range] = {}
-        for row, image_key in enumerate(order):
-            rows.setdefault(image_key, range(row, row + 1))
-        return Keyed(order, rows, {}, Counter())
+        canonical = self._pixels.canonical(pixels)
+        order = self._digests(canonical, "image")
+        former: list[tuple[bytes, range]] = []
+        if self._older and not _same_bytes(canonical, pixels):
+            exact = self._digests(pixels, "image")  # as version 0.1 took them
+            former = [(key, _row(at)) for at, key in enumerate(exact) if key != order[at]]
+        return Keyed(order, _first(order), former, Counter())
 
-    def _of_batches(self, pixels: np.ndarray) -> Keyed:
-        rows: dict[bytes, range] = {}
-        former: dict[bytes, list[bytes]] = {}
+    def _of_draws(self, pixels: np.ndarray, draws: np.ndarray) -> Keyed:
         repeats: Counter[bytes] = Counter()
-        size = self._batch_size or len(pixels)
+        digests = self._digests(draws, "draw", self._purpose, self._experiment)
+        turns = [self._turn(digest, repeats) for digest in digests]
+        order = [_numbered(*each) for each in zip(digests, turns, strict=True)]
+        former: list[tuple[bytes, range]] = []
+        if self._older:
+            for size in self._batch_sizes:
+                former += self._batches(pixels, size, repeats)
+            for experiment in self._formerly:
+                others = self._digests(draws, "draw", self._purpose, experiment)
+                former += [(_numbered(key, turns[at]), _row(at)) for at, key in enumerate(others)]
+        return Keyed(order, _first(order), former, repeats)
+
+    def _batches(self, pixels: np.ndarray, size: int, repeats: Counter[bytes]) -> list[tuple[bytes, range]]:
+        """Return the keys of version 0.1, where a batch had one: frozen, as ledgers hold them."""
+        former = []
         for start in range(0, len(pixels), size):
             batch = pixels[start : start + size]
-            digests = [self._of_batch(batch, experiment) for experiment in self._experiments]
-            turn = self._turns[digests[0]] + repeats[digests[0]]
-            repeats[digests[0]] += 1
-            key, *others = (hashlib.sha256(digest + turn.to_bytes(8)).digest() for digest in digests)
-            rows[key] = range(start, start + len(batch))
-            former[key] = others
-        return Keyed(list(rows), rows, former, repeats)
+            digests = []
+            for experiment in (self._experiment, *self._formerly):
+                key = self._begun("batch", (batch.dtype.str, batch.shape), self._purpose, experiment)
+                key.update(batch.data)
+                digests.append(key.digest())
+            turn = self._turn(digests[0], repeats)
+            rows = range(start, start + len(batch))
+            former += [(_numbered(digest, turn), rows) for digest in digests]
+        return former
 
-    def _of_batch(self, batch: np.ndarray, experiment: str | None) -> bytes:
-        key = self._begun("batch", batch, self._purpose, experiment)
-        key.update(batch.data)
-        return key.digest()
+    def _turn(self, digest: bytes, repeats: Counter[bytes]) -> int:
+        """Return how many equal ones came before, and count this one."""
+        turn = self._turns[digest] + repeats[digest]
+        repeats[digest] += 1
+        return turn
+
+    def _digests(self, images: np.ndarray, name: str, *parts: object) -> list[bytes]:
+        start = self._begun(name, (images.dtype.str, images.shape[1:]), *parts)
+        digests = []
+        for image in images:
+            key = start.copy()
+            key.update(image.data)
+            digests.append(key.digest())
+        return digests
 
     def _begun(self, *parts: object) -> "hashlib._Hash":
         """Return sha256 begun with everything but the pixels that determines an answer."""
-        parts = tuple(
-            (part.dtype.str, part.shape) if isinstance(part, np.ndarray) else part for part in parts
-        )
         return hashlib.sha256(hashlib.sha256(repr((self._subject, parts)).encode()).digest())
+
+
+def _same_bytes(images: np.ndarray, others: np.ndarray) -> bool:
+    same_type = images.dtype == others.dtype == np.float32
+    return same_type and np.array_equal(images.view(np.uint32), others.view(np.uint32))
+
+
+def _numbered(digest: bytes, turn: int) -> bytes:
+    return hashlib.sha256(digest + turn.to_bytes(8)).digest()
+
+
+def _first(order: list[bytes]) -> dict[bytes, int]:
+    """Return the first row of each key."""
+    rows: dict[bytes, int] = {}
+    for row, key in enumerate(order):
+        rows.setdefault(key, row)
+    return rows
+
+
+def _row(row: int) -> range:
+    return range(row, row + 1)

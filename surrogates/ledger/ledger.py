@@ -4,17 +4,20 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 
 import numpy as np
+import torch
 
 from surrogates.errors import BudgetExceeded, LedgerError, Refused
 from surrogates.ledger.bill import PURPOSES, Bill, Charge, check_purpose, checked_budget
 from surrogates.ledger.canaries import Canaries
-from surrogates.ledger.keys import FRESH_PURPOSES, Keyed, Keys
-from surrogates.ledger.packing import Kept, pack, unpack
+from surrogates.ledger.keys import FRESH_PURPOSES, KEPT_TOGETHER, Keyed, Keys
+from surrogates.ledger.packing import Kept, pack, share, unpack
 from surrogates.ledger.store import Batch, LedgerStore
-from surrogates.targets.base import Answers, Target
+from surrogates.targets.base import Answers, Target, check_images
+from surrogates.targets.repeats import paid_by
 
 POLL_SECONDS = 0.02
 
@@ -22,20 +25,23 @@ POLL_SECONDS = 0.02
 class QueryLedger:
     """A durable record of the queries to one target, of their answers and of what they cost.
 
-    The budget is held before a query is sent. Only attempts that a target loses and repeats on its own (Answers.lost)
-    can pass it, by their number: they are booked as unknown and nothing more is sent. After a killed process nothing is
-    missing; after a power failure the last moments may be (synchronous=NORMAL).
+    The budget is held before a query is sent, and before an attempt is repeated whose outcome is unknown. Only a target
+    of your own that repeats attempts without asking `repeats.payer` and tells of them afterwards (Answers.lost) can pass
+    it, by their number: they are booked as unknown and nothing more is sent. After a killed process nothing is missing;
+    after a power failure
+    the last moments may be (a second where the disk takes 10 ms). A file that is deleted, moved or replaced while
+    it is open pays nothing more.
 
     Args:
-        path: An SQLite file (its directory must exist). It belongs to the first target attached, and processes on one
-            machine may share it.
+        path: An SQLite file (its directory must exist). It belongs to the first target attached. Processes on one
+            machine may share it, in whatever containers, and forked children may go on with this object.
         budget: Number of training queries, or a mapping from purposes ("training", "evaluation", "certification",
             "attack", "canary") to numbers; a purpose left out has none.
         canaries: Images that are queried from their own budget while others pay; a target that has changed stops the
             query with DriftError.
 
     Raises:
-        LedgerError: The file cannot be used, or the budget is none.
+        LedgerError: The file cannot be used or is damaged, or the budget is none.
     """
 
     def __init__(
@@ -65,16 +71,16 @@ class QueryLedger:
         """Return the target as one that pays from this ledger's budget for `purpose`.
 
         For training and evaluation an image is paid once: repeated images, in one batch, later or by another process,
-        get the kept answer. For certification and attack every batch is queried afresh; its answers are kept as a
+        get the kept answer. For certification and attack every image is queried afresh; its answer is kept as a
         receipt of the experiment, so that the same experiment, run again from its start after an interruption, gets
-        back what it has paid for and no other experiment ever does. Certification answers are labels only. Canaries
-        are queried afresh too; without an experiment their answers are nobody's receipt.
+        back what it has paid for, in whatever batches, and no other experiment ever does. Certification answers are
+        labels only. Canaries are queried afresh too; without an experiment their answers are nobody's receipt.
 
         Args:
             experiment: Fingerprint of what determines the queries (seed and configuration). Training and evaluation
                 ignore it.
-            formerly: Experiments under which older versions kept the same receipts. A batch that was answered under
-                one of them is not paid again; new ones are kept under `experiment`.
+            formerly: Experiments under which older versions kept the same receipts. What was answered under one of them
+                is not paid again; new answers are kept under `experiment`.
 
         Raises:
             LedgerError: No opened target, a target that already pays, one that the file does not belong to, or a fresh
@@ -160,19 +166,55 @@ class PaidTarget(Target):
         self.ledger = ledger
         self.purpose = purpose
         self._target = target
-        self.keys = Keys(target, self.output_kind, purpose, experiment, formerly)
+        together = KEPT_TOGETHER if purpose in KEPT_TOGETHER else (purpose,)
+        self.keys = Keys(
+            target,
+            self.output_kind,
+            purpose,
+            experiment,
+            formerly,
+            older=ledger.store.holds(together),
+            batch_sizes=ledger.store.former_sizes(purpose) if purpose in FRESH_PURPOSES else (),
+        )
+
+    def query(
+        self,
+        images: torch.Tensor | np.ndarray,
+        *,
+        bounded: bool = True,
+        draws: torch.Tensor | np.ndarray | None = None,
+    ) -> Answers:
+        """Return the answers to images, paying for those that are not kept.
+
+        Args:
+            images: (N, C, H, W), float32 or float64 in [0, 1].
+            bounded: False drops the range check alone, for images under additive noise that is not clipped.
+            draws: (N, ...) float32, what the images were made of: the noisy images in front of a denoiser, whose rounding
+                may depend on the batch. Receipts are then kept for these. Training and evaluation ignore it.
+
+        Raises:
+            TargetError: Bad images, before the target gets them; a bad answer or a failing target, after.
+            BudgetExceeded: The budget does not allow all of them; nothing is sent.
+        """
+        pixels = check_images(images, bounded=bounded, copy=False)
+        self.check_shape(pixels.shape[1:])
+        return self._pay(pixels, None if draws is None else check_images(draws, bounded=False, copy=False))
 
     def checked_answer(self, pixels: np.ndarray) -> Answers:
-        return self.answer(pixels)  # the target behind copies what it gets and checks what it answers
+        return self._pay(pixels)  # the target behind copies what it gets and checks what it answers
 
     def answer(self, pixels: np.ndarray) -> Answers:
         """Return kept answers where there are any, and pay for the others."""
-        store, keyed = self.ledger.store, self.keys.of(pixels)
-        answers = self._receipts_of_older_versions(keyed)
+        return self._pay(pixels)
+
+    def _pay(self, pixels: np.ndarray, draws: np.ndarray | None = None) -> Answers:
+        store, keyed = self.ledger.store, self.keys.of(pixels, draws)
+        answers = self._answers_of_older_versions(keyed)
         paid = 0
-        while missing := {key: len(rows) for key, rows in keyed.rows.items() if key not in answers}:
+        while missing := [key for key in keyed.rows if key not in answers]:
+            self._check_canaries(missing)
             plan = store.plan(
-                missing,
+                dict.fromkeys(missing, 1),
                 purpose=self.purpose,
                 budget=self.ledger.budget[self.purpose],
                 limit=self._target.batch_size,
@@ -180,57 +222,74 @@ class PaidTarget(Target):
             )
             answers |= plan.known
             answers |= self._send(plan.batches, pixels, keyed.rows)
-            paid += sum(len(keyed.rows[key]) for batch in plan.batches for key in batch.keys)
+            paid += sum(len(batch.keys) for batch in plan.batches)
             if plan.awaited:
                 time.sleep(POLL_SECONDS)  # another process waits for the answers to the same images
         self.keys.count(keyed)
         self.ledger.recalled[self.purpose] += len(pixels) - paid
-        if self.ledger.canaries is not None and self.purpose != "canary":
-            self.ledger.canaries.count(paid, self.ledger, self._target)
         return unpack([answers[key] for key in keyed.order], self.num_classes)
 
-    def _receipts_of_older_versions(self, keyed: Keyed) -> dict[bytes, Kept]:
-        """Return the answers that are kept under a former key, for keys that have none of their own."""
-        wanted = [other for key, others in keyed.former.items() if others for other in (key, *others)]
-        kept = self.ledger.store.recall(wanted) if wanted else {}
-        receipts = {}
-        for key, others in keyed.former.items():
-            former = next((other for other in others if other in kept), None)
-            if former is not None and key not in kept:
-                receipts[key] = kept[former]
-        return receipts
+    @property
+    def _canaries(self) -> Canaries | None:
+        return None if self.purpose == "canary" else self.ledger.canaries
 
-    def _send(self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, range]) -> dict[bytes, Kept]:
+    def _check_canaries(self, keys: list[bytes]) -> None:
+        """Check the target where it is time, and something of these is to be paid for."""
+        canaries = self._canaries
+        if canaries is not None and canaries.due and len(self.ledger.store.recall(keys)) < len(keys):
+            canaries.check(self.ledger, self._target)
+
+    def _answers_of_older_versions(self, keyed: Keyed) -> dict[bytes, Kept]:
+        """Return the answers that are kept under a former key, for keys that have none of their own."""
+        if not keyed.former:
+            return {}
+        kept = self.ledger.store.recall([*keyed.rows, *(key for key, _ in keyed.former)])
+        answers = {key: kept[key] for key in keyed.rows if key in kept}
+        for former, rows in keyed.former:
+            if former in kept:
+                labels, scores = kept[former]
+                for position, row in enumerate(rows):
+                    own = None if scores is None else share(scores, position, len(rows))
+                    answers.setdefault(keyed.order[row], (share(labels, position, len(rows)), own))
+        return answers
+
+    def _send(self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, int]) -> dict[bytes, Kept]:
         """Query batches one after the other, keeping each answer before the next is sent."""
         settled: dict[bytes, Kept] = {}
+        store, budget = self.ledger.store, self.ledger.budget[self.purpose]
         for position, batch in enumerate(batches):
             following = batches[position + 1] if position + 1 < len(batches) else None
-            places = [row for key in batch.keys for row in rows[key]]
+            places = [rows[key] for key in batch.keys]
             images = pixels if len(places) == len(pixels) else pixels[places]
+            repeats: list[Batch] = []
             try:
-                answers = self._target.query(images, bounded=False)  # the range was checked at our own door
-                counts = [len(rows[key]) for key in batch.keys]
-                kept = pack(answers, counts, self.num_classes, scores=self.output_kind != "labels")
-                self.ledger.store.settle(batch, kept, following, lost=answers.lost)
-                if answers.lost and following is not None:
-                    self._check_overspent(answers.lost)
+                with paid_by(partial(self._refuse_repeat, batch, repeats)):
+                    # the range was checked at our own door
+                    answers = self._target.query(images, bounded=False)
+                kept = pack(answers, self.num_classes, scores=self.output_kind != "labels")
+                due = self._canaries is not None and self._canaries.count(len(batch.keys))
+                after = None if due else following  # what is sent next waits for the check
+                store.settle(batch, kept, after, budget=budget, repeats=repeats, lost=answers.lost)
+                if due and self._canaries is not None:
+                    self._canaries.check(self.ledger, self._target)
+                    if following is not None:
+                        store.send(following, budget=budget)
             except BaseException as error:  # an interrupt too leaves a query of unknown fate
-                self.ledger.store.fail(
+                store.fail(
                     batches[position:],
                     f"{type(error).__name__}: {error}",
                     refused=isinstance(error, Refused | BudgetExceeded),
+                    repeats=repeats,
                     lost=getattr(error, "lost", 0),
                 )
                 raise
             settled |= zip(batch.keys, kept, strict=True)
         return settled
 
-    def _check_overspent(self, lost: int) -> None:
-        """Stop a query whose repeated attempts may have used up what its other batches had reserved."""
-        budget = self.ledger.budget[self.purpose]
-        spent, in_flight = self.ledger.store.charged(self.purpose)
-        if spent + in_flight > budget:
-            raise BudgetExceeded(
-                f"{self.purpose} budget is {budget} queries, {spent} spent now that {lost} were lost on the way "
-                f"and repeated: raise ledger.{self.purpose} to at least {spent + in_flight}"
-            )
+    def _refuse_repeat(self, batch: Batch, repeats: list[Batch], queries: int) -> str | None:
+        """Book one attempt more at a batch, or return why it may not be made."""
+        try:
+            repeats.append(self.ledger.store.repeat(batch, queries, budget=self.ledger.budget[self.purpose]))
+        except LedgerError as error:
+            return str(error)
+        return None

@@ -1,6 +1,5 @@
 """Answers as the bytes that a ledger keeps: labels in the smallest type that holds them, scores as float32."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,18 +9,15 @@ from surrogates.targets.base import Answers
 Kept = tuple[bytes, bytes | None]  # the labels and the scores of one key
 
 
-def pack(answers: Answers, counts: Sequence[int], num_classes: int, *, scores: bool) -> list[Kept]:
-    """Return answers to consecutive groups of `counts` queries as the bytes that are kept."""
+def pack(answers: Answers, num_classes: int, *, scores: bool) -> list[Kept]:
+    """Return the answer of each query as the bytes that are kept."""
     labels = answers.labels.astype(label_type(num_classes))
-    values = answers.scores.astype("<f4") if scores and answers.scores is not None else None
-    wide, whole = labels.itemsize, labels.tobytes()
-    row, table = (0, b"") if values is None else (values.itemsize * values.shape[1], values.tobytes())
-    ends = list(itertools.accumulate(counts))
-    spans = [(end - count, end) for count, end in zip(counts, ends, strict=True)]
-    return [
-        (whole[wide * start : wide * end], None if values is None else table[row * start : row * end])
-        for start, end in spans
-    ]
+    whole, wide = labels.tobytes(), labels.itemsize
+    every = [whole[start : start + wide] for start in range(0, len(whole), wide)]
+    if not scores or answers.scores is None:
+        return [(label, None) for label in every]
+    values = answers.scores.astype("<f4")
+    return [(label, row.tobytes()) for label, row in zip(every, values, strict=True)]
 
 
 def unpack(kept: Sequence[Kept], num_classes: int) -> Answers:

@@ -3,12 +3,19 @@
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from surrogates.errors import LedgerError
-from surrogates.ledger.schema import APPLICATION_ID, BUSY_SECONDS, check_version
+from surrogates.ledger.integrity import check_undamaged, explained
+from surrogates.ledger.schema import (
+    APPLICATION_ID,
+    BUSY_SECONDS,
+    READABLE_VERSIONS,
+    unknown_version,
+    version_of,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
     """Return the accounts of a ledger's file, which is only read.
 
     Raises:
-        LedgerError: No such file, or no ledger of this version.
+        LedgerError: No such file, no ledger of a known version, or a damaged one.
     """
     with reading(path) as db:
         identity, num_classes = subject(db)
@@ -81,7 +88,7 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
                 "FROM batches GROUP BY purpose ORDER BY min(id)"
             )
         }
-        # A batch of a fresh purpose has one key; the answers of the others are one image each.
+        # Those of the other purposes answer nobody else.
         kept = db.execute(
             "SELECT coalesce(sum(size), 0) FROM batches WHERE state = 'answered' "
             "AND purpose IN ('training', 'evaluation')"
@@ -94,28 +101,28 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
     """Yield a read-only connection inside one transaction: one moment of the file, whoever writes.
 
     Raises:
-        LedgerError: No such file, or no ledger of this version.
+        LedgerError: No such file, no ledger of a known version, or a damaged one.
     """
     path = Path(path)
     if not path.is_file():
         raise LedgerError(
             f"ledger {path} does not exist: give the file of a ledger, e.g. runs/digits/ledger.db"
         )
-    connection = None
-    try:
-        connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, isolation_level=None
-        )
+    with (
+        explained(path),
+        closing(
+            sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, isolation_level=None
+            )
+        ) as connection,
+    ):
         if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise LedgerError(f"{path} is no ledger but a database of another program: give another file")
         connection.execute("BEGIN")
-        check_version(connection, path)
+        if (version := version_of(connection)) not in READABLE_VERSIONS:
+            raise unknown_version(path, version)
+        check_undamaged(connection, path)
         yield connection
-    except sqlite3.Error as error:
-        raise LedgerError(f"ledger {path} cannot be read ({error}): give the file of a ledger") from error
-    finally:
-        if connection is not None:
-            connection.close()
 
 
 def subject(db: sqlite3.Connection) -> tuple[str | None, int | None]:

@@ -37,19 +37,24 @@ def open_target(
         device: Where a torch module runs.
         protocol: "mlflow-server", "open-inference", "onnx", "json" or "mlflow", where the address does not decide.
         num_classes: Taken from the target where it reports it (classes_, num_classes, a signature, metadata).
+        classes: Names of the classes, where the target answers names, or numbers other than 0 to K-1: a list in the order of
+            your labels, or a map of names to indices.
         identity: Defaults to a fingerprint of the weights, the address, or the qualified name of the callable. Name a
             target yourself when its behavior may change under the same name.
         output_kind: "labels", "top_k", "probabilities" or "logits"; defaults to what the target reports, to "logits" for
             a torch module and to "probabilities" otherwise.
         input_shape: (C, H, W).
         batch_size: Splits large queries, for a service into requests.
-        layout: "chw", "hwc" or "flat".
-        dtype: "float32", "float64" or "uint8".
+        layout: "chw", "hwc", "flat" (rows of C*H*W) or "flat_hwc".
+        dtype: "float32", "float64", "float16", "uint8", "int32" or "int64".
         pixel_range: What 0 and 1 become.
+        mean: What is subtracted from each channel then, one number or one a channel.
+        std: What each channel is divided by then.
         quantize: Bits that pixels are rounded to.
         options: Of one kind of target. A service takes those of HTTP (token_env, timeout, rate, concurrency ...:
-            surrogates.targets.http_options.HttpOptions), `output` and `binary` (Open Inference), and probe=True, which pays
-            for one query outside any ledger for num_classes; an ONNX file `output` and `threads`.
+            surrogates.targets.http_options.HttpOptions), `output` and `binary` (Open Inference), `columns` (a scoring
+            server's model of tables), and probe=True, which pays for one query outside any ledger for num_classes; an ONNX
+            file `output` and `threads`.
 
     Raises:
         ClassesUnknown: The target does not report its number of classes, and num_classes was not given.
@@ -84,7 +89,7 @@ def _opened(target: Target, declared: Declared) -> Target:
     of_pixels = {field.name for field in fields(PixelFormat)}
     for name in (field.name for field in fields(Declared)):
         value = getattr(declared, name)
-        own = getattr(target.pixels if name in of_pixels else target, name)
+        own = getattr(target.pixels if name in of_pixels else target, name, None)
         if value is not None and value != own:
             raise TargetError(
                 f"{name} of an opened target is {own!r}, got {value!r}: open the object behind it with other options"

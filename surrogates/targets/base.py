@@ -1,5 +1,6 @@
 """The black box: images in, labels and perhaps scores out."""
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
@@ -7,12 +8,17 @@ import numpy as np
 import torch
 
 from surrogates.errors import SurrogateError, TargetError
-from surrogates.targets.formats import PixelFormat
+from surrogates.targets.formats import PixelFormat, check_input_shape
+from surrogates.targets.records import numbers
 
 OUTPUT_KINDS = ("labels", "top_k", "probabilities", "logits")
 
-# Published probabilities are often rounded, so a value may pass 0 or 1 by this much.
+# Published probabilities are often rounded, so a value may pass 0 or 1 by this much ...
 PROBABILITY_SLACK = 1e-3
+# ... and a row's sum may miss 1 by as much as two decimals lose in each class, within these ends.
+SUM_SLACK = (0.02, 0.5)
+# Rows that sum to 1 as closely as this under "logits" are probabilities.
+SUM_OF_PROBABILITIES = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +91,8 @@ class Target(ABC):
             raise TargetError(f"output_kind must be one of {', '.join(OUTPUT_KINDS)}, got {output_kind!r}")
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise TargetError(f"batch_size must be a positive integer, got {batch_size!r}")
-        if input_shape is not None and (
-            len(input_shape) != 3 or not all(isinstance(side, int) and side > 0 for side in input_shape)
-        ):
-            raise TargetError(f"input_shape must be (channels, height, width), got {input_shape!r}")
+        if input_shape is not None:
+            check_input_shape(input_shape)
         self.identity = str(identity)
         self.num_classes = int(num_classes)
         self.output_kind = output_kind
@@ -99,6 +103,8 @@ class Target(ABC):
         self.num_features = num_features
         self.batch_size = batch_size
         self.pixels = pixels or PixelFormat()
+        self.kind_is_assumed = False
+        self._logits_seen = False
 
     @property
     def preprocessing(self) -> str:
@@ -121,7 +127,7 @@ class Target(ABC):
             TargetError: Bad images, before the target gets them; a bad answer or a failing target, after.
         """
         pixels = check_images(images, bounded=bounded, copy=False)  # what leaves is encoded into a copy
-        self._check_shape(pixels.shape[1:])
+        self.check_shape(pixels.shape[1:])
         size = self.batch_size or len(pixels)
         chunks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
         return Answers.concatenate([self.checked_answer(chunk) for chunk in chunks]).copy()
@@ -135,7 +141,12 @@ class Target(ABC):
             classes that are not named, or come as a pair: labels (N, k) and scores (N, k).
         """
 
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Check the shape of an image.
+
+        Raises:
+            TargetError: The target takes others.
+        """
         if self.input_shape is not None and shape != self.input_shape:
             raise TargetError(
                 f"target {self.identity} takes images of shape {self.input_shape}, got {tuple(shape)}: "
@@ -174,8 +185,8 @@ class Target(ABC):
         """
         values = self._numbers(raw)
         expected = (count,) if self.output_kind == "labels" else (count, self.num_classes)
-        if self.output_kind == "labels" and values.shape == (count, 1):
-            values = values[:, 0]
+        if values.shape == (count, 1):
+            values = self._widened(values)
         if values.ndim != len(expected):
             kind = "labels" if values.ndim == 1 else "probabilities' or 'logits"
             raise TargetError(
@@ -194,23 +205,69 @@ class Target(ABC):
             return Answers(self._labels(values))
         if unnamed.all(axis=1).any():
             raise TargetError("target named no class for an image, expected at least 1")
-        low, high = np.nanmin(values), np.nanmax(values)
-        bounded = self.output_kind in ("probabilities", "top_k")
-        if bounded and (low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK):
+        self._check_meaning(values)
+        with np.errstate(over="ignore"):
+            scores = values.astype(np.float32)
+        if not (np.isfinite(scores) | unnamed).all():
+            raise TargetError(f"target answered {np.nanmax(abs(values)):.4g}, too large for float32 scores")
+        return Answers(np.nanargmax(scores, axis=1).astype(np.int64), scores)
+
+    def _widened(self, values: np.ndarray) -> np.ndarray:
+        """Return an answer of one column as labels, or as scores of two classes: that of class 1, and what it leaves to 0."""
+        if self.output_kind == "labels":
+            return values[:, 0]
+        if self.num_classes != 2 or self.output_kind == "top_k":
+            return values
+        rest = 1 - values if self.output_kind == "probabilities" else np.zeros_like(values)
+        return np.concatenate([rest, values], axis=1)
+
+    def _check_meaning(self, values: np.ndarray) -> None:
+        """Check that scores (N, K) can be of their kind.
+
+        Raises:
+            TargetError: They can't.
+        """
+        low, high, total = np.nanmin(values), np.nanmax(values), np.nansum(values, axis=1)
+        if self.output_kind == "logits":
+            self._check_logits(values, total)
+            return
+        if low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK:
             raise TargetError(
                 f"target answered {high if high > 1 else low:.4g}, expected probabilities in [0, 1]: "
                 "open it with output_kind='logits'"
             )
-        with np.errstate(over="ignore"):
-            scores = values.astype(np.float32)
-        if not (np.isfinite(scores) | unnamed).all():
-            raise TargetError(f"target answered {max(high, -low):.4g}, too large for float32 scores")
-        return Answers(np.nanargmax(scores, axis=1).astype(np.int64), scores)
+        slack = float(np.clip(self.num_classes * 0.005, *SUM_SLACK))
+        part = self.output_kind == "top_k"  # what it does not name is missing in the sum
+        wrong = (total > 1 + slack) | ((total <= 0) if part else (total < 1 - slack))
+        if wrong.any():
+            raise TargetError(
+                f"target answered a row that sums to {total[wrong][0]:.4g}, expected probabilities that sum to 1: "
+                "open it with output_kind='logits' if these are scores of another kind"
+            )
+
+    def _check_logits(self, values: np.ndarray, total: np.ndarray) -> None:
+        """Check once that logits (N, K) are no probabilities; zeros and ones alone do not tell.
+
+        Raises:
+            TargetError: They are, and nobody said that they are logits; else a warning.
+        """
+        if self._logits_seen or np.isin(values, (0, 1)).all():
+            return
+        self._logits_seen = True
+        if values.min() < 0 or values.max() > 1 or (abs(total - 1) > SUM_OF_PROBABILITIES).any():
+            return
+        message = (
+            "target answered rows in [0, 1] that sum to 1 as logits: open it with output_kind='probabilities'"
+        )
+        if self.kind_is_assumed:
+            self._logits_seen = False
+            raise TargetError(message)
+        warnings.warn(f"{message} unless they are logits indeed", stacklevel=2)
 
     def _numbers(self, raw: object) -> np.ndarray:
         """Return a raw answer as float64; a pair of labels (N, k) and scores (N, k) as scores (N, K)."""
         if self.output_kind == "top_k" and isinstance(raw, tuple):
-            labels, best = (_array(part) for part in raw)
+            labels, best = (self._array(part) for part in raw)
             if labels.ndim != 2 or labels.shape != best.shape:
                 raise TargetError(
                     f"target answered labels {labels.shape} and scores {best.shape}, expected both (N, k)"
@@ -218,7 +275,13 @@ class Target(ABC):
             scores = np.full((len(labels), self.num_classes), np.nan)
             np.put_along_axis(scores, self._labels(labels), best, axis=1)
             return scores
-        return _array(raw)
+        return self._array(raw)
+
+    def _array(self, raw: object) -> np.ndarray:
+        array = numbers(raw)
+        if array.dtype.kind == "b" and (self.output_kind != "labels" or self.num_classes != 2):
+            raise TargetError(f"target answered truth values, expected {self.output_kind} as numbers")
+        return array.astype(np.float64)
 
     def _labels(self, values: np.ndarray) -> np.ndarray:
         wrong = (values != np.floor(values)) | (values < 0) | (values >= self.num_classes)
@@ -227,14 +290,6 @@ class Target(ABC):
                 f"target answered label {values[wrong][0]:g}, expected an integer in [0, {self.num_classes})"
             )
         return values.astype(np.int64)
-
-
-def _array(raw: object) -> np.ndarray:
-    try:
-        array = raw.detach().cpu().float().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
-        return array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise TargetError(f"target answered {type(raw).__name__}, expected numbers") from error
 
 
 def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True, copy: bool = True) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.declared import Declared
+from surrogates.targets.records import unpack
 
 
 class CallableTarget(Target):
@@ -30,13 +31,17 @@ class CallableTarget(Target):
             pixels=declared.pixels,
         )
         self._function = function
+        self._names = declared.names
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        return self._function(pixels)
+        return unpack(self._function(pixels), self._names)
 
 
 class TorchTarget(Target):
     """A torch module in eval mode; it dies with this process, so that a lost answer costs nothing.
+
+    It gets images of its own number type, that of its parameters. An answer may be a tensor, an array, or what has it as
+    `logits`.
 
     Args:
         device: Where it runs; unset, where its parameters are.
@@ -59,14 +64,21 @@ class TorchTarget(Target):
             batch_size=declared.batch_size,
             pixels=declared.pixels,
         )
-        parameter = next(module.parameters(), None)
-        self._device = torch.device(device or ("cpu" if parameter is None else parameter.device))
+        self.kind_is_assumed = declared.output_kind is None
+        self._names = declared.names
+        parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
+        self._dtype = parameters[0].dtype if parameters else None
+        self._device = torch.device(device or (parameters[0].device if parameters else "cpu"))
         self._module = module.to(self._device)
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+        images = torch.from_numpy(pixels)
+        if images.is_floating_point():
+            images = images.to(self._dtype or images.dtype)
         self._module.eval()
         with torch.inference_mode():
-            return self._module(torch.from_numpy(pixels).to(self._device)).cpu()
+            answer = self._module(images.to(self._device))
+        return unpack(getattr(answer, "logits", answer), self._names)
 
 
 def qualified_name(thing: object) -> str:

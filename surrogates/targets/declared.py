@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from surrogates.errors import ClassesUnknown, TargetError
-from surrogates.targets.formats import PixelFormat
+from surrogates.targets.classes import ClassNames
+from surrogates.targets.formats import PixelFormat, check_input_shape
 
 
 @dataclass(frozen=True)
@@ -15,17 +16,22 @@ class Declared:
 
     Args:
         num_classes: Number of classes.
+        classes: Their names, as far as the target answers names or numbers of its own: a list in the order of the indices,
+            or a map of names to indices.
         identity: Name of the target for ever; a ledger belongs to one identity.
         output_kind: labels, top_k, probabilities or logits.
         input_shape: (C, H, W).
         batch_size: Images that are sent at once.
-        layout: chw, hwc or flat.
-        dtype: float32, float64 or uint8.
+        layout: chw, hwc, flat or flat_hwc.
+        dtype: float32, float64, float16, uint8, int32 or int64.
         pixel_range: What 0 and 1 become.
         quantize: Bits that pixels are rounded to.
+        mean: What is subtracted from each channel then.
+        std: What each channel is divided by then.
     """
 
     num_classes: int | None = None
+    classes: Any = None
     identity: str | None = None
     output_kind: str | None = None
     input_shape: tuple[int, int, int] | None = None
@@ -34,16 +40,41 @@ class Declared:
     dtype: str | None = None
     pixel_range: tuple[float, float] | None = None
     quantize: int | None = None
+    mean: tuple[float, ...] | float | None = None
+    std: tuple[float, ...] | float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_shape", "pixel_range"):
-            if getattr(self, name) is not None:
+        for name in ("input_shape", "pixel_range", "mean", "std"):
+            if isinstance(getattr(self, name), Iterable):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.input_shape is not None:
+            check_input_shape(self.input_shape)
+        if self.names is not None and self.num_classes is None:
+            object.__setattr__(self, "num_classes", self.names.count)
+        if self.names is not None and self.num_classes != self.names.count:
+            raise TargetError(
+                f"num_classes is {self.num_classes!r}, but classes lists {self.names.count}: leave num_classes out"
+            )
+
+    @property
+    def names(self) -> ClassNames | None:
+        """The names of the classes, where they were declared."""
+        return None if self.classes is None else ClassNames.of(self.classes)
 
     @property
     def pixels(self) -> PixelFormat:
         """The pixel format, with defaults where nothing was declared."""
-        return PixelFormat(self.layout or "chw", self.dtype or "float32", self.pixel_range, self.quantize)
+        form = PixelFormat(
+            self.layout or "chw",
+            self.dtype or "float32",
+            self.pixel_range,
+            self.quantize,
+            self.mean,
+            self.std,
+        )
+        if self.input_shape is not None:
+            form.check(self.input_shape[0])
+        return form
 
     def agreed(self, **known: Any) -> "Declared":
         """Return this with what the target reports of itself filled in.

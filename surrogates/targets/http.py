@@ -35,6 +35,7 @@ from surrogates.targets.exchange import (
 )
 from surrogates.targets.http_options import HttpOptions, Pace
 from surrogates.targets.redaction import Secrets, shortened
+from surrogates.targets.repeats import payer
 
 FREE_ATTEMPTS = 3  # for health and metadata
 FIRST_BACKOFF_SECONDS = 0.5
@@ -168,6 +169,14 @@ class HttpClient:
         """
         self._persist(Request("GET", url, any_status=True))
 
+    def ask(self, url: str, content: bytes, headers: Mapping[str, str]) -> Reply:
+        """Return the answer to a POST that asks for no image, with whatever status.
+
+        Raises:
+            TargetError: No answer.
+        """
+        return self._persist(Request("POST", url, content, headers, any_status=True))
+
     def post(
         self,
         url: str,
@@ -186,17 +195,27 @@ class HttpClient:
 
     def _persist(self, request: Request) -> Reply:
         """Attempt a request as often as the options allow."""
-        unknown = 0  # attempts that may have been charged
+        made = unknown = 0  # attempts, and those of them that may have been charged
+        allowed = 1  # attempts that may be charged
+        refuse_repeat = payer()
+        last = ""
 
         def attempt() -> Reply:
-            nonlocal unknown
+            nonlocal made, unknown, allowed, last
             self._pace.wait(request.queries)
             if request.stop is not None and request.stop.is_set():
                 raise _Failure("was interrupted", "query again", charged=False, again=False)
+            if unknown == allowed:
+                if refusal := refuse_repeat(request.queries):
+                    remedy = f"it is not queried again, since the {refusal}"
+                    raise _Failure(last, remedy, charged=False, again=False)
+                allowed += 1
+            made += 1
             try:
                 return self._attempt(request)
             except _Failure as failure:
                 unknown += failure.charged
+                last = str(failure)
                 raise
 
         def may_help(error: BaseException) -> bool:
@@ -208,8 +227,7 @@ class HttpClient:
         try:
             reply = retrying(attempt)
         except _Failure as failure:
-            tries = retrying.statistics["attempt_number"]
-            often = f" in {tries} attempts" if tries > 1 else ""
+            often = f" in {made} attempts" if made > 1 else ""
             error = (TargetError if unknown else Refused)(
                 f"target {public_url(request.url)} {failure}{often}: {failure.remedy}"
             )

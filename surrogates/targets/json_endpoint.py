@@ -7,18 +7,16 @@
     answers: predictions           # where the list with one answer an image is; leave out where it is the body
     labels: "*.label"              # inside one answer: a dotted path, * for every entry of a list
     scores: "*.score"
-    classes: [t-shirt, trouser]    # label names in the order of their indices, or {name: index}
+    classes: [t-shirt, trouser]    # label names as they are answered, in the order of their indices, or {name: index}
 
 labels alone gives hard labels, scores alone one number a class in order, both give named scores. Where each
 answer is {name: score}, `scores` is its path and `labels` is left out. A path may be "" for the answer itself.
 """
 
 import base64
-import difflib
-import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ import numpy as np
 from surrogates.errors import TargetError
 from surrogates.targets.addresses import public_url
 from surrogates.targets.base import Target
+from surrogates.targets.classes import ClassNames, name_of
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import Reply, client_of
 from surrogates.targets.json_answers import numbers, quoted, read_json
@@ -43,8 +42,9 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         TargetError: The mapping cannot be used, or contradicts what was declared.
     """
     mapping = read_mapping(uri)
-    if declared.layout or declared.dtype:
-        raise TargetError("layout and dtype stand in the mapping: leave them out")
+    for name in ("layout", "dtype", "classes"):
+        if getattr(declared, name) is not None:
+            raise TargetError(f"{name} stands in the mapping: leave it out")
     if mapping.token_env is not None and options.get("token_env") is None:
         # A file alone must not send a secret away.
         raise TargetError(
@@ -62,19 +62,20 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         output_kind=None if declared.output_kind else mapping.kind,
         input_shape=None if shape is None else tuple(shape),
     )
-    # Another request or another reading of the answers is another target.
-    meaning = {k: v for k, v in asdict(mapping).items() if k not in ("token_env", "token_header", "identity")}
-    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:16]
     declared = replace(
         declared,
         layout=form.layout,
         dtype=form.dtype,
         pixel_range=declared.pixel_range or form.pixel_range,
         quantize=declared.quantize or form.quantize,
+        mean=declared.mean if declared.mean is not None else form.mean,
+        std=declared.std if declared.std is not None else form.std,
         batch_size=mapping.per_request or declared.batch_size,
-        identity=declared.identity or mapping.identity or f"{client.url}#{digest}",
+        identity=declared.identity or mapping.identity or f"{client.url}#{mapping.digest}",
     )
-    wire = JsonEndpoint(mapping, client.url, declared.num_classes or 0, declared.output_kind or "")
+    wire = JsonEndpoint(
+        mapping, mapping.names, client.url, declared.num_classes or 0, declared.output_kind or ""
+    )
     return open_served(wire, client, declared, **rest)
 
 
@@ -83,6 +84,7 @@ class JsonEndpoint:
     """The protocol that a mapping describes."""
 
     mapping: Mapping
+    names: ClassNames | None
     url: str
     num_classes: int
     output_kind: str
@@ -139,14 +141,14 @@ class JsonEndpoint:
         named = _row(values)
         if not np.isfinite(named).all():
             raise TargetError(f"target answered {named[~np.isfinite(named)][0]}, expected finite scores")
-        indices = [self._index(label) for label in labels]
-        if len(set(indices)) < len(indices):
-            twice = next(
-                label for label, index in zip(labels, indices, strict=True) if indices.count(index) > 1
-            )
+        texts = [name_of(label) for label in labels]
+        if len(set(texts)) < len(texts):
+            twice = next(label for label, text in zip(labels, texts, strict=True) if texts.count(text) > 1)
             raise TargetError(f"target scored label {quoted(twice)} twice for one image, expected it once")
+        indices = [self._index(label) for label in labels]
         row = np.full(self.num_classes, np.nan)
-        row[indices] = named
+        row[indices] = 0
+        np.add.at(row, indices, named)  # several names may stand for one class
         if self.output_kind != "top_k" and np.isnan(row).any():
             raise TargetError(
                 f"target named {len(labels)} of {self.num_classes} classes: open it with output_kind='top_k'"
@@ -154,14 +156,8 @@ class JsonEndpoint:
         return row
 
     def _index(self, label: Any) -> int:
-        if type(label) is float and label.is_integer():
-            label = int(label)
-        if (indices := self.mapping.indices) is not None:
-            if isinstance(label, bool) or not isinstance(label, str | int) or str(label) not in indices:
-                close = difflib.get_close_matches(str(label)[:80], list(indices), n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise TargetError(f"target answered label {quoted(label)}, which classes does not list{hint}")
-            return indices[str(label)]
+        if self.names is not None:
+            return self.names.index(label)
         if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label < self.num_classes:
             raise TargetError(
                 f"target answered label {quoted(label)}, expected an integer in [0, {self.num_classes}): "

@@ -1,16 +1,17 @@
 """The mapping of a JSON service: a small YAML file, which may come from a stranger."""
 
 import difflib
+import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import OUTPUT_KINDS
-from surrogates.targets.formats import PixelFormat
+from surrogates.targets.classes import ClassNames, name_of
+from surrogates.targets.formats import PixelFormat, check_input_shape
 from surrogates.targets.redaction import shortened
 from surrogates.targets.yaml_file import read_yaml
 
@@ -32,6 +33,8 @@ class Mapping:
     layout: str = "chw"
     dtype: str = "float32"
     pixel_range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | float | None = None
+    std: tuple[float, ...] | float | None = None
     per_request: int | None = 1
     answers: str | None = None
     labels: str | None = None
@@ -64,23 +67,13 @@ class Mapping:
             ("identity", isinstance(self.identity, str | None), "give a text"),
             (
                 "num_classes",
-                self.num_classes is None or _whole([self.num_classes], 2, MOST_CLASSES),
+                self.num_classes is None or _is_count(self.num_classes),
                 f"use a whole number from 2 to {MOST_CLASSES:,}",
-            ),
-            (
-                "input_shape",
-                self.input_shape is None or _whole(self.input_shape, 1, 2**31, length=3),
-                "give [channels, height, width]",
             ),
             (
                 "output_kind",
                 self.output_kind in (None, *OUTPUT_KINDS),
                 f"use one of {', '.join(OUTPUT_KINDS)}",
-            ),
-            (
-                "classes",
-                self.classes is None or _indices(self.classes) is not None,
-                "list the label names in the order of their indices, or map each name to its index",
             ),
         ]
         rules += [
@@ -90,6 +83,16 @@ class Mapping:
         for name, good, remedy in rules:
             if not good:
                 raise TargetError(f"mapping: {name} is {shortened(repr(getattr(self, name)), 200)}: {remedy}")
+        try:
+            names = self.names
+            if self.input_shape is not None:
+                check_input_shape(self.input_shape)
+        except TargetError as error:
+            raise TargetError(f"mapping: {error}") from None
+        if names is not None and self.num_classes not in (None, names.count):
+            raise TargetError(
+                f"mapping: num_classes is {self.num_classes!r}, but classes lists {names.count}: leave num_classes out"
+            )
         if self.labels is None and self.scores is None:
             raise TargetError("mapping: labels and scores are missing: give the path of at least one of them")
         if self.per_request != 1 and self.answers is None:
@@ -109,12 +112,23 @@ class Mapping:
     @property
     def known_classes(self) -> int | None:
         """The number of classes, where the mapping has it."""
-        return self.num_classes if self.indices is None else max(self.indices.values()) + 1
+        return self.num_classes if self.names is None else self.names.count
 
     @property
-    def indices(self) -> dict[str, int] | None:
-        """The index of each label name, where the mapping lists them."""
-        return None if self.classes is None else _indices(self.classes)
+    def names(self) -> ClassNames | None:
+        """The names of the classes, where the mapping lists them."""
+        return None if self.classes is None else ClassNames.of(self.classes)
+
+    @property
+    def digest(self) -> str:
+        """Another request or another reading of the answers is another target."""
+        meaning = asdict(self)
+        for name in ("token_env", "token_header", "identity"):
+            del meaning[name]
+        for name in ("mean", "std"):  # younger than the ledgers of many mappings
+            if meaning[name] is None:
+                del meaning[name]
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def read_mapping(path: str | Path) -> Mapping:
@@ -137,10 +151,9 @@ def read_mapping(path: str | Path) -> Mapping:
     missing = [name for name in ("url", "request") if name not in data]
     if missing:
         raise TargetError(f"mapping {path}: {missing[0]} is missing")
-    for written, read in _misread(node):
-        raise TargetError(
-            f"mapping {path}: classes has {written}, which YAML reads as {read!r}: write '{written}' in quotes"
-        )
+    for key, value in node.value:
+        if key.value == "classes" and data.get("classes") is not None:
+            data["classes"] = _as_written(value, data["classes"])
     try:
         return Mapping(**data)
     except TargetError as error:
@@ -150,8 +163,8 @@ def read_mapping(path: str | Path) -> Mapping:
 def pixel_format(mapping: Mapping) -> PixelFormat:
     """Return the pixel format of a mapping; a PNG rounds to 8 bits."""
     if mapping.images == "png":
-        return PixelFormat("hwc", "uint8", None, 8)
-    return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range)
+        return PixelFormat("hwc", "uint8", None, 8, mapping.mean, mapping.std)
+    return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range, mean=mapping.mean, std=mapping.std)
 
 
 def _count(template: Any) -> int:
@@ -160,17 +173,6 @@ def _count(template: Any) -> int:
         parts = template.values() if isinstance(template, dict) else template
         return sum(_count(part) for part in parts)
     return int(template == PLACE)
-
-
-def _indices(classes: Any) -> dict[str, int] | None:
-    """Return label names with their indices; None where classes is neither a list nor a map of them."""
-    if isinstance(classes, list) and len({str(name) for name in classes}) == len(classes) >= 2:
-        return {str(name): index for index, name in enumerate(classes)}
-    if isinstance(classes, dict) and len(classes) >= 2:
-        indices = list(classes.values())
-        if all(type(index) is int and 0 <= index < MOST_CLASSES for index in indices):
-            return {str(name): index for name, index in classes.items()}
-    return None
 
 
 def _is_json(value: Any) -> bool:
@@ -185,26 +187,27 @@ def _matches(pattern: str, value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-def _whole(values: Any, least: int, most: int, length: int = 1) -> bool:
-    """Whether these are as many whole numbers within bounds."""
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == length
-        and all(type(value) is int and least <= value <= most for value in values)
-    )
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 2 <= value <= MOST_CLASSES
 
 
-def _misread(node: Any) -> Iterator[tuple[str, Any]]:
-    """Yield class names that YAML takes for something else, as written and as read: no, 007, 1.10, null."""
+def _as_written(node: Any, classes: Any) -> Any:
+    """Return class names as YAML reads them, but those that it turns into something else as the file has them."""
     import yaml
 
-    classes = next((value for key, value in node.value if key.value == "classes"), None)
-    if isinstance(classes, yaml.MappingNode):
-        names = [key for key, _ in classes.value]
-    else:
-        names = classes.value if isinstance(classes, yaml.SequenceNode) else []
-    for name in names:
-        if isinstance(name, yaml.ScalarNode) and name.tag != "tag:yaml.org,2002:str":
-            read = yaml.safe_load(name.value)
-            if type(read) is not int or str(read) != name.value:
-                yield name.value, read
+    if isinstance(classes, list):
+        return [_name(part, name) for part, name in zip(node.value, classes, strict=True)]
+    if isinstance(classes, dict) and all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+        read = yaml.SafeLoader("")  # pairs, because no and off are one key to YAML
+        return {
+            _name(key, read.construct_object(key)): read.construct_object(value) for key, value in node.value
+        }
+    return classes
+
+
+def _name(node: Any, read: Any) -> Any:
+    import yaml
+
+    if not isinstance(node, yaml.ScalarNode) or isinstance(read, str) or name_of(read) == node.value:
+        return read
+    return node.value

@@ -1,6 +1,5 @@
 """Targets that are ONNX files, run by ONNX Runtime in this process."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,16 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.classes import REMEDY, by_index, class_indices, text_labels
 from surrogates.targets.declared import Declared, check_options
-from surrogates.targets.formats import layout_of
-from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
+from surrogates.targets.onnx_files import digest_of
+from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, unpack
+from surrogates.targets.signatures import ModelInput, padded
 
-PIXEL_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
+WHOLE = ("tensor(int", "tensor(uint", "tensor(string")  # types of labels
+TIE = 1e-6  # scores that are closer than this may be ranked either way
+# ONNX's names of number types that are not numpy's.
+NUMBER_TYPES = {"float": "float32", "double": "float64"}
 
 
 def open_onnx(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
@@ -32,7 +36,7 @@ class OnnxTarget(Target):
     """An ONNX model with one input; layout, number type and classes are read from its graph where it reports them.
 
     It runs on the CPU, or on the GPU where onnxruntime was installed for one. identity is the sha256 of the file and
-    of the weights beside it (NAME.onnx.data). Scores are probabilities unless output_kind is given. It
+    of every file of weights that its graph names. Scores are probabilities unless output_kind is given. It
     dies with this process, so that a lost answer costs nothing.
 
     Args:
@@ -51,62 +55,93 @@ class OnnxTarget(Target):
         output: str | None = None,
         threads: int | None = None,
     ) -> None:
-        digest = _digest(Path(path))
+        what = f"model {path}"
+        digest = digest_of(Path(path))
         self._session = _session(Path(path), threads)
-        self._input, dtype, sides = _only_input(self._session, path)
-        chosen = _chosen_output(self._session, path, output, declared.output_kind)
-        self._output = chosen.name
+        self._input, taken = _only_input(self._session, what)
+        chosen = _chosen_output(self._session, what, output, declared.output_kind)
+        self._output, self._names = chosen.name, declared.names
+        self._own_labels = _label_output(self._session, chosen)
+        for read in (chosen, self._own_labels):
+            if read is not None and "string" in read.type and declared.names is None:
+                raise TargetError(f"{what} answers the names of its classes in {read.name}: {REMEDY}")
         classes = chosen.shape[1] if chosen.shape and len(chosen.shape) == 2 else None
-        declared = declared.agreed(
-            num_classes=classes if isinstance(classes, int) and classes > 1 else None,
-            dtype=dtype,
-            layout=declared.layout or layout_of(sides, declared.input_shape),
+        declared = taken.honored(
+            declared.agreed(num_classes=classes if isinstance(classes, int) and classes > 1 else None)
         )
         super().__init__(
             declared.identity or f"onnx:{digest}",
-            declared.classes_of(f"model {path}"),
-            declared.output_kind or ("labels" if "int" in chosen.type else "probabilities"),
+            declared.classes_of(what),
+            declared.output_kind or ("labels" if chosen.type.startswith(WHOLE) else "probabilities"),
             charged_when_sent=False,
-            input_shape=declared.input_shape or _image_shape(sides, declared.pixels.layout),
-            num_features=sides[1] if len(sides) == 2 and sides[1] > 0 else None,
-            batch_size=declared.batch_size or (sides[0] if sides[0] > 0 else None),
+            input_shape=declared.input_shape,
+            num_features=taken.num_features,
+            batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
             pixels=declared.pixels,
         )
+        self._batch = taken.batch
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        answer = self._session.run([self._output], {self._input: pixels})[0]
+        names = [self._output] + ([self._own_labels.name] if self._own_labels else [])
+        outputs = self._session.run(names, {self._input: padded(pixels, self._batch)})
+        answer, *labels = (output[: len(pixels)] for output in outputs)
         if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # scikit-learn's ZipMap
-            return np.array([[row[label] for label in sorted(row)] for row in answer])
+            seen = sorted(answer[0])
+            scores = np.array([[row[label] for label in seen] for row in answer])
+            answer = by_index(scores, class_indices(seen, self._names, "the model"), self.num_classes)
+        else:
+            answer = unpack(answer, self._names)
+        if labels:
+            self._check_order(np.asarray(answer), text_labels(labels[0], self._names))
+            self._own_labels = None  # once is enough
         return answer
 
+    def _check_order(self, scores: np.ndarray, labels: np.ndarray) -> None:
+        """Check that the k-th column of scores is what the model itself calls class k.
 
-def _only_input(session: Any, path: str | os.PathLike[str]) -> tuple[str, str, list[int]]:
-    """Return name, number type and sides of the only input, -1 for a side that is free."""
+        Raises:
+            TargetError: It names the class and the column.
+        """
+        best = scores.argmax(axis=1)
+        clear = np.ptp(np.sort(scores, axis=1)[:, -2:], axis=1) > TIE
+        wrong = clear & (best != labels.ravel())
+        if wrong.any():
+            raise TargetError(
+                f"the model answers class {labels.ravel()[wrong][0]} where column {best[wrong][0]} of its scores is "
+                "largest: give classes=[...], its own classes in the order of its columns"
+            )
+
+
+def _only_input(session: Any, what: str) -> tuple[str, ModelInput]:
+    """Return the name of the only input, and what it takes."""
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        raise TargetError(
-            f"model {path} takes {len(inputs)} inputs, expected 1: open a function that calls it"
-        )
-    if inputs[0].type not in PIXEL_TYPES:
-        raise TargetError(f"model {path} takes {inputs[0].type}, expected one of {', '.join(PIXEL_TYPES)}")
-    sides = [side if isinstance(side, int) else -1 for side in inputs[0].shape]
-    return inputs[0].name, PIXEL_TYPES[inputs[0].type], sides
+        raise TargetError(f"{what} takes {len(inputs)} inputs, expected 1: open a function that calls it")
+    kind = inputs[0].type.removeprefix("tensor(").removesuffix(")")
+    sides = tuple(side if isinstance(side, int) else -1 for side in inputs[0].shape)
+    return inputs[0].name, ModelInput(what, NUMBER_TYPES.get(kind, kind), sides)
 
 
-def _chosen_output(session: Any, path: str | os.PathLike[str], name: str | None, kind: str | None) -> Any:
+def _label_output(session: Any, chosen: Any) -> Any:
+    """Return the output with the model's own labels beside the scores that are read; None where there is none."""
+    found = [output for output in session.get_outputs() if output.name in (*LABEL_NAMES, "output_label")]
+    scores = chosen.type.startswith(("tensor(float", "tensor(double", "seq(map("))
+    flat = [output for output in found if output.type.startswith(WHOLE) and len(output.shape) == 1 and scores]
+    return flat[0] if len(flat) == 1 else None
+
+
+def _chosen_output(session: Any, what: str, name: str | None, kind: str | None) -> Any:
     """Return the output to read: the named one, the only one, or the one with a known name or kind."""
     outputs = {output.name: output for output in session.get_outputs()}
     if name is not None and name not in outputs:
-        raise TargetError(
-            f"output is {name!r}, but model {path} gives {', '.join(outputs)}: choose one of them"
-        )
+        raise TargetError(f"output is {name!r}, but {what} gives {', '.join(outputs)}: choose one of them")
     if name is not None or len(outputs) == 1:
         return outputs[name or next(iter(outputs))]
     names = LABEL_NAMES if kind == "labels" else SCORE_NAMES + LABEL_NAMES
     for known in names:
         if known in outputs:
             return outputs[known]
-    raise TargetError(f"model {path} gives outputs {', '.join(outputs)}: give output='one of them'")
+    raise TargetError(f"{what} gives outputs {', '.join(outputs)}: give output='one of them'")
 
 
 def _session(path: Path, threads: int | None) -> Any:
@@ -126,23 +161,3 @@ def _session(path: Path, threads: int | None) -> Any:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TargetError(f"cannot load the ONNX model {path} ({reason}): check the file") from error
-
-
-def _digest(path: Path) -> str:
-    """Return the sha256 of a model file and of the weights that PyTorch's exporter keeps beside it."""
-    digest = hashlib.sha256()
-    try:
-        for file in (path, path.with_name(path.name + ".data")):
-            if file == path or file.exists():
-                with file.open("rb") as stream:
-                    while block := stream.read(2**20):
-                        digest.update(block)
-    except OSError as error:
-        raise TargetError(f"cannot read the ONNX model {path} ({error.strerror}): check the path") from error
-    return digest.hexdigest()
-
-
-def _image_shape(sides: list[int], layout: str) -> tuple[int, int, int] | None:
-    if len(sides) != 4 or min(sides[1:]) < 1:
-        return None
-    return (sides[3], sides[1], sides[2]) if layout == "hwc" else (sides[1], sides[2], sides[3])

@@ -13,13 +13,20 @@ import numpy as np
 from surrogates.errors import TargetError
 from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared
-from surrogates.targets.formats import layout_of
 from surrogates.targets.http import HttpClient, Reply, client_of
 from surrogates.targets.json_answers import numbers, quoted, read_json
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
 from surrogates.targets.served import open_served
+from surrogates.targets.signatures import ModelInput, refuse_fixed_batch
 
-PIXEL_TYPES = {"FP32": "float32", "FP64": "float64", "UINT8": "uint8"}
+PIXEL_TYPES = {
+    "FP32": "float32",
+    "FP64": "float64",
+    "UINT8": "uint8",
+    "FP16": "float16",
+    "INT32": "int32",
+    "INT64": "int64",
+}
 NUMBER_TYPES = {
     "BOOL": "?",
     "UINT8": "u1",
@@ -57,12 +64,11 @@ def _open(
     client: HttpClient, declared: Declared, output: str | None, binary: bool | None, rest: dict[str, Any]
 ) -> Target:
     model = read_metadata(client, output)
+    what = f"model {client.url}"
     datatype = model.input.get("datatype", "FP32")
-    shape = model.input.get("shape") or []
     if datatype not in PIXEL_TYPES:
         raise TargetError(
-            f"model {client.url} takes {datatype}, expected one of {', '.join(PIXEL_TYPES)}: "
-            "open a function that calls it"
+            f"{what} takes {datatype}, expected one of {', '.join(PIXEL_TYPES)}: open a function that calls it"
         )
     if binary and not model.binary:
         raise TargetError(f"server of {client.url} lists no extension binary_tensor_data: leave binary out")
@@ -70,14 +76,15 @@ def _open(
         names = {dtype: name for name, dtype in PIXEL_TYPES.items()}
         datatype = names.get(declared.dtype or "float32", "FP32")
     classes, kind = classes_and_kind(model.output)
-    declared = declared.agreed(
-        num_classes=classes,
-        output_kind=None if declared.output_kind else kind,
-        dtype=PIXEL_TYPES[datatype],
-        layout=declared.layout or (layout_of(shape, declared.input_shape) if shape else None),
+    answered = (model.output or {}).get("datatype", "FP32")
+    if answered not in NUMBER_TYPES:
+        raise TargetError(f"{what} answers {answered}, expected numbers: give output='another one'")
+    shape = tuple(int(side) for side in model.input.get("shape") or [])
+    taken = ModelInput(what, PIXEL_TYPES[datatype], shape)
+    declared = taken.honored(
+        declared.agreed(num_classes=classes, output_kind=None if declared.output_kind else kind)
     )
-    if len(shape) > 1 and shape[0] > 0:
-        declared = replace(declared, batch_size=min(shape[0], declared.batch_size or shape[0]))
+    declared = refuse_fixed_batch(taken.batch, declared, what)
     name = model.name + (f"#{output}" if output else "")
     return open_served(
         OpenInference(
@@ -89,7 +96,7 @@ def _open(
         ),
         client,
         replace(declared, identity=declared.identity or name),
-        num_features=shape[1] if len(shape) == 2 and shape[1] > 0 else None,
+        num_features=taken.num_features,
         **rest,
     )
 

@@ -6,14 +6,19 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
+from surrogates.targets.classes import REMEDY, by_index, class_indices, order_mark, own_classes
 from surrogates.targets.declared import Declared, check_options
-from surrogates.targets.records import unpack
+from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, named_columns, unpack
+from surrogates.targets.signatures import ModelInput, padded, refuse_fixed_batch
 
 # Flavors whose model runs in this process and dies with it; any other may call a service that charges.
 IN_PROCESS = frozenset(
     f"mlflow.{flavor}"
     for flavor in ("sklearn", "pytorch", "xgboost", "lightgbm", "catboost", "tensorflow", "keras", "onnx")
 )
+
+# MLflow's names of number types in tables, as numpy has them.
+COLUMN_TYPES = {"double": "float64", "float": "float32", "long": "int64", "integer": "int32"}
 
 
 def open_mlflow(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
@@ -27,47 +32,63 @@ def open_mlflow(uri: str, declared: Declared, options: dict[str, Any]) -> Target
 
 
 class PyfuncTarget(Target):
-    """An MLflow pyfunc model, queried in the layout that its signature names.
+    """An MLflow pyfunc model, queried as its signature has it.
 
-    A 2-D tensor input or a table of columns gets flat rows (N, C*H*W), anything else (N, C, H, W). The number of
-    classes and the kind of output come from the signature where it reports them.
+    A signature of rows or of columns gets flat rows (N, C*H*W), one of tensors (N, C, H, W) or (N, H, W, C), each in the
+    signature's number type; a model without a signature gets float32 (N, C, H, W). The number of classes and the kind of
+    output come from the signature where it reports them, and from the classes of a scikit-learn model.
 
     Raises:
         ClassesUnknown: num_classes was not declared, and the signature does not report it.
-        TargetError: The signature contradicts what was declared.
+        TargetError: The signature contradicts what was declared, or takes or gives what no classifier of images does.
     """
 
     def __init__(self, model: Any, declared: Declared) -> None:
         signature = model.metadata.signature
+        inside = model.loader_module in IN_PROCESS
         self._model = model
         self._inputs = None if signature is None else signature.inputs
-        classes, kind = _outputs(None if signature is None else signature.outputs)
-        shape, features = _input_layout(self._inputs)
-        declared = declared.agreed(num_classes=classes, input_shape=shape)
+        taken = None if self._inputs is None else _input(self._inputs)
+        classes, kind = _outputs(None if signature is None else signature.outputs, declared)
+        own = own_classes(_raw(model), "the model") if inside else None
+        self._indices = None if own is None else class_indices(own, declared.names, "the model")
+        if self._indices is not None:
+            classes = declared.names.count if declared.names else int(max(self._indices)) + 1
+        declared = declared.agreed(num_classes=classes)
+        if taken is not None:
+            declared = taken.honored(declared)
+            if not inside:
+                declared = refuse_fixed_batch(taken.batch, declared, taken.what)
+        self._batch = taken.batch if taken is not None and inside else None
         super().__init__(
-            declared.identity or f"mlflow:{getattr(model, 'model_id', None) or model.metadata.model_uuid}",
+            declared.identity or _identity(model) + order_mark(self._indices),
             declared.classes_of("the model's signature"),
             declared.output_kind or kind or "probabilities",
-            charged_when_sent=model.loader_module not in IN_PROCESS,
+            charged_when_sent=not inside,
             input_shape=declared.input_shape,
-            num_features=features,
-            batch_size=declared.batch_size,
+            num_features=None if taken is None else taken.num_features,
+            batch_size=self._batch or declared.batch_size,
             pixels=declared.pixels,
         )
+        self._names = declared.names
+        if self.output_kind == "logits" and order_mark(self._indices):
+            raise TargetError(
+                "the model's k-th class is not class k, so that logits lack some: use another output_kind"
+            )
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        return unpack(self._model.predict(self._arrange(pixels)))
+        answer = unpack(self._model.predict(self._arrange(padded(pixels, self._batch))), self._names)
+        answer = answer[: len(pixels)]
+        if self._indices is None or self.output_kind != "probabilities":
+            return answer
+        return by_index(np.asarray(answer), self._indices, self.num_classes)
 
     def _arrange(self, pixels: np.ndarray) -> Any:
-        if self._inputs is None:
+        if self._inputs is None or self._inputs.is_tensor_spec():
             return pixels
-        rows = pixels.reshape(len(pixels), -1)
-        if not self._inputs.is_tensor_spec():
-            import pandas
+        import pandas
 
-            return pandas.DataFrame(rows.astype(np.float64), columns=self._inputs.input_names())
-        spec = self._inputs.inputs[0]
-        return (rows if len(spec.shape) == 2 else pixels).astype(spec.type)
+        return pandas.DataFrame(pixels, columns=self._inputs.input_names())
 
 
 def load_pyfunc(uri: str) -> Any:
@@ -87,25 +108,70 @@ def load_pyfunc(uri: str) -> Any:
         ) from error
 
 
-def _input_layout(inputs: Any) -> tuple[tuple[int, int, int] | None, int | None]:
-    """Return (C, H, W) and the number of values per image, each None where the signature is silent."""
-    if inputs is None:
-        return None, None
-    if not inputs.is_tensor_spec():
-        return None, len(inputs.inputs)
-    sides = tuple(int(side) for side in inputs.inputs[0].shape[1:])
-    if len(sides) == 3 and min(sides) > 0:
-        return sides, None
-    return None, sides[0] if len(sides) == 1 and sides[0] > 0 else None
+def _identity(model: Any) -> str:
+    return f"mlflow:{getattr(model, 'model_id', None) or model.metadata.model_uuid}"
 
 
-def _outputs(outputs: Any) -> tuple[int | None, str | None]:
-    """Return the number of classes and the kind of output as far as the signature reports them."""
+def _raw(model: Any) -> Any:
+    """Return the object of its own library that a model wraps, None where it hides it."""
+    try:
+        return model.get_raw_model()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _input(inputs: Any) -> ModelInput:
+    """Return what a signature says of the only input: a tensor, or columns of one number type.
+
+    Raises:
+        TargetError: Several tensors, or columns that are no pixels.
+    """
+    what = "the model's signature"
+    if inputs.is_tensor_spec():
+        if len(inputs.inputs) > 1:
+            names = ", ".join(str(spec.name) for spec in inputs.inputs)
+            raise TargetError(f"{what} takes tensors {names}, expected 1: open a function that calls it")
+        spec = inputs.inputs[0]
+        return ModelInput(what, spec.type.name, tuple(int(side) for side in spec.shape))
+    kinds = [getattr(column.type, "name", "array") for column in inputs.inputs]
+    types = {COLUMN_TYPES.get(kind, kind) for kind in kinds}
+    if types == {"float32", "float64"}:
+        types = {"float64"}
+    if len(types) > 1:
+        raise TargetError(
+            f"{what} takes columns of {', '.join(sorted(types))}, expected one number type: "
+            "open a function that calls it"
+        )
+    return ModelInput(what, types.pop(), (-1, len(kinds)))
+
+
+def _outputs(outputs: Any, declared: Declared) -> tuple[int | None, str | None]:
+    """Return the number of classes and the kind of output as far as the signature reports them.
+
+    Raises:
+        TargetError: The output is text, and the caller does not list the names of the classes.
+    """
     if outputs is None:
         return None, None
-    if not outputs.is_tensor_spec():
-        return (len(outputs.inputs), None) if len(outputs.inputs) > 1 else (None, None)
-    spec = outputs.inputs[0]
-    if len(spec.shape) == 1:
-        return None, "labels"
-    return (int(spec.shape[1]), None) if len(spec.shape) == 2 and spec.shape[1] > 1 else (None, None)
+    columns = outputs.inputs
+    if outputs.is_tensor_spec():
+        shape, kind = columns[0].shape, columns[0].type.kind
+        if kind not in "biuf" and declared.names is None:
+            raise TargetError(f"the model's signature answers {columns[0].type.name}: {REMEDY}")
+        if len(shape) == 1:
+            return None, "labels"
+        return (int(shape[1]), None) if len(shape) == 2 and shape[1] > 1 else (None, None)
+    by_name = {column.name: getattr(column.type, "name", "array") for column in columns}
+    read = columns[0].name if len(columns) == 1 else named_columns(list(by_name))
+    if read is None and len(columns) > 1:
+        if not set(by_name.values()) <= {*COLUMN_TYPES}:
+            raise TargetError(
+                f"the model's signature answers fields {', '.join(by_name)}, "
+                f"expected one of {', '.join(SCORE_NAMES + LABEL_NAMES)}: open a function that calls it"
+            )
+        return len(columns), None
+    kind = by_name[read]
+    if kind == "string" and declared.names is None:
+        raise TargetError(f"the model's signature answers texts in {read!r}: {REMEDY}")
+    whole = kind in ("string", "long", "integer", "boolean")
+    return None, "labels" if whole or (read in LABEL_NAMES and kind != "array") else None

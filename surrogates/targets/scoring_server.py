@@ -1,6 +1,8 @@
 """MLflow's scoring server (`mlflow models serve`, SageMaker, Databricks): POST .../invocations."""
 
+import ast
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -9,42 +11,92 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Target
+from surrogates.targets.classes import ClassNames
 from surrogates.targets.declared import Declared
-from surrogates.targets.http import Reply, client_of
+from surrogates.targets.http import HttpClient, Reply, client_of
 from surrogates.targets.json_answers import numbers, read_json
 from surrogates.targets.records import unpack
 from surrogates.targets.served import open_served
+from surrogates.targets.signatures import ModelInput
+
+# How MLflow refuses a table that lacks columns of the model's signature.
+MISSING = re.compile(r"missing inputs (\[.*?\])\.(?:\s|$)", re.DOTALL)
+LONGEST_REFUSAL = 2**20
+JSON = {"Content-Type": "application/json"}
 
 
 def open_scoring_server(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
-    """Open a model behind MLflow's scoring server; it reports nothing but that it is there.
+    """Open a model behind MLflow's scoring server; it reports nothing but that it is there, and the columns of a table.
 
     Args:
-        options: Those of HTTP, and `probe`.
+        options: Those of HTTP, `probe`, and `columns`: names of the columns of a model of tables, one a value of the image.
+            Where layout is flat, the server is asked for them with an empty table.
 
     Raises:
-        TargetError: The server cannot be reached.
+        TargetError: The server cannot be reached, or the columns cannot be used.
     """
-    client, rest = client_of(uri, options, ["probe"], "an MLflow scoring server")
+    client, rest = client_of(uri, options, ["probe", "columns"], "an MLflow scoring server")
     parts = urlsplit(client.url)
     client.reach(urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/ping", query="")))
-    return open_served(ScoringServer(client.url), client, declared, **rest)
+    columns = rest.pop("columns", None)
+    if columns is None and declared.layout in ("flat", "flat_hwc"):
+        columns = columns_of(client)
+    elif columns is not None:
+        named = isinstance(columns, list | tuple) and all(isinstance(name, str) for name in columns)
+        if not named or len(set(columns)) != len(columns) or not columns:
+            raise TargetError(f"columns must list the names of columns, each once, got {columns!r}")
+    features = None
+    if columns is not None:
+        features = len(columns)
+        declared = ModelInput(f"model {client.url}", declared.dtype or "float32", (-1, features)).honored(
+            declared
+        )
+    wire = ScoringServer(client.url, declared.names, None if columns is None else tuple(columns))
+    return open_served(wire, client, declared, num_features=features, **rest)
+
+
+def columns_of(client: HttpClient) -> list[str] | None:
+    """Return the columns that a model of tables takes, None where it takes no table or does not name its columns.
+
+    A table of no rows asks for no answer. A server that knows a signature of named columns refuses it and names them.
+    """
+    try:
+        reply = client.ask(
+            client.url, json.dumps({"dataframe_split": {"columns": [], "data": []}}).encode(), JSON
+        )
+        message = json.loads(reply.body[:LONGEST_REFUSAL])["message"]
+        found = MISSING.search(message)
+        columns = None if found is None else ast.literal_eval(found[1])
+    except (TargetError, ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return columns if columns and all(isinstance(name, str) for name in columns) else None
 
 
 @dataclass(frozen=True)
 class ScoringServer:
-    """The protocol of MLflow 2 and 3: {"inputs": array} in, {"predictions": array, records or columns} out."""
+    """The protocol of MLflow 2 and 3: {"inputs": array} or a table in, {"predictions": array, records or columns} out.
+
+    Args:
+        url: Where batches are posted.
+        names: The names of the classes, where the caller lists them.
+        columns: The names of a table's columns; None for arrays.
+    """
 
     url: str
+    names: ClassNames | None = None
+    columns: tuple[str, ...] | None = None
 
     def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:
         """Write a batch; Python's floats keep every bit of a float32."""
-        return json.dumps({"inputs": pixels.tolist()}).encode(), {"Content-Type": "application/json"}
+        if self.columns is None:
+            return json.dumps({"inputs": pixels.tolist()}).encode(), JSON
+        table = {"columns": self.columns, "data": pixels.tolist()}
+        return json.dumps({"dataframe_split": table}).encode(), JSON
 
     def decode(self, reply: Reply, count: int) -> Any:
         """Read the predictions."""
         answer = read_json(reply)
         if not isinstance(answer, dict) or "predictions" not in answer:
             raise TargetError("target answered no 'predictions': is this an MLflow scoring server?")
-        values = unpack(answer["predictions"])
+        values = unpack(answer["predictions"], self.names)
         return values if isinstance(values, np.ndarray) else numbers(values)

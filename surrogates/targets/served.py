@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -72,7 +73,7 @@ class HttpTarget(Target):
         if len(requests) == 1:
             return self._request(pixels, stop)
         with ThreadPoolExecutor(min(many, len(requests))) as pool:
-            futures = [pool.submit(self._request, request, stop) for request in requests]
+            futures = [pool.submit(copy_context().run, self._request, request, stop) for request in requests]
             try:
                 wait(futures)
             except BaseException as error:

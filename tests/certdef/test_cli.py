@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one line for bad input, nothing spent."""
 
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from certdef.cli import EXAMPLES, JOBS, OTHERS, main
+from certdef.cli import EXAMPLES, JOBS, OPTIONS, OTHERS, main
 from tests.conftest import TINY
 
 SMALL = [f"--{key.replace('__', '.')}={value}".replace("=False", "=false") for key, value in TINY.items()]
@@ -25,7 +26,7 @@ def store(migrated_store, tmp_path, monkeypatch):
 def spent(folder) -> int:
     """Queries that any ledger below a folder has sent."""
     total = 0
-    for path in folder.rglob("ledger.db"):
+    for path in folder.rglob("ledger*.db"):
         with sqlite3.connect(path) as ledger:
             for (table,) in ledger.execute(
                 "SELECT name FROM sqlite_master WHERE name LIKE 'batch%' AND type = 'table'"
@@ -60,6 +61,14 @@ def test_print_config_reads_back(capsys, tmp_path):
     (tmp_path / "my.yaml").write_text(capsys.readouterr().out)
     assert main(["run", f"--config={tmp_path / 'my.yaml'}", "--print-config"]) == 0
     assert "n: 1234" in capsys.readouterr().out
+
+
+def test_a_switch_may_be_written_with_underscores_and_stands_once_in_the_help(capsys):
+    assert main(["run", "--print_config"]) == 0
+    assert "preset: digits" in capsys.readouterr().out
+    assert main(["run", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("--print-config") + shown.count("--print_config") == 1
 
 
 def test_options_win_over_the_file_wherever_they_stand(capsys, tmp_path):
@@ -102,6 +111,13 @@ BAD = {
     "attack budget": (["run", "--ledger.attack=10"], "ledger.attack is 10"),
     "sigma": (["run", "--certify.laws=[{label: a, scale_255: -3}]"], "scale_255 of law 'a' is -3"),
     "family": (["run", "--certify.laws=[{label: a, family: gama}]"], "no continuous scipy.stats law"),
+    "abbreviated key": (["run", "--certify.m", "5"], "did you mean 'certify.method' or 'certify.n'"),
+    "abbreviated switch": (["run", "--fres"], "did you mean 'fresh'"),
+    "abbreviated preset": (["run", "--prese", "fashion-mnist"], "did you mean 'preset'"),
+    "shared last part": (["run", "--epochs=5"], "did you mean 'target.epochs' or 'surrogate.epochs'"),
+    "file without a name": (["run", "--data.path=mine.npz"], "digits reads no file: add --data.name npz"),
+    "guide and method": (["run", "--certify.guide=decide", "--method=sequential"], "choose one of the two"),
+    "table without budgets": (["distill", "--strategies=margin"], "it is for the table of --budgets"),
     "data set": (["run", "--data.name=mnist"], "unknown data set 'mnist'"),
     "data root": (["run", "--preset=fashion-mnist", "--data.root=nowhere"], "'nowhere' is no folder"),
     "data file": (["run", "--data.name=npz", "--data.path=no.npz"], "'no.npz' is no file"),
@@ -130,6 +146,25 @@ def test_bad_input_is_one_line_exit_2_and_nothing_spent(case, capsys, store, tmp
     assert spent(tmp_path) == 0
 
 
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_an_option_of_a_verb_is_not_read_as_the_last_part_of_a_key(verb, capsys):
+    """--model of serve is not surrogate.model, --seeds of distill not udc.seeds."""
+    assert main(["run", "--print-config"]) == 0
+    plain = capsys.readouterr().out
+    given = [f"{name}={7 if kind is int else '100'}" for name, kind, *_ in OPTIONS[verb] if kind is not bool]
+    assert main([verb, *given, "--print-config"]) == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_an_option_that_nothing_reads_is_named_in_one_line(capsys):
+    arguments = ["run", "--purifier=gs", "--nim.epochs=7", "--workers=3", "--print-config"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "certdef: warning: nim.epochs is 7, which nothing reads: no purifier of this job (gs) depends on it",
+        "certdef: warning: certify.workers is 3, which nothing reads: certify.backend is unset",
+    ]
+
+
 def test_every_unusable_value_has_a_line(capsys):
     assert main(["run", "--device=tpu", "--certify.alpha=2", "--nim.heads=5"]) == 2
     errors = capsys.readouterr().err.splitlines()
@@ -153,6 +188,18 @@ def test_a_work_directory_in_use_is_named(capsys, store, tmp_path):
     with locked(tmp_path / "work"):
         assert main(["run", *SMALL, store, f"--work_dir={tmp_path / 'work'}"]) == 2
     assert "in use by another certdef" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["taken", 70_000])
+def test_a_port_that_cannot_be_had_is_one_line_before_anything_is_served(port, capsys, store):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1] if port == "taken" else port
+        assert main(["serve", f"--port={port}", store]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"certdef: port {port} of 127.0.0.1 can't be listened on")
+    assert line.endswith("choose another with --port")
 
 
 def test_a_given_target_that_lacks_classes_is_refused_before_it_is_asked(capsys, store, tmp_path, tiny_job):

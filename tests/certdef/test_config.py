@@ -42,6 +42,7 @@ def test_the_printed_file_reads_back_as_the_same_configuration(tmp_path):
 
 
 BAD = [
+    ({"threads": 0}, "threads is 0", "use at least 1"),
     ({"certify__alpha": 2}, "certify.alpha", "0.001"),
     ({"certify__alpha": 0}, "certify.alpha", "0.001"),
     ({"certify__n": 5}, "certify.n", "n=10"),
@@ -56,6 +57,13 @@ BAD = [
     ({"certify__laws": []}, "certify.laws", "at least one"),
     ({"certify__laws": [{"label": "a", "scale_255": 0}]}, "scale_255", "8-bit"),
     ({"certify__n": "many"}, "certify.n", "many"),
+    ({"certify__laws": [{"label": "U(0, 30)"}]}, "'U(0, 30)'", "e.g. U-0-30"),
+    ({"certify__laws": [{"label": "sigma=0.25"}]}, "'sigma=0.25'", "e.g. sigma-0.25"),
+    ({"certify__laws": [{"label": "a/b"}]}, "'a/b'", "e.g. a-b"),
+    ({"certify__laws": [{"label": "../up"}]}, "'../up'", "e.g. up"),
+    ({"certify__laws": [{"label": "x" * 51}]}, "xxx", "up to 50 letters"),
+    ({"certify__laws": [{"label": ""}]}, "''", "e.g. law"),
+    ({"tracking__registered_model": "mine/digits"}, "registered_model", "no name with / or :"),
     ({"preset": "digts"}, "digts", "did you mean 'digits'"),
 ]
 

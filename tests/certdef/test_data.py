@@ -1,8 +1,11 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
 from certdef.config.job import ConfigError, DataConfig
-from certdef.data.sets import as_images, load_data
+from certdef.data.sets import as_images, load_data, read_images
 
 
 def rows(images):
@@ -60,12 +63,110 @@ def test_npz_takes_the_usual_layouts(tmp_path, shape):
         (np.zeros((4, 8), np.float32), r"shape \(4, 8\)"),
         (np.full((4, 8, 8), 255.0), "range from 255 to 255.*divide"),
         (np.full((4, 8, 8), np.nan), "nan"),
+        (
+            np.full((4, 8, 8), np.nextafter(np.float32(1), 2)),
+            r"to 1\.0000001.*: scale .* and clip",
+        ),  # a rounding error shows
         (np.zeros((4, 8, 8), np.int64), "dtype int64"),
     ],
 )
 def test_unusable_images_are_named(images, message):
     with pytest.raises(ConfigError, match=message):
         as_images(images)
+
+
+@pytest.mark.parametrize(
+    ("shape", "becomes"),
+    [
+        ((5, 32, 32, 3), (5, 3, 32, 32)),
+        ((5, 32, 32, 4), (5, 4, 32, 32)),
+        ((5, 4, 32, 32), (5, 4, 32, 32)),
+        ((5, 64, 64, 13), (5, 13, 64, 64)),
+        ((5, 13, 64, 64), (5, 13, 64, 64)),
+        ((5, 28, 28, 2), (5, 2, 28, 28)),
+        ((5, 3, 2, 2), (5, 3, 2, 2)),
+        ((5, 8, 8, 8), None),
+        ((5, 8, 64, 8), None),
+        ((32, 32, 3), None),
+        ((32, 32, 4), None),
+    ],
+)
+def test_the_channels_are_found_or_asked_for(shape, becomes):
+    levels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if becomes is None:
+        with pytest.raises(
+            ConfigError, match=r"images have shape \(.*(add the array layout|perhaps of one image)"
+        ):
+            as_images(levels)
+        return
+    images = as_images(levels)
+    assert images.shape == becomes
+    last = shape != becomes
+    np.testing.assert_array_equal(
+        images[:, 0], (levels[..., 0] if last else levels[:, 0]).astype(np.float32) / 255
+    )
+
+
+@pytest.mark.parametrize("layout", ["chw", "hwc"])
+def test_a_file_may_say_where_its_channels_are(tmp_path, layout):
+    levels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "cubes.npz", images=levels, labels=np.arange(30) % 3, layout=layout)
+    images = read_images(str(tmp_path / "cubes.npz"), (8, 8, 8))
+    expected = levels if layout == "chw" else levels.transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(images, expected.astype(np.float32) / 255)
+    with pytest.raises(ConfigError, match="layout is 'nchw': use chw or hwc"):
+        as_images(levels, "nchw")
+
+
+def test_a_rounding_error_above_1_is_shown():
+    images = np.zeros((1, 1, 4, 4), np.float32)
+    images[0, 0, 0, 0] = np.nextafter(np.float32(1), np.float32(2))
+    with pytest.raises(ConfigError, match=r"range from 0 to 1.00000012: scale"):
+        as_images(images)
+
+
+LABELS = {
+    "from 1": (np.arange(40) % 4 + 1, r"labels are 1, 2, 3 ... up to 4, 4 in all: number the classes from 0"),
+    "a gap": (np.arange(40) % 3 * 5, r"labels are 0, 5, 10 up to 10, 3 in all: number the classes from 0"),
+    "huge": (np.arange(40) % 2 * 2**40, r"up to 1099511627776, 2 in all"),
+    "unsigned": (np.full(40, 2**64 - 1, np.uint64), r"up to 18446744073709551615, 1 in all"),
+}
+
+
+@pytest.mark.parametrize(("labels", "message"), LABELS.values(), ids=LABELS.keys())
+def test_labels_that_skip_classes_are_refused_or_named(tmp_path, labels, message):
+    images = np.random.default_rng(0).random((40, 8, 8), np.float32)
+    config = DataConfig(
+        name="npz", path=str(tmp_path / "mine.npz"), target_images=10, pool_images=10, heldout_images=20
+    )
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    with pytest.raises(ConfigError, match=message):
+        load_data(config, 0)
+    names = np.array([f"class {index}" for index in range(11)])
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels, class_names=names)
+    if labels.max() < 11:
+        splits = load_data(config, 0)
+        assert splits.classes == tuple(names)
+        assert set(splits.heldout_labels) <= set(labels)
+    else:
+        with pytest.raises(ConfigError, match="class_names lists 11 names, but labels go up to"):
+            load_data(config, 0)
+
+
+def test_an_npz_that_promises_too_much_is_one_line(tmp_path):
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 8, 8)}
+    raw = io.BytesIO()
+    np.lib.format.write_array_header_1_0(raw, header)
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("images.npy", raw.getvalue())
+        archive.writestr("labels.npy", raw.getvalue())
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "huge.npz").read_bytes()[:-30])
+    (tmp_path / "text.npz").write_text("no zip")
+    np.save(tmp_path / "array.npy", np.zeros((4, 8, 8)))
+    for name in ("huge.npz", "cut.npz", "text.npz", "array.npy"):
+        with pytest.raises(ConfigError, match=r"can't be read") as caught:
+            load_data(DataConfig(name="npz", path=str(tmp_path / name)), 0)
+        assert "\n" not in str(caught.value)
 
 
 def test_npz_errors(tmp_path):
@@ -85,3 +186,15 @@ def test_npz_errors(tmp_path):
     np.savez(tmp_path / "pickled.npz", images=np.array([{}, {}], dtype=object), labels=np.zeros(2, int))
     with pytest.raises(ConfigError, match="can't be read"):
         load(str(tmp_path / "pickled.npz"))
+
+
+@pytest.mark.parametrize(("labels", "missing"), [(np.arange(40) % 3 + 1, 0), (np.arange(40) % 3 * 5, 1)])
+def test_labels_that_leave_out_a_class_are_refused_where_a_target_is_trained(labels, missing, tmp_path):
+    np.savez(tmp_path / "mine.npz", images=np.zeros((40, 8, 8), np.uint8), labels=labels)
+    config = DataConfig(
+        name="npz", path=str(tmp_path / "mine.npz"), target_images=10, pool_images=10, heldout_images=20
+    )
+    with pytest.raises(ConfigError, match=f"no image is of class {missing}: number the classes from 0"):
+        load_data(config, 0)
+    classes = load_data(config, 0, own_target=True).classes
+    assert len(classes) == labels.max() + 1, "another target's classes are its own"

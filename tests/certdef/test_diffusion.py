@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,8 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
 
+import certdef
+from certdef.config.job import ConfigError
 from certdef.models.classifiers import build_classifier
 from certdef.purifiers.agdm import AGDM
 from certdef.purifiers.diffpure import DiffPure, strided
@@ -137,6 +140,14 @@ def foreign(
     return unet, schedule
 
 
+def other_unet(folder, **settings) -> None:
+    """A lone UNet that is unlike a DDPM's in some setting."""
+    small = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    with torch.random.fork_rng():
+        UNet2DModel(**small, **blocks, **settings).save_pretrained(folder)
+
+
 class TestPretrained:
     @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
     def test_a_saved_pipeline_sees_the_same_clean_image(self, tmp_path, prediction_type):
@@ -166,6 +177,12 @@ class TestPretrained:
         assert torch.equal(network(z, torch.tensor([5])), again(z, torch.tensor([5])))
         assert torch.equal(network.keep, again.keep)
 
+    def test_loading_draws_nothing_from_the_callers_generator(self, tmp_path):
+        foreign(tmp_path)
+        before = torch.get_rng_state()
+        load_pretrained(tmp_path, (3, 32, 32))
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_gray_images_on_a_color_unet(self, tmp_path):
         foreign(tmp_path)
         with pytest.raises(ValueError, match="the UNet takes 3 channels and the images have 1"):
@@ -174,6 +191,71 @@ class TestPretrained:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(ValueError, match="holds no DDPM and no UNet2DModel"):
             load_pretrained(tmp_path, (3, 32, 32))
+
+    @pytest.mark.parametrize(
+        ("pipeline", "scheduler", "what"),
+        [
+            (
+                "ConsistencyModelPipeline",
+                "CMStochasticIterativeScheduler",
+                "the pipeline of .* 'ConsistencyM",
+            ),
+            ("ScoreSdeVePipeline", "ScoreSdeVeScheduler", "the pipeline of .* is 'ScoreSdeVePipeline'"),
+            ("DDPMPipeline", "FlowMatchEulerDiscreteScheduler", "the scheduler of .* is 'FlowMatchEuler"),
+            ("DDPMPipeline", "EDMEulerScheduler", "the scheduler of .* is 'EDMEulerScheduler'"),
+            ("DDPMPipeline", "DPMSolverMultistepScheduler", "the prediction type of .* 'flow_prediction'"),
+        ],
+    )
+    def test_a_model_of_another_family_is_refused(self, tmp_path, pipeline, scheduler, what):
+        """Its UNet has the same class and shape, and means something else."""
+        foreign(tmp_path)
+        flow = {"prediction_type": "flow_prediction"} if "DPMSolver" in scheduler else {}
+        getattr(diffusers, scheduler)(**flow).save_pretrained(tmp_path / "scheduler")
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        index |= {"_class_name": pipeline, "scheduler": ["diffusers", scheduler]}
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=f"^{what}.*: give a DDPM, whose [^\n]*$"):
+            load_pretrained(tmp_path, (3, 32, 32))
+
+    @pytest.mark.parametrize(
+        ("settings", "what"),
+        [
+            (
+                {"num_class_embeds": 10},
+                r"needs class labels \(num_class_embeds is 10\): give an unconditional",
+            ),
+            ({"time_embedding_type": "fourier"}, "the time embedding of .* is 'fourier': give a DDPM"),
+            ({"out_channels": 4}, "takes 3 channels and answers 4"),
+        ],
+    )
+    def test_a_unet_that_needs_or_means_something_else_is_refused(self, tmp_path, settings, what):
+        other_unet(tmp_path / "lone", **settings)
+        with pytest.raises(ValueError, match=what):
+            load_pretrained(tmp_path / "lone", (3, 32, 32))
+
+    def test_a_unet_of_another_class_is_refused(self, tmp_path):
+        foreign(tmp_path, pipeline=False)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
+        with pytest.raises(ValueError, match=r"the network of .* is 'UNet2DConditionModel': give a DDPM"):
+            load_pretrained(tmp_path, (3, 32, 32))
+
+    def test_images_that_it_cannot_take_are_refused_when_it_is_loaded(self, tmp_path):
+        foreign(tmp_path)
+        with pytest.raises(ValueError, match=r"does not take images of shape \(3, 1, 1\) \([^\n]*\): give"):
+            load_pretrained(tmp_path, (3, 1, 1))
+
+    def test_a_job_refuses_it_before_anything_is_paid(self, tmp_path, store):
+        other_unet(tmp_path / "lone", num_class_embeds=10, in_channels=1, out_channels=1)
+        config = certdef.load_config(
+            purifier="one-step",
+            diffusion__pretrained=str(tmp_path / "lone"),
+            work_dir=str(tmp_path / "work"),
+            tracking__uri=store,
+        )
+        with pytest.raises(ConfigError, match=r"purifier 'one-step': the UNet of .* needs class labels"):
+            certdef.run(config, progress=False)
+        assert not (tmp_path / "work").exists()
 
 
 class TestOneStep:

@@ -17,6 +17,7 @@ from certdef.config.purifiers import purifier_names
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier
 from certdef.purifiers import trial
+from certdef.purifiers.base import Parts
 from certdef.purifiers.registry import find_purifier
 from certdef.stages.purifier import check_purifier
 from tests.conftest import TINY, run_once
@@ -240,9 +241,10 @@ DENOISER_RULES = {
 @pytest.mark.parametrize("rule", RULES)
 def test_a_purifier_that_breaks_a_rule_is_refused(rule):
     broken, message = RULES[rule]
-    for check in (trial.check_purifier_module, trial.check_denoiser):
-        with pytest.raises(ConfigError, match=f"purifier 'mine' {message}"):
-            check("mine", broken().eval(), SHAPE)
+    with pytest.raises(ConfigError, match=f"purifier 'mine' {message}"):
+        trial.check_purifier_module("mine", broken().eval(), SHAPE)
+    with pytest.raises(ConfigError, match=f"purifier 'mine' {message}"):
+        trial.check_denoiser("mine", lambda: broken().eval(), SHAPE)
 
 
 @pytest.mark.parametrize("rule", DENOISER_RULES)
@@ -250,12 +252,53 @@ def test_a_denoiser_that_breaks_a_rule_is_refused(rule):
     broken, message = DENOISER_RULES[rule]
     trial.check_purifier_module("mine", broken().eval(), SHAPE)  # as a defense alone it may draw noise
     with pytest.raises(ConfigError, match=message):
-        trial.check_denoiser("mine", broken().eval(), SHAPE)
+        trial.check_denoiser("mine", lambda: broken().eval(), SHAPE)
+
+
+def test_a_denoiser_that_is_another_function_when_it_is_built_again_is_refused():
+    draws = np.random.default_rng()
+
+    def build():
+        shift = float(draws.uniform(0.1, 0.9))
+        return Broken(lambda images: (images + shift).clamp(0, 1)).eval()
+
+    with pytest.raises(ConfigError, match="is another function when it is built again: load fixed weights"):
+        trial.check_denoiser("mine", build, SHAPE)
+
+
+CONVOLUTION = """
+from functools import partial
+from torch import nn
+
+
+class Blur(nn.Sequential):
+    def __init__(self, width=3):
+        super().__init__(nn.Conv2d(1, 1, width, padding=width // 2), nn.Dropout(), nn.Sigmoid())
+
+
+wide = partial(Blur, 5)
+"""
+
+
+@pytest.mark.parametrize("factory", ["Blur", "wide"])
+def test_any_factory_gives_one_function_in_eval_mode(factory, tmp_path, monkeypatch):
+    """Weights that are drawn when it is built: what is attacked is what was certified."""
+    (tmp_path / "blurs.py").write_text(CONVOLUTION)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"python:blurs:{factory}"
+    check_purifier(certdef.load_config(purifier=name), SHAPE, build_classifier("mlp", SHAPE, 10).eval())
+    state, spec, images = torch.get_rng_state(), find_purifier(name), torch.rand(2, *SHAPE)
+    first, second = spec.build(Parts({})), spec.denoiser.build(Parts({}))
+    assert not first.training
+    assert torch.equal(first(images), second(images))
+    torch.set_rng_state(state)
+    spec.build(Parts({}))
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_purifier_that_keeps_the_rules_passes_and_the_generator_is_left_alone():
     before = torch.get_rng_state()
-    trial.check_denoiser("mine", Broken().eval(), SHAPE)
+    trial.check_denoiser("mine", lambda: Broken().eval(), SHAPE)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -263,8 +306,14 @@ def test_a_purifier_that_keeps_the_rules_passes_and_the_generator_is_left_alone(
     ("code", "message"),
     [
         ("def factory(): return 3", "is a int: return a torch module"),
-        ("def other(): pass", "cannot be imported: module 'mine_.*' has no attribute 'factory'"),
-        ("1 / 0", "cannot be imported: division by zero"),
+        (
+            "def other(): pass",
+            "cannot be imported: AttributeError: module 'mine_.*' has no attribute 'factory'",
+        ),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("factory = 3", "is a int: name a function that returns a module"),
+        ("def factory(path): pass", "cannot be built: TypeError: factory.* missing 1 required"),
+        ("def factory(): raise OSError('no\\nweights')", "cannot be built: OSError: no weights$"),
         ("from torch import nn\ndef factory(): return nn.Flatten()", "returns shape"),
     ],
 )

@@ -101,9 +101,17 @@ def noisy(victim):
 def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy):
     assert list(bare) == ["clean", "blind", "square", "hop_skip_jump", "full_eot", "large_eps"]
     assert list(noisy) == [
-        "clean", "blind", "square", "hop_skip_jump", "bpda_eot", "full_eot", "one_draw", "large_eps",
-        "resubmission", "resubmission_clean",
-    ]  # fmt: skip
+        "clean",
+        "blind",
+        "square",
+        "hop_skip_jump",
+        "bpda_eot",
+        "full_eot",
+        "one_draw",
+        "large_eps",
+        "resubmission",
+        "resubmission_clean",
+    ]
     for each in [*bare.values(), *noisy.values()]:
         share, low, high = each.accuracy
         assert 0 <= low <= share <= high <= 1
@@ -225,9 +233,14 @@ def test_a_target_is_attacked_by_queries_that_the_ledger_pays(victim, tmp_path, 
         spent = ledger.bill()["attack"].answered
     named = {each.name: each for each in found}
     assert list(named) == [
-        "clean", "surrogate_transfer", "surrogate_transfer_eot", "square", "hop_skip_jump", "resubmission",
+        "clean",
+        "surrogate_transfer",
+        "surrogate_transfer_eot",
+        "square",
+        "hop_skip_jump",
+        "resubmission",
         "resubmission_clean",
-    ]  # fmt: skip
+    ]
     assert sum(each.queries for each in found) == spent
     assert (named["square"].accuracy is None) == (kind == "labels")
     assert ("labels alone" in named["square"].skipped) == (kind == "labels")

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import timm
 import torch
 
 from certdef.config.job import ConfigError, DataConfig
@@ -16,6 +17,40 @@ def test_models_by_name(name, image_shape):
         return
     model = build_classifier(name, image_shape, 7).eval()
     assert model(torch.rand(2, *image_shape)).shape == (2, 7)
+
+
+SIZED = {  # whether timm's model is made for the size of its images, whatever its name says
+    "resnet18": False,
+    "efficientvit_b0": False,
+    "mobilevit_xxs": True,
+    "levit_128s": True,
+    "vit_tiny_patch16_224": True,
+    "deit_tiny_patch16_224": True,
+    "swin_tiny_patch4_window7_224": True,
+    "pvt_v2_b0": False,
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_timm_model_is_made_for_the_images_where_it_can_be(name):
+    """And with the weights that timm itself draws from the seed, so that saved ones fit and jobs repeat."""
+    torch.manual_seed(0)
+    model = build_classifier(name, (3, 64, 64), 10).eval()
+    torch.manual_seed(0)
+    sized = {"img_size": (64, 64)} if SIZED[name] else {}
+    expected = timm.create_model(name, pretrained=False, num_classes=10, **sized).eval().state_dict()
+    own = model.network.state_dict()
+    assert own.keys() == expected.keys()
+    assert all(torch.equal(own[key], expected[key]) for key in own)
+    assert model(torch.rand(1, 3, 64, 64)).shape == (1, 10)
+
+
+def test_a_size_that_a_timm_model_cannot_take_is_one_line():
+    with pytest.raises(
+        ConfigError, match=r"'halonet26t' does not take images of shape \(3, 64, 64\)"
+    ) as caught:
+        build_classifier("halonet26t", (3, 64, 64), 10)
+    assert "\n" not in str(caught.value)
 
 
 def test_normalisation_is_inside_the_model():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,16 @@ from certdef.purifiers.networks.diffusion import DIFFUSION
 from certdef.purifiers.networks.robust import ROBUST
 from certdef.purifiers.networks.tasks import HEADS
 from certdef.purifiers.registry import find_purifier
-from certdef.stages.networks import Defended, Trained, network_stage, pretrain_denoiser, pretrained
+from certdef.stages.networks import (
+    Defended,
+    NetworkResult,
+    Trained,
+    network_key,
+    network_stage,
+    pretrain_denoiser,
+    pretrained,
+    train_network,
+)
 from certdef.stages.purifier import Purifier, check_purifier, prepare_purifier
 from tests.conftest import TINY
 
@@ -112,13 +122,81 @@ class TestWhatDecidesTheWeights:
         assert not set(one) & set(two)
         assert fingerprints(job, ALONE, surrogate[0]) == fingerprints(job, ALONE, surrogate[1])
 
-    def test_photographs_and_pretrained_weights_do_not_depend_on_the_pool(self, job):
-        natural = changed(job, blind_spot={"images": "natural"}, diffusion={"pretrained": "somewhere"})
+    def test_photographs_and_pretrained_weights_do_not_depend_on_the_pool(self, job, photographs):
+        natural = changed(photographs, diffusion={"pretrained": "somewhere"})
         specs = (RESTORER, DENOISER, DIFFUSION)
         before = fingerprints(natural, specs)
         other = replace(natural, data=replace(job.data, pool=1 - job.data.pool))
         assert fingerprints(other, specs) == before
         assert not set(fingerprints(job, specs)) & set(before)
+
+
+@pytest.fixture
+def photographs(job, tmp_path):
+    """A job whose blind-spot network is trained on natural photographs."""
+    (tmp_path / "root" / "natural").mkdir(parents=True)
+    write_photographs(tmp_path / "root", seed=0)
+    data = {"root": str(tmp_path / "root")}
+    return changed(job, data=data, blind_spot={"images": "natural", "crops": 20, "epochs": 1, "blocks": 1})
+
+
+def write_photographs(root, seed: int):
+    levels = np.random.default_rng(seed).integers(0, 256, (3, 60, 60), dtype=np.uint8)
+    np.savez(root / "natural" / "train400_gray180.npz", x=levels)
+
+
+class TestFiles:
+    """What a network is trained on outside of the configuration decides its weights too, by its contents."""
+
+    def test_photographs(self, photographs):
+        root = Path(photographs.config.data.root)
+        first = train_network(photographs, RESTORER)
+        assert train_network(photographs, RESTORER).stage.reused
+        write_photographs(root, seed=1)
+        other = train_network(photographs, RESTORER)
+        assert not other.stage.reused
+        assert other.stage.path != first.stage.path
+        weights = [next(each.network.parameters()) for each in (first, other)]
+        assert not torch.equal(*weights)
+        write_photographs(root, seed=0)
+        assert train_network(photographs, RESTORER).stage.path == first.stage.path
+
+    def test_a_network_of_version_0_1_is_taken_for_the_photographs_of_its_first_use(self, photographs):
+        """Its key was without them. Its fingerprint stays, and with it the receipts of votes behind it."""
+        now = network_stage(photographs, RESTORER, None)
+        key = network_key(photographs, RESTORER, None)
+        old = photographs.stage(RESTORER.stage, NetworkResult, *key, kind=RESTORER.stage)
+        assert old.fingerprint != now.fingerprint
+        trained = train_network(photographs, RESTORER).stage
+        assert trained.path == now.path
+        trained.path.rename(old.path)
+        for name in ("stage.json", "result.json"):  # as version 0.1 left it
+            plain = json.loads((old.path / name).read_text())
+            (old.path / name).unlink()
+            if name == "result.json":
+                (old.path / name).write_text(
+                    json.dumps({key: plain[key] for key in plain if key not in ("files", "sha256")})
+                )
+        found = train_network(photographs, RESTORER).stage
+        assert (found.reused, found.path, found.fingerprint) == (True, old.path, old.fingerprint)
+        write_photographs(Path(photographs.config.data.root), seed=1)
+        assert not train_network(photographs, RESTORER).stage.reused
+        write_photographs(Path(photographs.config.data.root), seed=0)
+        assert train_network(photographs, RESTORER).stage.path == old.path
+
+    def test_pretrained_weights_in_a_folder_or_a_file(self, job, tmp_path):
+        folder = tmp_path / "unet"
+        folder.mkdir()
+        weights = folder / "model.safetensors"
+        for named, spec in (
+            (changed(job, diffusion={"pretrained": str(folder)}), DIFFUSION),
+            (changed(job, nim={"encoder": "vit_tiny_patch16_224", "weights": str(weights)}), NIM_MAE),
+        ):
+            seen = set()
+            for content in (b"one", b"two", b"one"):
+                weights.write_bytes(content)
+                seen.add(network_stage(named, spec, LAW if spec is NIM_MAE else None).fingerprint)
+            assert len(seen) == 2
 
 
 def test_a_network_is_found_again_under_another_label_and_another_target(job):
@@ -181,25 +259,58 @@ class TestDenoiserKey:
 # What version 0.1.0 wrote into model.json, one entry for each class of network.
 NETWORKS = {
     "nim": {
-        "type": "NIM", "image_shape": [1, 8, 8], "patch_size": 4, "width": 16, "depth": 1, "heads": 2,
-        "decoder_width": 16, "decoder_depth": 1, "decoder_heads": None, "class_token": False,
+        "type": "NIM",
+        "image_shape": [1, 8, 8],
+        "patch_size": 4,
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "decoder_width": 16,
+        "decoder_depth": 1,
+        "decoder_heads": None,
+        "class_token": False,
     },
     "mim": {
-        "type": "MIM", "image_shape": [1, 8, 8], "patch_size": 4, "width": 16, "depth": 1, "heads": 2,
-        "decoder_width": 16, "decoder_depth": 1, "decoder_heads": None, "class_token": False, "ratio": 0.75,
+        "type": "MIM",
+        "image_shape": [1, 8, 8],
+        "patch_size": 4,
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "decoder_width": 16,
+        "decoder_depth": 1,
+        "decoder_heads": None,
+        "class_token": False,
+        "ratio": 0.75,
     },
     "blind_spot": {"type": "BlindSpotNetwork", "image_shape": [1, 8, 8], "filters": 8, "blocks": 2},
     "diffusion": {
-        "type": "DiffusionNetwork", "image_shape": [1, 8, 8], "channels": [8], "blocks": 1, "patch": 2,
-        "schedule": "linear", "unet": None, "scheduler": None,
+        "type": "DiffusionNetwork",
+        "image_shape": [1, 8, 8],
+        "channels": [8],
+        "blocks": 1,
+        "patch": 2,
+        "schedule": "linear",
+        "unet": None,
+        "scheduler": None,
     },
     "tasks": {
-        "type": "TaskNetwork", "image_shape": [1, 8, 8], "features": 256, "tasks": ["rotation"], "hidden": 128,
-        "embedding": 16, "temperature": 0.2, "views": 4, "bank": 4, "grid": 2, "sigma": 0.3, "seed": 0,
+        "type": "TaskNetwork",
+        "image_shape": [1, 8, 8],
+        "features": 256,
+        "tasks": ["rotation"],
+        "hidden": 128,
+        "embedding": 16,
+        "temperature": 0.2,
+        "views": 4,
+        "bank": 4,
+        "grid": 2,
+        "sigma": 0.3,
+        "seed": 0,
     },
     "classifier": {"type": "classifier", "model": "mlp", "image_shape": [1, 8, 8], "num_classes": 10},
     "restoration": {"type": "RestorationNetwork", "image_shape": [1, 8, 8], "width": 8, "depth": 1},
-}  # fmt: skip
+}
 NETWORKS |= {"nim-simmim": NETWORKS["nim"] | {"decoder_depth": 0}, "blind_spot_noisy": NETWORKS["blind_spot"]}
 NETWORKS |= {"robust": NETWORKS["classifier"], "denoiser": NETWORKS["nim"]}
 CHAIN = {"t": 20, "steps": 2}

@@ -225,15 +225,22 @@ def published(tmp_path_factory):
 class TestPublished:
     def test_sizes_by_name_are_those_of_the_paper(self):
         assert encoder_sizes("vit_tiny_patch16_224") == {
-            "patch_size": 16, "width": 192, "depth": 12, "heads": 3, "class_token": True,
-        }  # fmt: skip
+            "patch_size": 16,
+            "width": 192,
+            "depth": 12,
+            "heads": 3,
+            "class_token": True,
+        }
         with torch.device("meta"):  # sizes only
             model = NIM(
                 NIMShape(
-                    (3, 224, 224), **encoder_sizes("vit_base_patch16_224.mae"),
-                    decoder_width=512, decoder_depth=8, decoder_heads=16,
+                    (3, 224, 224),
+                    **encoder_sizes("vit_base_patch16_224.mae"),
+                    decoder_width=512,
+                    decoder_depth=8,
+                    decoder_heads=16,
                 )
-            )  # fmt: skip
+            )
         weights = sum(value.numel() for name, value in model.named_parameters() if name.startswith("encoder"))
         assert weights == 12 * 7_087_872 + 2 * 768  # blocks of ViT-B/16, and the last norm
         assert model.decoder[0].attn.num_heads == 16

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -107,6 +108,31 @@ def test_a_finished_job_is_not_done_again(tiny_job, here):
     assert again.run_id == tiny_job[1].run_id
 
 
+def test_another_seed_in_the_same_folder_is_another_target_with_its_own_ledger(copied):
+    """`certdef run`, then `certdef run --seed 1`: neither job sees or pays for what the other has paid."""
+    other = dataclasses.replace(copied, seed=1)
+    second = certdef.distill(other, progress=False)
+    assert second.ledger.parent == copied.workspace
+    assert second.ledger != copied.ledger_path
+    assert second.bill["training"].answered == 600
+    assert certdef.distill(other, progress=False).ledger == second.ledger
+    first = certdef.distill(copied, progress=False)
+    assert first.reused
+    assert first.ledger == copied.ledger_path
+    assert first.bill["training"].answered == 600
+
+
+def test_a_ledger_of_another_target_is_refused_with_the_option_that_helps(copied, tmp_path):
+    """A file that the user names is not exchanged: a second target is a second budget."""
+    named = dataclasses.replace(copied.ledger, path=str(copied.ledger_path))
+    other = dataclasses.replace(copied, seed=1, ledger=named)
+    with pytest.raises(ConfigError, match="belongs to another target") as refused:
+        certdef.distill(other, progress=False)
+    free = str(refused.value).rpartition("--ledger.path ")[2]
+    named = dataclasses.replace(named, path=free)
+    assert certdef.distill(dataclasses.replace(other, ledger=named), progress=False).ledger == Path(free)
+
+
 @pytest.mark.parametrize("verb", ["pretrain", "distill", "certify", "attack", "report"])
 def test_each_verb_is_a_part_of_run(verb, tiny_job, here):
     summary = getattr(certdef, verb)(here, progress=False)
@@ -196,8 +222,17 @@ def test_a_guide_pays_for_fewer_votes_and_never_twice(uncertified, tmp_path):
 
 
 def test_a_guide_keeps_the_budget_of_the_set(uncertified, tmp_path):
-    found = certdef.certify(guided(uncertified, tmp_path, "budget", 1_000), progress=False)
-    assert 0 < found.bill["certification"].answered <= 1_000
+    small = certdef.certify(guided(uncertified, tmp_path, "budget", 400), progress=False)
+    assert 0 < small.bill["certification"].answered <= 400
+    large = certdef.certify(guided(uncertified, tmp_path, "budget", 1_000), progress=False)
+    charge = large.bill["certification"]
+    assert small.bill["certification"].answered < charge.answered <= 1_000  # another budget, another result
+    assert charge.recalled == small.bill["certification"].answered
+
+
+def test_a_method_without_a_radius_for_the_law_is_refused_before_anything_is_paid():
+    with pytest.raises(certify.CertifyError, match="two-sided radii need Gaussian or Laplace noise"):
+        stages.target_draws(certdef.load_config(certify__method="two_sided"))
 
 
 def test_the_target_gets_what_its_budget_allows():

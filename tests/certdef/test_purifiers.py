@@ -71,8 +71,18 @@ def built(name, config, networks, seed=5):
 
 def test_the_names_are_those_of_the_files():
     assert set(NAMES) == {
-        "agdm", "blind-spot", "de3", "de3-simmim", "diffpure", "gs", "mim", "ncis", "one-step", "reversal", "uad-rs",
-    }  # fmt: skip
+        "agdm",
+        "blind-spot",
+        "de3",
+        "de3-simmim",
+        "diffpure",
+        "gs",
+        "mim",
+        "ncis",
+        "one-step",
+        "reversal",
+        "uad-rs",
+    }
     for name in NAMES:
         spec = find_purifier(name)
         assert spec.name == name
@@ -157,8 +167,14 @@ def test_the_list_names_source_and_attacker(capsys):
     ("arguments", "words"),
     [
         (["run", "--purifier", "difpure"], "did you mean 'diffpure'"),
-        (["run", "--purifier", "ncis", "--blind_spot.images", "natural", "--data.root", "."], "blind_spot.images pool"),
-        (["run", "--purifier", "blind-spot", "--blind_spot.images", "natural", "--data.root", "."], "blind_spot.images pool"),
+        (
+            ["run", "--purifier", "ncis", "--blind_spot.images", "natural", "--data.root", "."],
+            "blind_spot.images pool",
+        ),
+        (
+            ["run", "--purifier", "blind-spot", "--blind_spot.images", "natural", "--data.root", "."],
+            "blind_spot.images pool",
+        ),
         (["run", "--purifier", "de3", "--nim.patch_size", "3"], "does not divide the image 8x8"),
         (["run", "--purifier", "reversal", "--reversal.tasks", "[chess]"], "chess"),
         (["run", "--purifier", "gs", "--gs.kernel", "4"], "odd"),
@@ -171,7 +187,7 @@ def test_the_list_names_source_and_attacker(capsys):
         (["attack", "--ladder.systems", "[magic]"], "magic is no purifier"),
         (["purifiers", "--all"], "takes none"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_before_any_query(arguments, words, store, tmp_path, capsys):
     extra = [] if arguments[0] == "purifiers" else ["--quiet", "--work_dir", str(tmp_path / "w")]
     assert main([*arguments, *extra]) == 2

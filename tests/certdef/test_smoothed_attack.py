@@ -106,7 +106,7 @@ def test_the_curve_under_attack_lies_above_the_certified_one():
     attack = smoothed_attack.VoteAttack(steps=5, draws=8, seed=0)
     rows = smoothed_attack.curve(
         smoothed, images[:20], labels[:20], [0.25, 0.5, 2.0], attack, n0=50, n=500, votes=500, alpha=0.001
-    )  # fmt: skip
+    )
     assert [row["radius"] for row in rows] == [0, 0.25, 0.5, 2.0]
     for row in rows:
         assert row["certified"][0] <= row["attacked"][0]

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import certdef
+import certify
 from certdef import pipeline, stages
-from certdef.config.job import SigmaLaw
+from certdef.config.job import ConfigError, SigmaLaw
 from certdef.tracking.legacy import Legacy, runs_file
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage, fingerprint
+from certify.records.jsonl import json_line
 
 STORE = "sqlite:///mlruns/mlflow.db"
 
@@ -135,6 +137,31 @@ class TestKeys:
         after = pipeline.attack(dataclasses.replace(copied, attack=changed), progress=False).bill["attack"]
         assert before < after.spent  # other adversarial images are other queries
         assert after.spent == before + 2 * copied.attack.images  # purified clean images are recalled
+
+
+class TestRecords:
+    """Records that a certification left behind are checked before they are counted."""
+
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            (lambda row: row | {"radius": row["radius"] + 0.1}, "line 2 is no valid record"),
+            (lambda row: row | {"label": row["label"] + 10, "correct": 0}, "images that are not this job's"),
+            (lambda row: row | {"idx": 10**6}, "images that are not this job's"),
+        ],
+        ids=["radius", "label", "idx"],
+    )
+    def test_what_is_not_this_jobs_is_refused(self, copied, change, word):
+        """Written anew, with a checksum that fits."""
+        folder = next(copied.workspace.glob("certify-*"))
+        (folder / "result.json").unlink()
+        path = folder / "records" / "surrogate-nim-de3.jsonl"
+        header, first, *rest = path.read_bytes().splitlines(keepends=True)
+        row = {name: value for name, value in json.loads(first).items() if name != "crc32"}
+        path.write_bytes(header + json_line(change(row)) + b"".join(rest))
+        with pytest.raises((ConfigError, certify.CertifyError), match=word) as caught:
+            certdef.certify(copied, progress=False)
+        assert "\n" not in str(caught.value)
 
 
 class TestLegacy:

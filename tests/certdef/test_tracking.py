@@ -154,7 +154,7 @@ def test_system_metrics_are_logged(store, tmp_path):
     from certdef.tracking.mlflow import Tracker
 
     config = load_config(work_dir=str(tmp_path / "work"), tracking__uri=store)
-    tracker = Tracker(config)
+    tracker = Tracker(config, tracking_uri(config))
     with tracker.job(load_data(config.data, 0)):
         import time
 

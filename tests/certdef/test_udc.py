@@ -47,9 +47,16 @@ TINY_UDC = {
 }
 STAGES = ["udc-restoration", "udc-diffusion", "udc-level", "udc-finetuned", "udc"]
 ATTACKS = [
-    "clean", "pgd_4", "carlini_wagner_4", "simba_4", "pgd_8", "carlini_wagner_8", "simba_8", "pgd_bpda_eot_4",
+    "clean",
+    "pgd_4",
+    "carlini_wagner_4",
+    "simba_4",
+    "pgd_8",
+    "carlini_wagner_8",
+    "simba_8",
+    "pgd_bpda_eot_4",
     "pgd_full_eot_4",
-]  # fmt: skip
+]
 
 
 def photographs(folder: Path) -> Path:

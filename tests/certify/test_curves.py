@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from certify import CertifyError, binomial_interval, read_records
-from certify.records import curves
-from certify.records.log import Records
+from certify.records import Records, curves
 from tests.conftest import certification_log
 
 
@@ -90,6 +89,9 @@ def test_plot(tmp_path):
         lambda: curves.certified_accuracy(records([], [], []), [0]),
         lambda: curves.certified_accuracy(records([1], [0], [1]), [-1]),
         lambda: curves.certified_accuracy(records([1], [0], [1]), []),
+        lambda: curves.certified_accuracy(records([1], [0], [np.nan]), [0]),
+        lambda: curves.certified_accuracy(records([1], [0], [np.inf]), [0]),
+        lambda: curves.certified_accuracy(records([0], [0], [-1]), [0]),
         lambda: curves.table({}),
         lambda: curves.plot({}),
         lambda: curves.table(

@@ -229,6 +229,32 @@ def test_a_guide_that_predicts_wrong_classes_is_detected():
     assert all(each.n0 + each.n <= 500 for each in kept)
 
 
+@pytest.mark.parametrize(
+    ("n", "radii"), [(12, [0.0]), (34, [0.25]), (40, [0.25]), (60, [0.25]), (120, [0.25, 0.5])]
+)
+def test_n_is_a_cap_whatever_the_votes_are_paid_for(n, radii):
+    """Votes that choose the class, test the guide's class and test the target's own: together at most n."""
+    random, calibration, paid, certified = np.random.default_rng(0), Calibration(), [], 0
+    for number in range(30):
+
+        def propose(count):
+            return np.zeros(count, dtype=int), np.stack([np.zeros(count), random.normal(3, 1, count)], axis=1)
+
+        def draw(inputs):
+            paid[-1] += len(inputs)
+            return inputs
+
+        paid.append(0)
+        guide = certify.Guide(propose, calibration, seed=number)
+        found = certify.certify_votes_guided(draw, guide, NOISE, 2, n=n, radii=radii)
+        assert found.n0 + found.n == paid[-1]
+        certified += not found.abstained
+    assert not calibration.trusts_class  # so that the class was chosen by votes in the end
+    assert max(paid) <= n
+    if n in (60, 120):  # the choice leaves enough of n to certify
+        assert certified >= 10
+
+
 def test_the_second_class_has_its_own_share_of_alpha():
     """The target's class is at p = p_0 and the guide predicts another: both tests together keep alpha."""
     random, wrong, images = np.random.default_rng(2), 0, 300
@@ -260,6 +286,38 @@ def soft(offset: float):
 
 IMAGES_OF_TWO = torch.zeros(6, 1, 2, 2)
 OPTIONS = {"radii": [0.25, 0.5], "n": 2000, "seed": 4}
+
+
+class WritesIntoItsInput(torch.nn.Module):
+    """A guide that predicts class 0 and leaves a batch behind on which the target would agree."""
+
+    def forward(self, noisy):
+        noisy.sub_(5)
+        return torch.stack([torch.full((len(noisy),), 5.0), torch.zeros(len(noisy))], dim=1)
+
+
+def sharing_proposals(surrogate, image, noise, seed):
+    """A planted fault: surrogate and target get one tensor."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def propose(count):
+        noisy = image + noise.sample((count, *image.shape), generator=generator)
+        return noisy, surrogate(noisy).numpy()
+
+    return propose
+
+
+def test_a_guide_that_writes_into_its_input_does_not_change_what_the_target_sees(monkeypatch):
+    """On the boundary p = 1/2 for every image: at alpha = 0.001 none of 20 may be certified."""
+    images, options = torch.zeros(20, 1, 2, 2), {"radii": [0.25], "n": 500}
+
+    def false_certificates():
+        found = certify.certify_guided(halfspace(0.0), WritesIntoItsInput(), images, NOISE, 2, **options)
+        return sum(not each.abstained for each in found)
+
+    assert false_certificates() == 0
+    monkeypatch.setattr("certify.guided.certify._proposals", sharing_proposals)
+    assert false_certificates() == 20
 
 
 def test_certificates_name_their_claim_and_stay_below_the_truth():

@@ -4,6 +4,7 @@ that these checks must catch.
 
 import warnings
 from dataclasses import fields
+from decimal import Decimal, localcontext
 from itertools import product
 
 import numpy as np
@@ -30,7 +31,7 @@ from certify import (
     truncated,
 )
 from certify.bounds.two_sided import rival_groups, two_sided_radius
-from certify.threats.splitting import split
+from certify.threats.splitting import certified_levels, split
 
 ALPHA, REPETITIONS = 0.05, 2000
 # At most this many of 2,000 certificates may overshoot: a sound method exceeds it once in a million runs.
@@ -139,6 +140,29 @@ def test_closed_forms():
         r = np.array([0.0, 0.001, 0.01])
         assert np.allclose(law.radius(law.p_required(r)), r, rtol=1e-9)
     assert UniformLinf(0.5, 40).p_required(1.5) == np.inf
+
+
+class UniformByPower(UniformLinf):
+    """A planted fault: a power of a rounded share, which multiplies its error by the dimensions."""
+
+    def compute_p_required(self, r):
+        return 1.5 - (1 - r / (2 * self.half_width)) ** self.dimensions
+
+
+@pytest.mark.parametrize("dimensions", [1, 12, 784, 3072, 150_528])
+def test_linf_p_required_is_rounded_up(dimensions):
+    """Against 60 digits: never below the exact probability, and above it by no more than rounding."""
+    random, found = np.random.default_rng(dimensions), {UniformLinf: [], UniformByPower: []}
+    with localcontext(prec=60):
+        for _ in range(200):
+            width, p = random.uniform(0.01, 1), 0.5 + 0.5 * random.random() ** random.integers(1, 6)
+            radius = float(2 * width * -np.expm1(np.log1p(0.5 - p) / dimensions))
+            exact = Decimal("1.5") - (1 - Decimal(radius) / (2 * Decimal(width))) ** dimensions
+            for kind, excess in found.items():
+                excess.append(float(Decimal(kind(width, dimensions).p_required(radius)) - exact))
+    assert 0 <= min(found[UniformLinf]) <= max(found[UniformLinf]) < 1e-14
+    if dimensions > 1:
+        assert np.mean(np.array(found[UniformByPower]) < 0) > 0.2
     assert Inclusion(Gaussian(0.25), "linf", 3072).radius(0.9) == pytest.approx(
         0.3203879 / 3072**0.5, rel=1e-6
     )
@@ -262,11 +286,10 @@ def test_splitting_radius_by_brute_force(half_width):
         options = {"levels": LEVELS, "batch_size": 3}
         found = certify_splitting(lookup(seed), torch.tensor(images), half_width, 3, **options)
         answers = [int(np.argmax(c.counts)) for c in found]
+        assert [c.prediction for c in found] == answers  # of equals the lowest index
         for image, c in zip(images, found, strict=True):
             assert (c.alpha, c.norm, c.sound, c.method) == (0.0, "l1", True, "deterministic")
             assert sum(c.counts) == c.n == round(2 * half_width * LEVELS)
-            if c.abstained:
-                continue
             distance = np.abs(images - image).sum(axis=(1, 2, 3))
             inside = distance <= c.radius + 1e-9
             assert all(answers[i] == c.prediction for i in np.flatnonzero(inside))
@@ -276,6 +299,35 @@ def test_splitting_radius_by_brute_force(half_width):
     assert too_far > 0
     if half_width > 0.25:  # two votes certify nothing but the image itself
         assert farthest > 1
+
+
+def farthest_that_keeps(counts: list[int]) -> int:
+    """Most of the votes, moved in the worst way, that leave the answer as it is: the theorem, by enumeration."""
+    top, total = int(np.argmax(counts)), sum(counts)
+    for moved in range(1, total + 1):
+        for rival in range(len(counts)):
+            if rival != top:
+                worst = list(counts)
+                worst[top] -= min(moved, counts[top])
+                worst[rival] += moved
+                if int(np.argmax(worst)) != top:
+                    return moved - 1
+    return total
+
+
+def test_splitting_gives_ties_to_the_lower_index_and_loses_no_level():
+    """Every count of 3 classes with up to 12 votes: the radius is the longest that the theorem allows."""
+    rows = [
+        np.array(row)
+        for total in range(1, 13)
+        for row in product(range(total + 1), repeat=3)
+        if sum(row) == total
+    ]
+    found = [certified_levels(row) for row in rows]
+    assert found == [farthest_that_keeps(row.tolist()) for row in rows]
+    lead = np.array([np.diff(np.sort(row)[-2:])[0] for row in rows])
+    assert np.mean(np.maximum(lead - 1, 0) // 2 < found) > 0.15  # what giving ties to nobody would lose
+    assert np.any(lead // 2 > found)  # a planted fault: the top class wins every tie
 
 
 def test_splitting_moves_each_pixel_to_the_middle_of_its_cell():

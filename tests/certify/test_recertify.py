@@ -1,7 +1,10 @@
 """Certify again from kept votes: another alpha, norm and bound, without a sample; and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import scipy.stats as st
 
 import certify
 from certify import (
@@ -86,6 +89,106 @@ def test_what_cannot_be_certified_again_is_refused(tmp_path, method, options, wo
         recertify(run(tmp_path, method), NOISE, **options)
 
 
+LAWS = [
+    Gaussian(0.25),
+    certify.Laplace(0.2),
+    certify.Uniform(0.5),
+    certify.nim_noise(),
+    certify.GaussianScaleMixture(st.rv_discrete(values=([0.1, 0.25], [0.5, 0.5]))),
+    certify.generalized_normal(2.0, 0.35, "l2", 16),
+]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+def test_another_law_than_the_votes_were_drawn_under_is_refused(tmp_path, named):
+    """Of 30 pairs of laws none is certified, also where a file of version 0.1.0 names no law."""
+    for number, law in enumerate(LAWS):
+        records = run(tmp_path / str(number), noise=law, n=2000)
+        assert records.noise == law.describe()
+        if not named:
+            records = dataclasses.replace(records, noise=None)
+        assert np.array_equal(recertify(records, law, 0.001).radius, records.radius)
+        for other in LAWS:
+            if other is not law:
+                with pytest.raises(CertifyError, match=r"drawn under|do not follow") as caught:
+                    recertify(records, other, 0.001)
+                assert "\n" not in str(caught.value)
+
+
+def test_a_wider_law_would_have_made_every_radius_four_times_as_long(tmp_path):
+    records = run(tmp_path)
+    assert np.allclose(Gaussian(1.0).radius(records.p_lower[:2]), 4 * records.radius[:2])
+    with pytest.raises(CertifyError, match=r'drawn under {"law": "gaussian", "norm": "l2", "sigma": 0.25}'):
+        recertify(records, Gaussian(1.0), 0.001)
+
+
+@pytest.mark.parametrize(
+    ("law", "spelled"),
+    [
+        (Gaussian(0.3), Gaussian(0.1 + 0.2)),
+        (Gaussian(0.25), certify.GaussianScaleMixture(st.rv_discrete(values=([0.25], [1.0])))),
+        (certify.nim_noise(), certify.GaussianScaleMixture(st.gamma(a=25, scale=3 / 255))),
+        (certify.nim_noise(), certify.GaussianScaleMixture(st.gamma(25, 0, 3 / 255))),
+        (certify.nim_noise(), certify.GaussianScaleMixture(st.gengamma(25, 1, scale=3 / 255))),
+        (certify.nim_noise(), Inclusion(certify.nim_noise(), "linf", 16)),
+        (Inclusion(Gaussian(0.25), "linf", 16), Gaussian(0.25)),
+        (Inclusion(Gaussian(0.25), "linf", 16), Inclusion(Gaussian(0.25), "l1", 16)),
+        (certify.Uniform(0.5), certify.UniformLinf(0.5, 16)),
+        (certify.UniformLinf(0.5, 16), certify.Uniform(0.5)),
+    ],
+    ids=str,
+)
+def test_the_same_law_in_another_spelling_is_taken(tmp_path, law, spelled):
+    records = run(tmp_path, noise=law, n=2000)
+    again = recertify(records, spelled, 0.001)
+    assert np.array_equal(again.radius, np.where(records.p_lower > 0.5, spelled.radius(records.p_lower), 0))
+    assert again.noise == spelled.describe()
+    assert recertify(again, law, 0.001).radius.tolist() == records.radius.tolist()
+
+
+@pytest.mark.parametrize(
+    ("law", "other"),
+    [
+        (Gaussian(0.25), Gaussian(0.25 * (1 + 1e-12))),
+        (certify.nim_noise(), certify.GaussianScaleMixture(st.gamma(25, scale=3 / 256))),
+        (certify.nim_noise(), certify.GaussianScaleMixture(st.gamma(25, 1e-6, 3 / 255))),
+        (certify.nim_noise(), Gaussian(75 / 255)),
+        (certify.Uniform(0.5), certify.Laplace(0.5)),
+    ],
+    ids=str,
+)
+def test_a_law_that_is_only_close_is_another(tmp_path, law, other):
+    with pytest.raises(CertifyError, match="drawn under"):
+        recertify(run(tmp_path, noise=law, n=2000), other, 0.001)
+
+
+def test_other_dimensions_than_the_records_name_are_refused(tmp_path):
+    """A quarter of the dimensions would have made every radius in linf twice as long."""
+    records = run(tmp_path, noise=Inclusion(NOISE, "linf", 3072), n=2000)
+    with pytest.raises(CertifyError, match="have 3072 dimensions, got 768"):
+        recertify(records, Inclusion(NOISE, "linf", 768), 0.001)
+
+
+def test_what_is_approximate_stays_approximate(tmp_path):
+    """Also where the caller's law says that it is proven: the draws are another law's."""
+    law = certify.generalized_normal(2.0, 0.25 * 2**0.5, "l2", 3)
+
+    class Proven(certify.IID):
+        sound = True
+
+    records = run(tmp_path, noise=law, n=2000)
+    assert not records.sound
+    for given in (law, Proven(law.law, "l2", 3), Inclusion(law, "linf", 3)):
+        assert not recertify(records, given, 0.001).sound
+    with pytest.raises(CertifyError, match="drawn under"):
+        recertify(records, Gaussian(0.25), 0.001)  # the density is the same, the draws are not
+
+
+def test_a_law_that_is_none_is_refused(tmp_path):
+    with pytest.raises(CertifyError, match="noise law"):
+        recertify(run(tmp_path), 0.25, 0.001)
+
+
 def test_a_tsv_holds_no_counts(tmp_path):
     run(tmp_path)
     with pytest.raises(CertifyError, match="no counts"):
@@ -115,3 +218,35 @@ def test_guaranteed_accuracy_formula_and_coverage(tmp_path):
     assert curve.upper[0] == 1
     unsound = 1 - alpha  # a planted fault: the expected share alone
     assert np.mean([np.mean(rng.random(total) < alpha) > 1 - unsound for _ in range(300)]) > 0.1
+
+
+def test_guaranteed_accuracy_takes_alpha_from_the_records(tmp_path):
+    """At alpha = .05 no more than 84.6% of 100 claims are certain; a default of .001 said 96.4%."""
+    records = run(tmp_path, alpha=0.05)
+    many = records.take(np.zeros(100, dtype=int))
+    told, known = (curves.guaranteed_accuracy(many, [0.0], alpha=alpha) for alpha in (0.05, None))
+    assert known.lower[0] == told.lower[0] == pytest.approx(0.8460, abs=1e-4)
+    before = curves.guaranteed_accuracy(dataclasses.replace(many, alpha=None), [0.0], alpha=0.001)
+    assert before.lower[0] == pytest.approx(0.9642, abs=1e-4)
+    with pytest.raises(CertifyError, match=r"certified at alpha=0.05, got 0.001"):
+        curves.guaranteed_accuracy(many, [0.0], alpha=0.001)
+    stricter = recertify(many, NOISE, 0.001)
+    assert curves.guaranteed_accuracy(stricter, [0.0]).lower[0] == before.lower[0]
+
+
+def test_guaranteed_accuracy_of_an_alpha_that_is_not_known_or_not_one(tmp_path):
+    first = np.zeros(100, dtype=int)
+    records, tsv = run(tmp_path).take(first), read_records(tmp_path / "fixed0.001.tsv").take(first)
+    with pytest.raises(CertifyError, match="do not keep their alpha"):
+        curves.guaranteed_accuracy(tsv, [0.0])
+    kept, told = (
+        curves.guaranteed_accuracy(records, [0.0]),
+        curves.guaranteed_accuracy(tsv, [0.0], alpha=0.001),
+    )
+    assert kept.lower[0] == told.lower[0]
+    mixed = dataclasses.replace(records, alpha=np.repeat([0.001, 0.01], 50))
+    with pytest.raises(CertifyError, match=r"several alphas, 0.001 to 0.01: give alpha=0.01"):
+        curves.guaranteed_accuracy(mixed, [0.0])
+    assert curves.guaranteed_accuracy(mixed, [0.0], alpha=0.01).lower[0] < kept.lower[0]
+    with pytest.raises(CertifyError, match="at least one record"):
+        curves.guaranteed_accuracy(records.take(np.zeros(0, dtype=int)), [0.0], alpha=0.001)

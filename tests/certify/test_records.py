@@ -1,6 +1,8 @@
 """Records: durable at every byte, resumable to the same bytes, readable in both formats."""
 
+import dataclasses
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +190,118 @@ def test_what_is_not_a_record_file(tmp_path):
     (tmp_path / "text").write_text("hello\n")
     with pytest.raises(CertifyError, match="columns"):
         read_records(tmp_path / "text")
+
+
+def test_an_abstention_is_never_correct(tmp_path):
+    """Also where the label is -1, as many data sets mark what is unlabeled."""
+    write(tmp_path / "run", [(0, -1, certificate(1, 0.5))])
+    assert (tmp_path / "run.tsv").read_text().splitlines()[1].split("\t")[4] == "0"
+    assert json.loads((tmp_path / "run.jsonl").read_text().splitlines()[1])["correct"] == 0
+    assert not read_records(tmp_path / "run.jsonl").correct[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "word"),
+    [
+        ({"alpha": 0.01}, {}, "alpha is 0.001, but 0.01"),
+        ({"n": 2000}, {}, "n is 1000, but 2000"),
+        ({"method": "two_sided"}, {}, "method is fixed, but two_sided"),
+        ({"noise": Gaussian(0.5).describe()}, {}, "not the law in the header"),
+        ({}, {"noise": Gaussian(0.5).describe()}, "not the law of the record before"),
+        ({}, {"counts": (10, 990)}, "2 classes, not 3"),
+        ({}, {"radius": 0.5}, "do not follow from its votes"),
+        ({}, {"p_lower": 0.9}, "do not follow from its votes"),
+        ({}, {"prediction": 3}, "class 3 of 3"),
+        ({}, {"radius": float("nan")}, "finite JSON"),
+        ({}, {"radius": -1.0}, "radius is -1.0"),
+        ({}, {"counts": (10, 980, 5)}, "sum to 995"),
+        ({}, {"n": 999}, "sum to 1000"),
+        ({}, {"alpha": 0.0}, "alpha is 0"),
+        ({}, {"prediction": -1}, "abstention with radius"),
+    ],
+)
+def test_what_a_reader_would_refuse_is_not_written(tmp_path, config, changes, word):
+    with RecordLog(tmp_path / "run", config) as log:
+        if not config:
+            log.append(*IMAGES[0], 1.0)
+        before = log.path.read_bytes()
+        with pytest.raises(CertifyError, match=word):
+            log.append(11, 1, dataclasses.replace(IMAGES[1][2], **changes), 1.0)
+        with pytest.raises(CertifyError, match="seconds"):
+            log.append(12, 1, IMAGES[1][2], float("nan"))
+        assert log.path.read_bytes() == before
+
+
+def test_a_record_names_its_law_unless_the_header_does(tmp_path):
+    write(tmp_path / "run")
+    with RecordLog(tmp_path / "bare", {}) as log:
+        log.append(*IMAGES[0], 1.0)
+    assert "noise" not in json.loads((tmp_path / "run.jsonl").read_text().splitlines()[1])
+    assert json.loads(log.path.read_text().splitlines()[1])["noise"] == CONFIG["noise"]
+    assert read_records(log.path).noise == read_records(tmp_path / "run.jsonl").noise == CONFIG["noise"]
+
+
+def test_a_whole_last_line_without_its_line_end_is_kept(tmp_path):
+    write(tmp_path / "run")
+    path = tmp_path / "run.jsonl"
+    whole = path.read_bytes()
+    for ending in (b"", b"\n\n", b"\r\n"):
+        path.write_bytes(whole[:-1] + ending)
+        assert len(read_records(path)) == 4
+        write(tmp_path / "run")
+        assert path.read_bytes().replace(b"\r", b"") == whole
+
+
+def test_a_log_that_is_moved_while_open_is_noticed(tmp_path):
+    with RecordLog(tmp_path / "run", CONFIG) as log:
+        log.append(*IMAGES[0], 1.0)
+        log.path.rename(tmp_path / "elsewhere")
+        with pytest.raises(CertifyError, match="moved or deleted"):
+            log.append(*IMAGES[1], 1.0)
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path):
+    """The limit on the size of a file ends a write in its middle, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RecordLog(tmp_path / "run", CONFIG) as log:
+        log.append(*IMAGES[0], 1.0)
+        before = log.path.read_bytes(), log.tsv_path.read_bytes()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[0]) + 50, hard))
+            with pytest.raises(OSError, match="File too large"):
+                log.append(*IMAGES[1], 1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (log.path.read_bytes(), log.tsv_path.read_bytes()) == before
+        log.append(*IMAGES[1], 1.0)
+    for path in (log.path, log.tsv_path):
+        assert read_records(path).idx.tolist() == [0, 5]
+
+
+WRITER = """
+import sys
+from certify import RecordLog
+log = RecordLog(sys.argv[1], {})
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_log_has_one_writer(tmp_path):
+    """The second is refused in one line; the lock of a writer that is killed is gone with it."""
+    stem = tmp_path / "run"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(stem)], **pipes) as writer:
+        assert writer.stdout.readline() == b"open\n"
+        with pytest.raises(CertifyError, match="being written by another process") as caught:
+            RecordLog(stem, {})
+        assert "\n" not in str(caught.value)
+        assert len(read_records(stem.with_suffix(".jsonl"))) == 0  # readers are let in
+        writer.kill()
+    with RecordLog(stem, {}) as log:
+        log.append(*IMAGES[0], 1.0)
+        with pytest.raises(CertifyError, match="being written"):
+            RecordLog(stem, {})
 
 
 KILLED = """

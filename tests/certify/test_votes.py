@@ -2,13 +2,25 @@
 
 import subprocess
 import sys
+import warnings
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from certify import CertifyError, Gaussian, Uniform, nim_noise
+from certify import (
+    CertifyError,
+    Gaussian,
+    SmoothedClassifier,
+    Uniform,
+    certify_splitting,
+    certify_stratified,
+    nim_noise,
+)
+from certify.voting.checks import check_images
 from certify.voting.chunks import ESTIMATION, SELECTION, chunks
 from certify.voting.engine import VoteEngine
 
@@ -141,6 +153,186 @@ def test_modules_vote_in_eval_mode_and_are_put_back(images):
     assert model.training
 
 
+def test_one_infinite_score_names_a_class(images):
+    scores = torch.tensor([-torch.inf, 0.0, torch.inf, 1.0])
+    assert votes(lambda x: scores.repeat(len(x), 1), images[:1], 64).tolist() == [[0, 0, 64, 0]]
+
+
+class Output(dict):
+    """What libraries return: a dictionary whose entries are attributes too."""
+
+    @property
+    def logits(self):
+        return self["logits"]
+
+
+def test_outputs_with_logits_and_lists_are_read(model, images):
+    expected = votes(model, images, 300)
+    forms = (
+        lambda z: {"logits": z, "hidden": None},
+        lambda z: Output(logits=z),
+        lambda z: SimpleNamespace(logits=z, aux_logits=None),
+        lambda z: z.tolist(),
+        lambda z: z.argmax(1).tolist(),
+    )
+    for form in forms:
+        assert np.array_equal(votes(lambda x, form=form: form(model(x).detach()), images, 300), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_module_gets_its_input_in_its_own_dtype(dtype, model, images):
+    """The noise is drawn and added in float32; the cast is the classifier's first step."""
+    model.to(dtype)
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    counts = votes(model, images, 300)
+    assert {batch.dtype for batch in seen} == {dtype}
+    assert np.array_equal(votes(lambda x: model(x.to(dtype)), images, 300), counts)
+
+
+def test_read_only_and_rounded_images():
+    """Memory that torch may not write to is copied without a warning; a refusal shows a rounding error."""
+    pixels = np.random.default_rng(0).random((2, 3, 6, 6), np.float32)
+    expected = check_images(pixels)
+    pixels.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(check_images(pixels), expected)
+    above = np.full((1, 1, 2, 2), np.nextafter(np.float32(1), np.float32(2)))
+    with pytest.raises(CertifyError, match=r"from 1\.00000011\d* to 1\.00000011"):
+        check_images(above)
+
+
+# --- what a function holds, and whether it labels each image by itself -----------------------------------------
+
+
+def trained_on_batches():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+    return model.extend([torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, K)]).train()
+
+
+class Holder:
+    """A callable object that keeps its model in an attribute."""
+
+    def __init__(self, model):
+        self.parts = {"models": [model]}
+
+    def __call__(self, x):
+        return self.parts["models"][0](2 * x - 1)
+
+    def scores(self, x):
+        return self(x)
+
+
+GLOBAL = trained_on_batches()
+
+
+def by_global(x):
+    return GLOBAL(2 * x - 1)
+
+
+def through(model, x):
+    return model(2 * x - 1)
+
+
+def by_default(x, model=GLOBAL):
+    return model(2 * x - 1)
+
+
+def by_closure(model):
+    def classify(x):
+        return next(model(part) for part in (2 * x - 1,))
+
+    return lambda x: classify(x)
+
+
+WAYS = {
+    "closure": by_closure(GLOBAL),
+    "global": by_global,
+    "partial": partial(through, GLOBAL),
+    "default": by_default,
+    "object": Holder(GLOBAL),
+    "method": Holder(GLOBAL).scores,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_module_that_a_function_holds_votes_in_eval_mode_and_is_put_back(way, images):
+    classify, running = WAYS[way], GLOBAL[1].running_mean.clone()
+    GLOBAL[2].eval()
+    first = votes(classify, images, 300, batch_size=64)
+    assert np.array_equal(votes(classify, images, 300, batch_size=512), first)
+    assert torch.equal(GLOBAL[1].running_mean, running)
+    assert [part.training for part in GLOBAL] == [True, True, False, True, True, True]
+
+
+class Hidden:
+    """A model where the search does not find it."""
+
+    __slots__ = ("model",)
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x):
+        return self.model(x)
+
+
+def centered(x):
+    """A function of the whole batch without any module."""
+    return (x - x.mean(0)).flatten(1)[:, :K]
+
+
+@pytest.mark.parametrize("base", [Hidden(trained_on_batches()[:4].append(torch.nn.Linear(64, K))), centered])
+def test_a_classifier_whose_answers_follow_the_batch_is_refused(base, images):
+    """Unchecked, its counts depend on the batch size; checked, it is refused before the first vote."""
+    counts = [
+        [
+            c.counts
+            for c in SmoothedClassifier(base, Gaussian(0.25), K, recheck=0, batch_size=size).certify(
+                images, n=256
+            )
+        ]
+        for size in (64, 1024)
+    ]
+    assert counts[0] != counts[1]
+    for call in (
+        lambda: SmoothedClassifier(base, Gaussian(0.25), K).certify(images, n=256),
+        lambda: SmoothedClassifier(base, Gaussian(0.25), K).predict(images, n=256),
+        lambda: certify_stratified(SmoothedClassifier(base, nim_noise(), K), images, n=256),
+        lambda: certify_splitting(base, (images * 255).round() / 255, 0.2, K),
+    ):
+        with pytest.raises(
+            CertifyError, match="differently beside other images: put its modules in eval mode"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["module", "half precision", "random"])
+def test_the_check_takes_48_answers_once_and_lets_honest_classifiers_pass(kind, model, images):
+    draws = torch.Generator().manual_seed(0)
+    answer = {
+        "module": model,
+        "half precision": lambda x: model(x.bfloat16().float()),
+        "random": lambda x: torch.rand(len(x), K, generator=draws),
+    }[kind]
+    seen = []
+
+    def base(x):
+        seen.append(len(x))
+        return answer(x)
+
+    smoothed = SmoothedClassifier(base, Gaussian(0.25), K)
+    for _ in range(2):
+        smoothed.certify(images[:1], n0=100, n=256)
+    extra = sum(seen) - 2 * 356
+    assert extra == (64 if kind == "random" else 48)  # what draws for itself is asked once more
+    seen.clear()
+    SmoothedClassifier(base, Gaussian(0.25), K, batch_size=2).certify(images[:1], n0=10, n=64)
+    assert sum(seen) == 74  # in batches of two there is nothing to compare
+
+
 def test_one_batch_is_counted_as_it_is(images):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(108, K)).train()
     counts = VoteEngine().count_batch(model, images, K)
@@ -174,6 +366,10 @@ def test_progress_counts_draws(model, images):
         (lambda x: torch.full((len(x),), K), f"got {K}"),
         (lambda x: np.full(len(x), -3), "got -3"),
         (lambda x: torch.full((len(x), K), float("nan")), "NaN"),
+        (lambda x: torch.full((len(x), K), -torch.inf), "-inf for all"),
+        (lambda x: torch.tensor([torch.inf, 0, torch.inf, 1]).repeat(len(x), 1), "infinite ones for several"),
+        (lambda x: (torch.zeros(len(x), K), torch.zeros(len(x), 2)), "a tuple, expected an array of scores"),
+        (lambda x: {"scores": torch.zeros(len(x), K), "loss": 0}, "a dict with scores, loss"),
         (lambda x: torch.zeros(len(x), K + 1), "num_classes"),
         (lambda x: torch.zeros(len(x)), "integers"),
         (lambda x: torch.zeros(len(x), dtype=torch.bool), "integers"),

@@ -196,7 +196,7 @@ def run(folder: Path, kills: int) -> None:
 
 def never_marked(folder: Path) -> None:
     """Plant a fault: batches leave without having been marked as sent, so that a kill makes them look free."""
-    store._mark_sent = lambda *_: None
+    store.LedgerStore._mark_sent = lambda *_: None
     run(folder, 60)
 
 

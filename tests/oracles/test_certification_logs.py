@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from certify import Gaussian, binomial_lower_bound, read_records, recertify, recover_successes
-from certify.records.log import Records
+from certify.records import Records
 from tests.conftest import certification_log
 
 ROOT = Path(__file__).parents[2]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from surrogates import BudgetExceeded, Canaries, DriftError, QueryLedger, TargetError, open_target
+from surrogates.ledger.drift import MARK
+from surrogates.ledger.export import export
 
 IMAGES = np.random.default_rng(0).random((40, 1, 2, 2)).astype(np.float32)
 BUDGET = {"training": 1000, "certification": 1000, "canary": 60}
@@ -41,43 +43,78 @@ def test_a_target_that_stays_the_same_is_checked_now_and_then(kind: str, tmp_pat
         for start in range(0, 40, 5):
             paid.query(IMAGES[start : start + 5])
         assert ledger.canaries.deterministic is True
-        # the reference once, and a check after 5, 15, 25 and 35 queries
-        assert ledger.bill()["canary"].answered == 3 + 4 * 3
+        # the reference once, and a check before the first query and after 10, 20, 30 and 40
+        assert ledger.bill()["canary"].answered == 3 + 5 * 3
         paid.query(IMAGES)  # known answers are free, also of canaries
-        assert ledger.bill()["canary"].answered == 15
-        ledger.canaries.finish()
         ledger.canaries.finish()  # nothing was queried since
         assert ledger.bill()["canary"].answered == 18
-        assert service.queries == ledger.bill().total.answered == 58
+        paid.query(IMAGES[:5] / 2)
+        ledger.canaries.finish()
+        ledger.canaries.finish()
+        assert ledger.bill()["canary"].answered == 21
+        assert service.queries == ledger.bill().total.answered == 66
 
 
-def test_a_change_stops_the_run(tmp_path: Path) -> None:
+def test_a_change_stops_the_run_and_its_answers_are_not_used(tmp_path: Path) -> None:
     service = Service()
     target = open_target(service, num_classes=3, identity="service")
     with ledger_with(tmp_path) as ledger:
-        paid = ledger.attach(target, purpose="certification", experiment="e")
-        paid.query(IMAGES[:5])
+        paid = ledger.attach(target)
+        paid.query(IMAGES[:10])  # vouched for by the check after them
+        paid.query(IMAGES[10:15])
         service.shift = 1.0
-        paid.query(IMAGES[:5])  # it is not time yet
-        with pytest.raises(DriftError, match=r"answers \d of 3 canary images otherwise than at") as caught:
-            paid.query(IMAGES[:5])
+        with pytest.raises(
+            DriftError, match=r"answers \d of 3 canary .* the 2 batches since the last"
+        ) as caught:
+            paid.query(IMAGES[15:20])
         assert "\n" not in str(caught.value)
-        with pytest.raises(DriftError):  # and goes on stopping it
-            paid.query(IMAGES[:5])
-        service.shift = 0.0
-        paid.query(IMAGES[5:10])  # until the old version is back
+        before = ledger.bill()["training"].answered
+        with pytest.raises(DriftError):  # and goes on stopping it, with nothing paid for
+            paid.query(IMAGES[20:25])
+        assert ledger.bill()["training"].answered == before == 20
+        assert len(paid.query(IMAGES[:10])) == 10  # those are good
+    with QueryLedger(tmp_path / "ledger.db", BUDGET) as ledger:  # nobody watches
+        paid = ledger.attach(target)
+        paid.query(IMAGES[:10])
+        for images in (IMAGES[10:15], IMAGES[15:20], IMAGES[20:25]):
+            with pytest.raises(DriftError, match=r"ledger.db had changed at the last canary check"):
+                paid.query(images)
+        assert ledger.bill()["training"].answered == 20
+    service.shift = 0.0
+    with ledger_with(tmp_path) as ledger:  # until the old version is back
+        ledger.attach(target).query(IMAGES[:25])
+        assert ledger.bill()["training"].answered == 20 + 15  # what is marked is paid for again
+    export(tmp_path / "ledger.db", tmp_path / "queries.csv")
+    assert (tmp_path / "queries.csv").read_text().count(MARK) == 10
 
 
-def test_a_change_between_runs_is_noticed_by_the_first_paid_query(tmp_path: Path) -> None:
+def test_a_long_query_is_checked_on_its_way(tmp_path: Path) -> None:
+    service = Service()
+
+    def changing(images: np.ndarray) -> np.ndarray:
+        service.shift = float(service.queries >= 20)
+        return service(images)
+
+    target = open_target(changing, num_classes=3, identity="service", batch_size=4)
+    with ledger_with(tmp_path) as ledger:
+        with pytest.raises(DriftError):
+            ledger.attach(target).query(IMAGES)
+        charge = ledger.bill()["training"]
+        assert (charge.answered, charge.unknown, charge.refused) == (24, 0, 16)
+
+
+def test_a_change_between_runs_is_noticed_before_anything_is_paid(tmp_path: Path) -> None:
     service = Service()
     target = open_target(service, num_classes=3, identity="service")
     with ledger_with(tmp_path) as ledger:
         ledger.attach(target).query(IMAGES[:5])
+        ledger.canaries.finish()
     service.shift = 1.0
     with ledger_with(tmp_path) as ledger:
         ledger.attach(target).query(IMAGES[:5])  # answered by the ledger
-        with pytest.raises(DriftError):
+        with pytest.raises(DriftError, match="the 0 batches since"):
             ledger.attach(target).query(IMAGES[:6])
+        assert ledger.bill()["training"].answered == 5
 
 
 def test_rounding_is_no_drift(tmp_path: Path) -> None:
@@ -124,7 +161,7 @@ def test_canaries_have_a_budget_of_their_own(tmp_path: Path) -> None:
     with ledger_with(tmp_path, budget={"training": 100, "canary": 5}) as ledger:
         with pytest.raises(BudgetExceeded, match=r"canary budget is 5 .*raise ledger.canary to at least 6"):
             ledger.attach(target).query(IMAGES[:5])
-        assert ledger.bill()["training"].answered == 5  # paid, and kept
+        assert ledger.bill()["training"].answered == 0
 
 
 def test_bad_canaries_are_named() -> None:

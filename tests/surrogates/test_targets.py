@@ -1,11 +1,14 @@
 """Every kind of target answers as the model behind it does, and refuses what it cannot take."""
 
+import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,8 +160,7 @@ def test_a_pyfunc_target_reads_its_signature(mlflow_uris: Any, digits: Any) -> N
     assert target.identity != open_target(mlflow_uris["predict"], num_classes=10).identity
     with pytest.raises(TargetError, match=r"takes 64 values per image, got 49"):
         target.query(digits[0][:2, :, :7, :7])
-    with pytest.raises(TargetError, match=r"number of classes: give open_target"):
-        open_target(mlflow_uris["predict"])
+    assert open_target(mlflow_uris["predict"]).num_classes == 10  # as its classes_ say
 
 
 def test_a_pyfunc_model_of_unknown_code_may_charge(mlflow_uris: Any, tmp_path: Path) -> None:
@@ -182,14 +184,87 @@ def test_an_unknown_uri_is_named(mlflow_uris: Any) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_string_classes_become_positions(digits: Any) -> None:
+NAMES = np.array(["cat", "ant", "bee", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"])
+OWN_CLASSES = {  # what a digit is called, and the index that it then stands for
+    "from 0": (np.arange(10), range(10)),
+    "from 1": (np.arange(1, 11), range(1, 11)),
+    "with gaps": (np.arange(10) * 3, range(0, 30, 3)),
+    "floats": (np.arange(10.0), range(10)),
+    "reversed": (9 - np.arange(10), range(9, -1, -1)),
+    "as text": (np.array([str(digit + 2) for digit in range(10)]), range(2, 12)),
+}
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize(("called", "indices"), OWN_CLASSES.values(), ids=OWN_CLASSES.keys())
+def test_the_classes_of_an_estimator_are_what_it_calls_them(
+    called: np.ndarray, indices: range, soft: bool, digits: Any
+) -> None:
+    rows, labels = digits[0].reshape(len(digits[0]), -1), digits[1]
+    model = LogisticRegression(max_iter=300).fit(rows[:300], called[labels[:300]])
+    target = open_target(model, output_kind=None if soft else "labels")
+    answers = target.query(digits[0][300:900])
+    truth = np.array(indices)[labels[300:900]]
+    assert (answers.labels == truth).mean() > 0.8  # by position: 0.05 for classes from 1
+    np.testing.assert_array_equal(answers.labels, [int(label) for label in model.predict(rows[300:900])])
+    assert target.num_classes == max(indices) + 1
+    if soft:
+        assert answers.scores.shape[1] == target.num_classes
+        np.testing.assert_allclose(answers.scores.sum(axis=1), 1, atol=1e-6)
+
+
+def test_named_classes_are_refused_or_listed(digits: Any) -> None:
     images, labels = digits
-    names = np.array(["cat", "ant", "bee", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"])
-    model = LinearSVC(dual=False).fit(images[:300].reshape(300, -1), names[labels[:300]])
-    target = open_target(model)
+    rows = images.reshape(len(images), -1)
+    model = LinearSVC(dual=False).fit(rows[:300], NAMES[labels[:300]])
+    with pytest.raises(TargetError, match=r"LinearSVC has classes 'ant', 'bee', 'cat' ...: give classes="):
+        open_target(model)
+    target = open_target(model, classes=list(NAMES))
     assert (target.output_kind, target.num_classes) == ("labels", 10)
-    said = model.classes_[target.query(images[300:400]).labels]
-    np.testing.assert_array_equal(said, model.predict(images[300:400].reshape(100, -1)))
+    said = NAMES[target.query(images[300:400]).labels]
+    np.testing.assert_array_equal(said, model.predict(rows[300:400]))
+    with pytest.raises(TargetError, match=r"label 'jay', which classes does not list"):
+        open_target(model, classes=list(NAMES[:9]))
+    with pytest.raises(TargetError, match=r"num_classes is 9, but classes lists 10"):
+        open_target(model, classes=list(NAMES), num_classes=9)
+    signed = LogisticRegression().fit(rows[:300], np.where(labels[:300] > 4, 1, -1))
+    with pytest.raises(TargetError, match=r"has classes -1, 1: give classes"):
+        open_target(signed)
+    both = open_target(signed, classes=[-1, 1]).query(images[300:900]).labels
+    assert (both == (labels[300:900] > 4)).mean() > 0.75
+
+
+def test_identity_follows_the_order_of_the_classes(digits: Any) -> None:
+    """Answers that were kept by position are not handed out for classes by name; all others are."""
+    images, labels = digits
+    rows = images.reshape(len(images), -1)
+    model = LogisticRegression(max_iter=300).fit(rows[:300], NAMES[labels[:300]])
+    by_position = open_target(model, classes=list(model.classes_))
+    assert by_position.identity.count(":") == 1  # as it was before names could be listed
+    assert open_target(model, classes=list(NAMES)).identity.startswith(f"{by_position.identity}:")
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba"])
+def test_the_classes_of_a_logged_estimator_are_what_it_calls_them(
+    method: str, digits: Any, tmp_path: Path, mlflow_uris: Any
+) -> None:
+    import mlflow
+    from mlflow.models import infer_signature
+
+    images, labels = digits
+    rows = images.reshape(len(images), -1)
+    model = LogisticRegression(max_iter=300).fit(rows[:300], labels[:300] + 1)
+    mlflow.sklearn.save_model(
+        model,
+        tmp_path / "model",
+        pyfunc_predict_fn=method,
+        signature=infer_signature(rows[:2], getattr(model, method)(rows[:2])),
+        pip_requirements=["scikit-learn"],
+        serialization_format="pickle",
+    )
+    target = open_target(tmp_path / "model")
+    assert target.num_classes == 11
+    assert (target.query(images[300:900]).labels == labels[300:900] + 1).mean() > 0.8
 
 
 def test_identity_follows_the_weights(digits: Any, logistic: Any, linear: Any) -> None:
@@ -253,7 +328,30 @@ BAD_ANSWERS = {
     "label 10": (lambda x: np.array([10, 0]), "labels", r"label 10, expected an integer in \[0, 10\)"),
     "label -1": (lambda x: np.array([-1, 0]), "labels", r"label -1"),
     "label 0.5": (lambda x: np.array([0.5, 0]), "labels", r"label 0.5"),
-    "words": (lambda x: ["cat", "dog"], "labels", r"answered list, expected numbers"),
+    "words": (lambda x: ["cat", "dog"], "labels", r"answered list, expected numbers, got 'cat'"),
+    "texts of numbers": (lambda x: ten_classes(x).astype(str).tolist(), "probabilities", r"got '0.91'"),
+    "an array of texts": (
+        lambda x: ten_classes(x).astype(str),
+        "probabilities",
+        r"ndarray, expected numbers",
+    ),
+    "truth values": (
+        lambda x: ten_classes(x) > 0.5,
+        "probabilities",
+        r"truth values, expected probabilities",
+    ),
+    "some truth values": (lambda x: [[True, *[0.0] * 9]] * 2, "logits", r"expected numbers, got 'True'"),
+    "nothing for a score": (lambda x: [[None, *[0.0] * 9]] * 2, "logits", r"answered nan, expected finite"),
+    "ragged rows": (lambda x: [[0.5], [0.5, 0.5]], "logits", r"answered list, expected numbers"),
+    "rows of 2.7": (lambda x: ten_classes(x) * 0 + 0.27, "probabilities", r"sums to 2.7, expected.*'logits'"),
+    "rows of 0": (lambda x: ten_classes(x) * 0, "probabilities", r"sums to 0, expected probabilities"),
+    "a top k of 2.7": (lambda x: ten_classes(x) * 0 + 0.27, "top_k", r"sums to 2.7"),
+    "a top k of 0": (lambda x: ten_classes(x) * 0, "top_k", r"sums to 0"),
+    "two outputs": (
+        lambda x: (ten_classes(x), x),
+        "probabilities",
+        r"a tuple of 2, expected numbers: open a",
+    ),
     "nothing": (lambda x: None, "labels", r"answered"),
     "huge": (lambda x: ten_classes(x) * 1e300, "logits", r"too large for float32"),
     "failing": (lambda x: 1 / 0, "labels", r"failed on a batch of 2: ZeroDivisionError"),
@@ -310,6 +408,80 @@ def test_an_opened_target_keeps_its_options() -> None:
     assert open_target(target, num_classes=10) is target
     with pytest.raises(TargetError, match="num_classes of an opened target is 10, got 9"):
         open_target(target, num_classes=9)
+
+
+def test_probabilities_rounded_to_two_decimals_are_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    for classes in (2, 3, 10, 40):
+        rows = np.round(rng.dirichlet(np.ones(classes), size=200), 2)
+        target = open_target(lambda images, rows=rows: rows[: len(images)], num_classes=classes)
+        assert len(target.query(np.zeros((200, *SHAPE), np.float32))) == 200
+
+
+def test_probabilities_are_not_taken_for_logits(linear: Any) -> None:
+    """A student would be taught 0.23 where the target says 1.00."""
+    soft, images = torch.nn.Sequential(linear, torch.nn.Softmax(1)), np.zeros((2, *SHAPE), np.float32)
+    message = "rows in [0, 1] that sum to 1 as logits: open it with output_kind='probabilities'"
+    with pytest.raises(TargetError, match=re.escape(message)):
+        open_target(soft, num_classes=10).query(images)
+    declared = open_target(soft, num_classes=10, output_kind="logits")
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        declared.query(images)
+    assert len(declared.query(images)) == 2  # said once
+    assert len(open_target(linear, num_classes=10).query(images)) == 2
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+def test_one_score_for_two_classes_is_that_of_class_1(kind: str) -> None:
+    images = np.linspace(0, 1, 5, dtype=np.float32)[:, None, None, None] * np.ones((1, *SHAPE), np.float32)
+    level = images.mean(axis=(1, 2, 3))[:, None]
+    values = level if kind == "probabilities" else 4 * level - 1.9
+    answers = open_target(lambda x: values, num_classes=2, output_kind=kind, identity="one").query(images)
+    assert (
+        answers.labels.tolist()
+        == (values[:, 0] > (0.5 if kind == "probabilities" else 0)).astype(int).tolist()
+    )
+    expected = np.hstack([1 - values, values] if kind == "probabilities" else [0 * values, values])
+    np.testing.assert_allclose(answers.scores, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_gets_its_own_number_type(dtype: torch.dtype, linear: Any, digits: Any) -> None:
+    own = copy.deepcopy(linear).to(dtype)
+    answers = open_target(own, num_classes=10).query(digits[0][:20])
+    with torch.inference_mode():
+        expected = own.eval()(torch.from_numpy(digits[0][:20]).to(dtype)).float().numpy()
+    np.testing.assert_array_equal(answers.scores, expected)
+
+
+class Answering(torch.nn.Module):
+    """A linear network that hands out its logits in some form."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.layer, self.form = torch.nn.Linear(64, 4), form
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.form(self.layer(images.flatten(1)))
+
+
+FORMS = {
+    "dict": lambda z: {"logits": z},
+    "dict of one": lambda z: {"out": z},
+    "attribute": lambda z: SimpleNamespace(logits=z),
+    "numpy": lambda z: z.numpy(),
+    "list": lambda z: z.tolist(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_a_module_may_hand_out_its_logits_in_many_forms(form: Any) -> None:
+    images = torch.rand(3, *SHAPE)
+    module = Answering(form)
+    expected = module.layer(images.flatten(1)).detach().numpy()
+    np.testing.assert_allclose(open_target(module, num_classes=4).query(images).scores, expected, rtol=1e-6)
+    with pytest.raises(TargetError, match="a tuple of 2, expected numbers: open a function"):
+        open_target(Answering(lambda z: (z, z)), num_classes=4).query(images)
 
 
 def test_images_and_answers_are_copies() -> None:

@@ -53,15 +53,16 @@ def test_a_service_is_distilled_and_its_token_kept(
         target__concurrency=2,
         target__canary_every=100,
     )
-    faults.will("answer").will("reset")
+    faults.will("answer", times=3).will("reset")  # the canaries twice, before the first image
     summary = certdef.distill(config, progress=False)
     assert summary.results["target"]["accuracy"][0] > 0.85
     assert summary.results["target"]["params"]["deterministic"] == "yes"
     charges = summary.bill.charges
     assert charges["training"].answered == 200
     assert charges["evaluation"].unknown == 30  # the request that was reset, and repeated
-    # 120 clean and noisy held-out images and 200 of the pool: after the first, and then every 100
-    assert charges["canary"].answered in (16, 20)
+    # 120 clean and noisy held-out images and 200 of the pool: the reference, before the first image, then every 100, and
+    # at the end of both stages
+    assert charges["canary"].answered in (24, 28)
     total = summary.bill.total
     assert total.smallest <= faults.charged <= total.largest
     assert faults.charged == total.answered + total.unknown
@@ -183,3 +184,34 @@ def test_a_wrong_number_of_classes_is_not_taken_for_a_missing_one(
 def test_options_of_a_service_need_one(store: str) -> None:
     with pytest.raises(certdef.ConfigError, match=r"target.rate is 5.0: it is for your own target"):
         certdef.distill(certdef.load_config(target__rate=5.0, tracking__uri=store), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_votes_of_a_target_that_changed_are_dropped(
+    service: Any, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, faults = service
+    options = {"target__num_classes": 10, "target__canary_every": 500, "purifier": "gs"}
+    config = configured(store, tmp_path, url, **options)
+    known = faults.model
+
+    def changing(images: np.ndarray) -> np.ndarray:
+        scores = known(images)
+        return scores if faults.charged < 2_300 else np.roll(scores, 1, axis=1)
+
+    faults.model = changing
+    with pytest.raises(surrogates.DriftError, match="are marked and not used again"):
+        certdef.certify(config, progress=False)
+    charged = faults.charged
+    assert not list(tmp_path.glob("work/certify-*/records/target-*"))
+    with pytest.raises(surrogates.DriftError):
+        certdef.certify(config, progress=False)
+    assert faults.charged - charged <= 12  # canaries alone
+    faults.model = known
+    summary = certdef.certify(config, progress=False)
+    fresh = certdef.certify(configured(store, tmp_path / "other", url, **options), progress=False)
+    assert summary.results["certify"]["curves"].keys() == fresh.results["certify"]["curves"].keys()
+    for path in (tmp_path / "other").glob("work/certify-*/records/target-*.jsonl"):
+        (same,) = tmp_path.glob(f"work/certify-*/records/{path.name}")
+        assert same.read_bytes().partition(b"\n")[2] == path.read_bytes().partition(b"\n")[2]

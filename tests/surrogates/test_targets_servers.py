@@ -46,21 +46,25 @@ def eight_bit(images: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def mlflow_models(logistic: LogisticRegression, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Saved models: a scikit-learn one with a signature, and a function that answers records."""
+    """Saved models: scikit-learn ones with a signature of rows and of a table, and a function that answers records."""
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
     folder = tmp_path_factory.mktemp("models")
-    flat = Schema([TensorSpec(np.dtype("float64"), (-1, 64))])
-    mlflow.sklearn.save_model(
-        logistic,
-        folder / "sklearn",
-        pyfunc_predict_fn="predict_proba",
-        signature=ModelSignature(flat, Schema([TensorSpec(np.dtype("float64"), (-1, 10))])),
-        pip_requirements=["scikit-learn"],
-        serialization_format="pickle",
-    )
+    inputs = {
+        "sklearn": Schema([TensorSpec(np.dtype("float64"), (-1, 64))]),
+        "table": Schema([ColSpec("double", f"pixel_{place}") for place in range(64)]),
+    }
+    for name, schema in inputs.items():
+        mlflow.sklearn.save_model(
+            logistic,
+            folder / name,
+            pyfunc_predict_fn="predict_proba",
+            signature=ModelSignature(schema, Schema([TensorSpec(np.dtype("float64"), (-1, 10))])),
+            pip_requirements=["scikit-learn"],
+            serialization_format="pickle",
+        )
 
     class Records(mlflow.pyfunc.PythonModel):
         def predict(self, context, model_input):  # MLflow reads type hints as a schema
@@ -70,16 +74,18 @@ def mlflow_models(logistic: LogisticRegression, tmp_path_factory: pytest.TempPat
     mlflow.pyfunc.save_model(
         folder / "records", python_model=Records(), pip_requirements=["numpy", "scikit-learn"]
     )
-    return {name: folder / name for name in ("sklearn", "records")}
+    return {name: folder / name for name in (*inputs, "records")}
 
 
 @pytest.mark.acceptance
-@pytest.mark.parametrize("name", ["sklearn", pytest.param("records", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["sklearn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("table", "records"))]
+)
 def test_the_scoring_server_of_mlflow(
     name: str, mlflow_models: dict[str, Path], logistic: Any, images: np.ndarray, tmp_path: Path
 ) -> None:
-    kind = {"sklearn": "probabilities", "records": "logits"}[name]
-    layout = {"sklearn": "flat", "records": "chw"}[name]
+    kind = "logits" if name == "records" else "probabilities"
+    layout = "chw" if name == "records" else "flat"
     inside = open_target(mlflow_models[name], num_classes=10, output_kind=kind)
     with mlflow_server(mlflow_models[name], tmp_path) as url:
         target = open_target(url, num_classes=10, output_kind=kind, layout=layout, batch_size=20)
@@ -93,7 +99,7 @@ def test_the_scoring_server_of_mlflow(
             url, num_classes=10, output_kind=kind, layout=layout, batch_size=7, concurrency=3
         )
         np.testing.assert_allclose(several.query(images).scores, answers.scores, atol=1e-6)
-        if name == "sklearn":
+        if name != "records":
             with pytest.raises(TargetError, match=r"400 Bad Request .*: check input_shape, layout"):
                 open_target(url, num_classes=10).query(images)
 
@@ -148,7 +154,7 @@ def test_mlserver_with_a_runtime_of_ours(
     datatype: str, mlserver_url: str, logistic: Any, images: np.ndarray
 ) -> None:
     target = open_target(f"{mlserver_url}/{datatype}", output_kind="logits", batch_size=20, concurrency=2)
-    assert (target.num_classes, target.input_shape) == (10, None)
+    assert (target.num_classes, target.input_shape) == (10, SHAPE)
     _answers_as(target, logistic, eight_bit(images) if datatype == "UINT8" else images, images)
     labels = open_target(f"{mlserver_url}/{datatype}", output="labels", num_classes=10)
     assert labels.output_kind == "labels"

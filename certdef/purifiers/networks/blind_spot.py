@@ -14,6 +14,7 @@ RESTORER and DENOISER describe the two as a job's networks.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
-from certdef.data.natural import natural_crops
+from certdef.data.natural import natural_crops, natural_files
 from certdef.data.sets import data_root
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.gs import GaussianSmoothing
@@ -199,6 +200,11 @@ def _uses_pool(config: RunConfig) -> bool:
     return config.blind_spot.images != "natural"
 
 
+def _files(config: RunConfig, channels: int) -> list[Path]:
+    """The photographs that it is trained on, where it is not the pool."""
+    return natural_files(data_root(config.data), channels) if config.blind_spot.images == "natural" else []
+
+
 RESTORER = NetworkSpec(
     "blind_spot",
     "blind-spot",
@@ -206,6 +212,7 @@ RESTORER = NetworkSpec(
     _train,
     lambda config: _settings(config) | asdict(config.gs),
     uses_pool=_uses_pool,
+    files=_files,
     check=_check,
 )
 DENOISER = NetworkSpec(
@@ -217,5 +224,6 @@ DENOISER = NetworkSpec(
     laws="each",
     every_label=True,
     uses_pool=_uses_pool,
+    files=_files,
     check=_check,
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from certdef.config.job import ConfigError, RunConfig
@@ -63,8 +64,14 @@ def _train(model: NIM, run: TrainingRun) -> list[float]:
     return pretrain_nim(model, run.pool, law and noise_law(law), training, **run.options)
 
 
+def _files(config: RunConfig, channels: int) -> list[Path]:
+    """The file of the weights that the encoder starts from, if it is one."""
+    named = Path(config.nim.weights or "timm")
+    return [named] if config.nim.encoder and named.is_file() else []
+
+
 NIM_MAE = NetworkSpec(
-    "nim", "nim", _build, _train, lambda config: asdict(config.nim), laws="each", served=True
+    "nim", "nim", _build, _train, lambda config: asdict(config.nim), laws="each", files=_files, served=True
 )
 NIM_SIMMIM = replace(NIM_MAE, role="nim-simmim", stage="nim-simmim", build=partial(_build, linear_head=True))
 MASKED = replace(NIM_MAE, role="mim", stage="mim", build=partial(_build, masked=True), laws="none")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -23,6 +24,15 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from surrogates.distillation.training import FitOptions, Training, fit
 
+# What a foreign network may be part of: noise is added in discrete steps by betas, as in DDPM. Score SDEs, EDM, consistency
+# and flow matching models have UNets of the same class that mean something else.
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
+FOREIGN_SCHEDULES = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler"),
+    *("DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+    "UniPCMultistepScheduler",
+)
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 GROUPS = 8  # of every group normalization
 
@@ -175,31 +185,88 @@ def load_pretrained(
     safetensors only. `options` go to from_pretrained, e.g. revision, local_files_only, subfolder.
 
     Raises:
-        ValueError: Nothing of the kind is there, or the UNet was trained on images of other channels.
+        ValueError: Nothing of the kind is there; a model of another family (score SDE, EDM, consistency, flow matching), one
+            that needs class labels, or one that does not take such images.
         ConfigError: The package diffusers is missing.
     """
     check_diffusers()
+    name = str(name_or_path)
+    with (
+        torch.random.fork_rng()
+    ):  # networks are built with random weights, which are the caller's generator's
+        unet, scheduler = _read_pretrained(name, options)
+        _check_unet(name, unet.config)
+        network = DiffusionNetwork(
+            DiffusionShape(image_shape, patch=1, unet=_plain(unet.config), scheduler=scheduler)
+        )
+    network.unet.load_state_dict(unet.state_dict())
+    _check_pass(name, network.eval())
+    return network
+
+
+def _read_pretrained(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Read a UNet and the configuration of its noise schedule."""
     from diffusers import DDPMPipeline, UNet2DModel
 
-    name = str(name_or_path)
     try:
         try:
-            DDPMPipeline.load_config(name, **options)
+            parts = DDPMPipeline.load_config(name, **options)
         except OSError:  # no pipeline, so a lone UNet
-            unet, scheduler = UNet2DModel.from_pretrained(name, use_safetensors=True, **options), None
-        else:
-            pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, **options)
-            unet, scheduler = pipeline.unet, _plain(pipeline.scheduler.config)
+            kind = UNet2DModel.load_config(name, **options).get("_class_name")
+            _check_class(name, "network", kind, ("UNet2DModel",))
+            return UNet2DModel.from_pretrained(name, use_safetensors=True, **options), {
+                "beta_schedule": "linear"
+            }
+        _check_class(name, "pipeline", parts.get("_class_name"), PIPELINES)
+        _check_class(name, "network", (parts.get("unet") or [None])[-1], ("UNet2DModel",))
+        _check_class(name, "scheduler", (parts.get("scheduler") or [None])[-1], FOREIGN_SCHEDULES)
+        pipeline = DDPMPipeline.from_pretrained(name, use_safetensors=True, **options)
     except OSError as error:
         raise ValueError(
             f"{name!r} holds no DDPM and no UNet2DModel in safetensors: give the hub name or the folder of one"
         ) from error
-    scheduler = scheduler or {"beta_schedule": "linear"}
-    network = DiffusionNetwork(
-        DiffusionShape(image_shape, patch=1, unet=_plain(unet.config), scheduler=scheduler)
-    )
-    network.unet.load_state_dict(unet.state_dict())
-    return network.eval()
+    scheduler = _plain(pipeline.scheduler.config)
+    _check_class(name, "prediction type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS)
+    return pipeline.unet, scheduler
+
+
+def _check_class(name: str, what: str, found: object, known: tuple[str, ...]) -> None:
+    if found not in known:
+        raise ValueError(
+            f"the {what} of {name!r} is {found!r}: give a DDPM, whose {what} is {' or '.join(known)}"
+        )
+
+
+def _check_unet(name: str, config: Any) -> None:
+    """Refuse a UNet that needs more than an image and its noise step."""
+    labels = [key for key in ("class_embed_type", "num_class_embeds") if config.get(key) is not None]
+    if labels:
+        raise ValueError(
+            f"the UNet of {name!r} needs class labels ({labels[0]} is {config[labels[0]]!r}): give an unconditional one"
+        )
+    _check_class(name, "time embedding", config.time_embedding_type, ("positional",))
+    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+        raise ValueError(
+            f"the UNet of {name!r} takes {config.in_channels} channels and answers {config.out_channels}: give one that "
+            "predicts noise, with or without its variance"
+        )
+
+
+@torch.no_grad()
+def _check_pass(name: str, network: DiffusionNetwork) -> None:
+    """Refuse a network that does not take images of the job's shape: one forward pass on zeros."""
+    shape = network.shape.image_shape
+    try:
+        output = network(torch.zeros(1, *shape), torch.tensor([1]))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the UNet of {name!r} does not take images of shape {shape} ({reason}): give one that was trained on such images"
+        ) from error
+    if output.shape != (1, *shape) or not output.isfinite().all():
+        raise ValueError(
+            f"the UNet of {name!r} answers no finite image of shape {shape}: give one that was trained on such images"
+        )
 
 
 def check_diffusers() -> None:
@@ -236,6 +303,14 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config.diffusion, name) for name in names}
 
 
+def _files(config: RunConfig, channels: int) -> list[Path]:
+    """The files of a pretrained network that lies in a folder: its weights and what says how to read them."""
+    if not config.diffusion.pretrained:
+        return []
+    files = sorted(Path(config.diffusion.pretrained).rglob("*"))
+    return [path for path in files if path.suffix in (".safetensors", ".json")]
+
+
 def _check(config: RunConfig) -> None:
     check_diffusers()
     _training(config)
@@ -248,6 +323,7 @@ DIFFUSION = NetworkSpec(
     _train,
     _settings,
     uses_pool=lambda config: not config.diffusion.pretrained,
+    files=_files,
     check=_check,
 )
 

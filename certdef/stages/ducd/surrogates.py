@@ -53,7 +53,7 @@ class Student:
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
     """Rows of probabilities (N, K), float64, of a model that answers logits, for images (N, C, H, W)."""
     device = next(model.parameters()).device
-    return model(images.to(device)).double().softmax(1).cpu()
+    return model(images.to(device, copy=True)).double().softmax(1).cpu()
 
 
 def query_pool(data: Splits, overlap: float) -> np.ndarray:

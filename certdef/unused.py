@@ -1,0 +1,167 @@
+"""Options that were changed and that nothing in the job reads: named before anything starts, not ignored in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from certdef.config.job import RunConfig, flatten, preset_path, without_password
+
+DATA_SETS_IN_A_FOLDER = ("fashion-mnist", "cifar10-part", "aerial")
+SELECTION = tuple(f"surrogate.{name}" for name in ("rounds", "start", "round_epochs", "features"))
+SOFT_LABELS = ("surrogate.unlabelled_weight", "surrogate.unlabelled_ratio")
+PURIFIER_SECTIONS = ("nim", "gs", "blind_spot", "reversal", "diffusion")
+
+# Options or sections, and why nothing reads them.
+Rules = Iterator[tuple[tuple[str, ...], str]]
+
+
+class UnusedOption(UserWarning):
+    """An option was changed, and the job as configured does not read it."""
+
+
+def unused_options(config: RunConfig, verb: str = "run") -> list[str]:
+    """A line for each option that differs from its preset and that a verb of the job does not read.
+
+    Where no rule says otherwise, an option is read.
+
+    Args:
+        config: The job.
+        verb: run, a part of it, or serve. `budgets` is distill with a table of strategies.
+    """
+    import yaml
+
+    values = flatten(config.to_dict())
+    preset = flatten(RunConfig().to_dict()) | flatten(yaml.safe_load(preset_path(config.preset).read_text()))
+    changed = {key: value for key, value in values.items() if value != preset[key]}
+    rules = [*_rules(config, verb)] if changed else []
+    lines = []
+    for key, value in changed.items():
+        reason = next((why for names, why in rules if _covers(names, key)), None)
+        reason = reason or _purifier_reason(config, verb, key, preset[key])
+        shown = without_password(repr(value))
+        lines += [f"{key} is {shown}, which nothing reads: {reason}"] if reason else []
+    return lines
+
+
+def _covers(names: Iterable[str], key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _rules(config: RunConfig, verb: str) -> Rules:
+    if verb == "serve":
+        other = {name for name in config.to_dict() if name not in ("preset", "tracking", "target")}
+        yield tuple(other), "a model is served as it was registered; a request may set n0, n and alpha"
+        return
+    yield from _other_job(config)
+    yield from _data(config)
+    yield from _target(config)
+    yield from _surrogate(config, verb)
+    yield from _votes(config)
+    if not config.ladder.enabled:
+        yield ("ladder",), "the threat ladder is off, turn it on with --ladder"
+    if config.ladder.smoothed_images == 0:
+        yield ("ladder.smoothed_draws",), "ladder.smoothed_images is 0"
+
+
+def _other_job(config: RunConfig) -> Rules:
+    """What the jobs beside the main one do without."""
+    if config.udc.enabled:
+        own = tuple(f"diffusion.{name}" for name in ("t", "choice_images", "guidance", "robust_epochs"))
+        data = tuple(f"data.{name}" for name in ("name", "target_images", "pool_images", "heldout_images"))
+        more = ("target", "ledger", "surrogate", "purifier", "certify", "attack", "ladder", "ducd")
+        networks = tuple(name for name in PURIFIER_SECTIONS if name != "diffusion")
+        yield (
+            (*data, *own, *more, *networks, "tracking.registered_model"),
+            "the UDC job has no target, surrogate or certificate, and its purifier is DiffPure",
+        )
+    if config.ducd.enabled:
+        yield (
+            ("purifier", "attack", "ladder", *PURIFIER_SECTIONS, "tracking.registered_model"),
+            "the DUCD job has no purifier and no attack, and registers nothing",
+        )
+        pool = "the DUCD job queries its whole pool"
+        yield (*SELECTION, *SOFT_LABELS, "surrogate.strategy", "surrogate.committee"), pool
+    for name in ("ducd", "udc"):
+        if not getattr(config, name).enabled:
+            yield (name,), f"{name}.enabled is false"
+
+
+def _data(config: RunConfig) -> Rules:
+    natural = config.udc.enabled or config.blind_spot.images == "natural"
+    if config.data.name not in DATA_SETS_IN_A_FOLDER and not natural:
+        yield ("data.root",), f"the data set is {config.data.name}"
+    if not config.ducd.enabled:
+        yield ("data.audit_images",), "only the DUCD job infers membership"
+    if config.target.uri:
+        yield ("data.target_images",), "no images are set aside where target.uri is given"
+
+
+def _target(config: RunConfig) -> Rules:
+    target = config.target
+    if target.uri:
+        yield tuple(f"target.{name}" for name in ("kind", "epochs", "augment")), "target.uri is given"
+    elif target.kind == "svc":
+        yield ("target.epochs", "target.augment"), "target.kind is svc"
+    if not target.uri:
+        yield ("target.canary_every", "ledger.canary"), "only a service of your own (target.uri) is watched"
+    elif not target.canary_every:
+        yield ("ledger.canary",), "target.canary_every is 0"
+
+
+def _surrogate(config: RunConfig, verb: str) -> Rules:
+    surrogate = config.surrogate
+    if verb != "budgets" and surrogate.strategy == "random":
+        yield SELECTION, "surrogate.strategy is random"
+    elif verb != "budgets" and "kcenter" not in surrogate.strategy:
+        yield ("surrogate.features",), f"surrogate.strategy is {surrogate.strategy}, not k-center"
+    if verb == "budgets":
+        yield ("surrogate.strategy",), "--strategies names those of the table"
+    if surrogate.committee == 0:
+        yield SOFT_LABELS, "surrogate.committee is 0"
+
+
+def _votes(config: RunConfig) -> Rules:
+    if config.certify.backend is None:
+        yield ("certify.workers", "certify.scheduler"), "certify.backend is unset"
+    elif config.certify.backend == "loky":
+        yield ("certify.scheduler",), "certify.backend is loky, this computer"
+
+
+def _purifier_reason(config: RunConfig, verb: str, key: str, default: Any) -> str | None:
+    """Why an option of a purifier's is not read, or None: its purifiers are the same with the preset's value."""
+    section, _, name = key.partition(".")
+    if config.udc.enabled or (section not in PURIFIER_SECTIONS and key != "attack.sigma_255"):
+        return None
+    if section == "nim" and (
+        verb == "pretrain" or "nim" in (config.surrogate.model, config.surrogate.features)
+    ):
+        return None
+    value = tuple(default) if isinstance(default, list) else default
+    other = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    if _purifiers(config) != _purifiers(other):
+        return None
+    return f"no purifier of this job ({', '.join(purifiers_of(config))}) depends on it"
+
+
+def purifiers_of(config: RunConfig) -> list[str]:
+    """The purifiers that a job builds: its own, and those of the threat ladder."""
+    systems = config.ladder.systems if config.ladder.enabled else ()
+    return [name for name in dict.fromkeys([config.purifier, *systems]) if name != "none"]
+
+
+def _purifiers(config: RunConfig) -> list[Any]:
+    """All that decides the purifiers of a job: their settings, and those of their networks."""
+    from certdef.purifiers.registry import find_purifier  # loads torch
+
+    every: list[Any] = []
+    for name in purifiers_of(config):
+        spec = find_purifier(name)
+        every += [spec.settings(config), spec.tuning and spec.tuning.depends_on(config)]
+        waiting = [*spec.networks(config)]
+        while waiting:
+            network = waiting.pop()
+            every += [network.role, network.settings(config)]
+            waiting += network.needs(config)
+    return every

@@ -1,0 +1,103 @@
+"""A full disk and missing permissions are one line, whoever noticed them. Each error here is the library's own."""
+
+import errno
+import os
+import sqlite3
+
+import numpy as np
+import pytest
+import torch
+
+from certdef.config.job import ConfigError
+from certdef.tracking.disk import disk_errors
+from certdef.tracking.files import write_json
+from surrogates.distillation.checkpoint import TrainingCheckpoint
+
+FULL = "/dev/full"  # every write to it fails with ENOSPC
+
+
+def full_sqlite(path):
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA max_page_count = 4")
+        db.execute("CREATE TABLE kept (value BLOB)")
+        db.execute("INSERT INTO kept VALUES (zeroblob(100000))")
+
+
+def full_mlflow(path):
+    from mlflow.exceptions import MlflowException
+
+    try:
+        full_sqlite(path)
+    except sqlite3.Error as error:
+        raise MlflowException(f"(sqlite3.OperationalError) {error}") from None
+
+
+def full_while_another_is_handled(path):
+    try:
+        with open(FULL, "wb", buffering=0) as file:
+            file.write(b"x")
+    except OSError:
+        raise KeyError("a run that could not be ended either")  # noqa: B904 - as cleaning up raises it
+
+
+def full_torch(path):
+    with open(FULL, "wb", buffering=0) as file:
+        torch.save({"weights": torch.zeros(1000)}, file)
+
+
+def full_numpy(path):
+    with open(FULL, "wb", buffering=0) as file:
+        np.savez_compressed(file, images=np.zeros(10_000))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        full_sqlite,
+        full_mlflow,
+        full_while_another_is_handled,
+        full_torch,
+        full_numpy,
+    ],
+    ids=["sqlite", "mlflow", "while handling", "torch", "numpy"],
+)
+def test_a_full_disk_is_one_line(tmp_path, write):
+    said = pytest.raises(ConfigError, match="free some space, and the same command goes on")
+    with said as error, disk_errors(tmp_path):
+        write(tmp_path / "file")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_missing_permissions_are_one_line(tmp_path, number):
+    said = pytest.raises(ConfigError, match=r"'/x/y' .*give this user the right")
+    with said as error, disk_errors(tmp_path):
+        raise OSError(number, os.strerror(number), "/x/y")
+    assert "\n" not in str(error.value)
+
+
+def test_other_errors_pass(tmp_path):
+    for error in (ValueError("a bug"), FileNotFoundError(errno.ENOENT, "none", "x"), RuntimeError("")):
+        with pytest.raises(type(error)), disk_errors(tmp_path):
+            raise error
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
+    """The disk is full when the file is forced to it, as on a network file system."""
+    write_json(tmp_path / "result.json", {"count": 1})
+    before = (tmp_path / "result.json").read_bytes()
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpoint = TrainingCheckpoint(tmp_path / "checkpoint.pt", model, optimizer, torch.Generator())
+    checkpoint.save(0)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda: write_json(tmp_path / "result.json", {"count": 2}), lambda: checkpoint.save(1)):
+        with pytest.raises(ConfigError, match="free some space"), disk_errors(tmp_path):
+            write()
+    assert (tmp_path / "result.json").read_bytes() == before
+    assert checkpoint.load() == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "result.json"]

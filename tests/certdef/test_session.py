@@ -1,0 +1,120 @@
+"""A job inside the caller's own MLflow session: a notebook or a sweep with a run open."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import mlflow
+import pytest
+
+import certdef
+from certdef.cli import as_yaml
+from certdef.tracking.session import given_back
+
+PARENT = "mlflow.parentRunId"
+
+
+@pytest.fixture
+def session(tmp_path, migrated_store, monkeypatch):
+    """The caller's own store, experiment and environment; afterwards those of the other tests."""
+    shutil.copy(migrated_store, tmp_path / "mine.db")
+    uri = f"sqlite:///{tmp_path}/mine.db"
+    with given_back():
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri("")
+        mlflow.set_experiment("mine")
+        yield uri
+
+
+def job(tiny_job, tmp_path, monkeypatch, **tracking):
+    """A finished job in a folder of its own, so that doing it again only logs."""
+    config, _, folder = tiny_job
+    work = tmp_path / "copy"
+    shutil.copytree(config.workspace, work, ignore=shutil.ignore_patterns("jobs", ".lock"))
+    monkeypatch.chdir(folder)
+    return replace(config, work_dir=str(work), tracking=replace(config.tracking, **tracking))
+
+
+def test_a_job_beside_a_run_in_another_store(tiny_job, session, tmp_path, monkeypatch):
+    config = job(tiny_job, tmp_path, monkeypatch)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    with mlflow.start_run(run_name="sweep") as mine:
+        summary = certdef.distill(config, progress=False)
+        assert certdef.distill(config, progress=False).run_id == summary.run_id, "it is resumed"
+        assert mlflow.active_run().info.run_id == mine.info.run_id
+        mlflow.log_metric("after", 1.0)
+    after = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    assert after == before
+    assert mlflow.get_tracking_uri() == mlflow.get_registry_uri() == session
+    assert mlflow.get_run(mine.info.run_id).data.metrics == {"after": 1.0}
+    with mlflow.start_run() as next_run:
+        assert mlflow.get_experiment(next_run.info.experiment_id).name == "mine"
+    ours = mlflow.MlflowClient(config.tracking.uri).get_run(summary.run_id)
+    assert PARENT not in ours.data.tags
+    assert ours.info.status == "FINISHED"
+
+
+def test_a_job_below_a_run_in_the_same_store(tiny_job, session, tmp_path, monkeypatch):
+    config = job(tiny_job, tmp_path, monkeypatch)
+    mlflow.set_tracking_uri(config.tracking.uri)
+    mlflow.set_experiment("mine")
+    with mlflow.start_run(run_name="sweep") as mine:
+        summary = certdef.distill(config, progress=False)
+        mlflow.log_metric("after", 1.0)
+    ours = mlflow.get_run(summary.run_id)
+    assert ours.data.tags[PARENT] == mine.info.run_id
+    assert mlflow.get_experiment(ours.info.experiment_id).name == "certdef"
+    assert mlflow.get_run(mine.info.run_id).data.metrics == {"after": 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_a_session_without_an_experiment_has_none_afterwards(tiny_job, tmp_path, monkeypatch):
+    """In a process of its own: MLflow's active experiment cannot be unset in this one."""
+    config = job(tiny_job, tmp_path, monkeypatch)
+    code = f"""
+import mlflow, certdef, os
+config = certdef.load_config(file={str(tmp_path / "job.yaml")!r})
+before = dict(os.environ), mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+certdef.distill(config, progress=False)
+assert (dict(os.environ), mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == before
+mlflow.set_tracking_uri(config.tracking.uri)
+with mlflow.start_run() as run:
+    assert mlflow.get_experiment(run.info.experiment_id).name == "Default", run.info.experiment_id
+"""
+    (tmp_path / "job.yaml").write_text(as_yaml(config))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "mlflow.db").exists(), "nothing was asked of the caller's own store"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_addresses_of_the_environment_stay_those_of_the_environment(fails, session, monkeypatch):
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", session)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    try:
+        with given_back() as callers_uri:
+            assert callers_uri == session
+            assert "MLFLOW_RUN_ID" not in os.environ
+            mlflow.set_tracking_uri("sqlite:///other.db")
+            mlflow.set_registry_uri("sqlite:///other.db")
+            os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "2"
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (session, "http://registry")
+    assert os.environ["MLFLOW_RUN_ID"] == "0" * 32
+    assert "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://changed")
+    assert mlflow.get_tracking_uri() == "http://changed", "a later change of the environment still counts"
