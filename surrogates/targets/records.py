@@ -88,10 +88,11 @@ def _column(columns: dict[Any, Any], names: ClassNames | None) -> Any:
         return _labels(alone, names)
     if any(isinstance(_odd(column), bool) for column in columns.values()):
         raise TargetError("the model answered True or False in a column of scores, expected numbers")
-    plain = all(_odd(column) is None for column in columns.values()) and len(set(map(np.shape, arrays))) == 1
+    plain = all(_odd(column) is None for column in columns.values())
     kinds = {array.dtype.kind if plain and array.ndim == 1 else "?" for array in arrays}
     # A whole number beside fractions is no score but a class, a count or a time.
-    if arrays and (kinds <= {"f"} or kinds <= {"i", "u"} or (names is not None and kinds <= set("fiu"))):
+    alike = len({array.shape for array in arrays}) == 1
+    if alike and (kinds <= {"f"} or kinds <= {"i", "u"} or (names is not None and kinds <= set("fiu"))):
         return np.stack([arrays[place] for place in _order(list(columns), names)], axis=1)
     raise TargetError(
         f"the model answered fields {sorted(map(str, columns))}, "
