@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from certdef.config.job import ConfigError, RunConfig, flatten
+from certdef.config.job import ConfigError, RunConfig, flatten, without_password
 from certdef.data.sets import Splits
 from certdef.tracking import legacy, metrics, server
 from certdef.tracking.files import read_json, write_json
@@ -93,7 +93,8 @@ def connect(config: RunConfig) -> Any:
         if not isinstance(error, mlflow.MlflowException) and holds_no_run(uri):
             mend = "there is no run in it, so delete the file, and the next job makes a new one"
         raise ConfigError(
-            f"tracking store {uri!r} can't be used ({str(error).splitlines()[0]}): {mend}"
+            f"tracking store {without_password(uri)!r} can't be used "
+            f"({without_password(str(error).splitlines()[0])}): {mend}"
         ) from error
     return mlflow
 

@@ -17,7 +17,7 @@ from certdef.config.job import ConfigError
 from certdef.config.load import load_config
 from certdef.pipeline import open_job
 from certdef.tracking import StageResult, server
-from certdef.tracking.mlflow import check_store
+from certdef.tracking.mlflow import check_store, connect
 from tests.servers.loopback import Handler, serving
 from tests.servers.processes import free_port, running
 
@@ -62,6 +62,14 @@ def test_a_server_that_does_not_answer_is_named_at_once(monkeypatch: pytest.Monk
                 check_store(address)
             assert "hush" not in str(caught.value)
             assert time.monotonic() - start < 5
+
+
+def test_a_password_of_the_store_is_in_no_error() -> None:
+    with pytest.raises(
+        ConfigError, match=r"tracking store 'nosuchdatabase://…@127.0.0.1:9/db' can't be used"
+    ) as caught:
+        connect(load_config(tracking__uri="nosuchdatabase://user:hush@127.0.0.1:9/db"))
+    assert "hush" not in str(caught.value)
 
 
 def test_waiting_is_bounded_only_meanwhile_and_not_against_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
