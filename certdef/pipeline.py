@@ -27,12 +27,12 @@ from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.stages import Job
 from certdef.stages.summary import Summary
+from certdef.stages.unused_options import UnusedOption, unused_options
 from certdef.tracking.disk import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.session import given_back
 from certdef.tracking.workspace import Stage, forget, locked
-from certdef.unused import UnusedOption, unused_options
 from surrogates.files import create_private, replacing
 
 

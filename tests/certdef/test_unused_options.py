@@ -9,7 +9,13 @@ from certdef import pipeline
 from certdef.config.job import ConfigError, RunConfig, preset_names
 from certdef.config.load import known_keys, load_config
 from certdef.config.purifiers import own_names
-from certdef.unused import PURIFIER_SECTIONS, SELECTION, SOFT_LABELS, UnusedOption, unused_options
+from certdef.stages.unused_options import (
+    PURIFIER_SECTIONS,
+    SELECTION,
+    SOFT_LABELS,
+    UnusedOption,
+    unused_options,
+)
 
 # The purifiers that depend on each section, as the sections' documentation says.
 USERS = {
