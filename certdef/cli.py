@@ -11,6 +11,7 @@ from typing import Any
 from certdef import __version__
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import add_config_arguments, from_namespace, parse, preset_of
+from certdef.report.unused_options import UnusedOption, unused_options
 
 OVERVIEW = """\
 Certify a classifier whose weights are out of reach.
@@ -135,8 +136,6 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     namespace = parse(parser, arguments, own_options(verb))
     config = from_namespace(parser, namespace)
     _check_table(verb, namespace)
-    from certdef.stages.unused_options import unused_options  # loads torch
-
     for line in unused_options(config, "budgets" if getattr(namespace, "budgets", None) else verb):
         print(f"certdef: warning: {line}", file=sys.stderr)
     if namespace.print_config:
@@ -346,8 +345,6 @@ def _quiet() -> None:
     """Leave the terminal to our own bars and summary."""
     import logging
     import warnings
-
-    from certdef.stages.unused_options import UnusedOption
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -25,9 +25,9 @@ from certdef.config.threads import allowed_threads
 from certdef.data.sets import Splits, load_data, read_images
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
+from certdef.report.unused_options import UnusedOption, unused_options
 from certdef.stages import Job
 from certdef.stages.summary import Summary
-from certdef.stages.unused_options import UnusedOption, unused_options
 from certdef.tracking.disk import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri

@@ -9,7 +9,7 @@ from certdef import pipeline
 from certdef.config.job import ConfigError, RunConfig, preset_names
 from certdef.config.load import known_keys, load_config
 from certdef.config.purifiers import own_names
-from certdef.stages.unused_options import (
+from certdef.report.unused_options import (
     PURIFIER_SECTIONS,
     SELECTION,
     SOFT_LABELS,
