@@ -27,12 +27,21 @@ def make_local_store(uri: str) -> None:
     Raises:
         ConfigError: Another process has been creating it for minutes.
     """
-    path = Path(uri.removeprefix(SCHEME).partition("?")[0])
-    if not uri.startswith(SCHEME) or _is_made(path):
+    if not is_missing(uri):
         return
+    path = _path(uri)
     with _alone(path.with_name(f"{path.name}.lock"), uri):
         if not _is_made(path):
             _migrate(path)
+
+
+def is_missing(uri: str) -> bool:
+    """Whether a URI is that of an SQLite store that nobody has made yet: MLflow would make it when it is asked anything."""
+    return uri.startswith(SCHEME) and not _is_made(_path(uri))
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix(SCHEME).partition("?")[0])
 
 
 def _is_made(path: Path) -> bool:
@@ -72,7 +81,7 @@ def _alone(lock: Path, uri: str) -> Iterator[None]:
 
 def holds_no_run(uri: str) -> bool:
     """Whether a local store is an SQLite database without any run, e.g. one whose first migration was cut short."""
-    path = Path(uri.removeprefix(SCHEME).partition("?")[0]).absolute()
+    path = _path(uri).absolute()
     if not uri.startswith(SCHEME) or not path.is_file():
         return False
     try:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from certdef.tracking.local_store import is_missing
 from certdef.tracking.server import bounded
 
 OURS_TO_SET = "MLFLOW_"
@@ -36,8 +37,9 @@ def given_back() -> Iterator[str]:
             mlflow.set_tracking_uri(tracking)
         if mlflow.get_registry_uri() != registry:
             mlflow.set_registry_uri(registry)
-        if experiment := environment.get("MLFLOW_EXPERIMENT_ID"):
-            with suppress(mlflow.MlflowException), bounded():  # the caller's store may be gone by now
+        experiment = environment.get("MLFLOW_EXPERIMENT_ID")
+        if experiment and not is_missing(tracking):
+            with suppress(Exception), bounded():  # whatever MLflow says of a store that is broken by now
                 mlflow.set_experiment(experiment_id=experiment)
         _restore(environment)  # MLflow's setters write there too
 

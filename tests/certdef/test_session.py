@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,3 +119,17 @@ def test_addresses_of_the_environment_stay_those_of_the_environment(fails, sessi
     assert "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL" not in os.environ
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://changed")
     assert mlflow.get_tracking_uri() == "http://changed", "a later change of the environment still counts"
+
+
+@pytest.mark.parametrize("store", ["missing", "half made"])
+def test_a_store_that_is_not_there_is_not_made_and_ends_no_job(store, session, monkeypatch, tmp_path):
+    path = tmp_path / "callers.db"
+    if store == "half made":  # MLflow was killed in its first migration
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE registered_models (name TEXT)")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    with given_back():
+        mlflow.set_tracking_uri(session)
+    assert path.exists() == (store == "half made")
+    assert mlflow.get_tracking_uri() == f"sqlite:///{path}"
