@@ -48,7 +48,7 @@ class Statement:
         identity: The target that it belongs to, None before the first.
         num_classes: Of that target.
         accounts: The account of each purpose.
-        kept: Distinct images with an answer.
+        kept: Distinct images with an answer that is handed out again.
     """
 
     identity: str | None
@@ -91,7 +91,7 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
         # Those of the other purposes answer nobody else.
         kept = db.execute(
             "SELECT coalesce(sum(size), 0) FROM batches WHERE state = 'answered' "
-            "AND purpose IN ('training', 'evaluation')"
+            "AND purpose IN ('training', 'evaluation') AND reason IS NULL"
         ).fetchone()[0]
     return Statement(identity, num_classes, accounts, kept)
 
