@@ -26,6 +26,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ConfigError:
+        raise  # it says what to do
     except Exception as error:
         for cause in _causes(error):
             remedy = _remedy(cause)

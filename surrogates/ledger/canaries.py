@@ -64,8 +64,9 @@ class Canaries:
 
     def count(self, queries: int) -> bool:
         """Note paid queries; returns whether it is time for a check."""
-        if self._since is not None:
-            self._since += queries
+        since = self._since  # another thread may begin a check now
+        if since is not None:
+            self._since = since + queries
         return self.due
 
     def finish(self) -> None:

@@ -5,8 +5,10 @@ answered since the last good one may be of either target: it stays on the bill, 
 out again; nothing more is bought until a check is good.
 """
 
+import json
 import sqlite3
 import time
+from collections.abc import Collection
 
 CHECKS = """
 CREATE TABLE IF NOT EXISTS checks (
@@ -32,16 +34,24 @@ def has_changed(db: sqlite3.Connection) -> bool:
     return last is not None and bool(last[0])
 
 
-def note_check(db: sqlite3.Connection, until: int, changed: bool) -> set[int]:
-    """Note a check that began when batches up to `until` were settled; return the batches that it marks."""
-    marked = set()
+def marked_among(db: sqlite3.Connection, batches: Collection[int]) -> set[int]:
+    """Return those of answered batches that are marked."""
+    rows = db.execute(
+        "SELECT id FROM batches WHERE reason IS NOT NULL AND id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(batches)),),
+    )
+    return {batch for (batch,) in rows}
+
+
+def note_check(db: sqlite3.Connection, until: int, changed: bool) -> int:
+    """Note a check that began when batches up to `until` were settled; return how many batches it marks."""
+    marked = 0
     if changed or has_changed(db):
         good = db.execute("SELECT coalesce(max(batch), 0) FROM checks WHERE NOT changed").fetchone()[0]
-        rows = db.execute(
+        marked = db.execute(
             "UPDATE batches SET reason = ? WHERE id > ? AND (? OR id <= ?) AND state = 'answered' "
-            "AND purpose != 'canary' AND reason IS NULL RETURNING id",
+            "AND purpose != 'canary' AND reason IS NULL",
             (MARK, good, changed, until),
-        )
-        marked = {batch for (batch,) in rows}
+        ).rowcount
     db.execute("INSERT INTO checks (batch, changed, at) VALUES (?, ?, ?)", (until, changed, time.time()))
     return marked

@@ -13,6 +13,7 @@ REMEDIES = {
     sqlite3.SQLITE_CORRUPT: "restore a copy of it, or begin a new file",
     sqlite3.SQLITE_BUSY: "another process holds it: end or continue that one",
     sqlite3.SQLITE_READONLY: "make the file and its directory writable",
+    sqlite3.SQLITE_READONLY_ROLLBACK: "a process was killed while it changed the tables: query the ledger, which undoes that",
 }
 # Queries whose batches do not add up to the running tally; none in a sound file.
 ASTRAY = """
@@ -35,8 +36,10 @@ def explained(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:  # Python cannot even read SQLite's message
         raise damaged(path, "a text in it is not UTF-8") from error
     except (sqlite3.Error, OSError) as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        remedy = REMEDIES.get(code, "give the path of a ledger, or of a new file that can be written")
+        code = getattr(error, "sqlite_errorcode", 0)
+        remedy = REMEDIES.get(code) or REMEDIES.get(
+            code & 0xFF, "give the path of a ledger, or of a new file that can be written"
+        )
         reason = " ".join(str(error).split())
         raise LedgerError(f"ledger {path} cannot be used ({reason}): {remedy}") from error
 

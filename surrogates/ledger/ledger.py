@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from surrogates.errors import BudgetExceeded, LedgerError, Refused
+from surrogates.errors import BudgetExceeded, LedgerError, Refused, SurrogateError
 from surrogates.ledger.bill import PURPOSES, Bill, Charge, check_purpose, checked_budget
 from surrogates.ledger.canaries import Canaries
 from surrogates.ledger.keys import FRESH_PURPOSES, KEPT_TOGETHER, Keyed, Keys
@@ -290,6 +290,6 @@ class PaidTarget(Target):
         """Book one attempt more at a batch, or return why it may not be made."""
         try:
             repeats.append(self.ledger.store.repeat(batch, queries, budget=self.ledger.budget[self.purpose]))
-        except LedgerError as error:
+        except SurrogateError as error:
             return str(error)
         return None

@@ -48,7 +48,7 @@ class Statement:
         identity: The target that it belongs to, None before the first.
         num_classes: Of that target.
         accounts: The account of each purpose.
-        kept: Distinct images with an answer.
+        kept: Distinct images with an answer that is handed out again.
     """
 
     identity: str | None
@@ -91,7 +91,7 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
         # Those of the other purposes answer nobody else.
         kept = db.execute(
             "SELECT coalesce(sum(size), 0) FROM batches WHERE state = 'answered' "
-            "AND purpose IN ('training', 'evaluation')"
+            "AND purpose IN ('training', 'evaluation') AND reason IS NULL"
         ).fetchone()[0]
     return Statement(identity, num_classes, accounts, kept)
 
@@ -111,9 +111,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
     with (
         explained(path),
         closing(
-            sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, isolation_level=None
-            )
+            sqlite3.connect(_read_only(path.resolve()), uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         ) as connection,
     ):
         if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
@@ -123,6 +121,12 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
             raise unknown_version(path, version)
         check_undamaged(connection, path)
         yield connection
+
+
+def _read_only(path: Path) -> str:
+    """Return the address of a file for SQLite, which makes files of its own beside it unless nobody can write there."""
+    alone = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
+    return f"{path.as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
 
 
 def subject(db: sqlite3.Connection) -> tuple[str | None, int | None]:

@@ -18,8 +18,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from surrogates.errors import BudgetExceeded, DriftError, LedgerError
-from surrogates.ledger.drift import has_changed, note_check, settled_until
+from surrogates.errors import BudgetExceeded, DriftError, LedgerError, SurrogateError
+from surrogates.ledger.drift import MARK, has_changed, marked_among, note_check, settled_until
 from surrogates.ledger.file import LedgerFile
 from surrogates.ledger.integrity import checksum_of_answers, checksum_of_keys, damaged
 from surrogates.ledger.packing import Kept, join, share
@@ -50,7 +50,7 @@ class LedgerStore:
     """The tables of one ledger file; every method is one transaction."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._answered: dict[bytes, int] = {}  # key -> its place; true for ever once true
+        self._answered: dict[bytes, int] = {}  # key -> its place, until a mark is found on it
         self._unsettled: dict[int, list[bytes]] = {}  # batch -> keys that somebody is waiting for
         self._former_sizes: dict[str, tuple[int, ...]] = {}
         self._seen = 0  # batches up to this one are in one of the two, or were given up
@@ -145,14 +145,8 @@ class LedgerStore:
                 in_flight = self._refresh(db)
                 new = [key for key in items if key not in self._answered and key not in in_flight]
                 awaited = not in_flight.isdisjoint(items)
-                if new and purpose != "canary" and has_changed(db):
-                    raise DriftError(
-                        f"the target of ledger {self.path} had changed at the last canary check: query it with "
-                        "canaries, which notice when the earlier version is back, or begin a new ledger"
-                    )
                 if new:
-                    self.file.check_payable()
-                    self._check_budget(db, purpose, budget, sum(items[key] for key in new))
+                    self._check_payable(db, purpose, budget, sum(items[key] for key in new))
                 batches = [
                     self._reserve(db, group, items, purpose, charged_when_sent)
                     for group in _group(new, items, limit)
@@ -174,6 +168,7 @@ class LedgerStore:
         Raises:
             BudgetExceeded: It may not be sent.
             LedgerError: As above, because the file is no longer in its place or its disk is full.
+            DriftError: As above, because the target has changed.
         """
         with self.file.transaction() as db:
             reason = self._mark_sent(db, batch, budget)
@@ -188,11 +183,7 @@ class LedgerStore:
     def note_check(self, until: int, *, changed: bool) -> int:
         """Note a canary check that began at `until`; return how many batches it marks: their answers are not used again."""
         with self.file.transaction() as db:
-            marked = note_check(db, until, changed)
-        self._answered = {
-            key: place for key, place in self._answered.items() if place >> PLACE_BITS not in marked
-        }
-        return len(marked)
+            return note_check(db, until, changed)
 
     def settle(
         self,
@@ -214,19 +205,23 @@ class LedgerStore:
         Raises:
             BudgetExceeded: The following one may not be sent; the answers are kept all the same.
             LedgerError: As above, because the file is no longer in its place or its disk is full.
+            DriftError: A canary check found meanwhile that the target has changed; the answers are kept with a mark.
         """
         first = (batch.id << PLACE_BITS) // KEYS_A_ROW
         parts = (answers[start : start + KEYS_A_ROW] for start in range(0, len(answers), KEYS_A_ROW))
         rows = [(first + row, len(part), *join(part)) for row, part in enumerate(parts)]
-        reason = None
+        reason: SurrogateError | None = None
         with self.file.transaction() as db:
             db.executemany(
                 "INSERT INTO answers VALUES (?, ?, ?, ?, ?)",
                 ((*row, checksum_of_answers(*row)) for row in rows),
             )
-            _close(db, batch.id, "answered", None)
+            changed = batch.purpose != "canary" and has_changed(db)
+            _close(db, batch.id, "answered", MARK if changed else None)
             self._close_repeats(db, batch, repeats, lost)
-            if following is not None:
+            if changed:
+                reason = self._drifted()
+            elif following is not None:
                 reason = self._mark_sent(db, following, budget)
             self._under_way.discard(batch.id)
         if reason is not None:
@@ -238,10 +233,10 @@ class LedgerStore:
         Raises:
             BudgetExceeded: It would pass the budget.
             LedgerError: The file is no longer in its place, or its disk is full.
+            DriftError: The target has changed.
         """
         with self.file.transaction() as db:
-            self.file.check_payable()
-            self._check_budget(db, batch.purpose, budget, queries)
+            self._check_payable(db, batch.purpose, budget, queries)
             return Batch(self._insert(db, batch.purpose, queries, "sent", True), (), batch.purpose)
 
     def fail(
@@ -298,14 +293,18 @@ class LedgerStore:
         return set(itertools.chain.from_iterable(self._unsettled.values()))
 
     def _recall(self, keys: Iterable[bytes]) -> dict[bytes, Kept]:
-        """Return what is kept for those keys that are known to be answered."""
+        """Return what is kept for those keys that are known to be answered, and forget those that were marked since."""
+        places = {key: place for key in keys if (place := self._answered.get(key)) is not None}
         wanted: dict[int, list[tuple[int, bytes]]] = {}
-        for key in keys:
-            if (place := self._answered.get(key)) is not None:
-                wanted.setdefault(place // KEYS_A_ROW, []).append((place % KEYS_A_ROW, key))
         kept: dict[bytes, Kept] = {}
-        if wanted:
+        if places:
             with self.file.transaction("DEFERRED") as db:
+                doubtful = marked_among(db, {place >> PLACE_BITS for place in places.values()})
+                for key, place in places.items():
+                    if place >> PLACE_BITS in doubtful:
+                        self._answered.pop(key, None)
+                    else:
+                        wanted.setdefault(place // KEYS_A_ROW, []).append((place % KEYS_A_ROW, key))
                 rows = db.execute(
                     "SELECT * FROM answers WHERE id IN (SELECT value FROM json_each(?))",
                     (json.dumps(list(wanted)),),
@@ -319,6 +318,18 @@ class LedgerStore:
             if wanted:
                 raise damaged(self.path, f"answers {min(wanted)} are missing")
         return kept
+
+    def _check_payable(self, db: sqlite3.Connection, purpose: str, budget: int, queries: int) -> None:
+        self.file.check_payable()
+        if purpose != "canary" and has_changed(db):
+            raise self._drifted()
+        self._check_budget(db, purpose, budget, queries)
+
+    def _drifted(self) -> DriftError:
+        return DriftError(
+            f"the target of ledger {self.path} had changed at the last canary check: query it with "
+            "canaries, which notice when the earlier version is back, or begin a new ledger"
+        )
 
     def _check_budget(self, db: sqlite3.Connection, purpose: str, budget: int, queries: int) -> None:
         spent, in_flight = _charged(self._tally(db), purpose)
@@ -345,12 +356,11 @@ class LedgerStore:
         db.execute("INSERT INTO asked VALUES (?, ?, ?)", (batch, blob, checksum_of_keys(batch, blob)))
         return Batch(batch, tuple(keys), purpose)
 
-    def _mark_sent(self, db: sqlite3.Connection, batch: Batch, budget: int) -> LedgerError | None:
-        """Mark a batch as sent where it is still reserved and the budget holds, else return why not."""
+    def _mark_sent(self, db: sqlite3.Connection, batch: Batch, budget: int) -> SurrogateError | None:
+        """Mark a batch as sent where it is still reserved and may be paid for, else return why not."""
         try:
-            self.file.check_payable()
-            self._check_budget(db, batch.purpose, budget, 0)
-        except LedgerError as error:
+            self._check_payable(db, batch.purpose, budget, 0)
+        except SurrogateError as error:
             return error
         changed = db.execute(
             "UPDATE batches SET state = 'sent', sent_at = ? WHERE id = ? AND state = 'reserved'",

@@ -233,8 +233,9 @@ class HttpClient:
             )
             error.lost = max(0, unknown - 1) * request.queries
             raise error from None
-        except BaseException as interrupt:  # the attempt under way counts as the batch itself
-            note_lost(interrupt, unknown * request.queries)
+        except BaseException as interrupt:
+            # Of the attempts that may be charged, that under way among them, the first counts as the batch itself.
+            note_lost(interrupt, min(unknown, allowed - 1) * request.queries)
             raise
         return replace(reply, lost=unknown * request.queries)
 

@@ -11,6 +11,7 @@ import torch
 from certdef.config.job import ConfigError
 from certdef.tracking.disk import disk_errors
 from certdef.tracking.files import write_json
+from certdef.tracking.mlflow import check_store
 from surrogates.distillation.checkpoint import TrainingCheckpoint
 
 FULL = "/dev/full"  # every write to it fails with ENOSPC
@@ -74,6 +75,16 @@ def test_missing_permissions_are_one_line(tmp_path, number):
     with said as error, disk_errors(tmp_path):
         raise OSError(number, os.strerror(number), "/x/y")
     assert "\n" not in str(error.value)
+
+
+def test_an_error_that_says_what_to_do_keeps_its_own_remedy(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", denied)
+    said = r"can't be written \(Read-only .*--tracking.uri$"
+    with pytest.raises(ConfigError, match=said), disk_errors(tmp_path):
+        check_store(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
 
 
 def test_other_errors_pass(tmp_path):

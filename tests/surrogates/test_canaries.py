@@ -1,5 +1,7 @@
 """Canaries notice a target that changes, between queries and between runs, and pay for their queries."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from surrogates import BudgetExceeded, Canaries, DriftError, QueryLedger, TargetError, open_target
 from surrogates.ledger.drift import MARK
 from surrogates.ledger.export import export
+from surrogates.ledger.reader import read_statement
 
 IMAGES = np.random.default_rng(0).random((40, 1, 2, 2)).astype(np.float32)
 BUDGET = {"training": 1000, "certification": 1000, "canary": 60}
@@ -169,3 +172,56 @@ def test_bad_canaries_are_named() -> None:
         Canaries(IMAGES, every=0)
     with pytest.raises(TargetError, match=r"divide 8-bit pixels by 255"):
         Canaries(IMAGES * 255)
+
+
+def test_what_one_ledger_marks_no_other_hands_out(tmp_path: Path) -> None:
+    service = Service()
+    target = open_target(service, num_classes=3, identity="service")
+    with ledger_with(tmp_path) as watching, QueryLedger(tmp_path / "ledger.db", BUDGET) as other:
+        watching.attach(target).query(IMAGES[:5])
+        service.shift = 1.0
+        unwatched = other.attach(target)
+        unwatched.query(IMAGES[10:15])
+        assert len(unwatched.query(IMAGES[10:15])) == 5  # in memory now
+        with pytest.raises(DriftError):
+            watching.attach(target).query(IMAGES[20:30])
+        assert read_statement(tmp_path / "ledger.db").kept == 0
+        with pytest.raises(DriftError, match="had changed at the last canary check"):
+            unwatched.query(IMAGES[10:15])
+
+
+def test_a_change_stops_what_others_have_reserved_or_wait_for(tmp_path: Path) -> None:
+    service = Service()
+    with ledger_with(tmp_path) as watching, QueryLedger(tmp_path / "ledger.db", BUDGET) as other:
+        watched = watching.attach(open_target(service, num_classes=3, identity="service"))
+        watched.query(IMAGES[:5])
+
+        def slow(images: np.ndarray) -> np.ndarray:
+            """Another process finds the change while this one waits for an answer."""
+            if service.shift == 0:
+                service.shift = 1.0
+                with pytest.raises(DriftError):
+                    watched.query(IMAGES[30:40])
+            return service(images)
+
+        target = open_target(slow, num_classes=3, identity="service", batch_size=4)
+        with pytest.raises(DriftError, match="had changed at the last canary check"):
+            other.attach(target).query(IMAGES[10:30])
+        charge = other.bill()["training"]
+        assert (charge.answered, charge.refused, charge.in_flight) == (5 + 10 + 4, 16, 0)
+        assert read_statement(tmp_path / "ledger.db").kept == 0
+
+
+def test_threads_with_canaries_pay_every_image_once(tmp_path: Path) -> None:
+    target = open_target(Service(), num_classes=3, identity="service", batch_size=4)
+    images = np.random.default_rng(1).random((960, 1, 2, 2)).astype(np.float32)
+    budget = {"training": len(images), "canary": 10**6}
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ledger_with(tmp_path, budget=budget) as ledger, ThreadPoolExecutor(8) as pool:
+            list(pool.map(ledger.attach(target).query, np.split(images, 120)))
+            assert len(ledger.attach(target).query(images)) == len(images)
+            assert ledger.bill()["training"].answered == len(images)
+    finally:
+        sys.setswitchinterval(before)

@@ -1,6 +1,7 @@
 """The bill and the export of a ledger's file, read while others write, beside the rows themselves."""
 
 import csv
+import os
 import shutil
 import sqlite3
 import threading
@@ -13,7 +14,7 @@ from certdef.cli import main
 from certdef.report.ledger_view import render
 from surrogates import Answers, LedgerError, QueryLedger, Refused, TargetError, open_target
 from surrogates.ledger.export import export
-from surrogates.ledger.reader import read_statement
+from surrogates.ledger.reader import read_statement, reading
 
 SHAPE, CLASSES = (1, 2, 2), 5
 
@@ -241,3 +242,16 @@ def test_an_export_without_pyarrow_says_so(path: Path, tmp_path: Path, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(LedgerError, match="pip install pyarrow"):
         export(path, tmp_path / "out.csv")
+
+
+def test_a_ledger_in_a_folder_that_cannot_be_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    with QueryLedger(path, 10) as ledger:
+        ledger.attach(open_target(service, num_classes=CLASSES)).query(pool(3))
+    Path(f"{path}-lock").unlink()
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
+    with reading(path) as db:
+        assert db.execute("SELECT sum(size) FROM batches").fetchone() == (3,)
+        assert [each.name for each in tmp_path.iterdir()] == ["ledger.db"]  # SQLite needs nothing beside it

@@ -1,6 +1,8 @@
 """A ledger of version 0.1 opens with every answer and every charge; nothing in it is paid again."""
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,23 @@ def test_a_migration_that_is_cut_short_changes_nothing(path: Path, monkeypatch: 
             QueryLedger(path, BUDGET)
     assert version(path) == 2
     test_nothing_is_paid_again(path)
+
+
+def test_a_reader_after_a_killed_migration_is_told_how_to_undo_it(path: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from surrogates.ledger import QueryLedger, migration\n"
+        "real = migration.execute\n"
+        "def killed(db, script):\n"
+        "    real(db, script)\n"
+        "    db.execute('PRAGMA cache_size = 1')\n"
+        "    db.execute('CREATE TABLE large AS SELECT randomblob(1000000)')  # reaches the disk\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "migration.execute = killed\n"
+        "QueryLedger(sys.argv[1], 1)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    with pytest.raises(LedgerError, match="killed while it changed the tables: query the ledger"):
+        read_statement(path)
+    QueryLedger(path, BUDGET).close()
+    assert (read_statement(path).total.answered, version(path)) == (11, 3)

@@ -106,3 +106,23 @@ def test_without_a_ledger_nobody_forbids_a_repeat(service: tuple[str, Faults]) -
     faults.will("fail", status=500)
     assert opened(url).query(IMAGES).lost == MANY
     assert faults.charged == 2 * MANY
+
+
+def test_an_interrupt_between_two_attempts_charges_the_first_alone(
+    service: tuple[str, Faults], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(event: Any) -> Any:
+        def sleep(seconds: float) -> None:
+            raise KeyboardInterrupt
+
+        return sleep
+
+    monkeypatch.setattr(http.tenacity, "sleep_using_event", interrupted)
+    url, faults = service
+    faults.will("fail", status=500)
+    with QueryLedger(tmp_path / "ledger.db", 5 * MANY) as ledger:
+        with pytest.raises(KeyboardInterrupt):
+            ledger.attach(opened(url)).query(IMAGES)
+        charge = ledger.bill()["training"]
+    assert faults.charged == MANY
+    assert (charge.answered, charge.unknown, charge.in_flight) == (0, MANY, 0)
