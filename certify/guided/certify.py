@@ -65,7 +65,7 @@ def certify_guided(
 ) -> list[Certificate]:
     """Certify images for a paid ``target`` with a free ``surrogate`` as guide, in order.
 
-    The same ``seed`` and ``indices`` give the same votes: an interrupted run resumes from a ledger without a charge.
+    The same ``seed`` and ``indices`` give the same votes, so that a ledger pays for none of them twice.
 
     Args:
         target: Noisy images (B, C, H, W) float32 -> integer labels (B,), of each image by itself. It may be paid, so it

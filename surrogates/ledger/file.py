@@ -25,6 +25,7 @@ from surrogates.ledger.schema import (
 
 # SQLite's own files, and the lock file of owners.py.
 ENDINGS = ("", "-wal", "-shm", "-lock")
+RESERVED = (*ENDINGS[1:], "-journal")
 # Less room than this on the disk, and nothing is sent: an answer that is paid must find a place.
 ROOM_BYTES = 8 * 2**20
 # The share of the time that commits wait for the disk: a power failure costs what was paid since the last one that did.
@@ -49,6 +50,14 @@ class LedgerFile:
             raise LedgerError("ledger ':memory:' would keep nothing: give the path of a file")
         if self.path.is_dir():
             raise LedgerError(f"ledger {self.path} is a directory: give a file name inside it")
+        if self.path.exists() and not self.path.is_file():
+            raise LedgerError(
+                f"ledger {self.path} is no regular file: give the path of one, or of a new file"
+            )
+        if self.path.name.endswith(RESERVED):
+            raise LedgerError(
+                f"ledger {self.path} has a name that SQLite takes for another file's: give it another ending"
+            )
         if not self.path.parent.is_dir():
             raise LedgerError(
                 f"ledger {self.path} has no directory: create {self.path.parent} or give another path"

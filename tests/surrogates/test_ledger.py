@@ -614,7 +614,10 @@ def test_bad_paths(tmp_path: Path) -> None:
     QueryLedger(tmp_path / "future.db", 1).close()
     with database(tmp_path / "future.db") as db:
         db.execute("PRAGMA user_version = 99")
+    os.mkfifo(tmp_path / "pipe.db")
     for name, message in {
+        "pipe.db": "is no regular file",
+        "future.db-wal": "a name that SQLite takes for another file's",
         "text.db": "file is not a database",
         "other.db": "database of another program",
         "future.db": "has schema 99, expected 3",
