@@ -140,4 +140,4 @@ def test_a_server_that_goes_away_during_a_job_costs_seconds_and_no_result(
     with mlflow_tracking_server(tmp_path, port):
         stage, tracker = job(lambda: pytest.fail("computed again"))
         assert stage.reused
-        assert tracker.mlflow.get_run(tracker.run_id).data.metrics["figure"] == 4.0
+        assert tracker.mlflow.MlflowClient(tracker.uri).get_run(tracker.run_id).data.metrics["figure"] == 4.0
