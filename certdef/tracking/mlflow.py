@@ -77,7 +77,7 @@ def connect(config: RunConfig) -> Any:
     check_store(uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs with a traceback, it raises too
     import mlflow
 
     mlflow.set_tracking_uri(uri)
