@@ -303,13 +303,14 @@ def test_two_processes_end_at_the_weights_of_one(tmp_path):
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if count == 2 else []
         )
         out = tmp_path / f"{count}.pt"
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, *launch, str(script), str(tmp_path / f"checkpoint{count}.pt"), str(out)],
-            check=True,
             capture_output=True,
+            text=True,
             timeout=300,
             env=clean | {"OMP_NUM_THREADS": "1"},
         )
+        assert done.returncode == 0, done.stderr
         found.append(torch.load(out, weights_only=True))
     one, two = found
     assert set(one["shares"]) == {17}
