@@ -26,7 +26,8 @@ from certdef.models import storage
 from certdef.purifiers.base import Parts
 from certdef.purifiers.registry import find_purifier
 from certdef.report.words import purifier_title
-from certdef.stages.certificates import BaseClassifier, Condition, certify_condition
+from certdef.stages.conditions import Condition
+from certdef.stages.votes import BaseClassifier, certify_condition
 from certdef.tracking.workspace import Stage
 
 DENOISERS = ("none", "de3", "blind-spot", "one-step")

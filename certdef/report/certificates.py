@@ -8,7 +8,9 @@ import certify
 from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.report.words import law_in_words, purifier_title
-from certdef.stages.certificates import CertifiedCurve, CertifyResult, conditions
+from certdef.stages.certificates import CertifyResult
+from certdef.stages.conditions import conditions
+from certdef.stages.votes import CertifiedCurve
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from certdef.data.sets import Splits
 from certdef.report import budget_curves, figures, udc_page
 from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title
 from certdef.stages.budgets import BudgetsResult
-from certdef.stages.certificates import CertifyResult, conditions
+from certdef.stages.certificates import CertifyResult
+from certdef.stages.conditions import conditions
 from certdef.stages.ducd.certificates import ComparisonResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ducd.surrogates import student_name

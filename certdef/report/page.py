@@ -25,7 +25,8 @@ from certdef.report.certificates import certificate_rows
 from certdef.report.template import papers, template, uris
 from certdef.report.words import law_in_words, purifier_title
 from certdef.stages.attack import AttackResult
-from certdef.stages.certificates import CertifyResult, conditions
+from certdef.stages.certificates import CertifyResult
+from certdef.stages.conditions import conditions
 from certdef.stages.ladder import Evaluation, LadderResult
 from certdef.stages.networks import NetworkResult
 from certdef.tracking.workspace import Stage

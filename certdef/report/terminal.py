@@ -17,7 +17,7 @@ from certdef.report.formats import decibels, with_interval
 from certdef.report.words import SUBJECT_NAMES, purifier_title
 from certdef.stages.attack import AttackResult
 from certdef.stages.budgets import BudgetsResult
-from certdef.stages.certificates import CertifiedCurve, CertifyResult
+from certdef.stages.certificates import CertifyResult
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
@@ -25,6 +25,7 @@ from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
 from certdef.stages.target import TargetResult
 from certdef.stages.udc.evaluation import UDCResult
+from certdef.stages.votes import CertifiedCurve
 from certdef.tracking.results import StageResult
 
 

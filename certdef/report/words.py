@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from certdef.config.job import SigmaLaw
 
 if TYPE_CHECKING:
-    from certdef.stages.certificates import Condition
+    from certdef.stages.conditions import Condition
 
 __all__ = ["SUBJECT_NAMES", "condition_title", "law_in_words", "purifier_title"]
 

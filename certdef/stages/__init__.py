@@ -6,7 +6,8 @@ A stage's `result.json` holds its typed result in plain form. The order, and wha
 
 from certdef.stages.attack import AttackResult, attack, check_attack_budget
 from certdef.stages.budgets import BudgetsResult, check_budgets, trace_budgets
-from certdef.stages.certificates import CertifyResult, Condition, certify_subjects, conditions, target_draws
+from certdef.stages.certificates import CertifyResult, certify_subjects
+from certdef.stages.conditions import Condition, conditions, target_draws
 from certdef.stages.ducd.certificates import (
     ComparisonResult,
     NoiseResult,

@@ -1,102 +1,23 @@
-"""Certificates for both subjects: the target by paid queries, the surrogate for free.
-
-Every image is recorded as soon as it is done, and every paid vote is kept by the ledger as a receipt of what decides
-it, so an interrupted or changed job goes on with the same counts and pays for no draw twice.
-"""
+"""Certificates for both subjects: the target by paid queries, the surrogate for free."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import certify
 import surrogates
-from certdef.config.job import ConfigError, RunConfig
-from certdef.config.noise_laws import noise_law
-from certdef.config.purifiers import plain_name
-from certdef.purifiers.registry import find_purifier
-from certdef.stages.job import Job, versions
+from certdef.config.job import RunConfig
+from certdef.stages.conditions import conditions, guided_budget, target_draws
+from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
+from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition, paid_classifier
 from certdef.tracking import metrics
-from certdef.tracking.files import fingerprint
-from certdef.tracking.results import Share, StageResult
+from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
-from certify.bounds import smallest_n
-from certify.bounds.two_sided import check_two_sided
-from certify.guided import reachable_radii
-
-STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
-CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One smoothed classifier: a subject under a noise law, with or without a purifier between noise and classifier."""
-
-    subject: str  # target or surrogate
-    law: str
-    purifier: str | None
-    noise: certify.NoiseLaw
-    headline: bool = False
-    white_box: bool = False  # the target by its own weights, free of queries
-
-    @property
-    def denoised(self) -> bool:
-        return self.purifier is not None
-
-    @property
-    def paid(self) -> bool:
-        return self.subject == "target" and not self.white_box
-
-    @property
-    def key(self) -> str:
-        subject = f"{self.subject}-white-box" if self.white_box else self.subject
-        return f"{subject}-{self.law}-{plain_name(self.purifier or 'none')}"
-
-    @property
-    def metric_prefix(self) -> str:
-        return self.subject if self.headline else self.key.replace("-", "/")
-
-
-@dataclass(frozen=True)
-class BaseClassifier:
-    """What is smoothed: images (B, C, H, W) -> scores or labels; `n` draws an image; a guide saves paid ones."""
-
-    base: Callable[[Tensor], Any]
-    num_classes: int
-    n: int
-    guide: nn.Module | None = None
-
-
-@dataclass(frozen=True)
-class CertifiedCurve:
-    """Certified accuracy of one condition at radius 0 and at the configured radii, with what it took."""
-
-    subject: str
-    law: str
-    denoised: bool
-    headline: bool
-    noise: dict[str, Any]
-    sound: bool
-    n: int
-    samples_per_image: float
-    images: int
-    accuracy_at_0: Share
-    accuracy: tuple[Share, ...]
-    abstained: float
-    seconds_per_image: float
-
-    @property
-    def shares(self) -> tuple[Share, ...]:
-        """From radius 0 on."""
-        return (self.accuracy_at_0, *self.accuracy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,60 +28,6 @@ class CertifyResult(StageResult):
     draws_surrogate: int
     curves: dict[str, CertifiedCurve]
     radii: tuple[float, ...]
-
-
-def conditions(config: RunConfig) -> list[Condition]:
-    """Both subjects under each law with and without the purifier, the headline first; beside them a Gaussian of the
-    first law's mean sigma, with Cohen's radius. Of a purifier that is no denoiser, the rows without it remain."""
-    laws = [(law.label, noise_law(law)) for law in config.certify.laws]
-    first = laws[0][0]
-    gaussian = certify.Gaussian(laws[0][1].mean_sigma)
-    name = config.purifier if find_purifier(config.purifier).denoiser else None
-    every = []
-    for subject in ("target", "surrogate"):
-        for label, noise in laws:
-            every.append(Condition(subject, label, name, noise, headline=label == first))
-            if name:
-                every.append(Condition(subject, label, None, noise))
-        every.append(Condition(subject, "gaussian", name, gaussian))
-    return every
-
-
-def target_draws(config: RunConfig, paid: int | None = None) -> int:
-    """Draws an image that the certification budget allows the target, at most those of the surrogate.
-
-    Args:
-        paid: Number of smoothed targets; unset, that of the main job.
-
-    Raises:
-        ConfigError: The budget is too small to certify anything; says which one would do.
-        CertifyError: A noise law that the method has no radius for.
-    """
-    if paid is None:
-        if config.certify.method == "two_sided":
-            for condition in conditions(config):
-                check_two_sided(condition.noise)
-        paid = sum(condition.paid for condition in conditions(config))
-    if config.certify.guide == "budget":  # the budget is the set's, not the image's
-        return _within_reach(config, config.certify.n)
-    images = config.certify.target_images * paid
-    n = min(config.certify.n, config.ledger.certification // images - config.certify.n0)
-    least = smallest_n(0.5, config.certify.alpha)
-    if n < least:
-        raise ConfigError(
-            f"ledger.certification is {config.ledger.certification}: {paid} smoothed targets x "
-            f"{config.certify.target_images} images need {config.certify.n0} + {least} draws each, at least "
-            f"{images * (config.certify.n0 + least)}; raise it or lower certify.target_images"
-        )
-    return _within_reach(config, n)
-
-
-def _within_reach(config: RunConfig, n: int) -> int:
-    """Refuse a guide where n votes could prove none of the radii."""
-    if config.certify.guide != "off":
-        for condition in conditions(config):
-            reachable_radii(condition.noise, config.certify.radii, n, config.certify.alpha)
-    return n
 
 
 def certify_subjects(
@@ -177,7 +44,7 @@ def certify_subjects(
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
     """Look up the stage by its key and, where a guide has a budget, by that."""
     former = job.stage("certify", CertifyResult, *key)
-    budget = _guided_budget(job.config)
+    budget = guided_budget(job.config)
     if not budget:
         return former
     stage = job.stage("certify", CertifyResult, *key, *budget)
@@ -186,13 +53,6 @@ def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
         former.path.rename(stage.path)
         stage.reused = True
     return stage
-
-
-def _guided_budget(config: RunConfig) -> list[int]:
-    """The votes that a guide may spend on each smoothed target, where it has such a budget."""
-    if config.certify.guide != "budget":
-        return []
-    return [config.ledger.certification // sum(each.paid for each in conditions(config))]
 
 
 def _most_votes(config: RunConfig, folder: Path) -> int:
@@ -245,212 +105,3 @@ def cost_metrics(curve: CertifiedCurve) -> dict[str, float]:
         metrics.SAMPLES_PER_IMAGE: curve.samples_per_image,
         metrics.SECONDS_PER_IMAGE: curve.seconds_per_image,
     }
-
-
-def paid_classifier(
-    job: Job,
-    target: surrogates.Target,
-    stage: Stage,
-    condition: Condition,
-    denoiser: nn.Module | None = None,
-    denoiser_key: str = "none",
-) -> Callable[[Tensor], np.ndarray]:
-    """The target as a base classifier. A receipt is kept for what decides the noisy pixels, whoever draws them."""
-    decides = (job.config.seed, job.device.type, condition.noise.describe(), denoiser_key)
-    paid = job.ledger.attach(
-        target,
-        purpose="certification",
-        experiment=f"certification/{fingerprint(*decides)}",
-        formerly=job.legacy.experiment(stage.name, condition.key),
-    )
-
-    def classify(noisy: Tensor) -> np.ndarray:
-        draws = noisy.cpu()
-        if denoiser is not None:
-            # A copy: what a denoiser writes into its input is not what was drawn.
-            return paid.query(denoiser(noisy.clone()).cpu(), draws=draws).labels
-        # Noise leaves [0, 1]; clipping it is up to the target.
-        return paid.query(draws, bounded=False, draws=draws).labels
-
-    return classify
-
-
-def certify_condition(
-    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage
-) -> CertifiedCurve:
-    """Certify the held-out images that are not recorded yet; returns the figures of all of them.
-
-    With a guide every image is certified again: what the ledger kept costs nothing, and each calibrates the next.
-
-    Raises:
-        DriftError: The target has changed. Nothing stays recorded of it: what is good is in the ledger.
-    """
-    config, guided = job.config.certify, classifier.guide is not None
-    stem = stage.path / "records" / condition.key
-    private = job.config.target.is_private
-    stem.parent.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
-    try:
-        log = _record(job, condition, classifier, stage, stem)
-        if condition.paid and job.ledger.canaries is not None:
-            job.ledger.canaries.finish()  # they vouch for all of these votes
-    except surrogates.DriftError:
-        for records in stem.parent.glob("target-*"):
-            records.unlink()
-        raise
-    labels = job.data.heldout_labels
-    return _curve(condition, log, labels, classifier.n, 0 if guided else config.n0, config.radii)
-
-
-def _record(
-    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage, stem: Path
-) -> certify.RecordLog:
-    """Record the images of a condition that are not recorded yet; returns the log, closed."""
-    config, data, guided = job.config.certify, job.data, classifier.guide is not None
-    count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
-    with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
-        if job.config.target.is_private:
-            for path in (log.path, log.tsv_path):
-                path.chmod(0o600)
-        left = [index for index in range(count) if index not in log.done]
-        done = 0 if guided else count - len(left)
-        bar = job.progress(total=count, initial=done, desc=f"certify {condition.key}", unit="image")
-
-        def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
-            log.append(index, int(data.heldout_labels[index]), certificate, seconds)
-            bar.update()
-
-        if left and guided:
-            for index, certificate, seconds in _guided(job, condition, classifier, count, bar):
-                if index in left:
-                    log.append(index, int(data.heldout_labels[index]), certificate, seconds)
-        elif left:
-            _certify_smoothed(job, condition, classifier, left, keep)
-        bar.close()
-    return log
-
-
-def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
-    """What the records say of how they were drawn."""
-    config = job.config.certify
-    return {
-        "subject": condition.subject,
-        "denoiser": condition.purifier or "none",
-        "noise": condition.noise.describe(),
-        "n0": config.n0,
-        "n": classifier.n,
-        "alpha": config.alpha,
-        "method": "guided" if classifier.guide else config.method,
-        "seed": job.config.seed,
-        "chunk_size": CHUNK,
-        "stage": stage.fingerprint,
-        "versions": versions(),
-    }
-
-
-def _guided(
-    job: Job,
-    condition: Condition,
-    classifier: BaseClassifier,
-    count: int,
-    bar: Any,
-) -> Iterator[tuple[int, certify.Certificate, float]]:
-    """Certify with the surrogate as guide: index, certificate, seconds an image."""
-    config, guide = job.config.certify, classifier.guide
-    assert guide is not None
-
-    def update(index: int, certificate: certify.Certificate) -> None:
-        bar.update()
-
-    budget = next(iter(_guided_budget(job.config)), None)
-    started = time.perf_counter()
-    certificates = certify.certify_guided(
-        classifier.base,
-        guide,
-        torch.from_numpy(job.data.heldout_images[:count]),
-        condition.noise,
-        classifier.num_classes,
-        radii=config.radii,
-        n=classifier.n,
-        alpha=config.alpha,
-        budget=budget,
-        seed=job.config.seed,
-        device=job.device,
-        on_certificate=update,
-    )
-    seconds = (time.perf_counter() - started) / count
-    for index, certificate in enumerate(certificates):
-        yield index, certificate, seconds
-
-
-def _certify_smoothed(
-    job: Job,
-    condition: Condition,
-    classifier: BaseClassifier,
-    left: list[int],
-    keep: Callable[[int, certify.Certificate, float], None],
-) -> None:
-    """Certify the images that are left, each kept as soon as it is done."""
-    config = job.config.certify
-    smoothed = certify.SmoothedClassifier(
-        classifier.base,
-        condition.noise,
-        classifier.num_classes,
-        subject=condition.subject,
-        device=job.device,
-        seed=job.config.seed,
-        batch_size=CHUNK if condition.paid else config.batch_size,
-        chunk_size=CHUNK,
-    )
-    images = torch.from_numpy(job.data.heldout_images[left])
-    options: dict[str, Any] = {
-        "n0": config.n0,
-        "n": classifier.n,
-        "alpha": config.alpha,
-        "method": config.method,
-    }
-    if config.method in STOPPING:
-        options["radii"] = config.radii
-    if config.backend and not condition.paid:  # the ledger pays in this process
-        cluster: dict[str, Any] = {
-            "backend": config.backend,
-            "workers": config.workers,
-            "scheduler": config.scheduler,
-        }
-        certify.certify_parallel(smoothed, images, indices=left, on_certificate=keep, **cluster, **options)
-    else:
-        smoothed.certify(images, indices=left, on_certificate=keep, **options)
-
-
-def _curve(
-    condition: Condition,
-    log: certify.RecordLog,
-    labels: np.ndarray,
-    n: int,
-    selection: int,
-    radii: tuple[float, ...],
-) -> CertifiedCurve:
-    """What the records of a condition say; ConfigError unless they are of images with these labels (N,)."""
-    records = certify.read_records(log.path)
-    if records.idx.max(initial=0) >= len(labels) or np.any(labels[records.idx] != records.label):
-        raise ConfigError(
-            f"{str(log.path)!r} has images that are not this job's: put it back, or delete it; paid votes are in the ledger"
-        )
-    assert records.counts is not None  # a .jsonl keeps them
-    at = certify.curves.certified_accuracy(records, [0.0, *radii])
-    columns = (column.tolist() for column in (at.accuracy, at.lower, at.upper))
-    shares = [Share(*row) for row in zip(*columns, strict=True)]
-    return CertifiedCurve(
-        subject=condition.subject,
-        law=condition.law,
-        denoised=condition.denoised,
-        headline=condition.headline,
-        noise=condition.noise.describe(),
-        sound=records.sound,
-        n=n,
-        samples_per_image=float(selection + np.mean(np.sum(records.counts, axis=1))),
-        images=len(records),
-        accuracy_at_0=shares[0],
-        accuracy=tuple(shares[1:]),
-        abstained=float(np.mean(records.predict == certify.ABSTAIN)),
-        seconds_per_image=float(np.mean(certify.read_records(log.tsv_path).seconds)),
-    )

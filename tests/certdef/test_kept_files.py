@@ -19,7 +19,8 @@ from certdef.cli import as_yaml, main
 from certdef.config.job import ConfigError
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier
-from certdef.stages.certificates import BaseClassifier, Condition, certify_condition
+from certdef.stages.conditions import Condition
+from certdef.stages.votes import BaseClassifier, certify_condition
 from certdef.tracking.files import read_json, write_json
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage, forget

@@ -16,7 +16,8 @@ import certdef
 import certify
 import surrogates
 from certdef.stages import job as job_module
-from certdef.stages.certificates import CertifyResult, certify_stage, conditions
+from certdef.stages.certificates import CertifyResult, certify_stage
+from certdef.stages.conditions import conditions
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.workspace import Stage
 from tests.conftest import _copy

@@ -18,18 +18,12 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import Splits
 from certdef.models import storage
-from certdef.stages.certificates import (
-    BaseClassifier,
-    CertifiedCurve,
-    Condition,
-    certify_condition,
-    cost_metrics,
-    paid_classifier,
-    target_draws,
-)
+from certdef.stages.certificates import cost_metrics
+from certdef.stages.conditions import Condition, target_draws
 from certdef.stages.ducd.surrogates import Student
 from certdef.stages.job import Job
 from certdef.stages.surrogate import measure_agreement, share_of
+from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition, paid_classifier
 from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage

@@ -1,0 +1,104 @@
+"""What is certified: the conditions of a job, and how many votes the target may pay for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import certify
+from certdef.config.job import ConfigError, RunConfig
+from certdef.config.noise_laws import noise_law
+from certdef.config.purifiers import plain_name
+from certdef.purifiers.registry import find_purifier
+from certify.bounds import smallest_n
+from certify.bounds.two_sided import check_two_sided
+from certify.guided import reachable_radii
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One smoothed classifier: a subject under a noise law, with or without a purifier between noise and classifier."""
+
+    subject: str  # target or surrogate
+    law: str
+    purifier: str | None
+    noise: certify.NoiseLaw
+    headline: bool = False
+    white_box: bool = False  # the target by its own weights, free of queries
+
+    @property
+    def denoised(self) -> bool:
+        return self.purifier is not None
+
+    @property
+    def paid(self) -> bool:
+        return self.subject == "target" and not self.white_box
+
+    @property
+    def key(self) -> str:
+        subject = f"{self.subject}-white-box" if self.white_box else self.subject
+        return f"{subject}-{self.law}-{plain_name(self.purifier or 'none')}"
+
+    @property
+    def metric_prefix(self) -> str:
+        return self.subject if self.headline else self.key.replace("-", "/")
+
+
+def conditions(config: RunConfig) -> list[Condition]:
+    """Both subjects under each law with and without the purifier, the headline first; beside them a Gaussian of the
+    first law's mean sigma, with Cohen's radius. Of a purifier that is no denoiser, the rows without it remain."""
+    laws = [(law.label, noise_law(law)) for law in config.certify.laws]
+    first = laws[0][0]
+    gaussian = certify.Gaussian(laws[0][1].mean_sigma)
+    name = config.purifier if find_purifier(config.purifier).denoiser else None
+    every = []
+    for subject in ("target", "surrogate"):
+        for label, noise in laws:
+            every.append(Condition(subject, label, name, noise, headline=label == first))
+            if name:
+                every.append(Condition(subject, label, None, noise))
+        every.append(Condition(subject, "gaussian", name, gaussian))
+    return every
+
+
+def target_draws(config: RunConfig, paid: int | None = None) -> int:
+    """Draws an image that the certification budget allows the target, at most those of the surrogate.
+
+    Args:
+        paid: Number of smoothed targets; unset, that of the main job.
+
+    Raises:
+        ConfigError: The budget is too small to certify anything; says which one would do.
+        CertifyError: A noise law that the method has no radius for.
+    """
+    if paid is None:
+        if config.certify.method == "two_sided":
+            for condition in conditions(config):
+                check_two_sided(condition.noise)
+        paid = sum(condition.paid for condition in conditions(config))
+    if config.certify.guide == "budget":  # the budget is the set's, not the image's
+        return _within_reach(config, config.certify.n)
+    images = config.certify.target_images * paid
+    n = min(config.certify.n, config.ledger.certification // images - config.certify.n0)
+    least = smallest_n(0.5, config.certify.alpha)
+    if n < least:
+        raise ConfigError(
+            f"ledger.certification is {config.ledger.certification}: {paid} smoothed targets x "
+            f"{config.certify.target_images} images need {config.certify.n0} + {least} draws each, at least "
+            f"{images * (config.certify.n0 + least)}; raise it or lower certify.target_images"
+        )
+    return _within_reach(config, n)
+
+
+def _within_reach(config: RunConfig, n: int) -> int:
+    """Refuse a guide where n votes could prove none of the radii."""
+    if config.certify.guide != "off":
+        for condition in conditions(config):
+            reachable_radii(condition.noise, config.certify.radii, n, config.certify.alpha)
+    return n
+
+
+def guided_budget(config: RunConfig) -> list[int]:
+    """The votes that a guide may spend on each smoothed target, where it has such a budget."""
+    if config.certify.guide != "budget":
+        return []
+    return [config.ledger.certification // sum(each.paid for each in conditions(config))]
