@@ -1,5 +1,6 @@
 """Shared fixtures: one migrated MLflow database to copy, two torch threads, nothing sent home."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -53,6 +54,16 @@ def _copy(template: Path, folder: Path) -> str:
 def tiny_job(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory):
     """A whole job at its smallest, run once: (configuration, summary, folder)."""
     return run_once(tmp_path_factory.mktemp("job"), migrated_store, **TINY)
+
+
+@pytest.fixture
+def copied(tiny_job, tmp_path, monkeypatch):
+    """The tiny job in a folder of its own: doing it again only reads and logs."""
+    config, _, folder = tiny_job
+    monkeypatch.chdir(folder)
+    work = tmp_path / "copy"
+    shutil.copytree(config.workspace, work, ignore=shutil.ignore_patterns("jobs", ".lock"))
+    return dataclasses.replace(config, work_dir=str(work))
 
 
 def run_once(folder: Path, template: Path, **settings):

@@ -29,7 +29,7 @@ def read_json(reply: Reply) -> Any:
         ) from None
 
 
-def numbers(answer: Any) -> np.ndarray:
+def json_numbers(answer: Any) -> np.ndarray:
     """Return JSON numbers, in lists of any depth, as float64; null is NaN.
 
     Raises:

@@ -27,7 +27,7 @@ from surrogates.targets.base import Target
 from surrogates.targets.classes import ClassNames, name_of
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import Reply, client_of
-from surrogates.targets.json_answers import numbers, quoted, read_json
+from surrogates.targets.json_answers import json_numbers, quoted, read_json
 from surrogates.targets.mapping import PLACE, Mapping, pixel_format, read_mapping
 from surrogates.targets.served import open_served
 
@@ -219,7 +219,7 @@ def _best(row: np.ndarray) -> int:
 
 def _row(scores: list[Any]) -> np.ndarray:
     """Return the scores (K,) of one image."""
-    row = numbers(scores)
+    row = json_numbers(scores)
     if row.ndim != 1:
         raise TargetError(f"target answered scores {quoted(scores)}, expected numbers in one row")
     return row

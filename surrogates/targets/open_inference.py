@@ -14,7 +14,7 @@ from surrogates.errors import TargetError
 from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import HttpClient, Reply, client_of
-from surrogates.targets.json_answers import numbers, quoted, read_json
+from surrogates.targets.json_answers import json_numbers, quoted, read_json
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
 from surrogates.targets.served import open_served
 from surrogates.targets.signatures import ModelInput, refuse_fixed_batch
@@ -290,7 +290,9 @@ def _tensor(tensor: dict[str, Any], raw: bytes | None) -> np.ndarray:
         if raw is not None:
             values = np.frombuffer(raw, dtype=NUMBER_TYPES[datatype])
         else:
-            values = (np.array(data, dtype=bool) if _are_booleans(datatype, data) else numbers(data)).ravel()
+            values = (
+                np.array(data, dtype=bool) if _are_booleans(datatype, data) else json_numbers(data)
+            ).ravel()
         return values.reshape(shape)
     except TargetError:
         raise

@@ -14,7 +14,7 @@ from surrogates.targets.base import Target
 from surrogates.targets.classes import ClassNames
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import HttpClient, Reply, client_of
-from surrogates.targets.json_answers import numbers, read_json
+from surrogates.targets.json_answers import json_numbers, read_json
 from surrogates.targets.records import unpack
 from surrogates.targets.served import open_served
 from surrogates.targets.signatures import ModelInput
@@ -99,4 +99,4 @@ class ScoringServer:
         if not isinstance(answer, dict) or "predictions" not in answer:
             raise TargetError("target answered no 'predictions': is this an MLflow scoring server?")
         values = unpack(answer["predictions"], self.names)
-        return values if isinstance(values, np.ndarray) else numbers(values)
+        return values if isinstance(values, np.ndarray) else json_numbers(values)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -247,16 +246,6 @@ class TestModels:
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.array_equal(numpy_state(), before[1])
         assert random.getstate() == before[2]
-
-
-@pytest.fixture
-def copied(tiny_job, tmp_path, monkeypatch):
-    """The tiny job in a folder of its own."""
-    config, _, folder = tiny_job
-    monkeypatch.chdir(folder)
-    work = tmp_path / "copy"
-    shutil.copytree(config.workspace, work, ignore=shutil.ignore_patterns("jobs", ".lock"))
-    return dataclasses.replace(config, work_dir=str(work))
 
 
 class TestJob:

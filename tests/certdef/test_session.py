@@ -5,7 +5,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
 
 import mlflow
 import pytest
@@ -29,17 +28,8 @@ def session(tmp_path, migrated_store, monkeypatch):
         yield uri
 
 
-def job(tiny_job, tmp_path, monkeypatch, **tracking):
-    """A finished job in a folder of its own, so that doing it again only logs."""
-    config, _, folder = tiny_job
-    work = tmp_path / "copy"
-    shutil.copytree(config.workspace, work, ignore=shutil.ignore_patterns("jobs", ".lock"))
-    monkeypatch.chdir(folder)
-    return replace(config, work_dir=str(work), tracking=replace(config.tracking, **tracking))
-
-
-def test_a_job_beside_a_run_in_another_store(tiny_job, session, tmp_path, monkeypatch):
-    config = job(tiny_job, tmp_path, monkeypatch)
+def test_a_job_beside_a_run_in_another_store(copied, session, tmp_path, monkeypatch):
+    config = copied
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     with mlflow.start_run(run_name="sweep") as mine:
@@ -58,8 +48,8 @@ def test_a_job_beside_a_run_in_another_store(tiny_job, session, tmp_path, monkey
     assert ours.info.status == "FINISHED"
 
 
-def test_a_job_below_a_run_in_the_same_store(tiny_job, session, tmp_path, monkeypatch):
-    config = job(tiny_job, tmp_path, monkeypatch)
+def test_a_job_below_a_run_in_the_same_store(copied, session, tmp_path, monkeypatch):
+    config = copied
     mlflow.set_tracking_uri(config.tracking.uri)
     mlflow.set_experiment("mine")
     with mlflow.start_run(run_name="sweep") as mine:
@@ -73,9 +63,9 @@ def test_a_job_below_a_run_in_the_same_store(tiny_job, session, tmp_path, monkey
 
 @pytest.mark.slow
 @pytest.mark.acceptance
-def test_a_session_without_an_experiment_has_none_afterwards(tiny_job, tmp_path, monkeypatch):
+def test_a_session_without_an_experiment_has_none_afterwards(copied, tmp_path, monkeypatch):
     """In a process of its own: MLflow's active experiment cannot be unset in this one."""
-    config = job(tiny_job, tmp_path, monkeypatch)
+    config = copied
     code = f"""
 import mlflow, certdef, os
 config = certdef.load_config(file={str(tmp_path / "job.yaml")!r})

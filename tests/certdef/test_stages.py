@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -91,16 +90,6 @@ def test_torch_keeps_the_threads_of_its_caller(store, tmp_path):
     with pipeline.open_job(config):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
-
-
-@pytest.fixture
-def copied(tiny_job, tmp_path, monkeypatch):
-    """The tiny job in a folder of its own."""
-    config, _, folder = tiny_job
-    monkeypatch.chdir(folder)
-    work = tmp_path / "copy"
-    shutil.copytree(config.workspace, work, ignore=shutil.ignore_patterns("jobs", ".lock"))
-    return dataclasses.replace(config, work_dir=str(work))
 
 
 class TestKeys:

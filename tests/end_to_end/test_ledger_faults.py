@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 
 from surrogates import BudgetExceeded, LedgerError, QueryLedger, open_target
-from tests.end_to_end.test_ledger_kill import CLASSES, SCALE, forked, images
+from tests.end_to_end.test_ledger_kill import CLASSES, SCALE, forked, images, in_an_interpreter
 
 BATCH = 5
 QUERY = 15  # images of one query
@@ -316,13 +316,7 @@ def mounted(times: int) -> str:
 @pytest.mark.acceptance
 def test_no_fault_loses_an_answer_or_passes_the_budget() -> None:
     """Only a power cut may lose something: the last moments."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.end_to_end.test_ledger_faults", "--times", "10"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = in_an_interpreter("--times", "10", module="test_ledger_faults")
     assert done.returncode == 0, done.stderr
     table = {row.split("|")[1].strip(): row for row in done.stdout.splitlines()[2:]}
     assert [*table] == [*FAULTS]

@@ -200,12 +200,15 @@ def never_marked(folder: Path) -> None:
     run(folder, 60)
 
 
-def in_an_interpreter(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def in_an_interpreter(
+    *arguments: str, module: str = "test_ledger_kill", timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of this folder as a command."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.end_to_end.test_ledger_kill", name, str(folder), *arguments],
+        [sys.executable, "-m", f"tests.end_to_end.{module}", *arguments],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout,
         check=False,
         cwd=Path(__file__).parents[2],
     )
@@ -219,12 +222,12 @@ def in_an_interpreter(name: str, folder: Path, *arguments: str) -> subprocess.Co
     ],
 )
 def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
-    done = in_an_interpreter("run", tmp_path, str(kills))
+    done = in_an_interpreter("run", str(tmp_path), str(kills))
     assert done.returncode == 0, done.stderr
 
 
 def test_a_planted_fault_is_seen(tmp_path: Path) -> None:
-    done = in_an_interpreter("never_marked", tmp_path)
+    done = in_an_interpreter("never_marked", str(tmp_path))
     assert done.returncode != 0
     assert "is billed wrongly" in done.stderr or "struck while a query was out" in done.stderr
 

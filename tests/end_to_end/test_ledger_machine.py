@@ -8,7 +8,6 @@ The machine runs in an interpreter of its own, which imports once and forks.
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from surrogates import BudgetExceeded, QueryLedger, TargetError, open_target
 from surrogates.ledger import ledger as ledger_module
 from surrogates.ledger.owners import OwnerLock
 from surrogates.ledger.reader import Account, read_statement
-from tests.end_to_end.test_ledger_kill import CLASSES, SCALE, forked, images
+from tests.end_to_end.test_ledger_kill import CLASSES, SCALE, forked, images, in_an_interpreter
 
 PROCESSES = 8
 BUDGET = 16
@@ -323,17 +322,6 @@ def unbounded(examples: str) -> None:
     run(examples)
 
 
-def in_an_interpreter(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.end_to_end.test_ledger_machine", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-
-
 @pytest.mark.parametrize(
     "examples",
     [
@@ -342,14 +330,14 @@ def in_an_interpreter(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_the_ledger_keeps_to_its_model(examples: str) -> None:
-    done = in_an_interpreter("run", examples)
+    done = in_an_interpreter("run", examples, module="test_ledger_machine", timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["taken_for_dead", "unbounded"])
 def test_a_planted_fault_is_seen(fault: str) -> None:
-    done = in_an_interpreter(fault, "50")
+    done = in_an_interpreter(fault, "50", module="test_ledger_machine", timeout=1200)
     assert done.returncode != 0
     assert "AssertionError" in done.stderr
 

@@ -271,23 +271,22 @@ def _check_answer(targets: list[Any], answer: Any) -> None:
     assert not any(unforeseen)
 
 
-@settings(SOME, max_examples=150)
-@given(
-    answer=TREES
+ANSWERS = (
+    TREES
     | st.fixed_dictionaries({"predictions": TREES})
     | st.fixed_dictionaries({"outputs": st.lists(TENSORS, max_size=2)})
 )
+
+
+@settings(SOME, max_examples=150)
+@given(answer=ANSWERS)
 def test_whatever_is_answered(readers: list[Any], answer: Any) -> None:
     _check_answer(readers, answer)
 
 
 @pytest.mark.slow
 @settings(MANY, max_examples=20_000)
-@given(
-    answer=TREES
-    | st.fixed_dictionaries({"predictions": TREES})
-    | st.fixed_dictionaries({"outputs": st.lists(TENSORS, max_size=2)})
-)
+@given(answer=ANSWERS)
 def test_whatever_is_answered_at_length(readers: list[Any], answer: Any) -> None:
     _check_answer(readers, answer)
 
