@@ -80,10 +80,11 @@ def _laws(certify: CertifyConfig) -> list[str]:
     for label in labels:
         if not LABEL.fullmatch(label):
             plain = re.sub(r"[^\w.-]+", "-", label).strip("-.")[:LONGEST_LABEL] or "law"
-            remedy = f"it names files and metrics: use up to {LONGEST_LABEL} letters, digits, '_', '.', '-', e.g. {plain}"
+            remedy = f"it names files and metrics: use up to {LONGEST_LABEL} letters, digits, '_', '.', '-' and spaces, e.g. {plain}"
             failures.append(f"certify.laws has the label {label!r}: {remedy}")
-    if len(set(labels)) < len(labels) or "gaussian" in labels:
-        remedy = "give each law its own (gaussian is taken by the comparison)"
+    distinct = {label.lower() for label in labels}  # not every disk tells a from A
+    if len(distinct) < len(labels) or "gaussian" in distinct:
+        remedy = "give each law its own, whatever the case (gaussian is taken by the comparison)"
         failures.append(f"certify.laws has the labels {labels}: {remedy}")
     return failures
 
@@ -110,6 +111,7 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "target_images", certify.target_images >= 1, "use at least 1"
     yield "batch_size", certify.batch_size >= 1, "use at least 1"
     yield "laws", len(certify.laws) >= 1, "name at least one law"
+    yield "radii", len(certify.radii) >= 1, "name at least one radius, e.g. [0.25, 0.5]"
     yield "radii", all(radius >= 0 for radius in certify.radii), "use radii of 0 or more"
     yield "guide", certify.guide in GUIDES, f"use one of {', '.join(GUIDES)}"
     guided = certify.guide != "off" and certify.method != CertifyConfig.method
@@ -137,11 +139,16 @@ def _changed_vote(certify: CertifyConfig) -> Rules:
     yield "method", certify.method in METHODS, f"use one of {', '.join(METHODS)}"
     if 0 < certify.alpha < 0.5:
         smallest = smallest_n(nextafter(0.5, 1), certify.alpha)
-        yield "n", certify.n >= smallest, f"alpha {certify.alpha:g} certifies nothing below n={smallest}"
+        yield (
+            "n",
+            certify.n >= smallest,
+            f"alpha {certify.alpha:g} certifies nothing below n={smallest}: use at least that",
+        )
 
 
 def _attack(attack: AttackConfig) -> Rules:
     yield "eps", all(0 <= eps <= 1 for eps in attack.eps), "use [0,1] pixel units: 8/255 is 0.0314"
+    yield "eps", len(set(attack.eps)) == len(attack.eps), "name each distance once"
     yield "steps", attack.steps >= 1, "use at least 1"
 
 

@@ -25,6 +25,17 @@ MAPPINGS = {"--config": ""} | {
     f"--{section}": f"{section}." for section in dict.fromkeys(alias.partition(".")[0] for alias in ALIASES)
 }
 
+# What the parser calls the kinds of values, for a user.
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "tuple": "a list, e.g. [0.25, 0.5]",
+    "dict": "options, e.g. {n: 2000}",
+    "NoneType": "null",
+}
+
 
 def add_config_arguments(parser: Any, preset: str) -> None:
     """Give a jsonargparse parser `--config FILE` and every field of RunConfig, on the defaults of a preset."""
@@ -107,24 +118,28 @@ def check_texts(arguments: list[str]) -> None:
     """
     groups = {f"--{key}" for key, value in RunConfig().to_dict().items() if isinstance(value, dict)}
     for name, value in _pairs(arguments):
+        if name == "--config" and not os.path.isfile(value):
+            raise ConfigError(f"--config {value!r} is no file: give a YAML file of options")
         if name in {"--config", *groups} and os.path.isfile(value):
-            _check_named_files(read_config(value), Path(value).parent)
+            _check_file(value, read_config(value))
         elif name.startswith("--"):
             check_yaml(value, name)
 
 
-def _check_named_files(text: str, folder: Path) -> None:
-    """Refuse the files of the same kind that the parser would read because a configuration names them for a section."""
+def _check_file(path: str, text: str) -> None:
+    """Refuse a file without options, and the files that the parser would read because it names them for a section."""
     import yaml
 
     try:
         tree = yaml.compose(text)
     except yaml.YAMLError:
         return  # the parser says what is wrong with it
-    for _, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
-        path = folder / str(value.value)
-        if isinstance(value, yaml.ScalarNode) and value.value and os.path.isfile(path):
-            read_config(path)
+    if not isinstance(tree, yaml.MappingNode):
+        raise ConfigError(f"{path!r} holds no options: write them as in certdef run --print-config")
+    for _, value in tree.value:
+        named = Path(path).parent / str(value.value)
+        if isinstance(value, yaml.ScalarNode) and value.value and os.path.isfile(named):
+            read_config(named)
 
 
 def option_names() -> dict[str, str]:
@@ -230,6 +245,10 @@ def explain(message: str, known: list[str]) -> str:
     """One line from a parser's message, with the nearest known key where one was unknown."""
     line = " ".join(message.split())
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
+    if kind := _wrong_kind(line):
+        return kind
+    if stray := re.search(r"nrecognized arguments: ([^\s-]\S*)", line):
+        return f"{stray[1]!r} is no option: options begin with --, e.g. --seed 1"
     other = re.search(r"[Oo]ption '([\w.]+)' is not accepted|nrecognized arguments: -*([\w.\-]+)", line)
     if not (group or other):
         return line.replace("Parser key ", "")
@@ -238,6 +257,15 @@ def explain(message: str, known: list[str]) -> str:
     if "certify.laws" in line:  # a key of a law, which is none of the job
         known = list(SigmaLaw.__dataclass_fields__)
     return f"unknown key {key!r}{nearest(key, known)}: certdef run --print-config shows all keys"
+
+
+def _wrong_kind(line: str) -> str | None:
+    """A value of another kind than its option takes, in words; None where the parser says something else."""
+    key, value = re.search(r'"([\w.]+)": ', line), re.search(r"(?:Got|Given) value: ?(.*)$", line)
+    kinds = dict.fromkeys(re.findall(r"<class '(\w+)'>", re.split(r"Errors:|Got value", line)[0]))
+    if not (key and value and kinds) or not kinds.keys() <= KINDS.keys():
+        return None
+    return f"{key[1]} is {value[1] or 'empty'}: use {' or '.join(KINDS[kind] for kind in kinds)}"
 
 
 def _literal(value: Any) -> str:

@@ -132,7 +132,7 @@ def _check_sizes(config: DataConfig, sizes: dict[str, int]) -> None:
         wanted = getattr(config, f"{part}_images")
         if size < wanted:
             raise ConfigError(
-                f"data.{part}_images is {wanted}, but {config.name} has only {size} images for it: lower it"
+                f"data.{part}_images is {wanted}, but {config.name} has only {size} images left for it: lower it, or the other numbers of images"
             )
 
 
@@ -207,10 +207,12 @@ def _npz(config: DataConfig) -> Source:
         )
     arrays = read_npz(config.path, ["images", "labels"], "data.path", ["class_names", "layout"])
     images, labels = as_images(arrays["images"], _layout(arrays)), arrays["labels"]
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}: expected {len(images)} whole numbers from 0"
         )
+    if labels.min() < 0:
+        raise ConfigError(f"labels go down to {labels.min()}: number the classes from 0")
     return Source(images, labels.astype(np.int64), _class_names(labels, arrays.get("class_names")))
 
 
@@ -283,6 +285,8 @@ def as_images(images: np.ndarray, layout: str | None = None) -> np.ndarray:
     if not np.issubdtype(images.dtype, np.floating):
         raise ConfigError(f"images have dtype {images.dtype}: expected uint8, or floats in [0, 1]")
     low, high = images.min(), images.max()
+    if np.isnan(low):
+        raise ConfigError("images hold pixels that are no number (NaN): leave such images out")
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise ConfigError(
             f"images range from {low:.9g} to {high:.9g}: scale them to [0, 1], e.g. divide 8-bit levels by 255, "

@@ -76,8 +76,10 @@ class Limits:
         """
         if not self.seed and params.get("seed", FRESH) != FRESH:
             raise ConfigError("seed: this server chooses it, and its answer names it; leave it out")
-        draws = {name: int(params.get(name, default)) for name, default in defaults.items()}
+        draws = {name: params.get(name, default) for name, default in defaults.items()}
         for name, value in draws.items():
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name} is {value!r}: use a whole number of at least 1")
             if value > self.n:
                 raise ConfigError(f"{name} is {value}: this server allows {self.n} at most")
         votes = images * sum(draws.values())
@@ -187,7 +189,8 @@ class StrictModel:
         params = params or {}
         unknown = sorted(set(params) - set(PARAMS))
         if unknown:
-            message = f"unknown params {', '.join(unknown)}: this model takes {', '.join(PARAMS)}"
+            taken = [name for name in PARAMS if name != "seed" or self.limits.seed]
+            message = f"unknown params {', '.join(unknown)}: this server takes {', '.join(taken)}"
             raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
         try:
             self.limits.check(len(data), params, self.draws)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one line for bad input, nothing spent."""
 
+import os
 import shutil
 import socket
 import sqlite3
@@ -102,6 +103,9 @@ BAD = {
     "preset": (["run", "--preset=digts"], "did you mean 'digits'"),
     "key": (["run", "--certify.alhpa=0.1"], "did you mean 'certify.alpha'"),
     "dashed key": (["run", "--data-rot=x"], "data-rot"),
+    "stray word": (["run", "extra"], "'extra' is no option: options begin with --"),
+    "no file of options": (["run", "--config", "nowhere.yaml"], "--config 'nowhere.yaml' is no file"),
+    "empty file of options": (["run", "--config", os.devnull], "is no file: give a YAML file of options"),
     "alpha": (["run", "--certify.alpha=2"], "certify.alpha is 2.0"),
     "n": (["run", "--certify.n=5"], "below n=10"),
     "device": (["run", "--device=tpu"], "use auto, cpu or cuda"),
@@ -249,3 +253,11 @@ def test_the_module_runs_as_a_script():
         [sys.executable, "-m", "certdef.cli", "--version"], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize("text", ["", "[a, b]", "# nothing"])
+def test_a_file_without_options_is_named(text, tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text(text)
+    assert main(["run", "--config", str(tmp_path / "options.yaml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "options.yaml' holds no options: write them as in" in line

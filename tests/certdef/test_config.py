@@ -42,6 +42,16 @@ def test_the_printed_file_reads_back_as_the_same_configuration(tmp_path):
 
 
 BAD = [
+    ({"certify__radii": []}, "certify.radii", "at least one radius"),
+    ({"certify__radii": 0.5}, "certify.radii is 0.5", "use a list, e.g. [0.25, 0.5]"),
+    ({"certify__n": 1000.5}, "certify.n is 1000.5", "use a whole number"),
+    ({"target__concurrency": "x"}, "target.concurrency is x", "use a whole number or null"),
+    ({"attack__eps": [0.1, 0.1]}, "attack.eps", "each distance once"),
+    (
+        {"certify__laws": [{"label": "a", "scale_255": 3}, {"label": "A", "scale_255": 6}]},
+        "['a', 'A']",
+        "whatever the case",
+    ),
     ({"threads": 0}, "threads is 0", "use at least 1"),
     ({"certify__alpha": 2}, "certify.alpha", "0.001"),
     ({"certify__alpha": 0}, "certify.alpha", "0.001"),

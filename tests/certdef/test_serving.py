@@ -132,7 +132,13 @@ def test_without_a_seed_each_request_draws_its_own_and_names_it(server, images):
 
 
 BAD = [
-    (lambda x: {"inputs": x.tolist(), "params": {"alhpa": 0.01}}, "unknown params alhpa"),
+    (
+        lambda x: {"inputs": x.tolist(), "params": {"alhpa": 0.01}},
+        "unknown params alhpa: this server takes n0, n, alpha",
+    ),
+    (lambda x: {"inputs": x.tolist(), "params": {"n": "x"}}, "n is 'x': use a whole number of at least 1"),
+    (lambda x: {"inputs": x.tolist(), "params": {"n": 2000.5}}, "n is 2000.5: use a whole number"),
+    (lambda x: {"inputs": x.tolist(), "params": {"n": -1}}, "n is -1: use a whole number of at least 1"),
     (lambda x: {"inputs": x.tolist(), "params": {"alpha": 2.0}}, "alpha"),
     (lambda x: {"inputs": x.tolist(), "params": {"n": 3}}, "n >= 10"),
     (lambda x: {"inputs": (255 * x).tolist()}, "255"),
