@@ -28,10 +28,10 @@ from certdef.report import draw, ducd_page, page, udc_page
 from certdef.report.unused_options import UnusedOption, unused_options
 from certdef.stages import Job
 from certdef.stages.summary import Summary
-from certdef.tracking.disk import disk_errors
+from certdef.tracking.callers_session import given_back
+from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
-from certdef.tracking.session import given_back
 from certdef.tracking.workspace import Stage, forget, locked
 from surrogates.files import create_private, replacing
 

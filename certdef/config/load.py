@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from certdef.config.bounded import check_yaml, read_config
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
+from certdef.config.yaml_limits import check_yaml, read_config
 
 # Other spellings and names of options, on the command line and in files.
 ALIASES = {

@@ -27,7 +27,7 @@ from certdef.models.classifiers import build_classifier
 from certdef.purifiers import build
 from certdef.purifiers import networks as network_room
 from certdef.purifiers.registry import check_code, find_purifier, is_foreign
-from certdef.tracking.files import check_digests, digests, read_json, write_json
+from certdef.tracking.checked_json import check_digests, digests, read_json, write_json
 from surrogates.files import replacing
 
 # As a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.

@@ -28,7 +28,7 @@ from certdef.stages.surrogate import (
     train_surrogate,
 )
 from certdef.tracking import metrics
-from certdef.tracking.files import fingerprint, read_json, write_json
+from certdef.tracking.checked_json import fingerprint, read_json, write_json
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
 

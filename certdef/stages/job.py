@@ -14,7 +14,7 @@ from torch import nn
 import surrogates
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
-from certdef.tracking.files import file_digest
+from certdef.tracking.checked_json import file_digest
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker
 from certdef.tracking.results import StageResult

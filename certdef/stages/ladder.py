@@ -27,7 +27,7 @@ from certdef.config.purifiers import plain_name
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
-from certdef.tracking.files import read_json, write_json
+from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
 

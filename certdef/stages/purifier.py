@@ -22,7 +22,7 @@ from certdef.purifiers.registry import find_purifier, is_foreign
 from certdef.stages.job import Job
 from certdef.stages.networks import Defended, Trained, train_network, training_run, untrained_copy
 from certdef.tracking import metrics
-from certdef.tracking.files import fingerprint
+from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
 from surrogates.files import replacing

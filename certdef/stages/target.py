@@ -17,7 +17,7 @@ from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier, train_svc
 from certdef.stages.job import Job
 from certdef.tracking import metrics
-from certdef.tracking.files import fingerprint
+from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import tracking_uri
 from certdef.tracking.results import Share, StageResult

@@ -21,7 +21,7 @@ import surrogates
 from certdef.config.job import ConfigError
 from certdef.stages.conditions import Condition, guided_budget
 from certdef.stages.job import Job, versions
-from certdef.tracking.files import fingerprint
+from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import Share
 from certdef.tracking.workspace import Stage
 

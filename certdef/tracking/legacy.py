@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from certdef.config.job import RunConfig
-from certdef.tracking.files import fingerprint, read_json
+from certdef.tracking.checked_json import fingerprint, read_json
 from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
 

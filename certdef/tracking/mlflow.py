@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from certdef.config.job import ConfigError, RunConfig, flatten, without_password
 from certdef.data.sets import Splits
-from certdef.tracking import legacy, metrics, server
-from certdef.tracking.files import read_json, write_json
+from certdef.tracking import legacy, metrics, server_watch
+from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.local_store import holds_no_run, make_local_store
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
@@ -62,15 +62,15 @@ def check_store(uri: str) -> None:
             raise ConfigError(
                 f"tracking store {uri!r} is no SQLite database: move the file away, or choose another with --tracking.uri"
             )
-    elif server.is_server(uri):
-        server.check_server(uri)
+    elif server_watch.is_server(uri):
+        server_watch.check_server(uri)
     elif parts.scheme in ("", "file") and uri not in PLAIN_URIS:
         raise ConfigError(
             f"tracking.uri {uri!r} is a folder: MLflow 3 keeps runs in a database, e.g. sqlite:///{uri.removeprefix('file://').rstrip('/')}/mlflow.db"
         )
 
 
-@server.bounded()
+@server_watch.bounded()
 def connect(config: RunConfig) -> Any:
     """MLflow, pointed at the checked store, with the experiment in place. Returns the module."""
     uri = tracking_uri(config)
@@ -149,7 +149,7 @@ class Tracker:
         purifier = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
         elsewhere = self.uri != self.callers_uri  # then an active run of the caller's is in another store
         run = self._run("job", self.config.name + purifier, alone=elsewhere)
-        with server.watched(self.uri, self.config.workspace), run:
+        with server_watch.watched(self.uri, self.config.workspace), run:
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             images = self.mlflow.data.from_numpy
@@ -227,7 +227,7 @@ class Tracker:
             write_json(self._file, self._runs)
             yield
 
-    @server.bounded()
+    @server_watch.bounded()
     def _exists(self, run_id: str) -> bool:
         try:
             return self.mlflow.get_run(run_id).info.lifecycle_stage == "active"

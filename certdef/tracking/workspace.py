@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from certdef.config.job import ConfigError
-from certdef.tracking.files import MEND, check_digests, digests, fingerprint, read_json, write_json
+from certdef.tracking.checked_json import MEND, check_digests, digests, fingerprint, read_json, write_json
 from certdef.tracking.results import StageResult
 
 R = TypeVar("R", bound=StageResult)

@@ -17,9 +17,9 @@ from certify.errors import check_alpha, check_count, with_options
 from certify.guided.calibration import Calibration
 from certify.guided.image import Guide, GuidedImage, reachable_radii
 from certify.noise.base import NoiseLaw
+from certify.voting.base_classifier import eval_mode, input_dtype
 from certify.voting.checks import check_images, check_indices, resolve_device
 from certify.voting.chunks import hash32
-from certify.voting.foreign import eval_mode, input_dtype
 from certify.voting.tally import as_tensor
 
 

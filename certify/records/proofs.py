@@ -9,7 +9,7 @@ from certify.bounds.binomial import binomial_lower_bound, binomial_upper_bound
 from certify.bounds.two_sided import RUNNERS_UP, TOP_SHARE
 from certify.certificate import Counts
 from certify.noise.base import FloatArray, NoiseLaw
-from certify.noise.described import open_law
+from certify.noise.description import open_law
 from certify.noise.inclusion import Inclusion
 from certify.noise.scale_mixture import GaussianScaleMixture
 from certify.records.rows import EXACT

@@ -12,7 +12,7 @@ from certify.bounds.two_sided import two_sided_radius
 from certify.certificate import Counts
 from certify.errors import CertifyError, check_alpha
 from certify.noise.base import NoiseLaw
-from certify.noise.described import same_draws
+from certify.noise.description import same_draws
 from certify.noise.inclusion import Inclusion
 from certify.records.proofs import unproven, votes_of_selected
 from certify.records.table import Records

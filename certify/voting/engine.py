@@ -11,9 +11,9 @@ import torch
 from certify.certificate import Counts
 from certify.errors import CertifyError, check_count
 from certify.noise.base import NoiseLaw
+from certify.voting.base_classifier import check_alone, eval_mode, holds_target, input_dtype
 from certify.voting.checks import check_images, check_indices, resolve_device
 from certify.voting.chunks import Chunk, chunks, packed
-from certify.voting.foreign import check_alone, eval_mode, holds_target, input_dtype
 from certify.voting.grid import add_on_grid, check_grid
 from certify.voting.tally import Tally, as_tensor
 

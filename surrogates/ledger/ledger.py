@@ -17,7 +17,7 @@ from surrogates.ledger.keys import FRESH_PURPOSES, KEPT_TOGETHER, Keyed, Keys
 from surrogates.ledger.packing import Kept, pack, share, unpack
 from surrogates.ledger.store import Batch, LedgerStore
 from surrogates.targets.base import Answers, Target, check_images
-from surrogates.targets.repeats import paid_by
+from surrogates.targets.paid_repeats import paid_by
 
 POLL_SECONDS = 0.02
 

@@ -23,7 +23,7 @@ import tenacity
 from surrogates.errors import Refused, SurrogateError, TargetError, note_lost
 from surrogates.targets.addresses import public_url, without_login
 from surrogates.targets.declared import check_options
-from surrogates.targets.exchange import (
+from surrogates.targets.http_exchange import (
     Answer,
     Connections,
     Limits,
@@ -34,8 +34,8 @@ from surrogates.targets.exchange import (
     basic,
 )
 from surrogates.targets.http_options import HttpOptions, Pace
+from surrogates.targets.paid_repeats import payer
 from surrogates.targets.redaction import Secrets, shortened
-from surrogates.targets.repeats import payer
 
 FREE_ATTEMPTS = 3  # for health and metadata
 FIRST_BACKOFF_SECONDS = 0.5

@@ -20,7 +20,7 @@ from certdef.models import storage
 from certdef.models.classifiers import build_classifier
 from certdef.stages.conditions import Condition
 from certdef.stages.votes import BaseClassifier, certify_condition
-from certdef.tracking.files import read_json, write_json
+from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage, forget
 from surrogates.files import replacing

@@ -16,7 +16,7 @@ import pytest
 from certdef.config.job import ConfigError
 from certdef.config.load import load_config
 from certdef.pipeline import open_job
-from certdef.tracking import StageResult, server
+from certdef.tracking import StageResult, server_watch
 from certdef.tracking.mlflow import check_store, connect
 from tests.servers.loopback import Handler, serving
 from tests.servers.processes import free_port, running
@@ -42,7 +42,7 @@ def test_a_server_behind_a_proxy_and_the_names_of_services_are_taken(monkeypatch
 
 
 def test_a_server_that_does_not_answer_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(server_watch, "PROBE_SECONDS", 0.5)
 
     class Broken(Handler):
         def do_GET(self) -> None:
@@ -73,16 +73,16 @@ def test_a_password_of_the_store_is_in_no_error() -> None:
 
 
 def test_waiting_is_bounded_only_meanwhile_and_not_against_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(server.TIMEOUT, "77")
-    monkeypatch.delenv(server.RETRIES, raising=False)
-    with server.bounded() as ours, server.bounded() as inner:
-        assert (ours, inner) == ({server.RETRIES: server.WAITING[server.RETRIES]}, {})
-        assert (os.environ[server.TIMEOUT], os.environ[server.RETRIES]) == (
+    monkeypatch.setenv(server_watch.TIMEOUT, "77")
+    monkeypatch.delenv(server_watch.RETRIES, raising=False)
+    with server_watch.bounded() as ours, server_watch.bounded() as inner:
+        assert (ours, inner) == ({server_watch.RETRIES: server_watch.WAITING[server_watch.RETRIES]}, {})
+        assert (os.environ[server_watch.TIMEOUT], os.environ[server_watch.RETRIES]) == (
             "77",
-            server.WAITING[server.RETRIES],
+            server_watch.WAITING[server_watch.RETRIES],
         )
-    assert os.environ[server.TIMEOUT] == "77"
-    assert server.RETRIES not in os.environ
+    assert os.environ[server_watch.TIMEOUT] == "77"
+    assert server_watch.RETRIES not in os.environ
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def test_a_server_that_goes_away_during_a_job_costs_seconds_and_no_result(
             return StageResult(metrics={"figure": 4.0})
 
         with (
-            caplog.at_level(logging.WARNING, "certdef.tracking.server"),
+            caplog.at_level(logging.WARNING, "certdef.tracking.server_watch"),
             pytest.raises(ConfigError, match=r"does not answer .*the same command goes on with what is kept"),
         ):
             job(compute)
@@ -136,7 +136,7 @@ def test_a_server_that_goes_away_during_a_job_costs_seconds_and_no_result(
     assert "does not answer" in caplog.text
     assert went[1] - went[0] < 15
     assert stopped - went[0] < 120
-    assert server.RETRIES not in os.environ
+    assert server_watch.RETRIES not in os.environ
     with mlflow_tracking_server(tmp_path, port):
         stage, tracker = job(lambda: pytest.fail("computed again"))
         assert stage.reused

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from certdef.cli import main
-from certdef.config.bounded import MOST_NODES, check_yaml, read_config
 from certdef.config.job import ConfigError
 from certdef.config.load import load_config
+from certdef.config.yaml_limits import MOST_NODES, check_yaml, read_config
 
 LISTS = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from certdef.config.job import ConfigError
-from certdef.tracking.disk import disk_errors
-from certdef.tracking.files import write_json
+from certdef.tracking.checked_json import write_json
+from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.mlflow import check_store
 from surrogates.distillation.checkpoint import TrainingCheckpoint
 

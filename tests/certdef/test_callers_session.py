@@ -11,7 +11,7 @@ import pytest
 
 import certdef
 from certdef.cli import as_yaml
-from certdef.tracking.session import given_back
+from certdef.tracking.callers_session import given_back
 
 PARENT = "mlflow.parentRunId"
 

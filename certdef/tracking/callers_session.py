@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from certdef.tracking.local_store import is_missing
-from certdef.tracking.server import bounded
+from certdef.tracking.server_watch import bounded
 
 OURS_TO_SET = "MLFLOW_"
 # A run and an experiment that the environment names would take the place of the job's.
