@@ -53,6 +53,7 @@ def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
 
     job.run(stage, evaluate)
     target = opened[0] if opened else _open(job, config.uri or stage.result.uri)
+    target.kind.settle(stage.result.output_kind)  # as its first answer told it
     return target, stage
 
 

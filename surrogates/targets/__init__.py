@@ -10,9 +10,11 @@ import torch
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target, check_images
 from surrogates.targets.callables import CallableTarget, TorchTarget
+from surrogates.targets.classes import ClassNames
 from surrogates.targets.declared import Declared, check_options, split_options
 from surrogates.targets.estimators import EstimatorTarget
 from surrogates.targets.formats import PixelFormat
+from surrogates.targets.keras import KerasTarget, is_keras
 from surrogates.targets.pyfunc import PyfuncTarget
 from surrogates.targets.uris import open_uri
 
@@ -26,7 +28,7 @@ def open_target(
     protocol: str | None = None,
     **options: Any,
 ) -> Target:
-    """Open a black box: an address, a torch module, a scikit-learn estimator, or a callable.
+    """Open a black box: an address, a torch module, a Keras model, an estimator as scikit-learn's, or a callable.
 
     An address is http(s)://.../invocations (MLflow scoring server), http(s)://.../v2/models/NAME (Open Inference
     Protocol), a file NAME.onnx, a NAME.yaml that maps any JSON endpoint, or an MLflow model URI or folder. Nothing is
@@ -37,11 +39,13 @@ def open_target(
         device: Where a torch module runs.
         protocol: "mlflow-server", "open-inference", "onnx", "json" or "mlflow", where the address does not decide.
         num_classes: Taken from the target where it reports it.
-        classes: The names that the target answers: a list in the order of your labels, or a map of names to indices.
+        classes: The names of the classes: a list in the order of your labels, or a map of names to indices. Tables show
+            them, and a target may answer them.
         identity: Defaults to a fingerprint of the weights, the address, or the qualified name of the callable. Name a
             target yourself when its behavior may change under the same name.
-        output_kind: "labels", "top_k", "probabilities" or "logits"; defaults to what the target reports, to "logits" for
-            a torch module and to "probabilities" otherwise.
+        output_kind: "labels", "top_k", "probabilities" or "logits"; defaults to what the target reports, else to what its
+            first answer tells.
+        output: Name or place of the part of its output that is the answer, where there are several.
         input_shape: (C, H, W).
         batch_size: Splits large queries, for a service into requests.
         layout: "chw", "hwc", "flat" (rows of C*H*W) or "flat_hwc".
@@ -49,9 +53,9 @@ def open_target(
         pixel_range, mean, std: What 0 and 1 become; what is subtracted from each channel and what divides it then.
         quantize: Bits that pixels are rounded to.
         options: Of one kind of target. A service takes those of HTTP (token_env, timeout, rate, concurrency ...:
-            surrogates.targets.http_options.HttpOptions), `output` and `binary` (Open Inference), `columns` (a scoring
+            surrogates.targets.http_options.HttpOptions), `binary` (Open Inference), `columns` (a scoring
             server's model of tables), and probe=True, which pays for one query outside any ledger for num_classes; an ONNX
-            file `output` and `threads`.
+            file `threads`.
 
     Raises:
         ClassesUnknown: The target does not report its number of classes, and num_classes was not given.
@@ -70,6 +74,8 @@ def open_target(
     check_options(others, [], f"a {kind}")
     if type(target).__module__.startswith("mlflow.pyfunc"):
         return PyfuncTarget(target, declared)
+    if is_keras(target):
+        return KerasTarget(target, declared)
     if isinstance(target, torch.nn.Module):
         return TorchTarget(target, declared, device)
     if not isinstance(target, type) and (hasattr(target, "predict_proba") or hasattr(target, "predict")):
@@ -86,7 +92,10 @@ def _opened(target: Target, declared: Declared) -> Target:
     of_pixels = {field.name for field in fields(PixelFormat)}
     for name in (field.name for field in fields(Declared)):
         value = getattr(declared, name)
-        own = getattr(target.pixels if name in of_pixels else target, name, None)
+        holder = target.pixels if name in of_pixels else target.reading if name == "output" else target
+        own = target.class_names if name == "classes" else getattr(holder, name, None)
+        if name == "classes" and value is not None:
+            value = ClassNames.of(value).in_order
         if value is not None and value != own:
             raise TargetError(
                 f"{name} of an opened target is {own!r}, got {value!r}: open the object behind it with other options"

@@ -8,6 +8,8 @@ from typing import Any
 from surrogates.errors import ClassesUnknown, TargetError
 from surrogates.targets.classes import ClassNames
 from surrogates.targets.formats import PixelFormat, check_input_shape
+from surrogates.targets.kinds import OUTPUT_KINDS, OutputKind
+from surrogates.targets.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,11 @@ class Declared:
 
     Args:
         num_classes: Number of classes.
-        classes: Their names, as far as the target answers names or numbers of its own: a list in the order of the indices,
-            or a map of names to indices.
+        classes: Their names: a list in the order of the indices, or a map of names to indices. Tables show them, and where
+            the target answers names or numbers of its own they stand for the indices.
         identity: Name of the target for ever; a ledger belongs to one identity.
         output_kind: labels, top_k, probabilities or logits.
+        output: Name or place of the part of an output that is the answer.
         input_shape: (C, H, W).
         batch_size: Images that are sent at once.
         layout: chw, hwc, flat or flat_hwc.
@@ -34,6 +37,7 @@ class Declared:
     classes: Any = None
     identity: str | None = None
     output_kind: str | None = None
+    output: str | int | None = None
     input_shape: tuple[int, int, int] | None = None
     batch_size: int | None = None
     layout: str | None = None
@@ -55,11 +59,30 @@ class Declared:
             raise TargetError(
                 f"num_classes is {self.num_classes!r}, but classes lists {self.names.count}: leave num_classes out"
             )
+        place = isinstance(self.output, int) and not isinstance(self.output, bool) and self.output >= 0
+        if self.output is not None and not place and not (isinstance(self.output, str) and self.output):
+            raise TargetError(f"output must be the name or the place of a part, got {self.output!r}: try 0")
 
     @property
     def names(self) -> ClassNames | None:
         """The names of the classes, where they were declared."""
         return None if self.classes is None else ClassNames.of(self.classes)
+
+    @property
+    def reading(self) -> Reading:
+        """How outputs are read."""
+        return Reading(self.names, self.output)
+
+    def kind(self, assumed: str, possible: tuple[str, ...] = OUTPUT_KINDS) -> OutputKind:
+        """Return the kind of the answers: what is known by now, else what is assumed until the first answer tells.
+
+        Args:
+            assumed: The kind that answers are kept under then.
+            possible: What the first answer may be.
+        """
+        if self.output_kind is not None:
+            return OutputKind(self.output_kind)
+        return OutputKind(assumed, assumed=True, possible=possible)
 
     @property
     def pixels(self) -> PixelFormat:

@@ -42,7 +42,7 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         TargetError: The mapping cannot be used, or contradicts what was declared.
     """
     mapping = read_mapping(uri)
-    for name in ("layout", "dtype", "classes"):
+    for name in ("layout", "dtype", "classes", "output"):
         if getattr(declared, name) is not None:
             raise TargetError(f"{name} stands in the mapping: leave it out")
     if mapping.token_env is not None and options.get("token_env") is None:
@@ -64,6 +64,7 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
     )
     declared = replace(
         declared,
+        classes=mapping.classes,
         layout=form.layout,
         dtype=form.dtype,
         pixel_range=declared.pixel_range or form.pixel_range,
@@ -149,7 +150,7 @@ class JsonEndpoint:
         row = np.full(self.num_classes, np.nan)
         row[indices] = 0
         np.add.at(row, indices, named)  # several names may stand for one class
-        if self.output_kind != "top_k" and np.isnan(row).any():
+        if self.output_kind not in ("top_k", "") and np.isnan(row).any():  # unset, the answer tells
             raise TargetError(
                 f"target named {len(labels)} of {self.num_classes} classes: open it with output_kind='top_k'"
             )

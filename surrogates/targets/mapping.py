@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from surrogates.errors import TargetError
-from surrogates.targets.base import OUTPUT_KINDS
 from surrogates.targets.classes import ClassNames, name_of
 from surrogates.targets.formats import PixelFormat, check_input_shape
+from surrogates.targets.kinds import OUTPUT_KINDS
 from surrogates.targets.redaction import shortened
 from surrogates.targets.yaml_file import read_yaml
 
@@ -101,13 +101,13 @@ class Mapping:
             )
 
     @property
-    def kind(self) -> str:
-        """The output kind: as declared, else by what the answers hold."""
+    def kind(self) -> str | None:
+        """The output kind: as declared, else by what the answers hold; None where scores alone do not tell."""
         if self.output_kind is not None:
             return self.output_kind
         if self.scores is None:
             return "labels"
-        return "probabilities" if self.labels is None else "top_k"
+        return None if self.labels is None else "top_k"
 
     @property
     def known_classes(self) -> int | None:

@@ -1,17 +1,21 @@
 """Targets that are ONNX files, run by ONNX Runtime in this process."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from surrogates.errors import TargetError
-from surrogates.targets.base import Answers, Target
+from surrogates.targets.base import Target
 from surrogates.targets.classes import REMEDY, by_index, class_indices, text_labels
 from surrogates.targets.declared import Declared, check_options
+from surrogates.targets.kinds import OUTPUT_KINDS
 from surrogates.targets.onnx_files import digest_of
-from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, unpack
+from surrogates.targets.onnx_graph import kind_of_output
+from surrogates.targets.reading import Reading
+from surrogates.targets.records import LABEL_NAMES, named_columns
 from surrogates.targets.signatures import ModelInput, padded
 
 WHOLE = ("tensor(int", "tensor(uint", "tensor(string")  # types of labels
@@ -26,7 +30,7 @@ def open_onnx(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
     Raises:
         TargetError: It cannot be loaded, or does not fit what was declared.
     """
-    check_options(options, ["output", "threads"], "an ONNX model")
+    check_options(options, ["threads"], "an ONNX model")
     if declared.dtype is not None:
         raise TargetError("dtype is read from the ONNX model: leave it out")
     return OnnxTarget(uri, declared, **options)
@@ -36,11 +40,10 @@ class OnnxTarget(Target):
     """An ONNX model with one input; layout, number type and classes are read from its graph where it reports them.
 
     It runs on the CPU, or on the GPU where onnxruntime was installed for one. identity is the sha256 of the file and
-    of every file of weights that its graph names. Scores are probabilities unless output_kind is given. It
-    dies with this process, so that a lost answer costs nothing.
+    of every file of weights that its graph names. The kind of its scores is that of the graph's last operation where that
+    tells, else that of the first answer. It dies with this process, so that a lost answer costs nothing.
 
     Args:
-        output: Name of the output to read, where there are several.
         threads: Threads of one query; unset, as many as there are cores.
 
     Raises:
@@ -52,47 +55,50 @@ class OnnxTarget(Target):
         self,
         path: str | os.PathLike[str],
         declared: Declared,
-        output: str | None = None,
         threads: int | None = None,
     ) -> None:
         what = f"model {path}"
         digest = digest_of(Path(path))
         self._session = _session(Path(path), threads)
         self._input, taken = _only_input(self._session, what)
-        chosen = _chosen_output(self._session, what, output, declared.output_kind)
-        self._output, self._names = chosen.name, declared.names
+        chosen = _chosen_output(self._session, what, declared.output, declared.output_kind)
+        self._output = chosen.name
         self._own_labels = _label_output(self._session, chosen)
         for read in (chosen, self._own_labels):
             if read is not None and "string" in read.type and declared.names is None:
                 raise TargetError(f"{what} answers the names of its classes in {read.name}: {REMEDY}")
-        classes = chosen.shape[1] if chosen.shape and len(chosen.shape) == 2 else None
+        columns = _columns(chosen.shape)
         declared = taken.honored(
-            declared.agreed(num_classes=classes if isinstance(classes, int) and classes > 1 else None)
+            declared.agreed(num_classes=columns if isinstance(columns, int) and columns > 1 else None)
         )
+        if declared.output_kind is None:
+            whole = chosen.type.startswith(WHOLE)
+            known = "labels" if whole else kind_of_output(Path(path), chosen.name, columns)
+            declared = replace(declared, output_kind=known)
+        scores = ("probabilities", "logits") if isinstance(columns, int) and columns > 1 else OUTPUT_KINDS
         super().__init__(
             declared.identity or f"onnx:{digest}",
             declared.classes_of(what),
-            declared.output_kind or ("labels" if chosen.type.startswith(WHOLE) else "probabilities"),
+            declared.kind("probabilities", scores),
             charged_when_sent=False,
             input_shape=declared.input_shape,
             num_features=taken.num_features,
             batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
             pixels=declared.pixels,
+            reading=Reading(declared.names),
         )
         self._batch = taken.batch
 
-    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> Any:
         names = [self._output] + ([self._own_labels.name] if self._own_labels else [])
         outputs = self._session.run(names, {self._input: padded(pixels, self._batch)})
         answer, *labels = (output[: len(pixels)] for output in outputs)
         if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # scikit-learn's ZipMap
             seen = sorted(answer[0])
             scores = np.array([[row[label] for label in seen] for row in answer])
-            answer = by_index(scores, class_indices(seen, self._names, "the model"), self.num_classes)
-        else:
-            answer = unpack(answer, self._names)
+            answer = by_index(scores, class_indices(seen, self.reading.names, "the model"), self.num_classes)
         if labels:
-            self._check_order(np.asarray(answer), text_labels(labels[0], self._names))
+            self._check_order(np.asarray(answer), text_labels(labels[0], self.reading.names))
             self._own_labels = None  # once is enough
         return answer
 
@@ -122,6 +128,14 @@ def _only_input(session: Any, what: str) -> tuple[str, ModelInput]:
     return inputs[0].name, ModelInput(what, NUMBER_TYPES.get(kind, kind), sides)
 
 
+def _columns(shape: Any) -> Any:
+    """Return how many columns an output (N, K) or (N, K, 1, 1) has, None where the graph does not say."""
+    if not shape or len(shape) < 2:
+        return None
+    sides = [side for side in shape[1:] if side != 1]
+    return {0: 1, 1: sides[0] if sides else 1}.get(len(sides))
+
+
 def _label_output(session: Any, chosen: Any) -> Any:
     """Return the output with the model's own labels beside the scores that are read; None where there is none."""
     found = [output for output in session.get_outputs() if output.name in (*LABEL_NAMES, "output_label")]
@@ -130,17 +144,18 @@ def _label_output(session: Any, chosen: Any) -> Any:
     return flat[0] if len(flat) == 1 else None
 
 
-def _chosen_output(session: Any, what: str, name: str | None, kind: str | None) -> Any:
-    """Return the output to read: the named one, the only one, or the one with a known name or kind."""
+def _chosen_output(session: Any, what: str, name: str | int | None, kind: str | None) -> Any:
+    """Return the output to read: the named or counted one, the only one, or the one with a known name or kind."""
     outputs = {output.name: output for output in session.get_outputs()}
+    if name not in outputs and str(name).isdecimal() and int(str(name)) < len(outputs):
+        name = list(outputs)[int(str(name))]
     if name is not None and name not in outputs:
         raise TargetError(f"output is {name!r}, but {what} gives {', '.join(outputs)}: choose one of them")
     if name is not None or len(outputs) == 1:
-        return outputs[name or next(iter(outputs))]
-    names = LABEL_NAMES if kind == "labels" else SCORE_NAMES + LABEL_NAMES
-    for known in names:
-        if known in outputs:
-            return outputs[known]
+        return outputs[next(iter(outputs)) if name is None else name]
+    known = named_columns(list(outputs), kind)
+    if known is not None:
+        return outputs[known]
     raise TargetError(f"{what} gives outputs {', '.join(outputs)}: give output='one of them'")
 
 
