@@ -22,7 +22,8 @@ from certdef import stages
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
-from certdef.data.sets import Splits, load_data, read_images
+from certdef.data.arrays import read_images
+from certdef.data.sets import Splits, load_data
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.report.unused_options import UnusedOption, unused_options

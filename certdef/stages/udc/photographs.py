@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from certdef.config.job import RunConfig
+from certdef.data.named import data_root
 from certdef.data.natural import natural_crops
-from certdef.data.sets import Splits, data_root
+from certdef.data.sets import Splits
 from certdef.restoration import Display, under_display
 from certdef.stages.job import Job
 
