@@ -166,7 +166,7 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     with open_job(config, progress, fresh, checks=_check_ducd) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
-        choice = stages.choose_noise(job, students[0])
+        choice = stages.choose_noise(job, students[0], target.num_classes)
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
         done: list[Stage] = [target_stage, *(student.stage for student in students), choice.stage, compared]
         if config.target.uri is None:  # else nobody here knows what it was trained on
@@ -193,6 +193,7 @@ def _check_main(config: RunConfig, data: Splits) -> None:
                 f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
                 f"--{name}.enabled false"
             )
+    _check_pool(data)
     stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
     stages.check_attack_budget(config, len(data.heldout_images))
     if config.ladder.enabled:
@@ -205,15 +206,28 @@ def _check_main(config: RunConfig, data: Splits) -> None:
 
 def _check_ducd(config: RunConfig, data: Splits) -> None:
     """Refuse what the DUCD job can't do, before anything is trained or paid for."""
+    if not data.labeled:
+        raise ConfigError(
+            f"{data.name} has no labels, which the DUCD job needs: it chooses the noise by them and infers membership; add "
+            "them, or use certdef run without ducd.enabled"
+        )
+    _check_pool(data)
     stages.check_pools(config, data)
     stages.check_choice(config, data)
     stages.check_audit(config, data)
     _check_models(config, data)
 
 
+def _check_pool(data: Splits) -> None:
+    if not len(data.pool):
+        raise ConfigError(
+            "data.pool_images is 0, and surrogate and denoiser are trained on the images of the pool: use at least 1"
+        )
+
+
 def _check_models(config: RunConfig, data: Splits) -> nn.Module:
     """Refuse classifiers that do not take such images; returns an untrained surrogate."""
-    shape, classes = data.image_shape, len(data.classes)
+    shape, classes = data.image_shape, max(2, len(data.classes))  # the target says how many, once it is open
     if config.target.uri is None and config.target.kind != "svc":
         build_classifier(config.target.kind, shape, classes)
     stages.recipe_of(config.surrogate)
@@ -221,8 +235,9 @@ def _check_models(config: RunConfig, data: Splits) -> nn.Module:
     return build_classifier(surrogate_model(config), shape, classes).eval()
 
 
-def _load(config: RunConfig) -> Splits:
-    return load_data(config.data, config.seed, own_target=config.target.uri is not None)
+def _load(config: RunConfig, progress: Callable[..., Any]) -> Splits:
+    own_target = config.target.uri is not None
+    return load_data(config.data, config.seed, own_target=own_target, progress=progress)
 
 
 @contextmanager
@@ -233,15 +248,16 @@ def open_job(
     *,
     verb: str = "run",
     checks: Callable[[RunConfig, Splits], None] = _check_main,
-    load: Callable[[RunConfig], Splits] = _load,
+    load: Callable[[RunConfig, Callable[..., Any]], Splits] = _load,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for."""
     check(config)
     for line in unused_options(config, verb):
         warnings.warn(line, UnusedOption, stacklevel=2)
     device = choose_device(config.device)
+    bar = tqdm if progress else _silent
     with threads(config.threads):
-        data = load(config)
+        data = load(config, bar)
         with torch.random.fork_rng():
             checks(config, data)
         with (
@@ -254,7 +270,6 @@ def open_job(
             tracker = Tracker(config, callers_uri)
             legacy = Legacy(config, device.type, tracking_uri(config))
             with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
-                bar = tqdm if progress else _silent
                 drawing = partial(draw.draw, config=config, data=data)
                 yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
+    FILES,
     CertifyConfig,
     ConfigError,
+    DataConfig,
     DUCDConfig,
     LedgerConfig,
     RunConfig,
@@ -25,6 +27,8 @@ from certdef.config.purifiers import DiffusionConfig, NIMConfig, is_code, purifi
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
+
+LONGEST_SIDE = 8_192  # pixels
 
 # What is a file name and a metric name as it stands; a space too.
 LONGEST_LABEL = 50
@@ -210,14 +214,25 @@ def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
 
 def _data(config: RunConfig) -> Rules:
     data = config.data
-    yield "path", data.path is None or data.name == "npz", f"{data.name} reads no file: add --data.name npz"
+    own = data.path is None or data.name in (DataConfig.name, *FILES)
+    yield "path", own, f"{data.name} reads no file: add --data.name files"
+    sides = (data.resize,) if isinstance(data.resize, int) else data.resize or ()
+    yield (
+        "resize",
+        all(1 <= side <= LONGEST_SIDE for side in sides),
+        f"use 1 to {LONGEST_SIDE:,} pixels, e.g. 224",
+    )
+    yield "color", data.color in (None, "gray", "rgb"), "use gray or rgb"
+    pair = data.columns is None or 1 <= len(data.columns) <= 2
+    yield "columns", pair, "name the column of images, then that of labels, e.g. [path,label]"
     natural = config.udc.enabled or config.blind_spot.images == "natural"
-    if config.target.uri and data.name == "digits" and not natural:
+    if config.target.uri and data.name == "digits" and not data.path and not natural:
         remedy = "the digits are in no folder, and your target would be paid for them: name the data set (data.name)"
         yield "root", data.root is None, remedy
     for name, value in asdict(data).items():
         if name.endswith("_images"):
-            yield name, value >= (name != "audit_images"), "use at least 1"
+            unused = name in ("audit_images", "pool_images")  # what trains nothing needs no pool
+            yield name, value >= (not unused), "use 0 or more" if unused else "use at least 1"
 
 
 def _tracking(tracking: TrackingConfig) -> Rules:

@@ -70,8 +70,8 @@ class Splits:
     @property
     def remarks(self) -> dict[str, str]:
         """What every figure of a job has to say beside it: whose labels are right, what was done to the images."""
-        labels = {} if self.labeled else {"labels": OWN_ANSWERS}
-        return labels | ({"images": self.prepared} if self.prepared else {})
+        right = {} if self.labeled else {"right": OWN_ANSWERS}
+        return right | ({"prepared": self.prepared} if self.prepared else {})
 
     def class_name(self, label: int) -> str:
         """The name of a class; of one that the data set lacks, and the target has, its number."""
@@ -102,7 +102,7 @@ class Splits:
         return digest(self.audit_images, self.audit_labels)
 
 
-OWN_ANSWERS = "right is the target's own clean answer: the images have no labels"
+OWN_ANSWERS = "the target's own clean answer, as the images have no labels"
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -120,10 +120,7 @@ def open_source(config: DataConfig, progress: Progress = no_bar) -> Source:
     Raises:
         ConfigError: Unknown name, missing file, no images, or labels that are none.
     """
-    source = _open_path(config, progress) if config.path else _open_name(config)
-    return (
-        replace(source, labels=None, test_labels=None, classes=None) if config.labels == "ignore" else source
-    )
+    return _open_path(config, progress) if config.path else _open_name(config)
 
 
 def _open_name(config: DataConfig) -> Source:
@@ -184,6 +181,8 @@ def load_data(
         ConfigError: Unknown name, missing file, wrong shape, dtype or range, or too few images for the split.
     """
     source = source or open_source(config, progress)
+    if config.labels == "ignore":
+        source = replace(source, labels=None, test_labels=None, classes=None, by_name=False)
     if source.labels is None and not own_target:
         raise ConfigError(
             f"{source.name} has no labels, and a target that is trained here needs some: add them, or give your own target.uri"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from certdef.config.job import RunConfig, flatten, preset_path, without_password
 from certdef.config.purifiers import is_code
 
 DATA_SETS_IN_A_FOLDER = ("fashion-mnist", "cifar10-part", "aerial")
+OF_FILES = ("columns", "images_key", "labels_key")  # which part of a file is meant
 SELECTION = tuple(f"surrogate.{name}" for name in ("rounds", "start", "round_epochs", "features"))
 SOFT_LABELS = ("surrogate.unlabelled_weight", "surrogate.unlabelled_ratio")
 PURIFIER_SECTIONS = ("nim", "gs", "blind_spot", "reversal", "diffusion")
@@ -70,7 +72,17 @@ def _other_job(config: RunConfig) -> Rules:
     """What the jobs beside the main one do without."""
     if config.udc.enabled:
         own = tuple(f"diffusion.{name}" for name in ("t", "choice_images", "guidance", "robust_epochs"))
-        data = tuple(f"data.{name}" for name in ("name", "target_images", "pool_images", "heldout_images"))
+        named = (
+            "name",
+            "path",
+            *OF_FILES,
+            "resize",
+            "color",
+            "target_images",
+            "pool_images",
+            "heldout_images",
+        )
+        data = tuple(f"data.{name}" for name in named)
         more = ("target", "ledger", "surrogate", "purifier", "certify", "attack", "ladder", "ducd")
         networks = tuple(name for name in PURIFIER_SECTIONS if name != "diffusion")
         yield (
@@ -91,8 +103,18 @@ def _other_job(config: RunConfig) -> Rules:
 
 def _data(config: RunConfig) -> Rules:
     natural = config.udc.enabled or config.blind_spot.images == "natural"
-    if config.data.name not in DATA_SETS_IN_A_FOLDER and not natural:
-        yield ("data.root",), f"the data set is {config.data.name}"
+    data = config.data
+    if (data.path or data.name not in DATA_SETS_IN_A_FOLDER) and not natural:
+        yield ("data.root",), f"the data set is {data.path or data.name}"
+    suffix = Path(data.path or "").suffix.lower()
+    if data.path is None:
+        yield tuple(f"data.{name}" for name in OF_FILES), "data.path is not set"
+    if suffix != ".npz":
+        yield ("data.images_key", "data.labels_key"), "data.path is no .npz"
+    if suffix in (".npz", ".npy"):
+        yield ("data.columns",), "data.path is no table"
+    if not config.target.uri:
+        yield ("data.labels",), "labels are matched with the classes of your own target (target.uri)"
     if not config.ducd.enabled:
         yield ("data.audit_images",), "only the DUCD job infers membership"
     if config.target.uri:

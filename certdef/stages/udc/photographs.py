@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ class Photographs:
     test_degraded: Tensor
 
 
-def load_photographs(config: RunConfig) -> Splits:
+def load_photographs(config: RunConfig, progress: Callable[..., Any]) -> Splits:
     """Crops of natural photographs: the pool to train on, the held-out ones to measure on. They have one class.
 
     Raises:
