@@ -113,8 +113,11 @@ def _images(data: Any, column: str, form: Form, progress: Progress) -> Images:
     if not len(data):
         raise ConfigError("the data set is empty: give one with images")
     if not isinstance(data.features[column], datasets.Image):
-        parts = [np.asarray(batch[column]) for batch in data.with_format("numpy").iter(batch_size=BATCH)]
-        return ArrayImages(as_images(np.concatenate(parts)), form)
+        batches = data.select_columns([column]).with_format("numpy").iter(batch_size=BATCH)
+        declared = _declared_type(data.features[column])
+        array = np.concatenate([np.asarray(batch[column]) for batch in batches])
+        # Whole numbers come as int64 whatever they were declared.
+        return ArrayImages(as_images(array.astype(declared) if array.dtype.kind == "i" else array), form)
     encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
     def open(index: int) -> Path | bytes:
@@ -122,6 +125,13 @@ def _images(data: Any, column: str, form: Form, progress: Progress) -> Images:
         return picture["bytes"] if picture.get("bytes") else Path(picture.get("path") or "")
 
     return Pictures([f"row {number}" for number in range(len(data))], open, form, progress)
+
+
+def _declared_type(kind: Any) -> str:
+    """The type of the values of an array, or of lists of lists."""
+    while hasattr(kind, "feature"):
+        kind = kind.feature
+    return kind.dtype
 
 
 def _labels(data: Any, column: str) -> Labels:

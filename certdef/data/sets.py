@@ -199,8 +199,10 @@ def load_data(
     aside = 0 if own_target else config.target_images
     target, pool, spare = np.split(order, [aside, aside + config.pool_images])
     audit = spare[: config.audit_images]
-    sizes = {"target": len(target), "pool": len(pool), "heldout": len(held), "audit": len(audit)}
-    _check_sizes(config, source, sizes if not own_target else {**sizes, "target": config.target_images})
+    sizes = {"heldout": len(held), "target": len(target), "pool": len(pool), "audit": len(audit)}
+    _check_sizes(
+        config, source, {part: size for part, size in sizes.items() if part != "target" or not own_target}
+    )
     _check_memory(sum(map(len, (target, pool, held, audit))), source)
     taken = {
         part: source.images.take(chosen, progress) for part, chosen in (("target", target), ("pool", pool))
@@ -235,22 +237,20 @@ def _classes(source: Source, own_target: bool) -> tuple[str, ...]:
 
 
 def _check_sizes(config: DataConfig, source: Source, sizes: dict[str, int]) -> None:
-    """Refuse parts that are larger than what is there."""
+    """Refuse parts that are larger than what is there, in the order in which they are cut."""
+    wanted = {part: getattr(config, f"{part}_images") for part in sizes}
     for part, size in sizes.items():
-        wanted = getattr(config, f"{part}_images")
-        if size < wanted:
-            raise ConfigError(
-                f"data.{part}_images is {wanted}, but {source.name} has only {size} images left for it{_in_all(config, source, sizes)}: "
-                "lower it, or the other numbers of images"
+        if size < wanted[part]:
+            test = (
+                "" if source.test_images is None else f" and {len(source.test_images):,} of its own test set"
             )
-
-
-def _in_all(config: DataConfig, source: Source, sizes: dict[str, int]) -> str:
-    others = ", ".join(
-        f"data.{part}_images {getattr(config, f'{part}_images')}" for part, size in sizes.items() if size
-    )
-    test = "" if source.test_images is None else f" and {len(source.test_images):,} of its own test set"
-    return f" of {len(source.images):,}{test} ({others})" if others else f" of {len(source.images):,}{test}"
+            others = [
+                f"data.{each}_images {count}" for each, count in wanted.items() if each != part and count
+            ]
+            raise ConfigError(
+                f"data.{part}_images is {wanted[part]}, but {source.name} has only {size} images left for it, of "
+                f"{len(source.images):,} in all{test}: lower it, or the other numbers of images ({', '.join(others)})"
+            )
 
 
 def _check_memory(count: int, source: Source) -> None:
