@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class Mapping:
     url: str
     request: Any
     images: str = "array"
-    layout: str = "chw"
+    layout: str | list[int] = "chw"
     dtype: str = "float32"
     pixel_range: tuple[float, float] | None = None
     mean: tuple[float, ...] | float | None = None
     std: tuple[float, ...] | float | None = None
+    color: str | None = None
+    resize: tuple[int, int] | int | None = None
     per_request: int | None = 1
     answers: str | None = None
     labels: str | None = None
@@ -125,7 +127,7 @@ class Mapping:
         meaning = asdict(self)
         for name in ("token_env", "token_header", "identity"):
             del meaning[name]
-        for name in ("mean", "std"):  # younger than the ledgers of many mappings
+        for name in ("mean", "std", "color", "resize"):  # younger than the ledgers of many mappings
             if meaning[name] is None:
                 del meaning[name]
         return hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -162,9 +164,11 @@ def read_mapping(path: str | Path) -> Mapping:
 
 def pixel_format(mapping: Mapping) -> PixelFormat:
     """Return the pixel format of a mapping; a PNG rounds to 8 bits."""
+    given = {name: getattr(mapping, name) for name in ("mean", "std", "color", "resize")}
     if mapping.images == "png":
-        return PixelFormat("hwc", "uint8", None, 8, mapping.mean, mapping.std)
-    return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range, mean=mapping.mean, std=mapping.std)
+        return PixelFormat("hwc", "uint8", None, 8, **given, order_is_known=True)
+    form = PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range, **given)  # type: ignore[arg-type]
+    return replace(form, order_is_known=True)  # the digest of the mapping says it
 
 
 def _count(template: Any) -> int:
