@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from certdef.data.dead_leaves import dead_leaves
 from certdef.purifiers.networks.multiscale import MultiscaleNIM, MultiscaleShape
 from surrogates.distillation.training import FitOptions, Training, fit
+from surrogates.errors import check_positive_integers
 
 CROP = 32
 LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
@@ -44,6 +45,11 @@ class LeavesTraining:
     gray: float = 0.15
     precision: str = "bfloat16"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive_integers(images=self.images, epochs=self.epochs, batch_size=self.batch_size)
+        if self.side < CROP:
+            raise ValueError(f"side {self.side} is less than a crop: use at least {CROP}")
 
 
 def train_on_leaves(

@@ -10,16 +10,18 @@ last bits of the noisy pixels: it changes from draw to draw, and the network sta
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from certdef.purifiers.networks.tiles import Tiling, chunks, tile_offsets
+
+SMALLEST = 8  # pixels of the side of an image
 STRIDE = 4  # pixels of the side of a token
 WINDOW = 8  # tokens of the side of what the ViT sees together: 32 pixels
-CHUNK_PIXELS = 2**20  # in one pass: bounds the memory, whatever the batch
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,8 @@ class MultiscaleNIM(nn.Module):
 
     def reconstruct(self, noisy: Tensor) -> Tensor:
         """The clean image as predicted, (N, C, H, W), not clamped."""
+        check_images(noisy.shape[1:])
         channels, height, width = noisy.shape[1:]
-        if channels not in (1, 3) or min(height, width) < 8:
-            raise ValueError(
-                f"the denoiser takes images of 1 or 3 channels and at least 8x8 pixels, got {tuple(noisy.shape[1:])}"
-            )
         images = noisy.expand(-1, 3, -1, -1)
         right, below = -width % STRIDE, -height % STRIDE
         padded = F.pad(images, (0, right, 0, below), mode="reflect")
@@ -90,8 +89,17 @@ class MultiscaleNIM(nn.Module):
         return clean.mean(dim=1, keepdim=True) if channels == 1 else clean
 
     def forward(self, noisy: Tensor) -> Tensor:
-        size = max(1, CHUNK_PIXELS // (noisy.shape[2] * noisy.shape[3]))
-        return torch.cat([self.reconstruct(part) for part in noisy.split(size)]).clamp(0, 1)
+        return torch.cat([self.reconstruct(part) for part in chunks(noisy)]).clamp(0, 1)
+
+
+def check_images(shape: Sequence[int]) -> None:
+    """Raise ValueError for images (C, H, W) that a MultiscaleNIM does not take."""
+    channels, height, width = shape
+    if channels not in (1, 3) or min(height, width) < SMALLEST:
+        raise ValueError(
+            f"the denoiser takes images of 1 or 3 channels and at least {SMALLEST}x{SMALLEST} pixels, got {channels} "
+            f"channels of {height}x{width}: train one on your pool (--purifier de3), or smooth them (--purifier gs)"
+        )
 
 
 class _Residual(nn.Module):
@@ -130,31 +138,7 @@ class _Tiles(nn.Module):
             tokens: (N, width, h, w).
             offsets: (N, 2), whole numbers: how far the first tile begins above the image, and left of it.
         """
-        width, height, breadth = tokens.shape[1:]
-        rows, below = _places(height, offsets[:, 0])  # (N, T) each
-        columns, right = _places(breadth, offsets[:, 1])
-        image = torch.arange(len(tokens), device=tokens.device)[:, None, None]
-        plane = tokens.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]]  # (N, T, U, width)
-        count, down, across = plane.shape[:3]
-        tiled = plane.reshape(count, down // WINDOW, WINDOW, across // WINDOW, WINDOW, width).transpose(2, 3)
-        features = self.blocks(tiled.reshape(-1, WINDOW**2, width) + self.position)
-        features = features.reshape(count, down // WINDOW, across // WINDOW, WINDOW, WINDOW, width)
-        plane = features.transpose(2, 3).reshape(count, down, across, width)
-        return plane[image, below[:, :, None], right[:, None]].permute(0, 3, 1, 2)
-
-
-def _places(side: int, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Where tiles take their rows from, (N, T), mirrored at the edges, and where the rows then are, (N, side)."""
-    total = WINDOW * (math.ceil(side / WINDOW) + (side > WINDOW))
-    first = offset % (total - side + 1) % WINDOW
-    wanted = torch.arange(total, device=offset.device) - first[:, None]
-    mirrored = wanted.abs() % max(1, 2 * side - 2)
-    return torch.minimum(mirrored, (2 * side - 2 - mirrored).abs()), (
-        torch.arange(side, device=offset.device) + first[:, None]
-    )
-
-
-def tile_offsets(noisy: Tensor) -> Tensor:
-    """Two whole numbers for each image (N, C, H, W), (N, 2): sums of last bits of its pixels, as good as random under noise."""
-    bits = noisy.detach().float().contiguous().view(torch.int32).flatten(1)
-    return torch.stack([(bits & 255).sum(dim=1), (bits >> 8 & 255).sum(dim=1)], dim=1)
+        tiling = Tiling.at(offsets, *tokens.shape[2:], WINDOW)
+        tiles = tiling.cut(tokens)  # (N * T * U, WINDOW, WINDOW, width)
+        features = self.blocks(tiles.flatten(1, 2) + self.position)
+        return tiling.join(features.unflatten(1, (WINDOW, WINDOW)))
