@@ -24,6 +24,7 @@ from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
 from certdef.data.arrays import read_images
 from certdef.data.sets import Splits, load_data
+from certdef.models import storage
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.report.unused_options import UnusedOption, unused_options
@@ -88,6 +89,58 @@ def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -
     """Pre-train the denoisers of De^3, one a law of noise, on the unlabeled pool. No query is spent."""
     with open_job(config, progress, fresh, verb="pretrain") as job:
         return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
+
+
+def pretrain_leaves(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    images: int | None = None,
+    epochs: int | None = None,
+    progress: bool = True,
+    fresh: bool = False,
+) -> str:
+    """Train the shipped denoiser again: the same recipe and seed give the same weights on the same kind of computer.
+
+    Args:
+        config: Its seed, device and threads.
+        folder: Where the network goes, as the package has it; an interrupted training goes on from there.
+        images, epochs: Others than the shipped one's.
+        progress: Show bars.
+        fresh: Begin anew.
+
+    Returns:
+        A line that says what is where.
+
+    Raises:
+        ConfigError, surrogates.SurrogateError: A folder that can't be written, or a number out of range.
+    """
+    from certdef.purifiers.networks.leaves import LeavesTraining, train_on_leaves
+
+    given = {name: value for name, value in {"images": images, "epochs": epochs}.items() if value is not None}
+    recipe = LeavesTraining(**given, seed=config.seed)
+    path, device = Path(folder), choose_device(config.device)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{str(path)!r} is no folder: name one for the network (--leaves FOLDER)")
+    with threads(config.threads), disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoint = path / "checkpoint.pt"
+        if fresh:
+            checkpoint.unlink(missing_ok=True)
+        bar = tqdm if progress else _silent
+        network = train_on_leaves(
+            recipe,
+            drawn=partial(bar, desc="draw dead leaves", unit="image"),
+            device=device,
+            checkpoint=checkpoint,
+            progress=partial(bar, desc="train on dead leaves"),
+        )
+        storage.save_network(path, network, training=asdict(recipe))
+        checkpoint.unlink()
+    weights = sum(each.numel() for each in network.parameters())
+    return (
+        f"trained     {path}: {weights:,} weights, {recipe.images:,} dead-leaves images, seed {recipe.seed}"
+    )
 
 
 def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:

@@ -23,7 +23,7 @@ from certdef.config.job import (
     nearest,
     preset_path,
 )
-from certdef.config.purifiers import DiffusionConfig, NIMConfig, is_code, purifier_names
+from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
@@ -51,7 +51,7 @@ def check(config: RunConfig) -> None:
         "attack": _attack(config.attack),
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
-        "nim": _nim(config.nim),
+        "nim": _nim(config.nim, "nim" in (config.surrogate.model, config.surrogate.features)),
         "surrogate": _surrogate(config.surrogate),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
@@ -184,15 +184,29 @@ def _target(target: TargetConfig) -> Rules:
             yield name, False, "it is for your own target: give target.uri"
 
 
-def _nim(nim: NIMConfig) -> Rules:
+def _nim(nim: NIMConfig, encoder_needed: bool) -> Rules:
     yield "epochs", nim.epochs >= 1, "use at least 1"
     own = nim.heads >= 1 and nim.width % nim.heads == 0
     yield "heads", nim.encoder is not None or own, "nim.width must be a multiple of it"
     yield (
         "weights",
-        nim.weights is None or nim.encoder is not None,
+        nim.weights in (None, LEAVES) or nim.encoder is not None,
         "name the network they are of: nim.encoder",
     )
+    shipped = nim.weights == LEAVES
+    yield (
+        "weights",
+        not (shipped and nim.encoder),
+        "the shipped denoiser has an encoder of its own: unset nim.encoder",
+    )
+    yield "tile", not (shipped and nim.tile), "the shipped denoiser has tiles of its own: unset it"
+    for name, used in {"weights": shipped, "tile": nim.tile is not None}.items():
+        yield (
+            name,
+            not (used and encoder_needed),
+            "a surrogate with a NIM's encoder needs a plain one: unset it",
+        )
+    yield "tile", nim.tile is None or nim.tile >= 1, "use a number of pixels, e.g. 32"
     yield "ema", nim.ema is None or 0 < nim.ema < 1, "use a decay in (0, 1), e.g. 0.999"
     precisions = ("float32", "bfloat16", "float16")
     yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"

@@ -31,7 +31,8 @@ def unused_options(config: RunConfig, verb: str = "run") -> list[str]:
 
     Args:
         config: The job.
-        verb: run, a part of it, or serve. `budgets` is distill with a table of strategies.
+        verb: run, a part of it, or serve. `budgets` is distill with a table of strategies, `leaves` the training of the
+            shipped denoiser.
     """
     import yaml
 
@@ -56,6 +57,10 @@ def _rules(config: RunConfig, verb: str) -> Rules:
     if verb == "serve":
         other = {name for name in config.to_dict() if name not in ("preset", "tracking", "target")}
         yield tuple(other), "a model is served as it was registered; a request may set n0, n and alpha"
+        return
+    if verb == "leaves":
+        other = {name for name in config.to_dict() if name not in ("preset", "seed", "device", "threads")}
+        yield tuple(other), "the shipped denoiser is trained by its own recipe, on images that are drawn"
         return
     yield from _other_job(config)
     yield from _data(config)
@@ -160,7 +165,8 @@ def _purifier_reason(config: RunConfig, verb: str, key: str, default: Any) -> st
     if section == "nim" and (
         verb == "pretrain" or "nim" in (config.surrogate.model, config.surrogate.features)
     ):
-        return None
+        other = replace(config.nim, **{name: default})
+        return None if other.settings != config.nim.settings else "the shipped denoiser has sizes of its own"
     value = tuple(default) if isinstance(default, list) else default
     other = replace(config, **{section: replace(getattr(config, section), **{name: value})})
     if _purifiers(config) != _purifiers(other):

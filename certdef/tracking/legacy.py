@@ -111,7 +111,7 @@ class Legacy:
                 return [config.target.training if config.target.uri is None else own, self.uri]
             case "surrogate" if name == "surrogate":
                 encoder = (
-                    [asdict(config.nim)]
+                    [config.nim.settings]
                     if "nim" in (config.surrogate.model, config.surrogate.features)
                     else []
                 )
@@ -138,7 +138,7 @@ class Legacy:
         if kind == "blind-spot" and name != kind:
             return [self._weights("blind_spot"), asdict(law)] if law else None
         if kind.startswith("nim"):
-            return [asdict(config.nim), asdict(law)] if law else None
+            return [config.nim.settings, asdict(law)] if law else None
         adversarial = max(*config.attack.eps[:1], 1 / 255, 0)
         denoised = ["nim"] if "denoising" in config.reversal.tasks else []
         diffusion = config.diffusion
@@ -149,7 +149,7 @@ class Legacy:
             max(config.attack.eps, default=0),
         ]
         known: dict[str, Callable[[], list[Any]]] = {
-            "mim": lambda: [asdict(config.nim)],
+            "mim": lambda: [config.nim.settings],
             "blind-spot": lambda: [self._weights("blind_spot"), asdict(config.gs)],
             "tasks": lambda: [self._weights("reversal"), *self._all("surrogate", *denoised)],
             "diffusion": lambda: [self._weights("diffusion")],
