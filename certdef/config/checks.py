@@ -60,7 +60,7 @@ def check(config: RunConfig) -> None:
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
     }.items():
         failures += _failures(getattr(config, section), f"{section}.", rules)
-    failures += _laws(config.certify)
+    failures += _laws(config.certify) + _headers(config.target)
     if failures:
         raise ConfigError("\n".join(failures))
 
@@ -91,6 +91,20 @@ def _laws(certify: CertifyConfig) -> list[str]:
         remedy = "give each law its own, whatever the case (gaussian is taken by the comparison)"
         failures.append(f"certify.laws has the labels {labels}: {remedy}")
     return failures
+
+
+def _headers(target: TargetConfig) -> list[str]:
+    """The same for headers of requests, without their values, of which one may be a secret."""
+    if target.headers is None:
+        return []
+    from surrogates.errors import TargetError  # loads torch: not for the help, nor without headers
+    from surrogates.targets.http_headers import check_headers
+
+    try:
+        check_headers(target.headers)
+    except TargetError as error:
+        return [f"target.headers: {error}"]
+    return []
 
 
 def _job(config: RunConfig) -> Rules:

@@ -38,6 +38,7 @@ class TargetConfig:
         token_env: Name of the environment variable that holds a service's token; a mapping that names one needs it here
             too.
         token_header: Header that the token goes out in, with what stands before it; "X-Api-Key:" for the token alone.
+        headers: Further headers of each request to a service, none of them a secret, e.g. {X-Model: v2}.
         timeout: Seconds that a service may take for an answer.
         rate: Most images a second.
         concurrency: Most requests at once.
@@ -67,6 +68,7 @@ class TargetConfig:
     batch_size: int | None = None
     token_env: str | None = None
     token_header: str | None = None
+    headers: dict[str, str] | None = None
     timeout: float | None = None
     rate: float | None = None
     concurrency: int | None = None
@@ -102,6 +104,7 @@ class TargetConfig:
             "color",
             "resize",
             "quantize",
+            "headers",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

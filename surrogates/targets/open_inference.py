@@ -87,7 +87,7 @@ def _open(
         declared.agreed(num_classes=classes, output_kind=None if declared.output_kind else kind)
     )
     declared = refuse_fixed_batch(taken.batch, declared, what)
-    name = model.name + (f"#{output}" if output else "")
+    name = model.name + client.name.removeprefix(client.url) + (f"#{output}" if output else "")
     return open_served(
         OpenInference(
             model.url,

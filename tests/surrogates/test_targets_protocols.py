@@ -460,6 +460,7 @@ def test_answers_in_many_shapes(answer: Any, mapping: dict, endpoint: Endpoint, 
         np.testing.assert_allclose(answers.scores[known], truth[known], rtol=1e-6)
 
 
+PICTURES = {"images": "png", "per_request": 1}
 GOOD = {"request": {"inputs": "$images"}, "per_request": None, "answers": "", "scores": "", "num_classes": 4}
 BAD_ANSWERS = {
     "nothing there": (lambda s: [{"x": 1}] * 7, {"scores": "p"}, r"nothing at 'p': 'p' is not in \['x'\]"),
@@ -530,7 +531,81 @@ BAD_MAPPINGS = {
     "no url": ({"url": None}, r"url is None: give http"),
     "no place": ({"request": {"inputs": "images"}}, r"request is .*: put \$images in one place"),
     "two places": ({"request": ["$images", "$images"]}, r"put \$images in one place"),
-    "images": ({"images": "jpeg"}, r"images is 'jpeg': use array or png"),
+    "images": ({"images": "gif"}, r"images is 'gif': use array, png or jpeg"),
+    "images and send": (
+        {"images": "raw"},
+        r"images is 'raw': use array, png or jpeg; send says how they travel",
+    ),
+    "send": ({"send": "post"}, r"send is 'post': use one of json, form, multipart, raw"),
+    "array in a form": ({"send": "multipart"}, r"send is 'multipart': use images: png or jpeg with it"),
+    "request and raw": (
+        PICTURES | {"send": "raw"},
+        r"request is .*: leave it out: with send: raw the body is",
+    ),
+    "many in one body": (
+        PICTURES | {"send": "raw", "request": "$images", "per_request": 4},
+        r"per_request is 4: use 1: with send: raw the body is one picture",
+    ),
+    "no form": (PICTURES | {"send": "multipart", "request": ["$images"]}, r"request is .*: name the fields"),
+    "a field of two lines": (
+        PICTURES | {"send": "multipart", "request": {"a\r\nb": "$images"}},
+        r"request is .*: name the fields",
+    ),
+    "many within a field": (
+        PICTURES | {"send": "form", "request": {"a": "x$images"}, "per_request": None},
+        r"per_request is None: use 1, since \$images is no field of its own",
+    ),
+    "many within a text": (
+        PICTURES | {"request": {"a": "data:image/png;base64,$images"}, "per_request": None},
+        r"per_request is None: use 1, since \$images stands within a text",
+    ),
+    "array within a text": (
+        {"request": {"a": "x$images"}},
+        r"put \$images in one place of it, as a value of",
+    ),
+    "quality": ({"quality": 90}, r"quality is 90: use 1 to 100, with images: jpeg"),
+    "quality of 0": (PICTURES | {"images": "jpeg", "quality": 0}, r"quality is 0: use 1 to 100"),
+    "filename": (
+        {"filename": "a.png"},
+        r"filename is 'a.png': give the name of a file, with send: multipart",
+    ),
+    "filename of a path": (
+        PICTURES | {"send": "multipart", "filename": "../a.png"},
+        r"filename is '../a.png': give the name of a file",
+    ),
+    "rate": ({"rate": 1e-9}, r"rate is 1e-09: use a number of images a second, at least 0.01"),
+    "timeout": ({"timeout": 1e8}, r"timeout is 100000000.0: use seconds, up to 3,600"),
+    "headers": ({"headers": ["a"]}, r"headers must map at most 50 names to texts"),
+    "a secret in a header": (
+        {"headers": {"X-Api-Key": "hush"}},
+        r"header X-Api-Key is a secret.*give token_env, its name, and token_header, 'X-Api-Key:'",
+    ),
+    "a token in a header": ({"headers": {"X-Id": "Bearer hush"}}, r"header X-Id is a secret"),
+    "a header of ours": ({"headers": {"Host": "elsewhere"}}, r"header Host is written by certdef itself"),
+    "a header twice": ({"headers": {"X-A": "1", "x-a": "2"}}, r"header x-a is written by certdef itself, or"),
+    "a header of two lines": (
+        {"headers": {"X-A": "1\r\nX-B: 2"}},
+        r"header X-A must be a text of up to 2,000",
+    ),
+    "a header's name": ({"headers": {"X A": "1"}}, r"headers has the name 'X A': use letters"),
+    "a number as header": ({"headers": {"X-A": 1}}, r"header X-A must be a text.*: quote it"),
+    "type of a form": (
+        PICTURES | {"send": "multipart", "headers": {"content-type": "x"}},
+        r"headers is .*: leave Content-Type out: a form writes its own",
+    ),
+    "positive of four": ({"positive": 1}, r"positive is 1: it says which of two classes one score is for"),
+    "positive of none": (
+        {"num_classes": None, "classes": ["a", "b"], "positive": "c"},
+        r"positive is 'c': it says which of two classes",
+    ),
+    "positive of a label": (
+        {"num_classes": 2, "positive": 0, "labels": "label"},
+        r"positive is 0: it says .* scores without labels",
+    ),
+    "channels of a picture": (
+        PICTURES | {"images": "jpeg", "input_shape": [4, 2, 2]},
+        r"a JPEG takes 1 or 3 channels, got an image of shape \(2, 2, 4\): use images: array",
+    ),
     "layout": ({"layout": "nchw"}, r"layout must be one of chw, hwc, flat, flat_hwc, got 'nchw'"),
     "path": ({"scores": 3}, r"scores is 3: give a dotted path"),
     "no answer": ({"scores": None}, r"labels and scores are missing"),
