@@ -164,6 +164,7 @@ class PaidTarget(Target):
             input_shape=target.input_shape,
             num_features=target.num_features,
             reading=target.reading,
+            pixels=target.pixels,
             # batch_size stays with the target: a query is planned, and refused, as a whole.
         )
         self.ledger = ledger

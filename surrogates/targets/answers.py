@@ -1,6 +1,7 @@
 """What a target answers to images, and how a raw answer is checked and turned into it."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -146,12 +147,14 @@ def _widened(values: np.ndarray, count: int, num_classes: int, name: str) -> np.
     return np.concatenate([rest, values], axis=1)
 
 
-def _is_ranking(raw: tuple[object, ...], kind: OutputKind) -> bool:
+def _is_ranking(raw: tuple[Any, ...], kind: OutputKind) -> bool:
     """Whether a tuple is a pair of labels and scores of the best classes, as `records` hands it on."""
-    return len(raw) == 2 and (kind.name == "top_k" or (kind.is_assumed and any(map(np.ndim, raw))))
+    return len(raw) == 2 and (
+        kind.name == "top_k" or (kind.is_assumed and any(np.ndim(part) > 0 for part in raw))
+    )
 
 
-def _spread(raw: tuple[object, ...], num_classes: int) -> np.ndarray:
+def _spread(raw: tuple[Any, ...], num_classes: int) -> np.ndarray:
     """Return a pair of labels (N, k) and scores (N, k) as scores (N, K)."""
     labels, best = (numbers(part).astype(np.float64) for part in raw)
     if labels.ndim != 2 or labels.shape != best.shape:

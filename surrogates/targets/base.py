@@ -1,6 +1,7 @@
 """The black box: images in, labels and perhaps scores out."""
 
 from abc import ABC, abstractmethod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,8 @@ class Target(ABC):
         self.batch_size = batch_size
         self.pixels = pixels or PixelFormat()
         self.reading = reading or Reading()
+        if self.input_shape is not None:
+            self.check_shape(self.input_shape)
 
     @property
     def output_kind(self) -> str:
@@ -124,10 +127,12 @@ class Target(ABC):
                 f"target {self.identity} takes images of shape {self.input_shape}, got {tuple(shape)}: "
                 "resize them or open the target with another input_shape"
             )
-        if self.num_features is not None and int(np.prod(shape)) != self.num_features:
+        self.pixels.check(shape)
+        values = prod(self.pixels.model_shape(shape))
+        if self.num_features is not None and values != self.num_features:
             raise TargetError(
                 f"target {self.identity} takes {self.num_features} values per image, "
-                f"got {int(np.prod(shape))} from shape {tuple(shape)}: resize the images"
+                f"got {values} from shape {tuple(shape)}: resize the images, or open the target with resize or color"
             )
 
     def checked_answer(self, pixels: np.ndarray) -> Answers:

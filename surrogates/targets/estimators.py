@@ -39,14 +39,13 @@ class EstimatorTarget(Target):
             declared = declared.agreed(num_classes=known)
         kind = self._kind(estimator, declared)
         features = getattr(estimator, "n_features_in_", None)
-        digest = _digest
         if is_lightgbm(estimator):
             declared = declared.agreed(num_classes=classes_of_lightgbm(estimator))
-            features, digest = estimator.num_feature(), digest_of_lightgbm
+            features = estimator.num_feature()
         num_classes = declared.classes_of(name, "fit it, or give open_target(..., num_classes=...)")
         super().__init__(
             declared.identity
-            or f"{qualified_name(type(estimator))}:{digest(estimator)}{order_mark(self._indices)}",
+            or f"{qualified_name(type(estimator))}:{_digest(estimator)}{order_mark(self._indices)}",
             num_classes,
             kind,
             charged_when_sent=False,
@@ -58,17 +57,15 @@ class EstimatorTarget(Target):
         )
         self._estimator = estimator
         self._columns = getattr(estimator, "feature_names_in_", None)
-        self._takes_images = features is None and declared.layout in ("chw", "hwc")
+        self._takes_images = features is None and declared.layout not in (None, "flat", "flat_hwc")
 
     def answer(self, pixels: np.ndarray) -> Any:
         rows = self._arranged(pixels)
         if self.output_kind in ("probabilities", "top_k") and hasattr(self._estimator, "predict_proba"):
             scores = self._estimator.predict_proba(rows)
-            return (
-                scores
-                if self._indices is None
-                else by_index(np.asarray(scores), self._indices, self.num_classes)
-            )
+            if self._indices is None:
+                return scores
+            return by_index(np.asarray(scores), self._indices, self.num_classes)
         labels = self._estimator.predict(rows)
         if self._classes is None or self._indices is None:
             return labels
@@ -104,6 +101,8 @@ class EstimatorTarget(Target):
 
 def _digest(estimator: object) -> str:
     """Return 16 hexadecimal digits that the estimator keeps when it is saved and loaded again."""
+    if is_lightgbm(estimator):
+        return digest_of_lightgbm(estimator)
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, protocol=5)
     pickler.fast = True  # without the memo, bytes depend on values alone and not on which objects are shared

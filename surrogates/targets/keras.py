@@ -12,7 +12,7 @@ from surrogates.targets.callables import qualified_name
 from surrogates.targets.declared import Declared
 from surrogates.targets.kinds import kind_of_op
 from surrogates.targets.records import named_columns
-from surrogates.targets.signatures import ModelInput, padded
+from surrogates.targets.signatures import ModelInput
 
 LIBRARIES = ("keras", "tf_keras")
 AT_ONCE = 256  # images in one step of `predict`
@@ -39,7 +39,7 @@ class KerasTarget(Target):
 
     def __init__(self, model: Any, declared: Declared) -> None:
         what = f"Keras model {model.name}"
-        taken = _input(model, declared, what)
+        taken = _input(model, declared, what).placed(declared)
         self._names = _output_names(model)
         layer, columns = _output(model, declared, self._names, what)
         classes = columns if columns is not None and columns > 1 else None
@@ -57,17 +57,16 @@ class KerasTarget(Target):
             pixels=declared.pixels,
             reading=declared.reading,
         )
-        self._batch, self._model = taken.batch, model
+        self._taken, self._model = taken, model
 
     def answer(self, pixels: np.ndarray) -> Any:
-        answer = self._model.predict(
-            padded(pixels, self._batch), verbose=0, batch_size=self._batch or AT_ONCE
-        )
+        arranged = self._taken.arranged(pixels)
+        answer = self._model.predict(arranged, verbose=0, batch_size=self._taken.batch or AT_ONCE)
         if isinstance(answer, list | tuple):
             answer = dict(zip(self._names, answer, strict=True))
         if isinstance(answer, dict):
-            return {name: part[: len(pixels)] for name, part in answer.items()}
-        return answer[: len(pixels)]
+            return {name: self._taken.answered(part, len(pixels)) for name, part in answer.items()}
+        return self._taken.answered(answer, len(pixels))
 
 
 def _input(model: Any, declared: Declared, what: str) -> ModelInput:

@@ -20,8 +20,23 @@ SAME_SUM = 1e-3
 # What the last operation of a graph gives, by its name in lower case without underscores, in ONNX and in TFLite.
 PROBABILITIES = ("softmax", "qlinearsoftmax")
 ONE_SIGMOID = ("sigmoid", "qlinearsigmoid", "logistic")  # probabilities where there is one column
-LOGITS = ("logsoftmax", "gemm", "qgemm", "matmul", "qlinearmatmul", "matmulinteger", "fullyconnected")
-LOGITS += ("conv", "qlinearconv", "convinteger", "conv2d", "globalaveragepool", "averagepool2d")
+LOGITS = frozenset(
+    [
+        "logsoftmax",
+        "gemm",
+        "qgemm",
+        "matmul",
+        "qlinearmatmul",
+        "matmulinteger",
+        "fullyconnected",
+        "conv",
+        "qlinearconv",
+        "convinteger",
+        "conv2d",
+        "globalaveragepool",
+        "averagepool2d",
+    ]
+)
 
 
 class OutputKind:

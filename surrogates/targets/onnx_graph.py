@@ -10,8 +10,19 @@ from surrogates.targets.onnx_files import message_fields
 GRAPH, NODE = 7, 1  # fields of a Model and of a Graph in onnx.proto ...
 INPUT, OUTPUT, OP = 1, 2, 4  # ... and of a Node
 # Operations that hand on what their first input holds.
-PASSING = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout")
-PASSING += ("QuantizeLinear", "DequantizeLinear")
+PASSING = frozenset(
+    [
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Dropout",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ]
+)
 LONGEST = 100  # operations that are followed
 
 
@@ -46,7 +57,7 @@ def kind_of_output(path: Path, output: str, columns: int | None) -> str | None:
 
 def _makers(raw: mmap.mmap) -> dict[str, Node]:
     """Return which operation of the graph makes each tensor."""
-    makers = {}
+    makers: dict[str, Node] = {}
     for field, start, end in message_fields(raw, 0, len(raw)):
         nodes = message_fields(raw, start, end) if field == GRAPH else ()
         for number, first, last in nodes:

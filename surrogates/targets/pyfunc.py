@@ -1,6 +1,7 @@
 """Targets that are MLflow models, loaded in this process through mlflow.pyfunc."""
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from surrogates.targets.classes import REMEDY, by_index, class_indices, order_ma
 from surrogates.targets.declared import Declared, check_options
 from surrogates.targets.kinds import detected
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, named_columns, numbers
-from surrogates.targets.signatures import ModelInput, padded, refuse_fixed_batch
+from surrogates.targets.signatures import ModelInput, refuse_fixed_batch
 
 # Flavors whose model runs in this process and dies with it; any other may call a service that charges.
 IN_PROCESS = frozenset(
@@ -52,8 +53,9 @@ class PyfuncTarget(Target):
         inside = model.loader_module in IN_PROCESS
         self._model = model
         self._inputs = None if signature is None else signature.inputs
-        taken = None if self._inputs is None else _input(self._inputs)
-        classes, kind, sure = _outputs(None if signature is None else signature.outputs, declared)
+        self._taken = taken = _input(self._inputs).placed(declared)
+        outputs = None if signature is None else signature.outputs
+        classes, kind, sure = _outputs(outputs, declared, without_batch=taken.without_batch)
         own = own_classes(_raw(model), "the model") if inside else None
         self._indices = None if own is None else class_indices(own, declared.names, "the model")
         if self._indices is not None:
@@ -61,19 +63,19 @@ class PyfuncTarget(Target):
         declared = declared.agreed(num_classes=classes)
         if sure and declared.output_kind is None:
             declared = replace(declared, output_kind=kind)
-        if taken is not None:
+        if self._inputs is not None:
             declared = taken.honored(declared)
             if not inside:
                 declared = refuse_fixed_batch(taken.batch, declared, taken.what)
-        self._batch = taken.batch if taken is not None and inside else None
+        self._inside = inside
         super().__init__(
             declared.identity or _identity(model) + order_mark(self._indices),
             declared.classes_of("the model's signature"),
             declared.kind(kind or "probabilities"),
             charged_when_sent=not inside,
             input_shape=declared.input_shape,
-            num_features=None if taken is None else taken.num_features,
-            batch_size=self._batch or declared.batch_size,
+            num_features=taken.num_features,
+            batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
             pixels=declared.pixels,
             reading=declared.reading,
         )
@@ -81,11 +83,12 @@ class PyfuncTarget(Target):
             raise TargetError(LACKING)
 
     def answer(self, pixels: np.ndarray) -> Answers:
-        filled = padded(pixels, self._batch)
-        answer = self.unpacked(self._model.predict(self._arrange(filled)), len(filled))
+        count, arranged = len(pixels), self._taken.arranged(pixels, fill=self._inside)
+        rows = count if self._taken.without_batch else len(arranged)
+        answer = self.unpacked(self._model.predict(self._table(arranged)), rows)
         if isinstance(answer, tuple):  # labels and scores of the best classes
-            return self.parse_values(tuple(part[: len(pixels)] for part in answer), len(pixels))
-        return self.parse_values(self._by_index(answer[: len(pixels)]), len(pixels))
+            return self.parse_values(tuple(part[:count] for part in answer), count)
+        return self.parse_values(self._by_index(self._taken.answered(answer, count)), count)
 
     def _by_index(self, answer: Any) -> Any:
         """Return scores in the order of the model's own classes in that of the indices; labels unchanged."""
@@ -97,7 +100,7 @@ class PyfuncTarget(Target):
             raise TargetError(LACKING)
         return by_index(scores, self._indices, self.num_classes)
 
-    def _arrange(self, pixels: np.ndarray) -> Any:
+    def _table(self, pixels: np.ndarray) -> Any:
         if self._inputs is None or self._inputs.is_tensor_spec():
             return pixels
         import pandas
@@ -135,12 +138,14 @@ def _raw(model: Any) -> Any:
 
 
 def _input(inputs: Any) -> ModelInput:
-    """Return what a signature says of the only input: a tensor, or columns of one number type.
+    """Return what a signature says of the only input: a tensor, or columns of one number type; it may be silent.
 
     Raises:
         TargetError: Several tensors, or columns that are no pixels.
     """
     what = "the model's signature"
+    if inputs is None:
+        return ModelInput(what, "float32", ())
     if inputs.is_tensor_spec():
         if len(inputs.inputs) > 1:
             names = ", ".join(str(spec.name) for spec in inputs.inputs)
@@ -159,7 +164,9 @@ def _input(inputs: Any) -> ModelInput:
     return ModelInput(what, types.pop(), (-1, len(kinds)))
 
 
-def _outputs(outputs: Any, declared: Declared) -> tuple[int | None, str | None, bool]:
+def _outputs(
+    outputs: Any, declared: Declared, *, without_batch: bool = False
+) -> tuple[int | None, str | None, bool]:
     """Return the number of classes and the kind of output as far as the signature reports them, and whether it is sure.
 
     Raises:
@@ -172,7 +179,9 @@ def _outputs(outputs: Any, declared: Declared) -> tuple[int | None, str | None, 
         shape, kind = columns[0].shape, columns[0].type.kind
         if kind not in "biuf" and declared.names is None:
             raise TargetError(f"the model's signature answers {columns[0].type.name}: {REMEDY}")
-        if len(shape) == 1:
+        if without_batch and prod(shape) > 1:
+            return int(prod(shape)), None, False
+        if len(shape) == 1 or without_batch:
             return None, "labels", kind != "f"
         return (int(shape[1]) if len(shape) == 2 and shape[1] > 1 else None), None, False
     by_name = {column.name: getattr(column.type, "name", "array") for column in columns}

@@ -59,7 +59,7 @@ def unpack(answer: Any, names: ClassNames | None = None, expected: Expected | No
             raise TargetError("the model answered records with different fields, expected the same in each")
         answer = {name: [record[name] for record in answer] for name in answer[0]}
     if expected is not None and expected.kind == "top_k" and type(answer) is tuple and len(answer) == 2:
-        return _pair(*map(plain, answer), names)
+        return _pair(plain(answer[0]), plain(answer[1]), names)
     parts = parts_of(answer, None if expected is None else expected.count)
     if expected is not None and expected.output is not None:
         if parts is None:

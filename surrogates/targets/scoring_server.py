@@ -82,7 +82,7 @@ class ScoringServer:
     """
 
     url: str
-    declared: Declared = Declared()
+    declared: Declared
     columns: tuple[str, ...] | None = None
 
     def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:

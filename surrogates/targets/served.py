@@ -13,6 +13,7 @@ from surrogates.targets.base import Answers, Target
 from surrogates.targets.declared import Declared
 from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http import HttpClient, Reply
+from surrogates.targets.http_options import HttpOptions
 from surrogates.targets.kinds import detected
 
 # A request of this many images is welcome at most servers; what the target reports or batch_size comes first.
@@ -56,11 +57,12 @@ class HttpTarget(Target):
         client: HttpClient,
         declared: Declared,
         num_features: int | None = None,
+        lossy: str = "",
         assumed: str = "probabilities",
     ) -> None:
         self.request_size = declared.batch_size or REQUEST_SIZE
         super().__init__(
-            declared.identity or client.url,
+            declared.identity or client.name,
             declared.classes_of(f"target {client.url}", PROBE_REMEDY),
             declared.kind(assumed),
             charged_when_sent=True,
@@ -72,6 +74,16 @@ class HttpTarget(Target):
         )
         self._wire = wire
         self._client = client
+        self._lossy = lossy
+
+    @property
+    def options(self) -> HttpOptions:
+        """How the service is queried."""
+        return self._client.options
+
+    @property
+    def preprocessing(self) -> str:
+        return ", ".join(filter(None, (super().preprocessing, self._lossy)))
 
     def answer(self, pixels: np.ndarray) -> Answers:
         many, size = self._client.options.concurrency, self.request_size
@@ -112,11 +124,13 @@ def open_served(
     *,
     probe: bool = False,
     num_features: int | None = None,
+    lossy: str = "",
     assumed: str = "probabilities",
 ) -> Target:
     """Return a service as a target.
 
     Args:
+        lossy: What becomes of the pixels on the way besides their format, as part of the target.
         assumed: The kind of its answers until the first one tells.
         probe: Pay for one query, outside any ledger, where the number of classes is unknown.
 
@@ -126,7 +140,7 @@ def open_served(
     if declared.num_classes is None and probe and declared.input_shape:
         classes, kind = probed(wire, client, declared.input_shape, declared.pixels)
         declared = replace(declared, num_classes=classes, output_kind=declared.output_kind or kind)
-    return HttpTarget(wire, client, declared, num_features, assumed)
+    return HttpTarget(wire, client, declared, num_features, lossy, assumed)
 
 
 def probed(
