@@ -18,7 +18,12 @@ DOORS = {
     "diffusers": {"certdef/purifiers/networks/diffusion.py"},
     "accelerate": {"surrogates/distillation/training.py"},
     "torchmetrics": {"certdef/restoration/metrics.py"},
-    "mlflow": {"certdef/tracking/", "certdef/models/serving.py", "surrogates/targets/pyfunc.py"},
+    "mlflow": {
+        "certdef/tracking/",
+        "certdef/models/serving.py",
+        "surrogates/targets/pyfunc.py",
+        "surrogates/targets/deployments.py",
+    },
     "joblib": {"certify/voting/parallel.py"},
     "matplotlib": {"certify/records/curves.py", "certdef/report/canvas.py", "certdef/report/images.py"},
     "httpx": {"surrogates/targets/"},

@@ -35,12 +35,12 @@ def unused_options(config: RunConfig, verb: str = "run") -> list[str]:
 
     values = flatten(config.to_dict())
     preset = flatten(RunConfig().to_dict()) | flatten(yaml.safe_load(preset_path(config.preset).read_text()))
-    changed = {key: value for key, value in values.items() if value != preset[key]}
+    changed = {key: value for key, value in values.items() if value != preset.get(key)}
     rules = [*_rules(config, verb)] if changed else []
     lines = []
     for key, value in changed.items():
         reason = next((why for names, why in rules if _covers(names, key)), None)
-        reason = reason or _purifier_reason(config, verb, key, preset[key])
+        reason = reason or _purifier_reason(config, verb, key, preset.get(key))
         shown = without_password(repr(value))
         lines += [f"{key} is {shown}, which nothing reads: {reason}"] if reason else []
     return lines

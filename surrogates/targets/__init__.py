@@ -29,13 +29,15 @@ def open_target(
     """Open a black box: an address, a torch module, a scikit-learn estimator, or a callable.
 
     An address is http(s)://.../invocations (MLflow scoring server), http(s)://.../v2/models/NAME (Open Inference
-    Protocol), a file NAME.onnx, a NAME.yaml that maps any JSON endpoint, or an MLflow model URI or folder. Nothing is
+    Protocol), deployments:/NAME, a file NAME.onnx or NAME.tflite, a NAME.yaml that maps any JSON endpoint, or an MLflow
+    model URI or folder. Nothing is
     queried here but health and metadata, which are free.
 
     Args:
         target: What to open; an opened target is returned as it is.
         device: Where a torch module runs.
-        protocol: "mlflow-server", "open-inference", "onnx", "json" or "mlflow", where the address does not decide.
+        protocol: "mlflow-server", "deployments", "open-inference", "onnx", "tflite", "json" or "mlflow", where the address does
+            not decide.
         num_classes: Taken from the target where it reports it.
         classes: The names that the target answers: a list in the order of your labels, or a map of names to indices.
         identity: Defaults to a fingerprint of the weights, the address, or the qualified name of the callable. Name a
@@ -48,10 +50,10 @@ def open_target(
         dtype: "float32", "float64", "float16", "uint8", "int32" or "int64".
         pixel_range, mean, std: What 0 and 1 become; what is subtracted from each channel and what divides it then.
         quantize: Bits that pixels are rounded to.
-        options: Of one kind of target. A service takes those of HTTP (token_env, timeout, rate, concurrency ...:
+        options: Of one kind of target. A service takes those of HTTP (token_env, headers, timeout, rate ...:
             surrogates.targets.http_options.HttpOptions), `output` and `binary` (Open Inference), `columns` (a scoring
             server's model of tables), and probe=True, which pays for one query outside any ledger for num_classes; an ONNX
-            file `output` and `threads`.
+            or TFLite file `output` and `threads`.
 
     Raises:
         ClassesUnknown: The target does not report its number of classes, and num_classes was not given.
