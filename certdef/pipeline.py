@@ -22,7 +22,9 @@ from certdef import stages
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
-from certdef.data.sets import Splits, load_data, read_images
+from certdef.data.arrays import read_images
+from certdef.data.sets import Splits, load_data
+from certdef.models import storage
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.report.unused_options import UnusedOption, unused_options
@@ -87,6 +89,58 @@ def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -
     """Pre-train the denoisers of De^3, one a law of noise, on the unlabeled pool. No query is spent."""
     with open_job(config, progress, fresh, verb="pretrain") as job:
         return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
+
+
+def pretrain_leaves(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    images: int | None = None,
+    epochs: int | None = None,
+    progress: bool = True,
+    fresh: bool = False,
+) -> str:
+    """Train the shipped denoiser again: the same recipe and seed give the same weights on the same kind of computer.
+
+    Args:
+        config: Its seed, device and threads.
+        folder: Where the network goes, as the package has it; an interrupted training goes on from there.
+        images, epochs: Others than the shipped one's.
+        progress: Show bars.
+        fresh: Begin anew.
+
+    Returns:
+        A line that says what is where.
+
+    Raises:
+        ConfigError, surrogates.SurrogateError: A folder that can't be written, or a number out of range.
+    """
+    from certdef.purifiers.networks.leaves import LeavesTraining, train_on_leaves
+
+    given = {name: value for name, value in {"images": images, "epochs": epochs}.items() if value is not None}
+    recipe = LeavesTraining(**given, seed=config.seed)
+    path, device = Path(folder), choose_device(config.device)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{str(path)!r} is no folder: name one for the network (--leaves FOLDER)")
+    with threads(config.threads), disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoint = path / "checkpoint.pt"
+        if fresh:
+            checkpoint.unlink(missing_ok=True)
+        bar = tqdm if progress else _silent
+        network = train_on_leaves(
+            recipe,
+            drawn=partial(bar, desc="draw dead leaves", unit="image"),
+            device=device,
+            checkpoint=checkpoint,
+            progress=partial(bar, desc="train on dead leaves"),
+        )
+        storage.save_network(path, network, training=asdict(recipe))
+        checkpoint.unlink()
+    weights = sum(each.numel() for each in network.parameters())
+    return (
+        f"trained     {path}: {weights:,} weights, {recipe.images:,} dead-leaves images, seed {recipe.seed}"
+    )
 
 
 def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -165,7 +219,7 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     with open_job(config, progress, fresh, checks=_check_ducd) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
-        choice = stages.choose_noise(job, students[0])
+        choice = stages.choose_noise(job, students[0], target.num_classes)
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
         done: list[Stage] = [target_stage, *(student.stage for student in students), choice.stage, compared]
         if config.target.uri is None:  # else nobody here knows what it was trained on
@@ -192,6 +246,7 @@ def _check_main(config: RunConfig, data: Splits) -> None:
                 f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
                 f"--{name}.enabled false"
             )
+    _check_pool(data)
     stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
     stages.check_attack_budget(config, len(data.heldout_images))
     if config.ladder.enabled:
@@ -204,15 +259,28 @@ def _check_main(config: RunConfig, data: Splits) -> None:
 
 def _check_ducd(config: RunConfig, data: Splits) -> None:
     """Refuse what the DUCD job can't do, before anything is trained or paid for."""
+    if not data.labeled:
+        raise ConfigError(
+            f"{data.name} has no labels, which the DUCD job needs: it chooses the noise by them and infers membership; add "
+            "them, or use certdef run without ducd.enabled"
+        )
+    _check_pool(data)
     stages.check_pools(config, data)
     stages.check_choice(config, data)
     stages.check_audit(config, data)
     _check_models(config, data)
 
 
+def _check_pool(data: Splits) -> None:
+    if not len(data.pool):
+        raise ConfigError(
+            "data.pool_images is 0, and surrogate and denoiser are trained on the images of the pool: use at least 1"
+        )
+
+
 def _check_models(config: RunConfig, data: Splits) -> nn.Module:
     """Refuse classifiers that do not take such images; returns an untrained surrogate."""
-    shape, classes = data.image_shape, len(data.classes)
+    shape, classes = data.image_shape, max(2, len(data.classes))  # the target says how many, once it is open
     if config.target.uri is None and config.target.kind != "svc":
         build_classifier(config.target.kind, shape, classes)
     stages.recipe_of(config.surrogate)
@@ -220,8 +288,9 @@ def _check_models(config: RunConfig, data: Splits) -> nn.Module:
     return build_classifier(surrogate_model(config), shape, classes).eval()
 
 
-def _load(config: RunConfig) -> Splits:
-    return load_data(config.data, config.seed, own_target=config.target.uri is not None)
+def _load(config: RunConfig, progress: Callable[..., Any]) -> Splits:
+    own_target = config.target.uri is not None
+    return load_data(config.data, config.seed, own_target=own_target, progress=progress)
 
 
 @contextmanager
@@ -232,15 +301,16 @@ def open_job(
     *,
     verb: str = "run",
     checks: Callable[[RunConfig, Splits], None] = _check_main,
-    load: Callable[[RunConfig], Splits] = _load,
+    load: Callable[[RunConfig, Callable[..., Any]], Splits] = _load,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for."""
     check(config)
     for line in unused_options(config, verb):
         warnings.warn(line, UnusedOption, stacklevel=2)
     device = choose_device(config.device)
+    bar = tqdm if progress else _silent
     with threads(config.threads):
-        data = load(config)
+        data = load(config, bar)
         with torch.random.fork_rng():
             checks(config, data)
         with (
@@ -253,7 +323,6 @@ def open_job(
             tracker = Tracker(config, callers_uri)
             legacy = Legacy(config, device.type, tracking_uri(config))
             with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
-                bar = tqdm if progress else _silent
                 drawing = partial(draw.draw, config=config, data=data)
                 yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
 

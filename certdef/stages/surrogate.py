@@ -58,7 +58,7 @@ def distill(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[Surro
     law = job.config.certify.laws[0]
     encoder = pretrained_encoder(job, config)
     key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
-    starts_from = [] if encoder is None else [asdict(job.config.nim)]
+    starts_from = [] if encoder is None else [job.config.nim.settings]
     stage = job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
     job.run(stage, lambda: _distill(job, target, stage, encoder))
     return storage.load_model(stage.path / "model", job.device), stage
@@ -171,7 +171,9 @@ def pretrained_encoder(job: Job, config: SurrogateConfig) -> NIM | None:
     """The headline's denoiser, where the surrogate starts from its encoder or is selected for by its features."""
     if config.model != "nim" and config.features != "nim":
         return None
-    return pretrain_denoiser(job, job.config.certify.laws[0])[0]
+    encoder = pretrain_denoiser(job, job.config.certify.laws[0])[0]
+    assert isinstance(encoder, NIM)  # certdef.config.checks refuses others
+    return encoder
 
 
 def _features(nim: NIM | None) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import surrogates
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.purifiers import plain_name
+from certdef.data.matching import match_labels
 from certdef.data.sets import Splits
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier, train_svc
@@ -35,23 +38,32 @@ class TargetResult(StageResult):
     identity: str
     output_kind: str
     accuracy: Share
+    answers: tuple[int, ...] | None = (
+        None  # to the held-out images, where these have no labels: then they are right
+    )
 
 
 def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
-    """Open the target, training it first where the job has none. From here on it is queried through the ledger alone."""
+    """Open the target, training it first where the job has none. From here on it is queried through the ledger alone.
+
+    From here on, too, the labels of the job's images are classes of the target.
+    """
     config, data = job.config.target, job.data
+    opened = [_open(job, config.uri)] if config.uri else []  # its classes decide what the labels are
     own = [without_password(config.uri), config.form] if config.uri else [config.training, data.target_digest]
-    stage = job.stage("target", TargetResult, own, data.heldout_digest, tracking_uri(job.config))
+    stage = job.stage("target", TargetResult, own, job.data.heldout_digest, tracking_uri(job.config))
     if stage.done and not config.uri and not _loads(stage.result.uri):
         stage.clear()  # the tracking store that it was logged to is gone
-    opened: list[surrogates.Target] = []
 
     def evaluate() -> TargetResult:
         uri = config.uri or _train_and_log(job, stage)
-        opened.append(_open(job, uri))
+        if not opened:
+            opened.append(_open(job, uri))
         return _evaluated(job, opened[0], uri)
 
     job.run(stage, evaluate)
+    if stage.result.answers is not None:
+        job.data = job.data.answered(np.array(stage.result.answers))
     target = opened[0] if opened else _open(job, config.uri or stage.result.uri)
     return target, stage
 
@@ -59,39 +71,43 @@ def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
 def _evaluated(job: Job, target: surrogates.Target, uri: str) -> TargetResult:
     """Query the held-out images once."""
     paid = job.ledger.attach(target, purpose="evaluation")
-    correct = paid.query(job.data.heldout_images).labels == job.data.heldout_labels
-    accuracy = Share.of(int(correct.sum()), len(correct))
+    data, answers = job.data, paid.query(job.data.heldout_images).labels
+    labels = data.heldout_labels if data.labeled else answers
+    accuracy = Share.of(int((answers == labels).sum()), len(answers))
     description = {
         "uri": without_password(uri),
         "identity": target.identity,
         "output_kind": target.output_kind,
         "preprocessing": target.preprocessing or "none",
         "deterministic": _deterministic(job),
-    }
+    } | data.remarks
+    # Without labels it is right by definition, which is no figure.
+    named = metrics.with_interval(metrics.CLEAN_ACCURACY.format(subject="target"), accuracy)
     return TargetResult(
         uri=description["uri"],
         identity=target.identity,
         output_kind=target.output_kind,
         accuracy=accuracy,
+        answers=None if data.labeled else tuple(answers.tolist()),
         params=description,
-        metrics=metrics.with_interval(metrics.CLEAN_ACCURACY.format(subject="target"), accuracy),
+        metrics=named if data.labeled else {},
     )
 
 
 def _open(job: Job, uri: str) -> surrogates.Target:
     """Open what the URI names, and watch it; refuse, before any query, a target that lacks some of the data's classes."""
-    config, classes = job.config.target, len(job.data.classes)
+    config = job.config.target
     try:
         target = surrogates.open_target(uri, input_shape=job.data.image_shape, **_options(job))
     except surrogates.ClassesUnknown as error:
         raise ConfigError(
             f"target {without_password(uri)!r} does not tell its number of classes: give --target.num_classes"
         ) from error
-    if target.num_classes < classes:
-        raise ConfigError(
-            f"target {without_password(uri)!r} answers {target.num_classes} classes, but the labels of {job.data.name} go up to "
-            f"{classes - 1}: give the data that it was trained for"
-        )
+    names = getattr(target, "class_names", None) if config.uri else None
+    try:
+        job.data = match_labels(job.data, names, target.num_classes, job.config.data.labels)
+    except ConfigError as error:
+        raise ConfigError(f"target {without_password(uri)!r}: {error}") from error
     _check_ledger(job, target)
     job.legacy.target = target.identity
     if config.uri and target.charged_when_sent and config.canary_every:

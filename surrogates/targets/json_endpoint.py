@@ -71,6 +71,9 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         quantize=declared.quantize or form.quantize,
         mean=declared.mean if declared.mean is not None else form.mean,
         std=declared.std if declared.std is not None else form.std,
+        color=declared.color or form.color,
+        resize=declared.resize or form.resize,
+        order_is_known=form.order_is_known,
         batch_size=mapping.per_request or declared.batch_size,
         identity=declared.identity or mapping.identity or name,
     )

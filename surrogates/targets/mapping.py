@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ IMAGES = ("array", "png", "jpeg")
 SENDS = ("json", "form", "multipart", "raw")
 LONGEST_TIMEOUT, SLOWEST_RATE = 3_600, 0.01  # a stranger's file must not make anybody wait for ever
 # Where nothing was said of these, a mapping is the one that it was before they were there.
-YOUNGER = ("mean", "std", "quality", "send", "filename", "headers", "positive")
+YOUNGER = ("mean", "std", "color", "resize", "quality", "send", "filename", "headers", "positive")
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ class Mapping:
     url: str
     request: Any = None
     images: str = "array"
-    layout: str = "chw"
+    layout: str | list[int] = "chw"
     dtype: str = "float32"
     pixel_range: tuple[float, float] | None = None
     mean: tuple[float, ...] | float | None = None
     std: tuple[float, ...] | float | None = None
+    color: str | None = None
+    resize: tuple[int, int] | int | None = None
     quality: int | None = None
     send: str = "json"
     filename: str | None = None
@@ -233,9 +235,11 @@ def read_mapping(path: str | Path) -> Mapping:
 
 def pixel_format(mapping: Mapping) -> PixelFormat:
     """Return the pixel format of a mapping; pictures round to 8 bits."""
+    given = {name: getattr(mapping, name) for name in ("mean", "std", "color", "resize")}
     if mapping.images != "array":
-        return PixelFormat("hwc", "uint8", None, 8, mapping.mean, mapping.std)
-    return PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range, mean=mapping.mean, std=mapping.std)
+        return PixelFormat("hwc", "uint8", None, 8, **given, order_is_known=True)
+    form = PixelFormat(mapping.layout, mapping.dtype, mapping.pixel_range, **given)  # type: ignore[arg-type]
+    return replace(form, order_is_known=True)  # the digest of the mapping says it
 
 
 def _is_json(value: Any) -> bool:

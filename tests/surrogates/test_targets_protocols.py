@@ -804,14 +804,26 @@ def test_pixels_are_rounded_at_the_door_of_any_target() -> None:
     [
         ({"layout": "nhwc"}, r"layout must be one of chw, hwc, flat, flat_hwc, got 'nhwc'"),
         (
-            {"dtype": "int8"},
-            r"dtype must be one of float32, float64, float16, uint8, int32, int64, got 'int8'",
+            {"dtype": "int4"},
+            r"dtype must be one of float32, float64, float16, uint8, int8, int32, int64, got 'int4'",
         ),
         ({"quantize": 0}, r"quantize must be a number of bits from 1 to 16, got 0: try 8"),
         ({"pixel_range": (1, 0)}, r"pixel_range must be two numbers, lower first, got \(1, 0\)"),
         ({"pixel_range": 255}, r"pixel_range must be two numbers"),
         ({"dtype": "uint8", "pixel_range": (-1, 1)}, r"pixel_range of uint8 must lie in \[0, 255\]"),
         ({"dtype": "int64"}, r"pixels of int64 need pixel_range, what 0 and 1 become"),
+        ({"dtype": "int8"}, r"pixels of int8 need pixel_range.*pixel_range=\(-128, 127\)"),
+        ({"dtype": "int8", "pixel_range": (0, 255)}, r"pixel_range of int8 must lie in \[-128, 127\]"),
+        ({"pixel_range": [[-2, 2], [-1, 3]]}, r"lower first.*give mean and std for a range of each channel"),
+        ({"layout": [784, 0]}, r"layout must be one of .*got \[784, 0\]: or list the sides of one image"),
+        ({"color": "bgra"}, r"color must be one of rgb, bgr, gray, got 'bgra'"),
+        ({"resize": (0, 9)}, r"resize must be \(height, width\) in pixels, got \(0, 9\): try \(224, 224\)"),
+        ({"resize": 1.5}, r"resize must be \(height, width\) in pixels, got 1.5"),
+        (
+            {"mean": 123.7, "std": 58.4},
+            r"mean is subtracted from pixels in \[0, 1\].*divide mean and std by 255, mean=\(0.4851,\)",
+        ),
+        ({"color": "gray", "mean": (0.5, 0.5, 0.5)}, r"mean has 3 values, but color 'gray' has 1 channels"),
         ({"mean": (0.5, "a", 1)}, r"mean must be a number for each channel, got \(0.5, 'a', 1\)"),
         ({"std": (0.5, 0)}, r"std must be a number for each channel, got \(0.5, 0\)"),
         ({"mean": float("nan")}, r"mean must be a number for each channel, got nan"),
@@ -821,6 +833,23 @@ def test_pixels_are_rounded_at_the_door_of_any_target() -> None:
 def test_bad_pixel_formats_are_named(options: dict, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         PixelFormat(**options)
+
+
+def test_all_bad_values_of_a_format_are_named_at_once() -> None:
+    bad = {
+        "layout": "nhwc",
+        "dtype": "half",
+        "quantize": 99,
+        "color": "cmyk",
+        "resize": -1,
+        "mean": "a",
+        "std": 0,
+    }
+    with pytest.raises(TargetError) as caught:
+        open_target(probabilities, num_classes=4, input_shape=(3, 4), **bad)
+    lines = str(caught.value).splitlines()
+    assert {line.split()[0] for line in lines} == {*bad, "input_shape"}
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize("pair", [True, False])
