@@ -20,7 +20,7 @@ Certify a classifier whose weights are out of reach.
   certdef run --preset fashion-mnist --data.root FOLDER
   certdef run --preset ducd-fashion-mnist  certify a surrogate in the target's place; membership inference on both
   certdef run --preset udc                 attack, purify and fine-tune a restoration of photographs under a display
-  certdef run --target.uri models:/mine@prod --data.name npz --data.path images.npz
+  certdef run --target.uri models:/mine@prod --data.path photos/    or a .csv, .npz, ...: docs/data.md
   certdef certify --certify.n 2000         one stage, and whatever it needs first
   certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
 """
