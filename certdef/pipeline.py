@@ -5,6 +5,7 @@ Each verb of the command line is a function here, and each runs only what is not
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +20,15 @@ from tqdm import tqdm
 
 import surrogates
 from certdef import stages
-from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
 from certdef.data.sets import Splits, load_data, read_images
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
+from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
 from certdef.stages import Job
+from certdef.stages.inspection import Check, Problems, inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
@@ -34,6 +36,8 @@ from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
 from surrogates.files import create_private, replacing
+
+LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,67 @@ def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> 
     return run(config, progress=progress, fresh=fresh)
 
 
+def plan(
+    config: RunConfig,
+    *,
+    price: float | None = None,
+    ask: bool = True,
+    known: dict[str, list[str]] | None = None,
+) -> stages.Plan:
+    """What the whole job will take and can reach, and what is likely wrong with it, before anything is trained.
+
+    Your own target is queried for a few held-out images, from the budget ledger.preflight alone; evaluation gets their
+    answers for nothing.
+
+    Args:
+        config: The job; values that cannot be used are named with everything else that is wrong.
+        price: USD per 1,000 queries.
+        ask: Whether anything is queried; else only what the ledger has already is looked at.
+        known: Lines on what is wrong already, by section of the configuration.
+
+    Raises:
+        ConfigError, certify.CertifyError, surrogates.SurrogateError: All that is wrong, a line each.
+    """
+    if price is not None and not 0 < price < float("inf"):
+        raise ConfigError(f"price must be USD per 1,000 queries above 0, got {price:g}: try --price 1.50")
+    checks = {True: _main(config), config.ducd.enabled: DUCD, config.udc.enabled: UDC}[True]
+    load = stages.load_photographs if config.udc.enabled else _load
+    with threads(config.threads), given_back():
+        found = inspect(config, checks, load, own_target=not config.udc.enabled, known=known)
+        found.problems.raise_all()
+        assert found.device is not None
+        assert found.data is not None
+        about: dict[str, Any] = {"device": found.device, "target": found.target, "price": price}
+        if found.target is None:
+            return stages.make_plan(config, found.data, ledger=None, **about)
+        return _plan_of_own(config, found.data, found.target, ask, about)
+
+
+def _plan_of_own(
+    config: RunConfig, data: Splits, target: surrogates.Target, ask: bool, about: dict[str, Any]
+) -> stages.Plan:
+    """The plan for the user's own target, with a look at it."""
+    path = config.ledger_path
+    if not ask and not path.is_file():
+        return stages.make_plan(config, data, ledger=None, **about)
+    asking = config if ask else replace(config, ledger=replace(config.ledger, preflight=0))
+    with _ledger(asking, path) as ledger:
+        stages.watch(config, data, ledger, target)
+        seen = stages.look_at(asking, data, ledger, target)
+        shelf = stages.Shelf(
+            config=config,
+            data=data,
+            device=about["device"],
+            legacy=Legacy(config, about["device"].type, tracking_uri(config)),
+        )
+        shelf.legacy.target = target.identity
+        foretold = {} if config.ducd.enabled else stages.foretell(shelf, target, stages.target_draws(config))
+        return stages.make_plan(config, data, ledger=ledger, seen=seen, foretold=foretold, **about)
+
+
 def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, checks=_check_ducd) as job:
+    with open_job(config, progress, fresh, checks=DUCD) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
         choice = stages.choose_noise(job, students[0])
@@ -176,7 +238,7 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
 
 def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """UDC: restoration -> diffusion purifier -> how far to diffuse -> fine-tuning -> attacks on all of them."""
-    with open_job(config, progress, fresh, checks=stages.check_udc, load=stages.load_photographs) as job:
+    with open_job(config, progress, fresh, checks=UDC, load=stages.load_photographs) as job:
         photographs = stages.photographs_through_display(job)
         defense = stages.train_defense(job, photographs)
         evaluated = stages.evaluate_defense(job, photographs, defense)
@@ -184,40 +246,89 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return replace(summary, bill=None, ledger=None)
 
 
-def _check_main(config: RunConfig, data: Splits) -> None:
-    """Refuse what the main job can't do, before anything is trained or paid for."""
+def _check_single_stages(config: RunConfig, data: Splits) -> None:
+    """Refuse a part of a job that has no parts."""
     for name, enabled in {"ducd": config.ducd.enabled, "udc": config.udc.enabled}.items():
         if enabled:
             raise ConfigError(
                 f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
                 f"--{name}.enabled false"
             )
-    stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
+
+
+def _check_votes(config: RunConfig, data: Splits) -> None:
+    """Refuse unusable noise laws, and a budget that certifies nothing."""
+    stages.target_draws(config)
+
+
+def _check_evaluation(config: RunConfig, data: Splits) -> None:
+    """Refuse a budget that the measured accuracy and agreement do not fit in."""
+    need = 2 * len(data.heldout_images)
+    if need > config.ledger.evaluation:
+        raise ConfigError(
+            f"ledger.evaluation is {config.ledger.evaluation}: {len(data.heldout_images)} held-out images, clean and under "
+            f"the noise, need {need}; raise it or lower data.heldout_images"
+        )
+
+
+def _check_attacks(config: RunConfig, data: Splits) -> None:
+    """Refuse a budget that attack and ladder do not fit in."""
     stages.check_attack_budget(config, len(data.heldout_images))
     if config.ladder.enabled:
         stages.check_ladder_budget(config, len(data.heldout_images))
-    classifier = _check_models(config, data)
-    for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
-        if name != "none":
-            stages.check_purifier(replace(config, purifier=name), data.image_shape, classifier)
 
 
-def _check_ducd(config: RunConfig, data: Splits) -> None:
-    """Refuse what the DUCD job can't do, before anything is trained or paid for."""
-    stages.check_pools(config, data)
-    stages.check_choice(config, data)
-    stages.check_audit(config, data)
-    _check_models(config, data)
-
-
-def _check_models(config: RunConfig, data: Splits) -> nn.Module:
-    """Refuse classifiers that do not take such images; returns an untrained surrogate."""
-    shape, classes = data.image_shape, len(data.classes)
+def _check_target_model(config: RunConfig, data: Splits) -> None:
+    """Refuse a target to be trained here that does not take such images."""
     if config.target.uri is None and config.target.kind != "svc":
-        build_classifier(config.target.kind, shape, classes)
+        build_classifier(config.target.kind, data.image_shape, len(data.classes))
+
+
+def _check_surrogate(config: RunConfig, data: Splits) -> None:
+    """Refuse a surrogate that does not take such images, or a training that there is not."""
     stages.recipe_of(config.surrogate)
     stages.selection_of(config.surrogate)
-    return build_classifier(surrogate_model(config), shape, classes).eval()
+    _untrained_surrogate(config, data)
+
+
+def _untrained_surrogate(config: RunConfig, data: Splits) -> nn.Module:
+    return build_classifier(surrogate_model(config), data.image_shape, len(data.classes)).eval()
+
+
+def _check_purifiers(config: RunConfig, data: Splits) -> None:
+    """Refuse purifiers that cannot be built, each with a line."""
+    problems = Problems({})
+    classifier = _untrained_surrogate(config, data)
+    for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
+        if name != "none":
+            named = replace(config, purifier=name)
+            problems.attempt(stages.check_purifier, named, data.image_shape, classifier)
+    problems.raise_all()
+
+
+NETWORKS = (
+    Check(_check_target_model, ("data", "target")),
+    Check(_check_surrogate, ("data", "nim", "surrogate")),
+)
+MAIN = (
+    Check(_check_votes, ("certify", "ledger", "purifier")),
+    Check(_check_evaluation, ("data", "ledger")),
+    Check(_check_attacks, ("attack", "data", "ladder", "ledger", "purifier")),
+    *NETWORKS,
+    Check(_check_purifiers, ("certify", "data", "ladder", "nim", "purifier", "surrogate")),
+)
+ANOTHER_JOB = (Check(_check_single_stages, ()),)
+DUCD = (
+    Check(stages.check_pools, ("data", "ducd", "ledger", "surrogate")),
+    Check(stages.check_choice, ("certify", "data", "ducd", "ledger")),
+    Check(stages.check_audit, ("data", "ducd", "ledger")),
+    *NETWORKS,
+)
+UDC = (Check(stages.check_udc, ("data", "udc")),)
+
+
+def _main(config: RunConfig) -> Sequence[Check]:
+    return ANOTHER_JOB if config.ducd.enabled or config.udc.enabled else MAIN
 
 
 def _load(config: RunConfig) -> Splits:
@@ -231,38 +342,62 @@ def open_job(
     fresh: bool = False,
     *,
     verb: str = "run",
-    checks: Callable[[RunConfig, Splits], None] = _check_main,
+    checks: Sequence[Check] | None = None,
     load: Callable[[RunConfig], Splits] = _load,
 ) -> Iterator[Job]:
-    """Everything a stage needs, checked before anything is trained or paid for."""
-    check(config)
-    for line in unused_options(config, verb):
-        warnings.warn(line, UnusedOption, stacklevel=2)
-    device = choose_device(config.device)
-    with threads(config.threads):
-        data = load(config)
-        with torch.random.fork_rng():
-            checks(config, data)
-        with (
-            locked(config.workspace),
-            disk_errors(config.workspace),
-            given_back() as callers_uri,
-        ):
+    """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once."""
+    with threads(config.threads), given_back() as callers_uri:
+        own_target = verb != "pretrain" and not config.udc.enabled
+        found = inspect(config, _main(config) if checks is None else checks, load, own_target=own_target)
+        found.problems.raise_all()
+        assert found.device is not None
+        assert found.data is not None
+        for line in unused_options(config, verb):
+            warnings.warn(line, UnusedOption, stacklevel=2)
+        with locked(config.workspace), disk_errors(config.workspace):
             if fresh:
                 forget(config.workspace)
             tracker = Tracker(config, callers_uri)
-            legacy = Legacy(config, device.type, tracking_uri(config))
-            with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
-                bar = tqdm if progress else _silent
-                drawing = partial(draw.draw, config=config, data=data)
-                yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
+            legacy = Legacy(config, found.device.type, tracking_uri(config))
+            path = stages.ledger_file(config, found.data, legacy)
+            with _ledger(config, path) as ledger, tracker.job(found.data):
+                job = Job(
+                    config=config,
+                    data=found.data,
+                    device=found.device,
+                    legacy=legacy,
+                    tracker=tracker,
+                    ledger=ledger,
+                    progress=tqdm if progress else _silent,
+                    draw=partial(draw.draw, config=config, data=found.data),
+                    own_target=found.target,
+                )
+                if found.target is not None:
+                    _look_first(job, found.target, verb)
+                yield job
+
+
+def _look_first(job: Job, target: surrogates.Target, verb: str) -> None:
+    """Before anything else is paid: a look at the user's own target, and what the job will take; both are logged."""
+    stages.watch(job.config, job.data, job.ledger, target)
+    if stages.target_stage(job).done:
+        return
+    seen = stages.look_at(job.config, job.data, job.ledger, target)
+    if LOG.isEnabledFor(logging.INFO):
+        about = {"device": job.device, "target": target, "ledger": job.ledger}
+        made = stages.make_plan(job.config, job.data, seen=seen, verb=verb, **about)
+        LOG.info(plan_words.render(made, job.config))
+    elif seen is not None:
+        for line in plan_words.look_warnings(seen):
+            LOG.warning(line)
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Let torch use so many threads, by default as many as are allowed; afterwards as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or min(before, allowed_threads()))
+    # one that can't be used is refused later, with all else that is wrong
+    torch.set_num_threads(max(1, count or min(before, allowed_threads())))
     try:
         yield
     finally:
@@ -271,6 +406,8 @@ def threads(count: int | None) -> Iterator[None]:
 
 def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
     budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
+    if not config.target.uri:
+        del budget["preflight"]
     if not (config.target.uri and config.target.canary_every):
         del budget["canary"]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,15 +432,6 @@ def _ladder(job: Job, parts: Parts) -> list[Stage]:
         if name not in systems:
             systems[name] = stages.prepare_purifier(job, name, parts.surrogate, parts.surrogate_stage)
     return [stages.evaluate_ladder(job, parts.target, parts.surrogate, parts.surrogate_stage, systems)]
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes the GPU where there is one; ConfigError if cuda is configured and missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch sees no CUDA device: use --device cpu, or see certdef doctor"
-        )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:

@@ -1,0 +1,112 @@
+"""The user's own target: opened before anything is queried, and refused where it can't be what the job needs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import surrogates
+from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.data.sets import Splits
+from surrogates.ledger.reader import reading, subject
+from surrogates.targets.formats import PixelFormat
+from surrogates.targets.http_options import HttpOptions
+
+CANARIES = 4
+
+
+def open_own_target(config: RunConfig, data: Splits | None = None) -> surrogates.Target:
+    """Open the user's own target; nothing is queried.
+
+    Args:
+        config: The job.
+        data: Its images, which the target must take; unset, where they are not known.
+
+    Raises:
+        ConfigError, surrogates.TargetError: It can't be opened, or lacks some of the data's classes.
+    """
+    assert config.target.uri is not None
+    address = without_password(config.target.uri)
+    options = config.target.form | config.target.transport
+    _check_options(options)
+    shape = {} if data is None else {"input_shape": data.image_shape}
+    try:
+        target = surrogates.open_target(config.target.uri, **shape, **options)
+    except surrogates.ClassesUnknown as error:
+        raise ConfigError(
+            f"target {address!r} does not tell its number of classes: give --target.num_classes"
+        ) from error
+    if data is not None and target.num_classes < len(data.classes):
+        raise ConfigError(
+            f"target {address!r} answers {target.num_classes} classes, but the labels of {data.name} go up to "
+            f"{len(data.classes) - 1}: give the data that it was trained for"
+        )
+    return target
+
+
+def reopened(config: RunConfig, data: Splits, changes: dict[str, Any]) -> surrogates.Target:
+    """The same target, opened with some options changed.
+
+    Raises:
+        surrogates.TargetError: It can't be opened so.
+    """
+    assert config.target.uri is not None
+    options = config.target.form | config.target.transport | changes
+    return surrogates.open_target(config.target.uri, input_shape=data.image_shape, **options)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse every option that cannot be used whatever the target is, at once.
+
+    Raises:
+        surrogates.TargetError: A line for each.
+    """
+    lines = []
+    for kind in (PixelFormat, HttpOptions):
+        for name in {field.name for field in fields(kind)} & options.keys():
+            # whole numbers are nothing without a range, which opening looks at
+            context = {"pixel_range": (0, 255)} if name == "dtype" else {}
+            try:
+                kind(**context | {name: options[name]})
+            except surrogates.TargetError as error:
+                lines.append(str(error))
+    variable = options.get("token_env")
+    if variable is not None and not os.environ.get(variable):
+        lines.append(f"environment variable {variable} (token_env) is not set: set it to the service's token")
+    if lines:
+        raise surrogates.TargetError("\n".join(sorted(lines)))
+
+
+def watch(config: RunConfig, data: Splits, ledger: surrogates.QueryLedger, target: surrogates.Target) -> None:
+    """Let the ledger notice a service of the user's own that changes."""
+    if target.charged_when_sent and config.target.canary_every:
+        images = data.heldout_images[:CANARIES]
+        ledger.canaries = surrogates.Canaries(images, every=config.target.canary_every)
+
+
+def check_ledger(path: Path, identity: str | None) -> None:
+    """Refuse a ledger that can't be read, or is another target's: a new target is new budgets, which the user grants.
+
+    Args:
+        path: Its file, which need not be there.
+        identity: Of the target; unset where it is not known.
+
+    Raises:
+        ConfigError: It belongs to another target.
+        surrogates.LedgerError: The file is damaged, or no ledger.
+    """
+    owner = None
+    if path.is_file() and path.stat().st_size:  # it is made empty, for a private one
+        with reading(path) as ledger:
+            owner, _ = subject(ledger)
+    if identity is None or owner in (None, identity):
+        return
+    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    free = next(name for name in names if not name.exists())
+    raise ConfigError(
+        f"ledger {str(path)!r} belongs to another target, {owner!r}, and this one is {identity!r}: give it a ledger "
+        f"with budgets of its own, --ledger.path {free}"
+    )
