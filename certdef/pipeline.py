@@ -23,7 +23,7 @@ from certdef import stages
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
 from certdef.data.sets import Splits, load_data, read_images
-from certdef.models.classifiers import build_classifier, surrogate_model
+from certdef.models.classifiers import build_classifier, check_known, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
@@ -261,27 +261,42 @@ def _check_votes(config: RunConfig, data: Splits) -> None:
     stages.target_draws(config)
 
 
-def _check_evaluation(config: RunConfig, data: Splits) -> None:
-    """Refuse a budget that the measured accuracy and agreement do not fit in."""
-    need = 2 * len(data.heldout_images)
-    if need > config.ledger.evaluation:
-        raise ConfigError(
-            f"ledger.evaluation is {config.ledger.evaluation}: {len(data.heldout_images)} held-out images, clean and under "
-            f"the noise, need {need}; raise it or lower data.heldout_images"
-        )
+def _check_budgets(config: RunConfig, data: Splits | None) -> None:
+    """Refuse budgets that accuracy and agreement, and the attack, do not fit in."""
+    heldout = _heldout(config, data)
+    problems = Problems({})
+    problems.attempt(_check_evaluation, config, heldout)
+    problems.attempt(stages.check_attack_budget, config, heldout)
+    problems.raise_all()
 
 
-def _check_attacks(config: RunConfig, data: Splits) -> None:
-    """Refuse a budget that attack and ladder do not fit in."""
-    stages.check_attack_budget(config, len(data.heldout_images))
+def _check_ladder(config: RunConfig, data: Splits | None) -> None:
+    """Refuse a budget that the ladder does not fit in."""
     if config.ladder.enabled:
-        stages.check_ladder_budget(config, len(data.heldout_images))
+        stages.check_ladder_budget(config, _heldout(config, data))
+
+
+def _heldout(config: RunConfig, data: Splits | None) -> int:
+    return config.data.heldout_images if data is None else len(data.heldout_images)
+
+
+def _check_evaluation(config: RunConfig, heldout: int) -> None:
+    if 2 * heldout > config.ledger.evaluation:
+        raise ConfigError(
+            f"ledger.evaluation is {config.ledger.evaluation}: {heldout} held-out images, clean and under the noise, need "
+            f"{2 * heldout}; raise it or lower data.heldout_images"
+        )
 
 
 def _check_target_model(config: RunConfig, data: Splits) -> None:
     """Refuse a target to be trained here that does not take such images."""
     if config.target.uri is None and config.target.kind != "svc":
         build_classifier(config.target.kind, data.image_shape, len(data.classes))
+
+
+def _check_name(config: RunConfig, data: Splits | None) -> None:
+    """Refuse a surrogate that nobody knows, whatever the images."""
+    check_known(surrogate_model(config))
 
 
 def _check_surrogate(config: RunConfig, data: Splits) -> None:
@@ -307,20 +322,21 @@ def _check_purifiers(config: RunConfig, data: Splits) -> None:
 
 
 NETWORKS = (
+    Check(_check_name, ("surrogate",)),
     Check(_check_target_model, ("data", "target")),
     Check(_check_surrogate, ("data", "nim", "surrogate")),
 )
 MAIN = (
-    Check(_check_votes, ("certify", "ledger", "purifier")),
-    Check(_check_evaluation, ("data", "ledger")),
-    Check(_check_attacks, ("attack", "data", "ladder", "ledger", "purifier")),
+    Check(_check_votes, ("certify", "laws", "ledger", "purifier")),
+    Check(_check_budgets, ("attack", "ledger")),
+    Check(_check_ladder, ("attack", "ladder", "ledger", "purifier")),
     *NETWORKS,
-    Check(_check_purifiers, ("certify", "data", "ladder", "nim", "purifier", "surrogate")),
+    Check(_check_purifiers, ("data", "ladder", "laws", "nim", "purifier", "surrogate")),
 )
 ANOTHER_JOB = (Check(_check_single_stages, ()),)
 DUCD = (
     Check(stages.check_pools, ("data", "ducd", "ledger", "surrogate")),
-    Check(stages.check_choice, ("certify", "data", "ducd", "ledger")),
+    Check(stages.check_choice, ("certify", "data", "ducd", "laws", "ledger")),
     Check(stages.check_audit, ("data", "ducd", "ledger")),
     *NETWORKS,
 )

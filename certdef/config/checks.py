@@ -46,7 +46,7 @@ def check(config: RunConfig) -> None:
 
 
 def failures(config: RunConfig) -> dict[str, list[str]]:
-    """A line for each value that cannot be used, by its section; under the name of the value where it is in none.
+    """A line for each value that cannot be used, by its section; under the name of the value where it is in none, and `laws` apart.
 
     Raises:
         ConfigError: An unknown preset: nothing else is known then.
@@ -66,10 +66,11 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
         "tracking": _tracking(config.tracking),
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
     }.items():
-        lines = _failures(getattr(config, section), f"{section}.", rules)
-        found |= {section: [line for each in lines.values() for line in each]} if lines else {}
+        for name, lines in _failures(getattr(config, section), f"{section}.", rules).items():
+            part = "laws" if name == "laws" else section
+            found[part] = [*found.get(part, []), *lines]
     if laws := _laws(config.certify):
-        found["certify"] = [*found.get("certify", []), *laws]
+        found["laws"] = [*found.get("laws", []), *laws]
     return found
 
 

@@ -6,7 +6,7 @@ Nothing here is queried. All functions take what was answered.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,12 +31,10 @@ class Form:
 
     Args:
         words: What it is.
-        family: normalization, color or layout.
         changes: The options that make it: values of PixelFormat by name.
     """
 
     words: str
-    family: str
     changes: dict[str, Any]
 
 
@@ -124,54 +122,77 @@ def _permutation(
     )
 
 
-def other_forms(pixels: PixelFormat, channels: int, family: str) -> Iterator[Form]:
-    """The pixel formats of a family that a target may want in the place of its own, the likely ones first."""
+def other_forms(pixels: PixelFormat, channels: int, family: str) -> list[Form]:
+    """The pixel formats of a family that a target may want in the place of its own, the likely ones first.
+
+    Args:
+        pixels: Its own format.
+        channels: Of the images.
+        family: normalization, color, layout, or shape: what may mend a target that fails.
+    """
     if family == "normalization":
-        yield from _normalizations(pixels, channels)
-    elif family == "color":
-        yield from _colors(pixels, channels)
-    else:
-        taken = str(pixels.layout)
-        for layout in LAYOUTS:
-            if layout != taken:
-                yield Form(f"values in the layout {layout}", "layout", {"layout": layout})
+        return _normalizations(pixels, channels)
+    if family == "color":
+        return _colors(pixels, ("rgb", "bgr") if channels == 3 else ())
+    layouts = _layouts(pixels)
+    return (
+        [*layouts, *_colors(pixels, ("gray",) if channels == 3 else ("rgb",))]
+        if family == "shape"
+        else layouts
+    )
 
 
-def _normalizations(pixels: PixelFormat, channels: int) -> Iterator[Form]:
-    known = [
-        ("pixels from 0 to 255", (0.0, 255.0), (None, None)),
-        ("ImageNet's mean and std", (0.0, 1.0), IMAGENET if channels == 3 else None),
-        ("pixels from -1 to 1", (0.0, 1.0), HALF),
-        ("MNIST's mean and std", (0.0, 1.0), MNIST if channels == 1 else None),
-        ("pixels in [0, 1], without mean and std", (0.0, 1.0), (None, None)),
+def _normalizations(pixels: PixelFormat, channels: int) -> list[Form]:
+    known: list[tuple[str, tuple[float, float], Any, Any]] = [
+        ("pixels from 0 to 255", (0.0, 255.0), None, None),
+        ("pixels from -1 to 1", (0.0, 1.0), *HALF),
+        ("pixels in [0, 1], without mean and std", (0.0, 1.0), None, None),
     ]
+    known.insert(
+        1,
+        ("ImageNet's mean and std", (0.0, 1.0), *IMAGENET)
+        if channels == 3
+        else ("MNIST's mean and std", (0.0, 1.0), *MNIST),
+    )
+    if channels == 3:
+        known.append(("pixels from 0 to 255 less ImageNet's mean", (0.0, 255.0), IMAGENET[0], None))
     now = (pixels.ends, pixels.mean, pixels.std)
-    for words, ends, moments in known:
-        if moments is not None and now != (ends, *moments):
-            mean, std = moments
-            yield Form(words, "normalization", {"pixel_range": ends, "mean": mean, "std": std})
+    return [
+        Form(words, {"pixel_range": ends, "mean": mean, "std": std})
+        for words, ends, mean, std in known
+        if now != (ends, mean, std)
+    ]
 
 
-def _colors(pixels: PixelFormat, channels: int) -> Iterator[Form]:
-    if channels == 3 and "color" in {field.name for field in fields(PixelFormat)}:
-        now = getattr(pixels, "color", None) or "rgb"
-        other = "bgr" if now == "rgb" else "rgb"
-        yield Form(f"channels in the order {other}", "color", {"color": other})
+def _colors(pixels: PixelFormat, colors: Sequence[str]) -> list[Form]:
+    if "color" not in {field.name for field in fields(PixelFormat)}:
+        return []
+    now = getattr(pixels, "color", None) or "rgb"
+    return [Form(f"{color} images", {"color": color}) for color in colors if color != now]
+
+
+def _layouts(pixels: PixelFormat) -> list[Form]:
+    taken = str(pixels.layout)
+    # first that of the same number of axes
+    others = sorted(LAYOUTS, key=lambda layout: layout.startswith("flat") != taken.startswith("flat"))
+    return [Form(f"the layout {layout}", {"layout": layout}) for layout in others if layout != taken]
 
 
 def as_options(changes: dict[str, Any], pixels: PixelFormat) -> str:
     """What to write on the command line for a pixel format in the place of the target's own."""
-    given = []
+    given, left_out = [], []
     for name, value in changes.items():
-        if name == "pixel_range" and tuple(value) == pixels.ends:
+        if value == (pixels.ends if name == "pixel_range" else getattr(pixels, name)):
             continue
-        if name in ("mean", "std") and value is None and getattr(pixels, name) is None:
-            continue
-        given.append(f"--target.{name} {_written(value)}")
-    return " ".join(given)
+        if value is None:
+            left_out.append(f"--target.{name}")
+        else:
+            given.append(f"--target.{name} {_written(value)}")
+    without = [f"without {' and '.join(left_out)}"] if left_out else []
+    return ", ".join([" ".join(given), *without] if given else without)
 
 
 def _written(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(f'{number:g}' for number in value)}]"
-    return "null" if value is None else str(value)
+    return str(value)

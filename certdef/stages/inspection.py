@@ -29,7 +29,7 @@ class Check(NamedTuple):
     It is left out where one of these parts is wrong already, because what it would say then follows from that.
     """
 
-    function: Callable[[RunConfig, Splits], Any]
+    function: Callable[[RunConfig, Any], Any]
     reads: tuple[str, ...]
 
 
@@ -77,7 +77,7 @@ class Problems:
 
     def raise_all(self) -> None:
         """Raise what was found: a single error as it is, several as one with a line each."""
-        if len(self.errors) == 1:
+        if self.errors and len(self.lines) == len(str(self.errors[0]).splitlines()):
             raise self.errors[0]
         if self.errors:
             raise ConfigError("\n".join(self.lines))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,16 @@ class Sample:
         return (once == again) & (once != constant)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A target under a pixel format, which images (N,) are right, and how the format differs from the target's own."""
+
+    target: surrogates.Target
+    right: Mask
+    words: tuple[str, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
 class Search:
     """Finds a pixel format under which more images are right, within what the ledger allows.
 
@@ -116,67 +126,91 @@ class Search:
             target: As it was opened.
             right: Which images are right then; None where it failed, which another layout may mend.
         """
-        best, changes, words = target, dict[str, Any](), list[str]()
-        reached = np.zeros(len(self.sample.images), bool) if right is None else right
-        for family in FAMILIES * 2 if right is not None else ("layout", *FAMILIES):
-            found = self._best_of(family, best, reached, changes)
-            if found is not None:
-                form, best, reached = found
-                changes |= form.changes
-                words.append(form.words)
-            if self.cut or (changes and not self._is_poor(reached)) or (right is None and not changes):
-                break
-        if not changes:
+        now = Found(target, np.zeros(len(self.sample.images), bool) if right is None else right)
+        best = self._from(now, ("shape", *FAMILIES) if right is None else FAMILIES * 2)
+        if best is now and right is not None:
+            best = self._two_at_once(now)
+        if best is now:
             return None
         return Fault(
-            f"it takes {' and '.join(words)}",
-            as_options(changes, target.pixels),
-            int(reached.sum()),
+            f"it takes {' and '.join(best.words)}",
+            as_options(best.changes, target.pixels),
+            int(best.right.sum()),
             0 if right is None else int(right.sum()),
-            len(reached),
-            changes,
+            len(now.right),
+            best.changes,
         )
+
+    def _from(self, now: Found, families: Sequence[str]) -> Found:
+        """Go from one format to the best of each family in turn, until the target is useful."""
+        best, failed = now, families[0] == "shape"
+        for family in families:
+            best = self._best_of(family, best)
+            useful = best is not now and not self._is_poor(best.right)
+            if self.cut or useful or (failed and best is now):
+                break
+        return best
+
+    def _two_at_once(self, now: Found) -> Found:
+        """A format that differs in order and in normalization, where neither alone is better."""
+        for family in ("layout", "color"):
+            for form in other_forms(now.target.pixels, self.sample.images.shape[1], family):
+                other = None if self.cut else self._opened(now, form)
+                if other is not None:
+                    moved = Found(other, now.right, (*now.words, form.words), now.changes | form.changes)
+                    best = self._best_of("normalization", moved)
+                    if best is not moved:
+                        return best
+        return now
 
     def _is_poor(self, right: Mask) -> bool:
         return is_poor(int(right.sum()), len(right), len(self.sample.names))
 
-    def _best_of(
-        self, family: str, target: surrogates.Target, right: Mask, changes: dict[str, Any]
-    ) -> tuple[Form, surrogates.Target, Mask] | None:
+    def _best_of(self, family: str, now: Found) -> Found:
         """The format of a family that is clearly better than the present one, and best among those."""
-        best = None
-        for form in other_forms(target.pixels, self.sample.images.shape[1], family):
-            try:
-                other = self._opened(target, form, changes)
-                seen = self._right(other, right)
-            except surrogates.BudgetExceeded:
-                self.cut = True
-                break
-            except surrogates.DriftError:
-                raise
-            except surrogates.TargetError:
-                continue  # it can't be opened so, or does not take such an array
-            self.tried[form.words] = f"{form.words} {int(seen.sum())} of {len(seen)}"
-            if len(seen) < len(right) or not is_better(seen, right):
+        best = now
+        for form in other_forms(now.target.pixels, self.sample.images.shape[1], family):
+            other = None if self.cut else self._opened(now, form)
+            seen = None if other is None else self._right(other, now.right)
+            if other is None or seen is None:
                 continue
-            if best is None or seen.sum() > best[2].sum():
-                best = (form, other, seen)
+            words = (*now.words, form.words)
+            self.tried[" and ".join(words)] = f"{' and '.join(words)} {int(seen.sum())} of {len(seen)}"
+            better = len(seen) == len(now.right) and is_better(seen, now.right)
+            if better and (best is now or seen.sum() > best.right.sum()):
+                best = Found(other, seen, words, now.changes | form.changes)
         return best
 
-    def _right(self, target: surrogates.Target, right: Mask) -> Mask:
-        """Which images are right; of the first ones alone, where they are worse than before."""
+    def _right(self, target: surrogates.Target, right: Mask) -> Mask | None:
+        """Which images are right; of the first ones alone, where they are worse than before. None where it fails."""
         few = self.sample.first(FIRST)
-        seen = few.right(self.ask(target, few))
-        if len(seen) == len(right) or seen.sum() < right[: len(seen)].sum():
-            return seen
-        return self.sample.right(self.ask(target, self.sample))
+        try:
+            seen = few.right(self.ask(target, few))
+            if len(seen) == len(right) or seen.sum() < right[: len(seen)].sum():
+                return seen
+            return self.sample.right(self.ask(target, self.sample))
+        except surrogates.BudgetExceeded:
+            self.cut = True
+        except surrogates.DriftError:
+            raise
+        except surrogates.TargetError:
+            pass  # it does not take such an array
+        return None
 
-    def _opened(self, target: surrogates.Target, form: Form, changes: dict[str, Any]) -> surrogates.Target:
-        if form.family == "layout":  # a model that reports its layout refuses another one
-            return self.reopen(**changes | form.changes)
-        other = copy.copy(target)
-        other.pixels = replace(target.pixels, **form.changes)
-        return other
+    def _opened(self, now: Found, form: Form) -> surrogates.Target | None:
+        """The target under another format; None where it can't be opened so."""
+        try:
+            if not form.changes.keys() <= {
+                "pixel_range",
+                "mean",
+                "std",
+            }:  # what a model reports, it refuses otherwise
+                return self.reopen(**now.changes | form.changes)
+            other = copy.copy(now.target)
+            other.pixels = replace(now.target.pixels, **form.changes)
+            return other
+        except surrogates.TargetError:
+            return None
 
 
 def look(

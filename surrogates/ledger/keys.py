@@ -48,7 +48,6 @@ class Keys:
         formerly: Experiments under which older versions kept the same receipts.
         older: Whether the ledger holds answers for this purpose already, perhaps under former keys.
         batch_sizes: Of the batches that version 0.1 kept under one key.
-        unmarked: Whether these may be answers that were kept when a declared layout did not count.
     """
 
     def __init__(
@@ -61,11 +60,8 @@ class Keys:
         *,
         older: bool = False,
         batch_sizes: Collection[int] = (),
-        unmarked: bool = False,
     ) -> None:
         self._subject = (target.identity, output_kind, target.preprocessing)
-        plain = (target.identity, output_kind, target.pixels.name)
-        self._former_subject = plain if older and unmarked and plain != self._subject else None
         self._pixels = target.pixels
         self._batch_sizes = batch_sizes
         self._purpose = purpose
@@ -95,9 +91,6 @@ class Keys:
         if self._older and not _same_bytes(canonical, pixels):
             exact = self._digests(pixels, "image")  # as version 0.1 took them
             former = [(key, _row(at)) for at, key in enumerate(exact) if key != order[at]]
-        if self._former_subject:
-            others = self._digests(canonical, "image", subject=self._former_subject)
-            former += [(key, _row(at)) for at, key in enumerate(others)]
         return Keyed(order, _first(order), former, Counter())
 
     def _of_draws(self, pixels: np.ndarray, draws: np.ndarray) -> Keyed:
@@ -111,10 +104,6 @@ class Keys:
                 former += self._batches(pixels, size, repeats)
             for experiment in self._formerly:
                 others = self._digests(draws, "draw", self._purpose, experiment)
-                former += [(_numbered(key, turns[at]), _row(at)) for at, key in enumerate(others)]
-        if self._former_subject:
-            for experiment in (self._experiment, *self._formerly):
-                others = self._digests(draws, "draw", self._purpose, experiment, subject=self._former_subject)
                 former += [(_numbered(key, turns[at]), _row(at)) for at, key in enumerate(others)]
         return Keyed(order, _first(order), former, repeats)
 
@@ -139,10 +128,8 @@ class Keys:
         repeats[digest] += 1
         return turn
 
-    def _digests(
-        self, images: np.ndarray, name: str, *parts: object, subject: tuple[str, str, str] | None = None
-    ) -> list[bytes]:
-        start = self._begun(name, (images.dtype.str, images.shape[1:]), *parts, subject=subject)
+    def _digests(self, images: np.ndarray, name: str, *parts: object) -> list[bytes]:
+        start = self._begun(name, (images.dtype.str, images.shape[1:]), *parts)
         digests = []
         for image in images:
             key = start.copy()
@@ -150,9 +137,9 @@ class Keys:
             digests.append(key.digest())
         return digests
 
-    def _begun(self, *parts: object, subject: tuple[str, str, str] | None = None) -> "hashlib._Hash":
+    def _begun(self, *parts: object) -> "hashlib._Hash":
         """Return sha256 begun with everything but the pixels that determines an answer."""
-        return hashlib.sha256(hashlib.sha256(repr((subject or self._subject, parts)).encode()).digest())
+        return hashlib.sha256(hashlib.sha256(repr((self._subject, parts)).encode()).digest())
 
 
 def _same_bytes(images: np.ndarray, others: np.ndarray) -> bool:

@@ -175,7 +175,6 @@ class PaidTarget(Target):
             formerly,
             older=ledger.store.holds(together),
             batch_sizes=ledger.store.former_sizes(purpose) if purpose in FRESH_PURPOSES else (),
-            unmarked=not ledger.store.holds(("preflight",)),
         )
 
     def query(

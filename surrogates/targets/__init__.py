@@ -58,22 +58,9 @@ def open_target(
         TargetError: It cannot be opened, or not with these options.
     """
     declared, others = split_options(options)
+    kind = type(target).__name__
     if isinstance(target, Target):
         return _opened(target, declared)
-    opened = _open(target, device, protocol, declared, others)
-    opened.layout_is_declared = declared.layout is not None
-    return opened
-
-
-def _open(
-    target: Any,
-    device: str | torch.device | None,
-    protocol: str | None,
-    declared: Declared,
-    others: dict[str, Any],
-) -> Target:
-    """Open what is no target yet."""
-    kind = type(target).__name__
     if device is not None and not isinstance(target, torch.nn.Module):
         raise TargetError(f"device applies to torch modules alone, got a {kind}: leave it out")
     if isinstance(target, str | Path):

@@ -104,17 +104,12 @@ class Target(ABC):
         self.batch_size = batch_size
         self.pixels = pixels or PixelFormat()
         self.kind_is_assumed = False
-        self.layout_is_declared = False
         self._logits_seen = False
 
     @property
     def preprocessing(self) -> str:
-        """What this target does to pixels before the model sees them; empty for nothing.
-
-        Values in another order are another image, so a layout with the channels last counts where the caller chose it.
-        """
-        last = self.layout_is_declared and self.pixels.layout in ("hwc", "flat_hwc")
-        return ", ".join([*filter(None, [self.pixels.name]), *(["channels last"] if last else [])])
+        """What this target does to pixels before the model sees them; empty for nothing."""
+        return self.pixels.name
 
     @property
     def subject(self) -> tuple[str, str, str]:
