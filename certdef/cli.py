@@ -204,9 +204,10 @@ def _readable(parser: Any, error: UnreadOptions) -> tuple[RunConfig, Any]:
 def _plan(verb: str, config: RunConfig, namespace: Any, unread: dict[str, list[str]] | None = None) -> int:
     """Print the plan of a job, or all that is wrong with it."""
     _quiet()
+    from certdef.pipeline import plan
     from certdef.report.plan import show
 
-    return show(config, namespace.price, as_json=namespace.json, unread=unread)
+    return show(plan, config, namespace.price, as_json=namespace.json, unread=unread)
 
 
 def _cite(verb: str, config: RunConfig, namespace: Any) -> int:

@@ -5,11 +5,10 @@ Each verb of the command line is a function here, and each runs only what is not
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,21 +22,18 @@ from certdef import stages
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
 from certdef.data.sets import Splits, load_data, read_images
-from certdef.models.classifiers import build_classifier, check_known, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
-from certdef.stages import Job
-from certdef.stages.inspection import Check, Problems, inspect
+from certdef.stages import Job, job_checks
+from certdef.stages.inspection import Check, inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
-from surrogates.files import create_private, replacing
-
-LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
+from surrogates.files import replacing
 
 
 @dataclass(frozen=True)
@@ -187,44 +183,22 @@ def plan(
     """
     if price is not None and not 0 < price < float("inf"):
         raise ConfigError(f"price must be USD per 1,000 queries above 0, got {price:g}: try --price 1.50")
-    checks = {True: _main(config), config.ducd.enabled: DUCD, config.udc.enabled: UDC}[True]
-    load = stages.load_photographs if config.udc.enabled else _load
+    load = stages.load_photographs if config.udc.enabled else load_images
     with threads(config.threads), given_back():
-        found = inspect(config, checks, load, own_target=not config.udc.enabled, known=known)
+        found = inspect(
+            config, job_checks.every(config), load, own_target=not config.udc.enabled, known=known
+        )
         found.problems.raise_all()
         assert found.device is not None
         assert found.data is not None
-        about: dict[str, Any] = {"device": found.device, "target": found.target, "price": price}
         if found.target is None:
-            return stages.make_plan(config, found.data, ledger=None, **about)
-        return _plan_of_own(config, found.data, found.target, ask, about)
-
-
-def _plan_of_own(
-    config: RunConfig, data: Splits, target: surrogates.Target, ask: bool, about: dict[str, Any]
-) -> stages.Plan:
-    """The plan for the user's own target, with a look at it."""
-    path = config.ledger_path
-    if not ask and not path.is_file():
-        return stages.make_plan(config, data, ledger=None, **about)
-    asking = config if ask else replace(config, ledger=replace(config.ledger, preflight=0))
-    with _ledger(asking, path) as ledger:
-        stages.watch(config, data, ledger, target)
-        seen = stages.look_at(asking, data, ledger, target)
-        shelf = stages.Shelf(
-            config=config,
-            data=data,
-            device=about["device"],
-            legacy=Legacy(config, about["device"].type, tracking_uri(config)),
-        )
-        shelf.legacy.target = target.identity
-        foretold = {} if config.ducd.enabled else stages.foretell(shelf, target, stages.target_draws(config))
-        return stages.make_plan(config, data, ledger=ledger, seen=seen, foretold=foretold, **about)
+            return stages.make_plan(config, found.data, found.device, None, None, price=price)
+        return stages.plan_of_own(config, found.data, found.device, found.target, ask=ask, price=price)
 
 
 def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, checks=DUCD) as job:
+    with open_job(config, progress, fresh, checks=job_checks.DUCD) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
         choice = stages.choose_noise(job, students[0])
@@ -238,7 +212,7 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
 
 def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """UDC: restoration -> diffusion purifier -> how far to diffuse -> fine-tuning -> attacks on all of them."""
-    with open_job(config, progress, fresh, checks=UDC, load=stages.load_photographs) as job:
+    with open_job(config, progress, fresh, checks=job_checks.UDC, load=stages.load_photographs) as job:
         photographs = stages.photographs_through_display(job)
         defense = stages.train_defense(job, photographs)
         evaluated = stages.evaluate_defense(job, photographs, defense)
@@ -246,108 +220,8 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return replace(summary, bill=None, ledger=None)
 
 
-def _check_single_stages(config: RunConfig, data: Splits) -> None:
-    """Refuse a part of a job that has no parts."""
-    for name, enabled in {"ducd": config.ducd.enabled, "udc": config.udc.enabled}.items():
-        if enabled:
-            raise ConfigError(
-                f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
-                f"--{name}.enabled false"
-            )
-
-
-def _check_votes(config: RunConfig, data: Splits) -> None:
-    """Refuse unusable noise laws, and a budget that certifies nothing."""
-    stages.target_draws(config)
-
-
-def _check_budgets(config: RunConfig, data: Splits | None) -> None:
-    """Refuse budgets that accuracy and agreement, and the attack, do not fit in."""
-    heldout = _heldout(config, data)
-    problems = Problems({})
-    problems.attempt(_check_evaluation, config, heldout)
-    problems.attempt(stages.check_attack_budget, config, heldout)
-    problems.raise_all()
-
-
-def _check_ladder(config: RunConfig, data: Splits | None) -> None:
-    """Refuse a budget that the ladder does not fit in."""
-    if config.ladder.enabled:
-        stages.check_ladder_budget(config, _heldout(config, data))
-
-
-def _heldout(config: RunConfig, data: Splits | None) -> int:
-    return config.data.heldout_images if data is None else len(data.heldout_images)
-
-
-def _check_evaluation(config: RunConfig, heldout: int) -> None:
-    if 2 * heldout > config.ledger.evaluation:
-        raise ConfigError(
-            f"ledger.evaluation is {config.ledger.evaluation}: {heldout} held-out images, clean and under the noise, need "
-            f"{2 * heldout}; raise it or lower data.heldout_images"
-        )
-
-
-def _check_target_model(config: RunConfig, data: Splits) -> None:
-    """Refuse a target to be trained here that does not take such images."""
-    if config.target.uri is None and config.target.kind != "svc":
-        build_classifier(config.target.kind, data.image_shape, len(data.classes))
-
-
-def _check_name(config: RunConfig, data: Splits | None) -> None:
-    """Refuse a surrogate that nobody knows, whatever the images."""
-    check_known(surrogate_model(config))
-
-
-def _check_surrogate(config: RunConfig, data: Splits) -> None:
-    """Refuse a surrogate that does not take such images, or a training that there is not."""
-    stages.recipe_of(config.surrogate)
-    stages.selection_of(config.surrogate)
-    _untrained_surrogate(config, data)
-
-
-def _untrained_surrogate(config: RunConfig, data: Splits) -> nn.Module:
-    return build_classifier(surrogate_model(config), data.image_shape, len(data.classes)).eval()
-
-
-def _check_purifiers(config: RunConfig, data: Splits) -> None:
-    """Refuse purifiers that cannot be built, each with a line."""
-    problems = Problems({})
-    classifier = _untrained_surrogate(config, data)
-    for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
-        if name != "none":
-            named = replace(config, purifier=name)
-            problems.attempt(stages.check_purifier, named, data.image_shape, classifier)
-    problems.raise_all()
-
-
-NETWORKS = (
-    Check(_check_name, ("surrogate",)),
-    Check(_check_target_model, ("data", "target")),
-    Check(_check_surrogate, ("data", "nim", "surrogate")),
-)
-MAIN = (
-    Check(_check_votes, ("certify", "laws", "ledger", "purifier")),
-    Check(_check_budgets, ("attack", "ledger")),
-    Check(_check_ladder, ("attack", "ladder", "ledger", "purifier")),
-    *NETWORKS,
-    Check(_check_purifiers, ("data", "ladder", "laws", "nim", "purifier", "surrogate")),
-)
-ANOTHER_JOB = (Check(_check_single_stages, ()),)
-DUCD = (
-    Check(stages.check_pools, ("data", "ducd", "ledger", "surrogate")),
-    Check(stages.check_choice, ("certify", "data", "ducd", "laws", "ledger")),
-    Check(stages.check_audit, ("data", "ducd", "ledger")),
-    *NETWORKS,
-)
-UDC = (Check(stages.check_udc, ("data", "udc")),)
-
-
-def _main(config: RunConfig) -> Sequence[Check]:
-    return ANOTHER_JOB if config.ducd.enabled or config.udc.enabled else MAIN
-
-
-def _load(config: RunConfig) -> Splits:
+def load_images(config: RunConfig) -> Splits:
+    """The images of a job as configured."""
     return load_data(config.data, config.seed, own_target=config.target.uri is not None)
 
 
@@ -359,12 +233,14 @@ def open_job(
     *,
     verb: str = "run",
     checks: Sequence[Check] | None = None,
-    load: Callable[[RunConfig], Splits] = _load,
+    load: Callable[[RunConfig], Splits] = load_images,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once."""
     with threads(config.threads), given_back() as callers_uri:
         own_target = verb != "pretrain" and not config.udc.enabled
-        found = inspect(config, _main(config) if checks is None else checks, load, own_target=own_target)
+        found = inspect(
+            config, job_checks.main(config) if checks is None else checks, load, own_target=own_target
+        )
         found.problems.raise_all()
         assert found.device is not None
         assert found.data is not None
@@ -376,7 +252,7 @@ def open_job(
             tracker = Tracker(config, callers_uri)
             legacy = Legacy(config, found.device.type, tracking_uri(config))
             path = stages.ledger_file(config, found.data, legacy)
-            with _ledger(config, path) as ledger, tracker.job(found.data):
+            with stages.open_ledger(config, path) as ledger, tracker.job(found.data):
                 job = Job(
                     config=config,
                     data=found.data,
@@ -389,23 +265,8 @@ def open_job(
                     own_target=found.target,
                 )
                 if found.target is not None:
-                    _look_first(job, found.target, verb)
+                    plan_words.show_first_lines(job, found.target, verb)
                 yield job
-
-
-def _look_first(job: Job, target: surrogates.Target, verb: str) -> None:
-    """Before anything else is paid: a look at the user's own target, and what the job will take; both are logged."""
-    stages.watch(job.config, job.data, job.ledger, target)
-    if stages.target_stage(job).done:
-        return
-    seen = stages.look_at(job.config, job.data, job.ledger, target)
-    if LOG.isEnabledFor(logging.INFO):
-        about = {"device": job.device, "target": target, "ledger": job.ledger}
-        made = stages.make_plan(job.config, job.data, seen=seen, verb=verb, **about)
-        LOG.info(plan_words.render(made, job.config))
-    elif seen is not None:
-        for line in plan_words.look_warnings(seen):
-            LOG.warning(line)
 
 
 @contextmanager
@@ -418,18 +279,6 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
-    budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
-    if not config.target.uri:
-        del budget["preflight"]
-    if not (config.target.uri and config.target.canary_every):
-        del budget["canary"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if config.target.is_private:
-        create_private(path)
-    return surrogates.QueryLedger(path, budget)
 
 
 def _parts(job: Job) -> Parts:

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
+import surrogates
 from certdef.config.job import RunConfig, without_password
 from certdef.report.formats import with_interval
 from certdef.report.words import purifier_title
 from certdef.stages.inspection import EXPECTED
-from certdef.stages.plan import Images, Plan, Purpose
+from certdef.stages.job import Job
+from certdef.stages.own_target import watch
+from certdef.stages.plan import Images, Plan, Purpose, look_at, make_plan
 from certdef.stages.preflight import Look
+from certdef.stages.target import target_stage
 
+LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 MOST_CLASSES = 4  # that are listed
 COLUMNS = ("purpose", "at most", "answered", "budget")
+
+
+def show_first_lines(job: Job, target: surrogates.Target, verb: str) -> None:
+    """Before anything else is paid: a look at the user's own target, and what the job will take; both are logged."""
+    watch(job.config, job.data, job.ledger, target)
+    if target_stage(job).done:
+        return
+    seen = look_at(job.config, job.data, job.ledger, target)
+    if LOG.isEnabledFor(logging.INFO):
+        about = {"device": job.device, "target": target, "ledger": job.ledger}
+        made = make_plan(job.config, job.data, seen=seen, verb=verb, **about)
+        LOG.info(render(made, job.config))
+    elif seen is not None:
+        for line in look_warnings(seen):
+            LOG.warning(line)
 
 
 def render(plan: Plan, config: RunConfig) -> str:
@@ -48,11 +69,17 @@ def render(plan: Plan, config: RunConfig) -> str:
 
 
 def show(
-    config: RunConfig, price: float | None, *, as_json: bool, unread: dict[str, list[str]] | None = None
+    make: Callable[..., Plan],
+    config: RunConfig,
+    price: float | None,
+    *,
+    as_json: bool,
+    unread: dict[str, list[str]] | None = None,
 ) -> int:
     """Print the plan of a job, or all that is wrong with it.
 
     Args:
+        make: certdef.plan.
         config: The job, perhaps with values that cannot be used.
         price: USD per 1,000 queries.
         as_json: Print {"plan": ..., "warnings": [...]}, or {"errors": [...]}.
@@ -61,10 +88,8 @@ def show(
     Returns:
         0, or 2 where something is wrong.
     """
-    from certdef import pipeline
-
     try:
-        made = pipeline.plan(config, price=price, known=unread)
+        made = make(config, price=price, known=unread)
     except EXPECTED as error:
         if not as_json:
             raise

@@ -25,9 +25,10 @@ from certdef.stages.ducd.surrogates import StudentResult, check_pools, distill_s
 from certdef.stages.estimates import foretell
 from certdef.stages.job import Job, Shelf
 from certdef.stages.ladder import LadderResult, check_ladder_budget, evaluate_ladder, ladder_systems
+from certdef.stages.ledger import open_ledger
 from certdef.stages.networks import NetworkResult, Trained, pretrain_denoiser, train_network, trained_once
 from certdef.stages.own_target import watch
-from certdef.stages.plan import Plan, look_at, make_plan
+from certdef.stages.plan import Plan, look_at, make_plan, plan_of_own
 from certdef.stages.purifier import (
     Purifier,
     check_purifier,
@@ -85,8 +86,10 @@ __all__ = [
     "load_photographs",
     "look_at",
     "make_plan",
+    "open_ledger",
     "open_target",
     "photographs_through_display",
+    "plan_of_own",
     "prepare_purifier",
     "pretrain_denoiser",
     "purify_images",

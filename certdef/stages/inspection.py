@@ -13,7 +13,8 @@ import surrogates
 from certdef.config.checks import failures
 from certdef.config.job import ConfigError, RunConfig
 from certdef.data.sets import Splits
-from certdef.stages.own_target import check_ledger, open_own_target
+from certdef.stages.ledger import check_ledger
+from certdef.stages.own_target import open_own_target
 from certdef.tracking.mlflow import check_store, connect, tracking_uri
 from surrogates.targets.uris import protocol_of
 

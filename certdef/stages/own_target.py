@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import surrogates
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.data.sets import Splits
-from surrogates.ledger.reader import reading, subject
 from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http_options import HttpOptions
 
@@ -85,28 +82,3 @@ def watch(config: RunConfig, data: Splits, ledger: surrogates.QueryLedger, targe
     if target.charged_when_sent and config.target.canary_every:
         images = data.heldout_images[:CANARIES]
         ledger.canaries = surrogates.Canaries(images, every=config.target.canary_every)
-
-
-def check_ledger(path: Path, identity: str | None) -> None:
-    """Refuse a ledger that can't be read, or is another target's: a new target is new budgets, which the user grants.
-
-    Args:
-        path: Its file, which need not be there.
-        identity: Of the target; unset where it is not known.
-
-    Raises:
-        ConfigError: It belongs to another target.
-        surrogates.LedgerError: The file is damaged, or no ledger.
-    """
-    owner = None
-    if path.is_file() and path.stat().st_size:  # it is made empty, for a private one
-        with reading(path) as ledger:
-            owner, _ = subject(ledger)
-    if identity is None or owner in (None, identity):
-        return
-    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    free = next(name for name in names if not name.exists())
-    raise ConfigError(
-        f"ledger {str(path)!r} belongs to another target, {owner!r}, and this one is {identity!r}: give it a ledger "
-        f"with budgets of its own, --ledger.path {free}"
-    )

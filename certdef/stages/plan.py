@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -12,10 +12,15 @@ import torch
 import surrogates
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
+from certdef.stages.conditions import target_draws
 from certdef.stages.durations import Durations
-from certdef.stages.estimates import Reach, expected_queries, reaches
-from certdef.stages.own_target import reopened
+from certdef.stages.estimates import Reach, expected_queries, foretell, reaches
+from certdef.stages.job import Shelf
+from certdef.stages.ledger import open_ledger
+from certdef.stages.own_target import reopened, watch
 from certdef.stages.preflight import Look, Sample, look
+from certdef.tracking.legacy import Legacy
+from certdef.tracking.mlflow import tracking_uri
 from certdef.tracking.results import Share
 from surrogates.ledger.reader import seconds_per_query
 
@@ -152,6 +157,43 @@ def make_plan(
         foretold=foretold or {},
         warnings=tuple(warnings),
     )
+
+
+def plan_of_own(
+    config: RunConfig,
+    data: Splits,
+    device: torch.device,
+    target: surrogates.Target,
+    *,
+    ask: bool,
+    price: float | None,
+) -> Plan:
+    """The plan for the user's own target, with a look at it.
+
+    Args:
+        config: The job, without problems.
+        data: Its images.
+        device: Where networks run.
+        target: The target, opened.
+        ask: Whether it is queried; else the ledger says what it has.
+        price: USD per 1,000 queries.
+    """
+    path = config.ledger_path
+    if not ask and not path.is_file():
+        return make_plan(config, data, device, target, None, price=price)
+    asking = config if ask else replace(config, ledger=replace(config.ledger, preflight=0))
+    with open_ledger(asking, path) as ledger:
+        watch(config, data, ledger, target)
+        seen = look_at(asking, data, ledger, target)
+        shelf = Shelf(
+            config=config,
+            data=data,
+            device=device,
+            legacy=Legacy(config, device.type, tracking_uri(config)),
+        )
+        shelf.legacy.target = target.identity
+        foretold = {} if config.ducd.enabled else foretell(shelf, target, target_draws(config))
+        return make_plan(config, data, device, target, ledger, seen=seen, foretold=foretold, price=price)
 
 
 def _measured(

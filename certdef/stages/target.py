@@ -15,7 +15,7 @@ from certdef.data.sets import Splits
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier, train_svc
 from certdef.stages.job import Job, Shelf
-from certdef.stages.own_target import check_ledger
+from certdef.stages.ledger import check_ledger
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.legacy import Legacy
