@@ -44,7 +44,7 @@ OTHERS = {
 }
 EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
-    "pretrain": "certdef pretrain --nim.epochs 100",
+    "pretrain": "certdef pretrain --nim.epochs 100\n  certdef pretrain --nim.weights leaves --nim.epochs 30\n  certdef pretrain --leaves FOLDER",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
     "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
     "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 70000",
@@ -63,6 +63,21 @@ EXAMPLES = {
 
 # Options of single verbs, beside those of the configuration: name, type, default, help.
 OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
+    "pretrain": [
+        (
+            "--leaves",
+            str | None,
+            None,
+            "Train the shipped denoiser (purifier de3-leaves) again, on dead-leaves images from --seed, into this folder.",
+        ),
+        (
+            "--leaves-images",
+            int | None,
+            None,
+            "With --leaves: another number of images than the shipped one's.",
+        ),
+        ("--leaves-epochs", int | None, None, "With --leaves: another number of passes."),
+    ],
     "distill": [
         (
             "--budgets",
@@ -149,7 +164,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     config = from_namespace(parser, namespace, checked=not jobs or namespace.print_config)
     _check_table(verb, namespace)
     if not (jobs and failures(config)):
-        for line in unused_options(config, "budgets" if getattr(namespace, "budgets", None) else verb):
+        for line in unused_options(config, _part(verb, namespace)):
             print(f"certdef: warning: {line}", file=sys.stderr)
     if namespace.print_config:
         print(as_yaml(config), end="")
@@ -157,8 +172,21 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     return ACTIONS.get(verb, _job)(verb, config, namespace)
 
 
+def _part(verb: str, namespace: Any) -> str:
+    """The verb as unused_options knows it: a table of budgets and the shipped denoiser read other options."""
+    named = {"distill": "budgets", "pretrain": "leaves"}.get(verb, "")
+    return named if getattr(namespace, named, None) else verb
+
+
 def _check_table(verb: str, namespace: Any) -> None:
-    """Refuse the options of a table of budgets where there is none: they would be ignored."""
+    """Refuse the options of a table of budgets, or of the shipped denoiser, where there is none: they would be ignored."""
+    if verb == "pretrain" and not namespace.leaves:
+        for name in ("leaves_images", "leaves_epochs"):
+            if (value := getattr(namespace, name)) is not None:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(
+                    f"{option} is {value}: it is for --leaves FOLDER; a job's pool takes --nim.epochs"
+                )
     if verb == "distill" and not namespace.budgets:
         for name, _, default, _ in OPTIONS["distill"]:
             value = getattr(namespace, name.lstrip("-"))
@@ -176,6 +204,10 @@ def _job(verb: str, config: RunConfig, namespace: Any) -> int:
 
     options = {"progress": not namespace.quiet, "fresh": namespace.fresh}
     _show_first_lines(namespace.quiet)
+    if verb == "pretrain" and namespace.leaves:
+        recipe = {"images": namespace.leaves_images, "epochs": namespace.leaves_epochs}
+        print(pipeline.pretrain_leaves(config, namespace.leaves, **recipe, **options))
+        return 0
     if verb == "distill" and namespace.budgets:
         table = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
         summary = pipeline.budgets(config, *table, **options)

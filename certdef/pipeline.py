@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ import surrogates
 from certdef import stages
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
-from certdef.data.sets import Splits, load_data, read_images
+from certdef.data.arrays import read_images
+from certdef.data.sets import Splits, load_data
+from certdef.models import storage
 from certdef.report import draw, ducd_page, page, udc_page
 from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
 from certdef.stages import Job, job_checks
-from certdef.stages.inspection import Check, inspect
+from certdef.stages.inspection import Check, choose_device, inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
@@ -87,6 +89,58 @@ def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -
     """Pre-train the denoisers of De^3, one a law of noise, on the unlabeled pool. No query is spent."""
     with open_job(config, progress, fresh, verb="pretrain") as job:
         return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
+
+
+def pretrain_leaves(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    images: int | None = None,
+    epochs: int | None = None,
+    progress: bool = True,
+    fresh: bool = False,
+) -> str:
+    """Train the shipped denoiser again: the same recipe and seed give the same weights on the same kind of computer.
+
+    Args:
+        config: Its seed, device and threads.
+        folder: Where the network goes, as the package has it; an interrupted training goes on from there.
+        images, epochs: Others than the shipped one's.
+        progress: Show bars.
+        fresh: Begin anew.
+
+    Returns:
+        A line that says what is where.
+
+    Raises:
+        ConfigError, surrogates.SurrogateError: A folder that can't be written, or a number out of range.
+    """
+    from certdef.purifiers.networks.leaves import LeavesTraining, train_on_leaves
+
+    given = {name: value for name, value in {"images": images, "epochs": epochs}.items() if value is not None}
+    recipe = LeavesTraining(**given, seed=config.seed)
+    path, device = Path(folder), choose_device(config.device)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{str(path)!r} is no folder: name one for the network (--leaves FOLDER)")
+    with threads(config.threads), disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoint = path / "checkpoint.pt"
+        if fresh:
+            checkpoint.unlink(missing_ok=True)
+        bar = tqdm if progress else _silent
+        network = train_on_leaves(
+            recipe,
+            drawn=partial(bar, desc="draw dead leaves", unit="image"),
+            device=device,
+            checkpoint=checkpoint,
+            progress=partial(bar, desc="train on dead leaves"),
+        )
+        storage.save_network(path, network, training=asdict(recipe))
+        checkpoint.unlink()
+    weights = sum(each.numel() for each in network.parameters())
+    return (
+        f"trained     {path}: {weights:,} weights, {recipe.images:,} dead-leaves images, seed {recipe.seed}"
+    )
 
 
 def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
@@ -186,7 +240,11 @@ def plan(
     load = stages.load_photographs if config.udc.enabled else load_images
     with threads(config.threads), given_back():
         found = inspect(
-            config, job_checks.every(config), load, own_target=not config.udc.enabled, known=known
+            config,
+            job_checks.every(config),
+            partial(load, progress=_silent),
+            own_target=not config.udc.enabled,
+            known=known,
         )
         found.problems.raise_all()
         assert found.device is not None
@@ -201,7 +259,7 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     with open_job(config, progress, fresh, checks=job_checks.DUCD) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
-        choice = stages.choose_noise(job, students[0])
+        choice = stages.choose_noise(job, students[0], target.num_classes)
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
         done: list[Stage] = [target_stage, *(student.stage for student in students), choice.stage, compared]
         if config.target.uri is None:  # else nobody here knows what it was trained on
@@ -220,9 +278,10 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return replace(summary, bill=None, ledger=None)
 
 
-def load_images(config: RunConfig) -> Splits:
+def load_images(config: RunConfig, progress: Callable[..., Any]) -> Splits:
     """The images of a job as configured."""
-    return load_data(config.data, config.seed, own_target=config.target.uri is not None)
+    own_target = config.target.uri is not None
+    return load_data(config.data, config.seed, own_target=own_target, progress=progress)
 
 
 @contextmanager
@@ -233,14 +292,14 @@ def open_job(
     *,
     verb: str = "run",
     checks: Sequence[Check] | None = None,
-    load: Callable[[RunConfig], Splits] = load_images,
+    load: Callable[[RunConfig, Callable[..., Any]], Splits] = load_images,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once."""
     with threads(config.threads), given_back() as callers_uri:
         own_target = verb != "pretrain" and not config.udc.enabled
-        found = inspect(
-            config, job_checks.main(config) if checks is None else checks, load, own_target=own_target
-        )
+        bar = tqdm if progress else _silent
+        rules = job_checks.main(config) if checks is None else checks
+        found = inspect(config, rules, partial(load, progress=bar), own_target=own_target)
         found.problems.raise_all()
         assert found.device is not None
         assert found.data is not None
@@ -260,7 +319,7 @@ def open_job(
                     legacy=legacy,
                     tracker=tracker,
                     ledger=ledger,
-                    progress=tqdm if progress else _silent,
+                    progress=bar,
                     draw=partial(draw.draw, config=config, data=found.data),
                     own_target=found.target,
                 )

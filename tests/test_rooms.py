@@ -28,6 +28,7 @@ DOORS = {
     "urllib.request": {"surrogates/targets/"},
     "tenacity": {"surrogates/targets/http.py"},
     "onnxruntime": {"surrogates/targets/onnx.py"},
+    "ai_edge_litert": {"surrogates/targets/tflite.py"},
 }
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
+    FILES,
     CertifyConfig,
     ConfigError,
+    DataConfig,
     DUCDConfig,
     LedgerConfig,
     RunConfig,
@@ -21,10 +23,12 @@ from certdef.config.job import (
     nearest,
     preset_path,
 )
-from certdef.config.purifiers import DiffusionConfig, NIMConfig, is_code, purifier_names
+from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
+
+LONGEST_SIDE = 8_192  # pixels
 
 # What is a file name and a metric name as it stands; a space too.
 LONGEST_LABEL = 50
@@ -58,7 +62,7 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
         "attack": _attack(config.attack),
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
-        "nim": _nim(config.nim),
+        "nim": _nim(config.nim, "nim" in (config.surrogate.model, config.surrogate.features)),
         "surrogate": _surrogate(config.surrogate),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
@@ -69,8 +73,9 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
         for name, lines in _failures(getattr(config, section), f"{section}.", rules).items():
             part = "laws" if name == "laws" else section
             found[part] = [*found.get(part, []), *lines]
-    if laws := _laws(config.certify):
-        found["laws"] = [*found.get("laws", []), *laws]
+    for part, more in {"laws": _laws(config.certify), "target": _headers(config.target)}.items():
+        if more:
+            found[part] = [*found.get(part, []), *more]
     return found
 
 
@@ -102,6 +107,20 @@ def _laws(certify: CertifyConfig) -> list[str]:
         remedy = "give each law its own, whatever the case (gaussian is taken by the comparison)"
         failures.append(f"certify.laws has the labels {labels}: {remedy}")
     return failures
+
+
+def _headers(target: TargetConfig) -> list[str]:
+    """The same for headers of requests, without their values, of which one may be a secret."""
+    if target.headers is None:
+        return []
+    from surrogates.errors import TargetError  # loads torch: not for the help, nor without headers
+    from surrogates.targets.http_headers import check_headers
+
+    try:
+        check_headers(target.headers)
+    except TargetError as error:
+        return [f"target.headers: {error}"]
+    return []
 
 
 def _job(config: RunConfig) -> Rules:
@@ -195,15 +214,29 @@ def _target(target: TargetConfig) -> Rules:
             yield name, False, "it is for your own target: give target.uri"
 
 
-def _nim(nim: NIMConfig) -> Rules:
+def _nim(nim: NIMConfig, encoder_needed: bool) -> Rules:
     yield "epochs", nim.epochs >= 1, "use at least 1"
     own = nim.heads >= 1 and nim.width % nim.heads == 0
     yield "heads", nim.encoder is not None or own, "nim.width must be a multiple of it"
     yield (
         "weights",
-        nim.weights is None or nim.encoder is not None,
+        nim.weights in (None, LEAVES) or nim.encoder is not None,
         "name the network they are of: nim.encoder",
     )
+    shipped = nim.weights == LEAVES
+    yield (
+        "weights",
+        not (shipped and nim.encoder),
+        "the shipped denoiser has an encoder of its own: unset nim.encoder",
+    )
+    yield "tile", not (shipped and nim.tile), "the shipped denoiser has tiles of its own: unset it"
+    for name, used in {"weights": shipped, "tile": nim.tile is not None}.items():
+        yield (
+            name,
+            not (used and encoder_needed),
+            "a surrogate with a NIM's encoder needs a plain one: unset it",
+        )
+    yield "tile", nim.tile is None or nim.tile >= 1, "use a number of pixels, e.g. 32"
     yield "ema", nim.ema is None or 0 < nim.ema < 1, "use a decay in (0, 1), e.g. 0.999"
     precisions = ("float32", "bfloat16", "float16")
     yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"
@@ -227,14 +260,25 @@ def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
 
 def _data(config: RunConfig) -> Rules:
     data = config.data
-    yield "path", data.path is None or data.name == "npz", f"{data.name} reads no file: add --data.name npz"
+    own = data.path is None or data.name in (DataConfig.name, *FILES)
+    yield "path", own, f"{data.name} reads no file: add --data.name files"
+    sides = (data.resize,) if isinstance(data.resize, int) else data.resize or ()
+    yield (
+        "resize",
+        all(1 <= side <= LONGEST_SIDE for side in sides),
+        f"use 1 to {LONGEST_SIDE:,} pixels, e.g. 224",
+    )
+    yield "color", data.color in (None, "gray", "rgb"), "use gray or rgb"
+    pair = data.columns is None or 1 <= len(data.columns) <= 2
+    yield "columns", pair, "name the column of images, then that of labels, e.g. [path,label]"
     natural = config.udc.enabled or config.blind_spot.images == "natural"
-    if config.target.uri and data.name == "digits" and not natural:
+    if config.target.uri and data.name == "digits" and not data.path and not natural:
         remedy = "the digits are in no folder, and your target would be paid for them: name the data set (data.name)"
         yield "root", data.root is None, remedy
     for name, value in asdict(data).items():
         if name.endswith("_images"):
-            yield name, value >= (name != "audit_images"), "use at least 1"
+            unused = name in ("audit_images", "pool_images")  # what trains nothing needs no pool
+            yield name, value >= (not unused), "use 0 or more" if unused else "use at least 1"
 
 
 def _tracking(tracking: TrackingConfig) -> Rules:

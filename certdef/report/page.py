@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from certdef.purifiers.registry import find_purifier
 from certdef.report import figures, images
 from certdef.report.certificates import certificate_rows
 from certdef.report.template import papers, template, uris
-from certdef.report.words import law_in_words, purifier_title
+from certdef.report.words import law_in_words, purifier_title, right_in_words
 from certdef.stages.attack import AttackResult
 from certdef.stages.certificates import CertifyResult
 from certdef.stages.conditions import conditions
@@ -33,6 +34,7 @@ from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
 STRIP = 8  # held-out images among the pictures: the first ones, not picked
+MOST_CLASSES = 30  # rows of the table by class
 SUBJECTS = ("target", "surrogate")
 
 
@@ -71,6 +73,7 @@ def render(
         about=purifier.about,
         purifier_stage=f"purifier-{plain_name(config.purifier)}",
         denoiser=purifier.denoiser.name if purifier.denoiser else None,
+        by_class=_by_class(config, data, stages["certify"].path) if data.named else [],
         strip=_strip(config, data, stages["served"], stages["certify"].path),
         attack=_attack(config, data, result["attack"]),
         ladder=_ladder(stages["ladder"]) if "ladder" in stages else None,
@@ -141,9 +144,35 @@ def _verdicts(config: RunConfig, data: Splits, folder: Path, subject: str) -> di
     return {
         int(index): Verdict(None, 0.0, False)
         if predict == certify.ABSTAIN
-        else Verdict(data.classes[predict], float(radius), bool(right))
+        else Verdict(data.class_name(int(predict)), float(radius), bool(right))
         for index, predict, radius, right in rows
     }
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Images of one class, and of each subject how many were certified, and how many right within the headline's radius."""
+
+    name: str
+    certified: dict[str, tuple[int, int]]
+
+
+def _by_class(config: RunConfig, data: Splits, folder: Path) -> list[ClassRow]:
+    """The headline's certificates by class, the classes with most images first."""
+    radius = next((each for each in config.certify.radii if each > 0), 0.0)
+    every = {subject: _headline_records(config, folder, subject) for subject in SUBJECTS}
+    seen = Counter(label for records in every.values() for label in records.label.tolist())
+
+    def share(records: certify.records.Records, label: int) -> tuple[int, int]:
+        mine = records.label == label
+        return int((mine & records.correct & (records.radius >= radius)).sum()), int(mine.sum())
+
+    return [
+        ClassRow(
+            data.class_name(label), {subject: share(records, label) for subject, records in every.items()}
+        )
+        for label, _ in sorted(seen.most_common(MOST_CLASSES), key=lambda each: (-each[1], each[0]))
+    ]
 
 
 def _strip(config: RunConfig, data: Splits, served: Stage, folder: Path) -> list[dict[str, Any]]:
@@ -154,7 +183,7 @@ def _strip(config: RunConfig, data: Splits, served: Stage, folder: Path) -> list
     verdicts = {subject: _verdicts(config, data, folder, subject) for subject in SUBJECTS}
     return [
         {
-            "label": data.classes[data.heldout_labels[index]],
+            "label": data.class_name(int(data.heldout_labels[index])),
             "clean": images.data_uri(images.png(clean[index])),
             "noisy": images.data_uri(images.png(noisy[index])),
             "denoised": images.data_uri(images.png(denoised[index])),
@@ -177,7 +206,7 @@ def _attack(config: RunConfig, data: Splits, result: AttackResult) -> dict[str, 
         "steps": config.attack.steps,
         "sigma": config.attack.sigma_255 / 255,
         "sigma_255": config.attack.sigma_255,
-        "plot": images.data_uri(figures.attack_plot(rows, _title(config))),
+        "plot": images.data_uri(figures.attack_plot(rows, _title(config), right_in_words(data.remarks))),
     }
 
 

@@ -94,7 +94,7 @@ def _attack(
     return AttackResult(
         rows=rows,
         images=count,
-        params=asdict(config),
+        params=asdict(config) | data.remarks,
         metrics={
             metrics.ATTACK_AT_EPS.format(attack=name, eps=each.eps): getattr(each, column).value
             for each in rows

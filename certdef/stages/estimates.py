@@ -27,6 +27,7 @@ from certdef.stages.own_target import CANARIES
 from certdef.stages.preflight import IMAGES
 from certdef.stages.purifier import ready_denoiser
 from certdef.stages.surrogate import surrogate_stage
+from certdef.stages.target import target_stage
 from certdef.tracking.results import Share
 
 CHECKED_STAGES = 5  # stages that query, and check a service at their end
@@ -116,6 +117,10 @@ def foretell(job: Shelf, target: surrogates.Target, n: int) -> dict[str, tuple[S
     stage, law = surrogate_stage(job, target), job.config.certify.laws[0]
     if not stage.done:
         return {}
+    answers = None if job.data.labeled else target_stage(job)
+    if answers is not None and not answers.done:
+        return {}
+    labels = job.data.heldout_labels if answers is None else np.array(answers.result.answers)
     config, noise = job.config.certify, noise_law(law)
     surrogate, denoiser = storage.load_model(stage.path / "model", job.device), ready_denoiser(job, law)
     classifier = surrogate if denoiser is None else nn.Sequential(denoiser, surrogate)
@@ -131,7 +136,7 @@ def foretell(job: Shelf, target: surrogates.Target, n: int) -> dict[str, tuple[S
     images = torch.from_numpy(job.data.heldout_images[:count])
     found = smoothed.certify(images, n0=config.n0, n=VOTES, alpha=config.alpha)
     counts = np.stack([each.counts for each in found])
-    right = counts.argmax(axis=1) == job.data.heldout_labels[:count]
+    right = counts.argmax(axis=1) == labels[:count]
     radii = np.array([_radius(max(row) / sum(row), noise, n, config.alpha) for row in counts.tolist()])
     behind = "none" if denoiser is None else job.config.purifier
     shares = (Share.of(int((right & (radii >= radius)).sum()), count) for radius in config.radii)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -165,9 +165,7 @@ def _normalizations(pixels: PixelFormat, channels: int) -> list[Form]:
 
 
 def _colors(pixels: PixelFormat, colors: Sequence[str]) -> list[Form]:
-    if "color" not in {field.name for field in fields(PixelFormat)}:
-        return []
-    now = getattr(pixels, "color", None) or "rgb"
+    now = pixels.color or "rgb"
     return [Form(f"{color} images", {"color": color}) for color in colors if color != now]
 
 

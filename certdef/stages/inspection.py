@@ -127,19 +127,20 @@ def inspect(
     problems.attempt(check_store, tracking_uri(config), reads=["tracking"], part="store")
     target = None
     if own_target and config.target.uri:
-        target = _own_target(problems, config, data)
+        target, data = _own_target(problems, config, data)
     return Inspected(problems, device, data, target)
 
 
-def _own_target(problems: Problems, config: RunConfig, data: Splits | None) -> surrogates.Target | None:
-    """The user's own target, and whether it may pay from the ledger that is there."""
+def _own_target(
+    problems: Problems, config: RunConfig, data: Splits | None
+) -> tuple[surrogates.Target | None, Splits | None]:
+    """The user's own target, and the images in its classes; also whether it may pay from the ledger that is there."""
     if _is_of_mlflow(config):
         problems.attempt(connect, config, reads=["tracking", "store"], part="store")
     reads = ["target", "store"] if _is_of_mlflow(config) else ["target"]
-    target = problems.attempt(open_own_target, config, data, reads=reads)
-    identity = target.identity if target is not None else None
-    problems.attempt(check_ledger, config.ledger_path, identity)
-    return target
+    target, matched = problems.attempt(open_own_target, config, data, reads=reads) or (None, None)
+    problems.attempt(check_ledger, config.ledger_path, target.identity if target is not None else None)
+    return target, matched or data
 
 
 def _is_of_mlflow(config: RunConfig) -> bool:

@@ -67,7 +67,7 @@ def _check_evaluation(config: RunConfig, heldout: int) -> None:
 def _check_target_model(config: RunConfig, data: Splits) -> None:
     """Refuse a target to be trained here that does not take such images."""
     if config.target.uri is None and config.target.kind != "svc":
-        build_classifier(config.target.kind, data.image_shape, len(data.classes))
+        build_classifier(config.target.kind, data.image_shape, _classes(data))
 
 
 def _check_name(config: RunConfig, data: Splits | None) -> None:
@@ -83,7 +83,11 @@ def _check_surrogate(config: RunConfig, data: Splits) -> None:
 
 
 def _untrained_surrogate(config: RunConfig, data: Splits) -> nn.Module:
-    return build_classifier(surrogate_model(config), data.image_shape, len(data.classes)).eval()
+    return build_classifier(surrogate_model(config), data.image_shape, _classes(data)).eval()
+
+
+def _classes(data: Splits) -> int:
+    return max(2, len(data.classes))  # the target says how many, once it is open
 
 
 def _check_purifiers(config: RunConfig, data: Splits) -> None:
@@ -97,12 +101,28 @@ def _check_purifiers(config: RunConfig, data: Splits) -> None:
     problems.raise_all()
 
 
+def _check_pool(config: RunConfig, data: Splits) -> None:
+    if not len(data.pool):
+        raise ConfigError(
+            "data.pool_images is 0, and surrogate and denoiser are trained on the images of the pool: use at least 1"
+        )
+
+
+def _check_labels(config: RunConfig, data: Splits) -> None:
+    if not data.labeled:
+        raise ConfigError(
+            f"{data.name} has no labels, which the DUCD job needs: it chooses the noise by them and infers membership; add "
+            "them, or use certdef run without ducd.enabled"
+        )
+
+
 NETWORKS = (
     Check(_check_name, ("surrogate",)),
     Check(_check_target_model, ("data", "target")),
     Check(_check_surrogate, ("data", "nim", "surrogate")),
 )
 MAIN = (
+    Check(_check_pool, ("data",)),
     Check(_check_votes, ("certify", "laws", "ledger", "purifier")),
     Check(_check_budgets, ("attack", "ledger")),
     Check(_check_ladder, ("attack", "ladder", "ledger", "purifier")),
@@ -111,6 +131,8 @@ MAIN = (
 )
 ANOTHER_JOB = (Check(_check_single_stages, ()),)
 DUCD = (
+    Check(_check_labels, ("data",)),
+    Check(_check_pool, ("data",)),
     Check(check_pools, ("data", "ducd", "ledger", "surrogate")),
     Check(check_choice, ("certify", "data", "ducd", "laws", "ledger")),
     Check(check_audit, ("data", "ducd", "ledger")),

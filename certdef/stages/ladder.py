@@ -123,13 +123,13 @@ def evaluate_ladder(
 
     def gather() -> LadderResult:
         every = {name: each.result.subjects for name, each in evaluated.items()}
-        curve = _smoothed(job, surrogate, own.denoiser())
+        curve = _smoothed(job, surrogate, own.denoiser(), target.num_classes)
         return LadderResult(
             systems=every,
             own=config.purifier,
             curve=curve,
             eps=config.ladder.eps,
-            params={"systems": list(systems)} | _curve_settings(config),
+            params={"systems": list(systems)} | _curve_settings(config) | job.data.remarks,
             metrics=_metrics(every, config.purifier, curve),
             artifacts=("*.png", "*.md"),
         )
@@ -195,7 +195,7 @@ def _evaluate_system(
                 attacks = _attacked(job, system, count, f"{name}, {subject}")
                 write_json(path, {"attacks": [each.to_json() for each in attacks]})
             subjects[subject] = _evaluation(path, count)
-        return SystemResult(subjects=subjects, params=settings)
+        return SystemResult(subjects=subjects, params=settings | job.data.remarks)
 
     return job.run(stage, evaluate)
 
@@ -253,7 +253,9 @@ def _curve_settings(config: RunConfig) -> dict[str, Any]:
     return certified | own | {"law": asdict(config.certify.laws[0])}
 
 
-def _smoothed(job: Job, surrogate: nn.Module, denoiser: nn.Module | None) -> tuple[SmoothedRow, ...]:
+def _smoothed(
+    job: Job, surrogate: nn.Module, denoiser: nn.Module | None, num_classes: int
+) -> tuple[SmoothedRow, ...]:
     """Certified accuracy of the smoothed surrogate, and accuracy under attack, at the configured L2 radii."""
     config, certified, data = job.config.ladder, job.config.certify, job.data
     count = min(config.smoothed_images, len(data.heldout_images))
@@ -263,7 +265,7 @@ def _smoothed(job: Job, surrogate: nn.Module, denoiser: nn.Module | None) -> tup
     classifier = certify.SmoothedClassifier(
         base.eval(),
         noise_law(certified.laws[0]),
-        len(data.classes),
+        num_classes,
         subject="surrogate",
         device=job.device,
         seed=job.config.seed,

@@ -19,7 +19,6 @@ from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks.denoisers import NIM_MAE, NIM_SIMMIM
-from certdef.purifiers.networks.nim import NIM
 from certdef.stages.job import Job, Shelf
 from certdef.tracking.metrics import LAST_LOSS, LOSS
 from certdef.tracking.results import StageResult
@@ -186,14 +185,13 @@ def training_run(job: Job, plan: Plan, stage: Stage[Any]) -> TrainingRun:
 
 def pretrain_denoiser(
     job: Job, law: SigmaLaw, *, linear_head: bool = False
-) -> tuple[NIM, Stage[NetworkResult]]:
+) -> tuple[nn.Module, Stage[NetworkResult]]:
     """NIM-MAE under one law, or with a linear head NIM-SimMIM; an interrupted pre-training ends at the same weights."""
     trained = train_network(job, NIM_SIMMIM if linear_head else NIM_MAE, law)
-    assert isinstance(trained.network, NIM)
     return trained.network, trained.stage
 
 
-def pretrained(job: Job, law: SigmaLaw) -> NIM | None:
+def pretrained(job: Job, law: SigmaLaw) -> nn.Module | None:
     """The NIM-MAE of a law where it is done already."""
     stage = network_stage(job, NIM_MAE, law)
     return storage.load_model(stage.path / "model", job.device) if stage.done else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import surrogates
 from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.data.matching import match_labels
 from certdef.data.sets import Splits
 from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http_options import HttpOptions
@@ -15,8 +16,8 @@ from surrogates.targets.http_options import HttpOptions
 CANARIES = 4
 
 
-def open_own_target(config: RunConfig, data: Splits | None = None) -> surrogates.Target:
-    """Open the user's own target; nothing is queried.
+def open_own_target(config: RunConfig, data: Splits | None = None) -> tuple[surrogates.Target, Splits | None]:
+    """Open the user's own target; nothing is queried. Returns it, and the images with labels that are its classes.
 
     Args:
         config: The job.
@@ -36,12 +37,13 @@ def open_own_target(config: RunConfig, data: Splits | None = None) -> surrogates
         raise ConfigError(
             f"target {address!r} does not tell its number of classes: give --target.num_classes"
         ) from error
-    if data is not None and target.num_classes < len(data.classes):
-        raise ConfigError(
-            f"target {address!r} answers {target.num_classes} classes, but the labels of {data.name} go up to "
-            f"{len(data.classes) - 1}: give the data that it was trained for"
-        )
-    return target
+    if data is None:
+        return target, None
+    try:
+        names = getattr(target, "class_names", None)
+        return target, match_labels(data, names, target.num_classes, config.data.labels)
+    except ConfigError as error:
+        raise ConfigError(f"target {address!r}: {error}") from error
 
 
 def reopened(config: RunConfig, data: Splits, changes: dict[str, Any]) -> surrogates.Target:

@@ -103,7 +103,8 @@ def look_at(
     config: RunConfig, data: Splits, ledger: surrogates.QueryLedger, target: surrogates.Target
 ) -> Look | None:
     """Query the first held-out images of the user's own target, from the budget ledger.preflight."""
-    sample = Sample(data.heldout_images, data.heldout_labels, data.classes)
+    labels = data.heldout_labels if data.labeled else None
+    sample = Sample(data.heldout_images, labels, tuple(map(data.class_name, range(target.num_classes))))
     return look(ledger, target, lambda **changes: reopened(config, data, changes), sample)
 
 

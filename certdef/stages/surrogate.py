@@ -63,7 +63,7 @@ def surrogate_stage(job: Shelf, target: surrogates.Target) -> Stage[SurrogateRes
     """The stage of the surrogate, whether it is done or not."""
     config, data, law = job.config.surrogate, job.data, job.config.certify.laws[0]
     key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
-    starts_from = [asdict(job.config.nim)] if _needs_encoder(config) else []
+    starts_from = [job.config.nim.settings] if _needs_encoder(config) else []
     return job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
 
 
@@ -174,7 +174,9 @@ def pretrained_encoder(job: Job, config: SurrogateConfig) -> NIM | None:
     """The headline's denoiser, where the surrogate starts from its encoder or is selected for by its features."""
     if not _needs_encoder(config):
         return None
-    return pretrain_denoiser(job, job.config.certify.laws[0])[0]
+    encoder = pretrain_denoiser(job, job.config.certify.laws[0])[0]
+    assert isinstance(encoder, NIM)  # certdef.config.checks refuses others
+    return encoder
 
 
 def _needs_encoder(config: SurrogateConfig) -> bool:

@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import surrogates
 from certdef.config.job import RunConfig, without_password
 from certdef.config.purifiers import plain_name
+from certdef.data.matching import match_labels
 from certdef.data.sets import Splits
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier, train_svc
@@ -33,21 +36,30 @@ class TargetResult(StageResult):
     identity: str
     output_kind: str
     accuracy: Share
+    answers: tuple[int, ...] | None = (
+        None  # to the held-out images, where these have no labels: then they are right
+    )
 
 
 def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
-    """Open the target, training it first where the job has none. From here on it is queried through the ledger alone."""
+    """Open the target, training it first where the job has none. From here on it is queried through the ledger alone.
+
+    From here on, too, the labels of the job's images are classes of the target.
+    """
     config, stage = job.config.target, target_stage(job)
+    opened = [] if job.own_target is None else [_ready(job, job.own_target)]
     if stage.done and not config.uri and not _loads(stage.result.uri):
         stage.clear()  # the tracking store that it was logged to is gone
-    opened: list[surrogates.Target] = []
 
     def evaluate() -> TargetResult:
         uri = config.uri or _train_and_log(job, stage)
-        opened.append(_open(job, uri))
+        if not opened:
+            opened.append(_open(job, uri))
         return _evaluated(job, opened[0], uri)
 
     job.run(stage, evaluate)
+    if stage.result.answers is not None:
+        job.data = job.data.answered(np.array(stage.result.answers))
     target = opened[0] if opened else _open(job, config.uri or stage.result.uri)
     return target, stage
 
@@ -62,30 +74,38 @@ def target_stage(job: Shelf) -> Stage[TargetResult]:
 def _evaluated(job: Job, target: surrogates.Target, uri: str) -> TargetResult:
     """Query the held-out images once."""
     paid = job.ledger.attach(target, purpose="evaluation")
-    correct = paid.query(job.data.heldout_images).labels == job.data.heldout_labels
-    accuracy = Share.of(int(correct.sum()), len(correct))
+    data, answers = job.data, paid.query(job.data.heldout_images).labels
+    labels = data.heldout_labels if data.labeled else answers
+    accuracy = Share.of(int((answers == labels).sum()), len(answers))
     description = {
         "uri": without_password(uri),
         "identity": target.identity,
         "output_kind": target.output_kind,
         "preprocessing": target.preprocessing or "none",
         "deterministic": _deterministic(job),
-    }
+    } | data.remarks
+    # Without labels it is right by definition, which is no figure.
+    named = metrics.with_interval(metrics.CLEAN_ACCURACY.format(subject="target"), accuracy)
     return TargetResult(
         uri=description["uri"],
         identity=target.identity,
         output_kind=target.output_kind,
         accuracy=accuracy,
+        answers=None if data.labeled else tuple(answers.tolist()),
         params=description,
-        metrics=metrics.with_interval(metrics.CLEAN_ACCURACY.format(subject="target"), accuracy),
+        metrics=named if data.labeled else {},
     )
 
 
 def _open(job: Job, uri: str) -> surrogates.Target:
-    """The user's own target, opened before; else the one that is trained here."""
-    target = job.own_target or surrogates.open_target(
-        uri, input_shape=job.data.image_shape, **_trained_options(job)
-    )
+    """The target that is trained here."""
+    target = surrogates.open_target(uri, input_shape=job.data.image_shape, **_trained_options(job))
+    job.data = match_labels(job.data, None, target.num_classes, job.config.data.labels)
+    return _ready(job, target)
+
+
+def _ready(job: Job, target: surrogates.Target) -> surrogates.Target:
+    """The target, once it may pay from the job's ledger."""
     check_ledger(Path(job.ledger.path), target.identity)
     job.legacy.target = target.identity
     return target

@@ -161,6 +161,7 @@ class PaidTarget(Target):
             charged_when_sent=target.charged_when_sent,
             input_shape=target.input_shape,
             num_features=target.num_features,
+            pixels=target.pixels,
             # batch_size stays with the target: a query is planned, and refused, as a whole.
         )
         self.ledger = ledger

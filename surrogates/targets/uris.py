@@ -15,6 +15,7 @@ PROTOCOLS = {
     "mlflow-server": ("scoring_server", "open_scoring_server"),
     "open-inference": ("open_inference", "open_open_inference"),
     "onnx": ("onnx", "open_onnx"),
+    "tflite": ("tflite", "open_tflite"),
     "json": ("json_endpoint", "open_json"),
 }
 
@@ -51,4 +52,4 @@ def protocol_of(uri: str) -> str:
             "protocol='...', or a YAML mapping that describes the endpoint"
         )
     suffix = Path(uri).suffix.lower()
-    return {".onnx": "onnx", ".yaml": "json", ".yml": "json"}.get(suffix, "mlflow")
+    return {".onnx": "onnx", ".tflite": "tflite", ".yaml": "json", ".yml": "json"}.get(suffix, "mlflow")
