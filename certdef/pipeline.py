@@ -19,23 +19,23 @@ from tqdm import tqdm
 
 import surrogates
 from certdef import stages
-from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
 from certdef.data.arrays import read_images
 from certdef.data.sets import Splits, load_data
 from certdef.models import storage
-from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.report import draw, ducd_page, page, udc_page
+from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
-from certdef.stages import Job
+from certdef.stages import Job, job_checks
+from certdef.stages.inspection import Check, choose_device, inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
-from surrogates.files import create_private, replacing
+from surrogates.files import replacing
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,49 @@ def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> 
     return run(config, progress=progress, fresh=fresh)
 
 
+def plan(
+    config: RunConfig,
+    *,
+    price: float | None = None,
+    ask: bool = True,
+    known: dict[str, list[str]] | None = None,
+) -> stages.Plan:
+    """What the whole job will take and can reach, and what is likely wrong with it, before anything is trained.
+
+    Your own target is queried for a few held-out images, from the budget ledger.preflight alone; evaluation gets their
+    answers for nothing.
+
+    Args:
+        config: The job; values that cannot be used are named with everything else that is wrong.
+        price: USD per 1,000 queries.
+        ask: Whether anything is queried; else only what the ledger has already is looked at.
+        known: Lines on what is wrong already, by section of the configuration.
+
+    Raises:
+        ConfigError, certify.CertifyError, surrogates.SurrogateError: All that is wrong, a line each.
+    """
+    if price is not None and not 0 < price < float("inf"):
+        raise ConfigError(f"price must be USD per 1,000 queries above 0, got {price:g}: try --price 1.50")
+    load = stages.load_photographs if config.udc.enabled else load_images
+    with threads(config.threads), given_back():
+        found = inspect(
+            config,
+            job_checks.every(config),
+            partial(load, progress=_silent),
+            own_target=not config.udc.enabled,
+            known=known,
+        )
+        found.problems.raise_all()
+        assert found.device is not None
+        assert found.data is not None
+        if found.target is None:
+            return stages.make_plan(config, found.data, found.device, None, None, price=price)
+        return stages.plan_of_own(config, found.data, found.device, found.target, ask=ask, price=price)
+
+
 def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, checks=_check_ducd) as job:
+    with open_job(config, progress, fresh, checks=job_checks.DUCD) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
         choice = stages.choose_noise(job, students[0], target.num_classes)
@@ -230,7 +270,7 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
 
 def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """UDC: restoration -> diffusion purifier -> how far to diffuse -> fine-tuning -> attacks on all of them."""
-    with open_job(config, progress, fresh, checks=stages.check_udc, load=stages.load_photographs) as job:
+    with open_job(config, progress, fresh, checks=job_checks.UDC, load=stages.load_photographs) as job:
         photographs = stages.photographs_through_display(job)
         defense = stages.train_defense(job, photographs)
         evaluated = stages.evaluate_defense(job, photographs, defense)
@@ -238,57 +278,8 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return replace(summary, bill=None, ledger=None)
 
 
-def _check_main(config: RunConfig, data: Splits) -> None:
-    """Refuse what the main job can't do, before anything is trained or paid for."""
-    for name, enabled in {"ducd": config.ducd.enabled, "udc": config.udc.enabled}.items():
-        if enabled:
-            raise ConfigError(
-                f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
-                f"--{name}.enabled false"
-            )
-    _check_pool(data)
-    stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
-    stages.check_attack_budget(config, len(data.heldout_images))
-    if config.ladder.enabled:
-        stages.check_ladder_budget(config, len(data.heldout_images))
-    classifier = _check_models(config, data)
-    for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
-        if name != "none":
-            stages.check_purifier(replace(config, purifier=name), data.image_shape, classifier)
-
-
-def _check_ducd(config: RunConfig, data: Splits) -> None:
-    """Refuse what the DUCD job can't do, before anything is trained or paid for."""
-    if not data.labeled:
-        raise ConfigError(
-            f"{data.name} has no labels, which the DUCD job needs: it chooses the noise by them and infers membership; add "
-            "them, or use certdef run without ducd.enabled"
-        )
-    _check_pool(data)
-    stages.check_pools(config, data)
-    stages.check_choice(config, data)
-    stages.check_audit(config, data)
-    _check_models(config, data)
-
-
-def _check_pool(data: Splits) -> None:
-    if not len(data.pool):
-        raise ConfigError(
-            "data.pool_images is 0, and surrogate and denoiser are trained on the images of the pool: use at least 1"
-        )
-
-
-def _check_models(config: RunConfig, data: Splits) -> nn.Module:
-    """Refuse classifiers that do not take such images; returns an untrained surrogate."""
-    shape, classes = data.image_shape, max(2, len(data.classes))  # the target says how many, once it is open
-    if config.target.uri is None and config.target.kind != "svc":
-        build_classifier(config.target.kind, shape, classes)
-    stages.recipe_of(config.surrogate)
-    stages.selection_of(config.surrogate)
-    return build_classifier(surrogate_model(config), shape, classes).eval()
-
-
-def _load(config: RunConfig, progress: Callable[..., Any]) -> Splits:
+def load_images(config: RunConfig, progress: Callable[..., Any]) -> Splits:
+    """The images of a job as configured."""
     own_target = config.target.uri is not None
     return load_data(config.data, config.seed, own_target=own_target, progress=progress)
 
@@ -300,52 +291,53 @@ def open_job(
     fresh: bool = False,
     *,
     verb: str = "run",
-    checks: Callable[[RunConfig, Splits], None] = _check_main,
-    load: Callable[[RunConfig, Callable[..., Any]], Splits] = _load,
+    checks: Sequence[Check] | None = None,
+    load: Callable[[RunConfig, Callable[..., Any]], Splits] = load_images,
 ) -> Iterator[Job]:
-    """Everything a stage needs, checked before anything is trained or paid for."""
-    check(config)
-    for line in unused_options(config, verb):
-        warnings.warn(line, UnusedOption, stacklevel=2)
-    device = choose_device(config.device)
-    bar = tqdm if progress else _silent
-    with threads(config.threads):
-        data = load(config, bar)
-        with torch.random.fork_rng():
-            checks(config, data)
-        with (
-            locked(config.workspace),
-            disk_errors(config.workspace),
-            given_back() as callers_uri,
-        ):
+    """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once."""
+    with threads(config.threads), given_back() as callers_uri:
+        own_target = verb != "pretrain" and not config.udc.enabled
+        bar = tqdm if progress else _silent
+        rules = job_checks.main(config) if checks is None else checks
+        found = inspect(config, rules, partial(load, progress=bar), own_target=own_target)
+        found.problems.raise_all()
+        assert found.device is not None
+        assert found.data is not None
+        for line in unused_options(config, verb):
+            warnings.warn(line, UnusedOption, stacklevel=2)
+        with locked(config.workspace), disk_errors(config.workspace):
             if fresh:
                 forget(config.workspace)
             tracker = Tracker(config, callers_uri)
-            legacy = Legacy(config, device.type, tracking_uri(config))
-            with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
-                drawing = partial(draw.draw, config=config, data=data)
-                yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
+            legacy = Legacy(config, found.device.type, tracking_uri(config))
+            path = stages.ledger_file(config, found.data, legacy)
+            with stages.open_ledger(config, path) as ledger, tracker.job(found.data):
+                job = Job(
+                    config=config,
+                    data=found.data,
+                    device=found.device,
+                    legacy=legacy,
+                    tracker=tracker,
+                    ledger=ledger,
+                    progress=bar,
+                    draw=partial(draw.draw, config=config, data=found.data),
+                    own_target=found.target,
+                )
+                if found.target is not None:
+                    plan_words.show_first_lines(job, found.target, verb)
+                yield job
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Let torch use so many threads, by default as many as are allowed; afterwards as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or min(before, allowed_threads()))
+    # one that can't be used is refused later, with all else that is wrong
+    torch.set_num_threads(max(1, count or min(before, allowed_threads())))
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
-    budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
-    if not (config.target.uri and config.target.canary_every):
-        del budget["canary"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if config.target.is_private:
-        create_private(path)
-    return surrogates.QueryLedger(path, budget)
 
 
 def _parts(job: Job) -> Parts:
@@ -364,15 +356,6 @@ def _ladder(job: Job, parts: Parts) -> list[Stage]:
         if name not in systems:
             systems[name] = stages.prepare_purifier(job, name, parts.surrogate, parts.surrogate_stage)
     return [stages.evaluate_ladder(job, parts.target, parts.surrogate, parts.surrogate_stage, systems)]
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes the GPU where there is one; ConfigError if cuda is configured and missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch sees no CUDA device: use --device cpu, or see certdef doctor"
-        )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:

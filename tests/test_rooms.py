@@ -32,6 +32,7 @@ DOORS = {
     "requests": {"surrogates/targets/"},
     "urllib.request": {"surrogates/targets/"},
     "tenacity": {"surrogates/targets/http.py"},
+    "datasets": {"certdef/data/huggingface.py"},
     "onnxruntime": {"surrogates/targets/onnx.py"},
     "ai_edge_litert": {"surrogates/targets/tflite.py"},
 }

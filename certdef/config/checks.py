@@ -44,8 +44,19 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: A line for each value, with its name and the remedy.
     """
+    lines = [line for found in failures(config).values() for line in found]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def failures(config: RunConfig) -> dict[str, list[str]]:
+    """A line for each value that cannot be used, by its section; under the name of the value where it is in none, and `laws` apart.
+
+    Raises:
+        ConfigError: An unknown preset: nothing else is known then.
+    """
     preset_path(config.preset)
-    failures = _failures(config, "", _job(config))
+    found = _failures(config, "", _job(config))
     for section, rules in {
         "certify": _certify(config.certify, config.preset),
         "attack": _attack(config.attack),
@@ -59,19 +70,24 @@ def check(config: RunConfig) -> None:
         "tracking": _tracking(config.tracking),
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
     }.items():
-        failures += _failures(getattr(config, section), f"{section}.", rules)
-    failures += _laws(config.certify) + _headers(config.target)
-    if failures:
-        raise ConfigError("\n".join(failures))
+        for name, lines in _failures(getattr(config, section), f"{section}.", rules).items():
+            part = "laws" if name == "laws" else section
+            found[part] = [*found.get(part, []), *lines]
+    for part, more in {"laws": _laws(config.certify), "target": _headers(config.target)}.items():
+        if more:
+            found[part] = [*found.get(part, []), *more]
+    return found
 
 
-def _failures(section: object, prefix: str, rules: Rules) -> list[str]:
-    """A line for each value that breaks a rule; of a value with several rules, the first that it breaks."""
+def _failures(section: object, prefix: str, rules: Rules) -> dict[str, list[str]]:
+    """A line for each value that breaks a rule, by its name; of a value with several rules, the first that it breaks."""
     remedies: dict[str, str] = {}
     for name, good, remedy in rules:
         if not good:
             remedies.setdefault(name, remedy)
-    return [f"{prefix}{name} is {getattr(section, name)!r}: {remedy}" for name, remedy in remedies.items()]
+    return {
+        name: [f"{prefix}{name} is {getattr(section, name)!r}: {remedy}"] for name, remedy in remedies.items()
+    }
 
 
 def _laws(certify: CertifyConfig) -> list[str]:
@@ -234,7 +250,9 @@ def _surrogate(surrogate: SurrogateConfig) -> Rules:
 
 def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
     for purpose, budget in asdict(ledger).items():
-        if purpose != "path":
+        if purpose == "preflight":
+            yield purpose, budget >= 0, "use a number of queries, or 0 for off"
+        elif purpose != "path":
             yield purpose, budget > 0, "a budget must be at least 1 query"
     remedy = f"it is smaller than the first batch (surrogate.query_batch {query_batch}): raise it or lower the batch"
     yield "training", ledger.training >= query_batch, remedy

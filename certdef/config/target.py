@@ -127,6 +127,8 @@ class LedgerConfig:
         certification: Queries under noise that certify the target itself.
         attack: Queries of adversarial images: the transfer attack and, where it is enabled, the threat ladder.
         canary: Queries that notice a changed service (target.canary_every).
+        preflight: Queries before a job on your own target: up to 50 held-out images, which evaluation then gets for nothing, and
+            where few of them are right the same ones in other pixel formats; 0 is off.
     """
 
     path: str | None = None
@@ -135,6 +137,7 @@ class LedgerConfig:
     certification: int = 525_000
     attack: int = 50_000
     canary: int = 2_000
+    preflight: int = 1_000
 
 
 @dataclass(frozen=True)

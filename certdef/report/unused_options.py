@@ -134,6 +134,7 @@ def _target(config: RunConfig) -> Rules:
         yield ("target.epochs", "target.augment"), "target.kind is svc"
     if not target.uri:
         yield ("target.canary_every", "ledger.canary"), "only a service of your own (target.uri) is watched"
+        yield ("ledger.preflight",), "only a target of your own (target.uri) is looked at first"
     elif not target.canary_every:
         yield ("ledger.canary",), "target.canary_every is 0"
 

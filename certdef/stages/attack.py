@@ -107,11 +107,15 @@ def _labels(classifier: nn.Module, images: Tensor) -> Tensor:
     return classifier(images.clone()).argmax(1).cpu()
 
 
+def attack_queries(config: RunConfig, heldout: int) -> int:
+    """Queries of the attack: every image at each eps, with and without the purifier, and the purified clean ones."""
+    return min(config.attack.images, heldout) * (2 * len(config.attack.eps) + 1)
+
+
 def check_attack_budget(config: RunConfig, heldout: int) -> None:
     """Refuse an attack budget that the attack does not fit in, before anything is spent."""
     levels, budget = len(config.attack.eps), config.ledger.attack
-    count = min(config.attack.images, heldout)
-    need = count * (2 * levels + 1)
+    count, need = min(config.attack.images, heldout), attack_queries(config, heldout)
     if need > budget:
         raise ConfigError(
             f"ledger.attack is {budget}: {count} images at {levels} eps, with and without the purifier, need {need}; "

@@ -24,6 +24,7 @@ from certdef.attacks.threat_ladder import System
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.config.purifiers import plain_name
+from certdef.stages.attack import attack_queries
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
@@ -136,16 +137,21 @@ def evaluate_ladder(
     return job.run(stage, gather)
 
 
+def ladder_queries(config: RunConfig, heldout: int) -> int:
+    """Queries that the ladder takes at most."""
+    images = min(config.ladder.target_images, heldout)
+    return sum(
+        threat_ladder.most_queries(config.ladder, images, purified=name != "none", noisy=name != "none")
+        for name in ladder_systems(config)
+    )
+
+
 def check_ladder_budget(config: RunConfig, heldout: int) -> None:
     """Refuse, before anything is spent, an attack budget that ladder and attack do not fit in, and a missing package."""
     if config.ladder.decision_queries:
         query.check_hop_skip_jump()
     names, images = ladder_systems(config), min(config.ladder.target_images, heldout)
-    ladders = sum(
-        threat_ladder.most_queries(config.ladder, images, purified=name != "none", noisy=name != "none")
-        for name in names
-    )
-    attack = min(config.attack.images, heldout) * (2 * len(config.attack.eps) + 1)
+    ladders, attack = ladder_queries(config, heldout), attack_queries(config, heldout)
     if ladders + attack > config.ledger.attack:
         raise ConfigError(
             f"ledger.attack is {config.ledger.attack}: the ladder may take {ladders} queries ({len(names)} systems x {images} "

@@ -18,7 +18,7 @@ from certdef.config.noise_laws import noise_law
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.purifiers.networks.nim import NIM, NIMClassifier
-from certdef.stages.job import Job
+from certdef.stages.job import Job, Shelf
 from certdef.stages.networks import pretrain_denoiser
 from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
@@ -54,14 +54,17 @@ class SurrogateResult(StageResult):
 
 def distill(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[SurrogateResult]]:
     """Pay for answers within the training budget, train on them, and measure how often the two agree."""
-    config, data = job.config.surrogate, job.data
-    law = job.config.certify.laws[0]
-    encoder = pretrained_encoder(job, config)
-    key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
-    starts_from = [] if encoder is None else [job.config.nim.settings]
-    stage = job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
+    encoder, stage = pretrained_encoder(job, job.config.surrogate), surrogate_stage(job, target)
     job.run(stage, lambda: _distill(job, target, stage, encoder))
     return storage.load_model(stage.path / "model", job.device), stage
+
+
+def surrogate_stage(job: Shelf, target: surrogates.Target) -> Stage[SurrogateResult]:
+    """The stage of the surrogate, whether it is done or not."""
+    config, data, law = job.config.surrogate, job.data, job.config.certify.laws[0]
+    key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
+    starts_from = [job.config.nim.settings] if _needs_encoder(config) else []
+    return job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
 
 
 def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | None) -> SurrogateResult:
@@ -169,11 +172,15 @@ def selection_of(
 
 def pretrained_encoder(job: Job, config: SurrogateConfig) -> NIM | None:
     """The headline's denoiser, where the surrogate starts from its encoder or is selected for by its features."""
-    if config.model != "nim" and config.features != "nim":
+    if not _needs_encoder(config):
         return None
     encoder = pretrain_denoiser(job, job.config.certify.laws[0])[0]
     assert isinstance(encoder, NIM)  # certdef.config.checks refuses others
     return encoder
+
+
+def _needs_encoder(config: SurrogateConfig) -> bool:
+    return "nim" in (config.model, config.features)
 
 
 def _features(nim: NIM | None) -> Callable[[torch.Tensor], torch.Tensor]:
