@@ -160,6 +160,7 @@ class TfliteTarget(Target):
         self._input = _only_input(model, what)
         self._output = _chosen_output(model, what, output)
         taken, declared = _taken(self._input, declared, what)
+        self._taken = taken
         self._batch = taken.batch or 1
         classes, kind = self._answered(declared, what)
         declared = declared.agreed(num_classes=classes)
@@ -185,7 +186,7 @@ class TfliteTarget(Target):
         values = self._input.quantized(pixels)
         rows = []
         for start in range(0, len(values), count):
-            block = padded(values[start : start + count], count)
+            block = self._taken.arranged(padded(values[start : start + count], count))
             if self._own.sides != block.shape:
                 model.resize_tensor_input(self._input.index, block.shape, strict=True)
                 model.allocate_tensors()
@@ -209,7 +210,7 @@ class TfliteTarget(Target):
             operator = None
         if operator in ("ARG_MAX", "ARG_MIN"):
             return None, "labels"
-        columns = self._outputs(_black(self._input, declared, what))
+        columns = self._outputs(_black(self._taken, declared, what))
         wide = columns.ndim == 2 and columns.shape[1] > 1
         if operator == "SOFTMAX" or (operator == "LOGISTIC" and not wide):
             return (columns.shape[1] if wide else 2), "probabilities"
@@ -227,10 +228,10 @@ class TfliteTarget(Target):
         return own.model
 
 
-def _black(tensor: Tensor, declared: Declared, what: str) -> np.ndarray:
+def _black(taken: ModelInput, declared: Declared, what: str) -> np.ndarray:
     """Return a black image as the model takes it."""
-    if len(tensor.shape) == 2 and tensor.shape[1] > 0:
-        return np.zeros((1, tensor.shape[1]), np.float32)
+    if taken.num_features is not None:
+        return np.zeros((1, taken.num_features), np.float32)
     if declared.input_shape is None:
         raise TargetError(f"{what} takes images of any size: give input_shape=(channels, height, width)")
     return declared.pixels.encode(np.zeros((1, *declared.input_shape), np.float32))
@@ -311,7 +312,9 @@ def _taken(tensor: Tensor, declared: Declared, what: str) -> tuple[ModelInput, D
         raise TargetError(f"{what} takes {tensor.dtype}, expected numbers: open a function that calls it")
     if declared.dtype not in (None, tensor.dtype, "float32"):
         raise TargetError(f"dtype is {declared.dtype!r}, but {what} takes {tensor.dtype}: leave dtype out")
-    taken = ModelInput(what, "float32", tensor.shape)  # its integers are made of float32 here
+    taken = ModelInput(what, "float32", tensor.shape).placed(
+        declared
+    )  # its integers are made of float32 here
     declared = taken.honored(replace(declared, dtype=None))
     free = declared.pixel_range is None and declared.mean is None and declared.std is None
     if not (tensor.whole and free):
