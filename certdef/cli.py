@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from certdef import __version__
+from certdef.config import own_target
 from certdef.config.job import ConfigError, RunConfig, nearest
-from certdef.config.load import add_config_arguments, from_namespace, parse, preset_of
+from certdef.config.load import add_config_arguments, chosen_options, from_namespace, parse, preset_of
 from certdef.report.unused_options import UnusedOption, unused_options
 
 OVERVIEW = """\
@@ -21,6 +22,7 @@ Certify a classifier whose weights are out of reach.
   certdef run --preset ducd-fashion-mnist  certify a surrogate in the target's place; membership inference on both
   certdef run --preset udc                 attack, purify and fine-tune a restoration of photographs under a display
   certdef run --target.uri models:/mine@prod --data.name npz --data.path images.npz
+  certdef certify --target.uri models:/mine@prod --data.name npz --data.path images.npz   your target alone, nothing is trained
   certdef certify --certify.n 2000         one stage, and whatever it needs first
   certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
 """
@@ -28,7 +30,7 @@ JOBS = {
     "run": "the whole job: target, surrogate, purifier, certificates, attack, report",
     "pretrain": "pre-train the denoiser of De^3 on the unlabeled pool",
     "distill": "query the target within its budget and distill the surrogate",
-    "certify": "certify target and surrogate by randomized smoothing",
+    "certify": "certify target and surrogate by randomized smoothing; your own target alone, if nothing of a surrogate is set",
     "attack": "PGD on the surrogate, transferred to the target, with and without the purifier; --ladder for the threat ladder",
     "purify": "purify images of your own, or the held-out ones, with the job's purifier",
     "report": "write the page of the job again",
@@ -44,7 +46,7 @@ EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
     "pretrain": "certdef pretrain --nim.epochs 100",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
-    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
+    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.name npz --data.path images.npz",
     "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 70000",
     "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
     "purifiers": "certdef purifiers\n  certdef run --purifier gs",
@@ -134,14 +136,30 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         parser.print_help()
         return 0
     namespace = parse(parser, arguments, own_options(verb))
-    config = from_namespace(parser, namespace)
+    config = from_namespace(parser, namespace, arguments)
+    namespace.chosen = chosen_options(parser, arguments, own_options(verb))
     _check_table(verb, namespace)
-    for line in unused_options(config, "budgets" if getattr(namespace, "budgets", None) else verb):
-        print(f"certdef: warning: {line}", file=sys.stderr)
+    if not own_target.applies(config):
+        for line in unused_options(config, "budgets" if getattr(namespace, "budgets", None) else verb):
+            _say(f"warning: {line}")
     if namespace.print_config:
-        print(as_yaml(config), end="")
+        print(as_yaml(_as_it_runs(verb, config, namespace)), end="")
         return 0
     return ACTIONS.get(verb, _job)(verb, config, namespace)
+
+
+def _say(line: str) -> None:
+    print(f"certdef: {line}", file=sys.stderr)
+
+
+def _as_it_runs(verb: str, config: RunConfig, namespace: Any) -> RunConfig:
+    """The configuration with what follows from the images, where your own target is given without a preset."""
+    if not own_target.applies(config):
+        return config
+    from certdef.objects import Objects
+    from certdef.pipeline import resolved
+
+    return resolved(config, verb, Objects(chosen=namespace.chosen, announce=_say))
 
 
 def _check_table(verb: str, namespace: Any) -> None:
@@ -162,6 +180,8 @@ def _job(verb: str, config: RunConfig, namespace: Any) -> int:
     from certdef import pipeline
 
     options = {"progress": not namespace.quiet, "fresh": namespace.fresh}
+    if own_target.applies(config):
+        options |= {"chosen": namespace.chosen, "announce": _say}
     if verb == "distill" and namespace.budgets:
         table = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
         summary = pipeline.budgets(config, *table, **options)

@@ -24,10 +24,30 @@ from certdef.config.job import ConfigError
 
 OURS = ("certdef", "certify", "surrogates")
 LIBRARIES = tuple(
-    Path(path).resolve() for path in {sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")}
+    Path(path).resolve()
+    for path in {sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
-PLAIN = (type(None), bool, int, float, complex, str, bytes, range, type(...), torch.dtype, torch.device, np.dtype, PurePath)
-OF_MODULES = ("_parameters", "_buffers", "_modules", "training")  # read by other ways, or set by whoever uses it
+PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    range,
+    type(...),
+    torch.dtype,
+    torch.device,
+    np.dtype,
+    PurePath,
+)
+OF_MODULES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "training",
+)  # read by other ways, or set by whoever uses it
 GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
 DEEPEST = 60
 
@@ -122,7 +142,9 @@ class _Reader:
             self._note("module", thing.__name__)
         elif isinstance(thing, type):
             self._class(thing)
-        elif isinstance(thing, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType):
+        elif isinstance(
+            thing, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType
+        ):
             self._note("builtin", _name(thing))
             owner = getattr(thing, "__self__", None)
             if owner is not None and not isinstance(owner, types.ModuleType):
@@ -196,7 +218,14 @@ class _Reader:
             if _is_library(each):
                 continue
             for name, value in vars(each).items():
-                if name not in ("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"):
+                if name not in (
+                    "__dict__",
+                    "__weakref__",
+                    "__module__",
+                    "__doc__",
+                    "__firstlineno__",
+                    "__static_attributes__",
+                ):
                     self._several(name, value)
 
     def _module(self, module: nn.Module) -> None:
@@ -220,7 +249,9 @@ class _Reader:
         if isinstance(state, str):
             return self._note("name", state)
         rebuild, arguments, *rest = state
-        self._several("state", rebuild, arguments, *(list(part) if _is_iterator(part) else part for part in rest))
+        self._several(
+            "state", rebuild, arguments, *(list(part) if _is_iterator(part) else part for part in rest)
+        )
 
 
 def _is_iterator(part: Any) -> bool:

@@ -6,7 +6,7 @@ Each verb of the command line is a function here, and each runs only what is not
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,12 +19,15 @@ from tqdm import tqdm
 
 import surrogates
 from certdef import stages
+from certdef.config import own_target
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.config.objects import is_object
 from certdef.config.threads import allowed_threads
-from certdef.data.sets import Splits, load_data, read_images
+from certdef.data.sets import Source, Splits, load_source, read_images, split
 from certdef.models.classifiers import build_classifier, surrogate_model
-from certdef.report import draw, ducd_page, page, udc_page
+from certdef.objects import NO_OBJECTS, Objects, named
+from certdef.report import draw, ducd_page, page, target_page, udc_page
 from certdef.report.unused_options import UnusedOption, unused_options
 from certdef.stages import Job
 from certdef.stages.summary import Summary
@@ -38,31 +41,35 @@ from surrogates.files import create_private, replacing
 
 @dataclass(frozen=True)
 class Parts:
-    """Target, surrogate and purifier of a job, with their stages in order."""
+    """Target, surrogate and purifier of a job, with their stages in order; no surrogate where surrogate.model is none."""
 
     target: surrogates.Target
     target_stage: Stage
-    surrogate: nn.Module
-    surrogate_stage: Stage
     purifier: stages.Purifier
+    surrogate: nn.Module | None = None
+    surrogate_stage: Stage | None = None
 
     @property
     def defense(self) -> list[Stage]:
         """The stages that a result depends on, beside the target's identity."""
-        return [self.surrogate_stage, *self.purifier.stages]
+        return [*([self.surrogate_stage] if self.surrogate_stage else []), *self.purifier.stages]
 
     @property
     def all(self) -> list[Stage]:
         return [self.target_stage, *self.defense]
 
 
-def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def run(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Do the whole job; an interrupted one goes on where it was, a finished one is not paid for again.
 
     Args:
-        config: What to do.
+        config: What to do; unset, options are given by themselves, e.g. certify__n=2000, and target is your own.
         progress: Show a bar for every long stage.
         fresh: Train and certify anew. Answers in the ledger are still not paid for twice.
+        given: Objects in the place of names: target, identity, images, labels, class_names, surrogate, purifier
+            (certdef.objects.named).
 
     Returns:
         What was done, and where it is.
@@ -70,84 +77,110 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
     Raises:
         ConfigError, certify.CertifyError, surrogates.SurrogateError: One line each, with the remedy.
     """
+    config, objects = named(config, given)
     if config.ducd.enabled:
-        return _run_ducd(config, progress, fresh)
+        return _run_ducd(config, objects, progress, fresh)
     if config.udc.enabled:
         return _run_udc(config, progress, fresh)
-    with open_job(config, progress, fresh) as job:
+    with open_job(config, progress, fresh, objects=objects) as job:
         parts = _parts(job)
-        target, surrogate, purifier = parts.target, parts.surrogate, parts.purifier
-        certified = stages.certify_subjects(job, target, surrogate, purifier, parts.defense)
-        attacked = stages.attack(job, target, surrogate, purifier, parts.defense)
-        served = stages.register(job, target.num_classes, surrogate, purifier, parts.defense)
-        return _report(job, [*parts.all, certified, attacked, served, *_ladder(job, parts)], page.render)
+        done = [*parts.all, _certified(job, parts)]
+        if parts.surrogate is None:
+            return _report(job, done, target_page.render)
+        done.append(_attacked(job, parts))
+        if storable(job.config):
+            num_classes = parts.target.num_classes
+            done.append(stages.register(job, num_classes, parts.surrogate, parts.purifier, parts.defense))
+        return _report(job, [*done, *_ladder(job, parts)], page.render)
 
 
-def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def pretrain(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Pre-train the denoisers of De^3, one a law of noise, on the unlabeled pool. No query is spent."""
-    with open_job(config, progress, fresh, verb="pretrain") as job:
-        return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="pretrain", objects=objects) as job:
+        return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in job.config.certify.laws])
 
 
-def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def distill(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Query the target within its budget and distill the surrogate."""
-    with open_job(config, progress, fresh) as job:
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="distill", objects=objects) as job:
         target, target_stage = stages.open_target(job)
         return _summary(job, [target_stage, stages.distill(job, target)[1]])
 
 
 def budgets(
-    config: RunConfig,
+    config: RunConfig | None,
     budgets: Sequence[int],
     strategies: Sequence[str] = ("random",),
     seeds: int = 1,
     *,
     progress: bool = True,
     fresh: bool = False,
+    **given: Any,
 ) -> Summary:
     """Distill once for every budget, strategy and seed: agreement against queries. All share the job's ledger."""
-    with open_job(config, progress, fresh, verb="budgets") as job:
-        stages.check_budgets(config, budgets, strategies, seeds, len(job.data.pool))
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="budgets", objects=objects) as job:
+        stages.check_budgets(job.config, budgets, strategies, seeds, len(job.data.pool))
         target, target_stage = stages.open_target(job)
         return _summary(job, [target_stage, stages.trace_budgets(job, target, budgets, strategies, seeds)])
 
 
-def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
-    """Certify the target by queries and the surrogate for free; does first what is missing for it."""
-    with open_job(config, progress, fresh) as job:
+def certify(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
+    """Certify the target by queries and the surrogate for free; does first what is missing for it.
+
+    Your own target alone, without surrogate and training, where nothing of the surrogate was set, the purifier needs no
+    training and no preset was named; there is a page of it then.
+    """
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="certify", objects=objects) as job:
         parts = _parts(job)
-        certified = stages.certify_subjects(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
-        return _summary(job, [*parts.all, certified])
+        done = [*parts.all, _certified(job, parts)]
+        return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
 
 
-def attack(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def attack(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Attack the surrogate and transfer to the target, with and without the purifier; does first what is missing for it."""
-    with open_job(config, progress, fresh) as job:
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="attack", objects=objects) as job:
         parts = _parts(job)
-        attacked = stages.attack(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
-        return _summary(job, [*parts.all, attacked, *_ladder(job, parts)])
+        return _summary(job, [*parts.all, _attacked(job, parts), *_ladder(job, parts)])
 
 
 def purify(
-    config: RunConfig,
-    images: str | None = None,
+    config: RunConfig | None = None,
+    images: Any = None,
     out: str | None = None,
     *,
     progress: bool = True,
     fresh: bool = False,
+    **given: Any,
 ) -> Summary:
     """Purify the images of a file, or the held-out ones, and write them; does first what is missing for it.
 
     Args:
         config: What to do.
-        images: An .npz with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1].
+        images: An .npz with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1]; or arrays, which are the
+            job's images too.
         out: The .npz to write, `images` (N,C,H,W) float32 in [0,1]; default purified.npz in the work directory.
         progress: Show a bar for every long stage.
         fresh: Train anew.
+        given: As for run.
     """
-    with open_job(config, progress, fresh) as job:
-        chosen = read_images(images, job.data.image_shape) if images else job.data.heldout_images
-        path = Path(out) if out else config.workspace / "purified.npz"
+    named_file = isinstance(images, str)
+    config, objects = named(config, given if images is None or named_file else given | {"images": images})
+    with open_job(config, progress, fresh, verb="purify", objects=objects) as job:
+        chosen = read_images(images, job.data.image_shape) if named_file else job.data.heldout_images
+        path = Path(out) if out else job.config.workspace / "purified.npz"
         if not path.parent.is_dir() or path.suffix != ".npz":
             raise ConfigError(f"out {str(path)!r}: give an .npz file in a folder that is there")
         parts = _parts(job)
@@ -155,14 +188,16 @@ def purify(
         return replace(_summary(job, parts.all), purified=purified)
 
 
-def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def report(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Write the page of the job again, doing first whatever is missing for it."""
-    return run(config, progress=progress, fresh=fresh)
+    return run(config, progress=progress, fresh=fresh, **given)
 
 
-def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
+def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) -> Summary:
     """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, checks=_check_ducd) as job:
+    with open_job(config, progress, fresh, checks=_check_ducd, objects=objects) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
         choice = stages.choose_noise(job, students[0])
@@ -184,7 +219,7 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return replace(summary, bill=None, ledger=None)
 
 
-def _check_main(config: RunConfig, data: Splits) -> None:
+def _check_main(config: RunConfig, data: Splits, verb: str = "run") -> None:
     """Refuse what the main job can't do, before anything is trained or paid for."""
     for name, enabled in {"ducd": config.ducd.enabled, "udc": config.udc.enabled}.items():
         if enabled:
@@ -193,13 +228,31 @@ def _check_main(config: RunConfig, data: Splits) -> None:
                 f"--{name}.enabled false"
             )
     stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
-    stages.check_attack_budget(config, len(data.heldout_images))
+    _check_verb(config, verb)
+    classifier = None
+    if config.surrogate.model != own_target.NONE:
+        stages.check_attack_budget(config, len(data.heldout_images))
+        classifier = _check_models(config, data)
     if config.ladder.enabled:
         stages.check_ladder_budget(config, len(data.heldout_images))
-    classifier = _check_models(config, data)
     for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
         if name != "none":
             stages.check_purifier(replace(config, purifier=name), data.image_shape, classifier)
+
+
+def _check_verb(config: RunConfig, verb: str) -> None:
+    """Refuse what a verb can't do without a purifier, a surrogate, or one that is distilled here."""
+    name = config.surrogate.model
+    if verb == "purify" and config.purifier == "none":
+        raise ConfigError(
+            "purifier is none: there is nothing to purify with, name one that certdef purifiers lists"
+        )
+    if verb in ("distill", "budgets") and (name == own_target.NONE or is_object(name)):
+        raise ConfigError(f"surrogate.model is {name!r}: nothing is distilled, name a model, e.g. resnet")
+    if name == own_target.NONE and (verb == "attack" or config.ladder.enabled):
+        raise ConfigError(
+            "surrogate.model is none: attacks are computed on a surrogate, name a model, e.g. resnet"
+        )
 
 
 def _check_ducd(config: RunConfig, data: Splits) -> None:
@@ -220,8 +273,40 @@ def _check_models(config: RunConfig, data: Splits) -> nn.Module:
     return build_classifier(surrogate_model(config), shape, classes).eval()
 
 
-def _load(config: RunConfig) -> Splits:
-    return load_data(config.data, config.seed, own_target=config.target.uri is not None)
+def _split(config: RunConfig, source: Source) -> Splits:
+    return split(source, config.data, config.seed, own_target=config.target.uri is not None)
+
+
+def _resolved(
+    config: RunConfig, source: Source, verb: str, objects: Objects
+) -> tuple[RunConfig, Collection[str] | None]:
+    """The configuration with what follows from the images, and the options that were set on purpose."""
+    if not own_target.applies(config):
+        return config, None
+    chosen = own_target.changed(config) if objects.chosen is None else objects.chosen
+    tests = 0 if source.test_images is None else len(source.test_images)
+    _, *shape = source.images.shape
+    facts = own_target.Facts(
+        (shape[0], shape[1], shape[2]), len(source.images) + tests, tests, _alone(config, verb, chosen)
+    )
+    config = own_target.resolved(config, facts, chosen)
+    if objects.announce:
+        objects.announce(own_target.in_words(config, facts))
+    return config, chosen
+
+
+def _alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:
+    """Whether the target is certified alone: by certify, if nothing of a surrogate was set and nothing must be trained."""
+    asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guide != "off"
+    ready = "purifier" not in chosen or not stages.needs_work(config.purifier, config)
+    return verb == "certify" and ready and not asked
+
+
+def resolved(config: RunConfig, verb: str = "run", objects: Objects = NO_OBJECTS) -> RunConfig:
+    """The configuration as a verb does it: with what follows from the images, for your own target without a preset."""
+    if not own_target.applies(config):
+        return config
+    return _resolved(config, objects.source or load_source(config.data), verb, objects)[0]
 
 
 @contextmanager
@@ -231,18 +316,27 @@ def open_job(
     fresh: bool = False,
     *,
     verb: str = "run",
-    checks: Callable[[RunConfig, Splits], None] = _check_main,
-    load: Callable[[RunConfig], Splits] = _load,
+    checks: Callable[[RunConfig, Splits], None] | None = None,
+    load: Callable[[RunConfig], Splits] | None = None,
+    objects: Objects = NO_OBJECTS,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for."""
-    check(config)
-    for line in unused_options(config, verb):
-        warnings.warn(line, UnusedOption, stacklevel=2)
-    device = choose_device(config.device)
+    check(own_target.checkable(config))
     with threads(config.threads):
-        data = load(config)
+        chosen = None
+        if load is None:
+            source = objects.source or load_source(config.data)
+            config, chosen = _resolved(config, source, verb, objects)
+            check(config)
+        for line in unused_options(config, verb, chosen):
+            if objects.announce:
+                objects.announce(f"warning: {line}")
+            else:
+                warnings.warn(line, UnusedOption, stacklevel=2)
+        device = choose_device(config.device)
+        data = load(config) if load else _split(config, source)
         with torch.random.fork_rng():
-            checks(config, data)
+            (checks or partial(_check_main, verb=verb))(config, data)
         with (
             locked(config.workspace),
             disk_errors(config.workspace),
@@ -281,20 +375,41 @@ def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
 
 def _parts(job: Job) -> Parts:
     target, target_stage = stages.open_target(job)
+    if job.config.surrogate.model == own_target.NONE:
+        return Parts(target, target_stage, stages.prepare_purifier(job, job.config.purifier))
     surrogate, surrogate_stage = stages.distill(job, target)
     purifier = stages.prepare_purifier(job, job.config.purifier, surrogate, surrogate_stage)
-    return Parts(target, target_stage, surrogate, surrogate_stage, purifier)
+    return Parts(target, target_stage, purifier, surrogate, surrogate_stage)
+
+
+def _certified(job: Job, parts: Parts) -> Stage:
+    return stages.certify_subjects(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+
+
+def _attacked(job: Job, parts: Parts) -> Stage:
+    assert parts.surrogate is not None  # refused before the job
+    return stages.attack(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+
+
+def storable(config: RunConfig) -> bool:
+    """Whether the certified surrogate can be loaded again by others, and so is registered: not of an object in Python."""
+    return not (is_object(config.surrogate.model) or is_object(config.purifier))
 
 
 def _ladder(job: Job, parts: Parts) -> list[Stage]:
     """Where it is enabled, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
-    systems = {"none": None, job.config.purifier: parts.purifier}
+    surrogate, surrogate_stage = parts.surrogate, parts.surrogate_stage
+    assert surrogate is not None  # refused before the job
+    assert surrogate_stage is not None
+    systems: dict[str, stages.Purifier | None] = {"none": None}
     for name in stages.ladder_systems(job.config):
-        if name not in systems:
-            systems[name] = stages.prepare_purifier(job, name, parts.surrogate, parts.surrogate_stage)
-    return [stages.evaluate_ladder(job, parts.target, parts.surrogate, parts.surrogate_stage, systems)]
+        if name == job.config.purifier != "none":
+            systems[name] = parts.purifier
+        elif name not in systems:
+            systems[name] = stages.prepare_purifier(job, name, surrogate, surrogate_stage)
+    return [stages.evaluate_ladder(job, parts.target, surrogate, surrogate_stage, systems)]
 
 
 def choose_device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from math import nextafter
 from typing import Any
 
+from certdef.config import own_target
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
     CertifyConfig,
@@ -21,6 +22,7 @@ from certdef.config.job import (
     nearest,
     preset_path,
 )
+from certdef.config.objects import is_object
 from certdef.config.purifiers import DiffusionConfig, NIMConfig, is_code, purifier_names
 from certdef.config.udc import UDCConfig
 
@@ -48,7 +50,7 @@ def check(config: RunConfig) -> None:
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
         "nim": _nim(config.nim),
-        "surrogate": _surrogate(config.surrogate),
+        "surrogate": _surrogate(config.surrogate, config.certify.guide != "off"),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
         "ducd": _ducd(config.ducd),
@@ -98,6 +100,8 @@ def _job(config: RunConfig) -> Rules:
 
 def _purifier(name: str) -> tuple[bool, str]:
     """Whether there is such a purifier, and the remedy."""
+    if is_object(name):
+        return True, ""  # of this process, or it is refused where it is looked up
     if name.startswith("python:"):
         return is_code(name), "write python:package.module:factory"
     names = purifier_names()
@@ -194,8 +198,13 @@ def _nim(nim: NIMConfig) -> Rules:
     yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"
 
 
-def _surrogate(surrogate: SurrogateConfig) -> Rules:
+def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     yield "epochs", surrogate.epochs >= 1, "use at least 1"
+    yield (
+        "model",
+        surrogate.model != own_target.NONE or not guided,
+        "a guide is a surrogate: choose one, or certify.guide off",
+    )
     yield "features", surrogate.features in ("student", "nim"), "use student or nim"
     yield "committee", surrogate.committee >= 0, "use 0 or more"
 
@@ -217,7 +226,10 @@ def _data(config: RunConfig) -> Rules:
         yield "root", data.root is None, remedy
     for name, value in asdict(data).items():
         if name.endswith("_images"):
-            yield name, value >= (name != "audit_images"), "use at least 1"
+            needless = name == "audit_images" or (
+                name == "pool_images" and config.surrogate.model == own_target.NONE
+            )
+            yield name, value >= (not needless), "use at least 1"
 
 
 def _tracking(tracking: TrackingConfig) -> Rules:

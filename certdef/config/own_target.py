@@ -18,7 +18,7 @@ NONE = "none"  # as surrogate.model: no stand-in, the target alone is certified
 
 LARGE = 3 * 64 * 64  # values of an image: above, a vote costs tenths of a second
 HELD_BYTES = 2**27  # of images held out, and of those in the pool
-PASS_BYTES = 2**24  # of the images of one pass: a network's activations take some twenty times as much
+PASS_BYTES = 20 * 2**20  # of the images of one pass: a network's activations take some twenty times as much
 TRAINED_VALUES = 3e8  # pixels that a student is trained on: a minute or two
 TOKENS = 256  # of an image, at most, for a transformer: its attention grows with their square
 
@@ -57,8 +57,9 @@ class Facts:
         return self.values > LARGE
 
     def fitting(self, size: int, most: int) -> int:
-        """How many images take so many bytes as float32; at least 8, at most `most`."""
-        return max(8, min(most, size // (4 * self.values)))
+        """How many images take so many bytes as float32: a multiple of 8, or `most`."""
+        count = size // (4 * self.values)
+        return most if count >= most else max(8, count // 8 * 8)
 
 
 class Rule(NamedTuple):
@@ -147,7 +148,7 @@ def _certification(facts: Facts, config: RunConfig) -> int:
 def _attack_queries(facts: Facts, config: RunConfig) -> int:
     attack = config.attack
     own = max(1, min(attack.images, config.data.heldout_images)) * (2 * len(attack.eps) + 1)
-    return own + 50_000 * config.ladder.enabled
+    return 4 * own + 50_000 * config.ladder.enabled
 
 
 RULES = (
@@ -162,7 +163,7 @@ RULES = (
     Rule("data.pool_images", _pool, "the other images, as far as they fit in 128 MiB; none where nothing is trained"),
     Rule("certify.target_images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 50), "each costs hundreds of paid votes"),
     Rule("certify.images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 100), "free, but each takes hundreds of passes"),
-    Rule("certify.batch_size", lambda f, c: f.fitting(PASS_BYTES, 2048), "16 MiB of images, some 400 MiB with what a network keeps of them"),
+    Rule("certify.batch_size", lambda f, c: f.fitting(PASS_BYTES, 2048), "20 MiB of images, some 400 MiB with what a network keeps of them"),
     Rule("ledger.training", _training, "every image of the pool once, up to 600"),
     Rule("surrogate.query_batch", lambda f, c: min(c.ledger.training, f.fitting(PASS_BYTES, 100)), "a part of that budget"),
     Rule("surrogate.batch_size", lambda f, c: f.fitting(PASS_BYTES, 100), "as certify.batch_size"),
@@ -179,9 +180,9 @@ RULES = (
     Rule("attack.images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 200), "each costs seven queries"),
     Rule("attack.steps", lambda f, c: 10 if f.large else 20, "each is a pass through the surrogate and back"),
     Rule("attack.sigma_255", lambda f, c: c.certify.laws[0].scale_255 if c.certify.laws[0].family == "constant" else 75.0, "the noise of the vote"),
-    Rule("ledger.evaluation", lambda f, c: 4 * max(25, c.data.heldout_images), "the held-out images clean and noisy, with room for more"),
+    Rule("ledger.evaluation", lambda f, c: 8 * max(25, c.data.heldout_images), "the held-out images clean and noisy, for up to four jobs"),
     Rule("ledger.certification", _certification, "n0 + n votes for every image and smoothed target, at most"),
-    Rule("ledger.attack", _attack_queries, "every image at every distance, bare and purified"),
+    Rule("ledger.attack", _attack_queries, "every image at every distance, bare and purified, for up to four jobs"),
 )  # fmt: skip
 
 
@@ -235,9 +236,7 @@ def in_words(config: RunConfig, facts: Facts) -> str:
         parts.append("no surrogate")
     else:
         epochs = config.surrogate.epochs
-        parts.append(
-            f"surrogate {config.surrogate.model}, {config.ledger.training} queries, {epochs} epochs"
-        )
+        parts.append(f"surrogate {config.surrogate.model}, {config.ledger.training} queries, {epochs} epochs")
     return ", ".join(parts) + " (--print-config shows all)"
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,9 +98,33 @@ def load_data(config: DataConfig, seed: int, *, own_target: bool = False) -> Spl
     Raises:
         ConfigError: Unknown name, missing file, wrong shape, dtype or range, or too few images for the split.
     """
+    return split(load_source(config), config, seed, own_target=own_target)
+
+
+def load_source(config: DataConfig) -> Source:
+    """Load a data set.
+
+    Raises:
+        ConfigError: Unknown name, missing file, or wrong shape, dtype or range.
+    """
     if config.name not in LOADERS:
         raise ConfigError(f"unknown data set {config.name!r}: choose one of {', '.join(LOADERS)}")
-    source = LOADERS[config.name](config)
+    return LOADERS[config.name](config)
+
+
+def source_of(images: Any, labels: Any = None, class_names: Sequence[str] | None = None) -> Source:
+    """A data set of arrays or tensors: images as in data.path, labels (N,) from 0."""
+    arrays = {"images": np.asarray(images), "labels": np.asarray(labels)}
+    names = None if class_names is None else np.asarray(class_names)
+    return _source(arrays | ({} if names is None else {"class_names": names}))
+
+
+def split(source: Source, config: DataConfig, seed: int, *, own_target: bool = False) -> Splits:
+    """Split a data set; with `own_target` no images are set aside to train one.
+
+    Raises:
+        ConfigError: Too few images.
+    """
     images, labels, random = source.images, source.labels, np.random.default_rng(seed)
     order = random.permutation(len(images))
     if source.test_images is None or source.test_labels is None:  # the held-out part is cut from the set
@@ -205,7 +229,10 @@ def _npz(config: DataConfig) -> Source:
         raise ConfigError(
             "data.path is not set: data.name npz needs a file with the arrays images and labels"
         )
-    arrays = read_npz(config.path, ["images", "labels"], "data.path", ["class_names", "layout"])
+    return _source(read_npz(config.path, ["images", "labels"], "data.path", ["class_names", "layout"]))
+
+
+def _source(arrays: dict[str, np.ndarray]) -> Source:
     images, labels = as_images(arrays["images"], _layout(arrays)), arrays["labels"]
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(

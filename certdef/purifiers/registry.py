@@ -6,6 +6,7 @@ holds one as PURIFIER), or a function of the user's own, `python:package.module:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import sys
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, nearest
+from certdef.config.objects import is_object, object_named
 from certdef.config.purifiers import entry_points, is_code, own_names, purifier_names
 from certdef.purifiers.base import About, Denoiser, Parts, PurifierSpec
 
@@ -33,6 +35,8 @@ def find_purifier(name: str) -> PurifierSpec:
     Raises:
         ConfigError: No purifier has this name, or its module cannot be imported or holds none.
     """
+    if is_object(name):
+        return _guarded(_from_module(name))
     if name not in _SPECS:
         _SPECS[name] = _load(name)
     return _SPECS[name]
@@ -109,6 +113,17 @@ def _built(name: str, build: Callable[[Parts], nn.Module], parts: Parts) -> nn.M
 def one_line(error: Exception) -> str:
     """An error of foreign code as one line: its class and what it says."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _from_module(name: str) -> PurifierSpec:
+    """A module of this process: noisy images (N, C, H, W) -> images in [0, 1]; it denoises votes too."""
+    module = object_named(name, "purifier")
+
+    def build(parts: Parts) -> nn.Module:
+        return copy.deepcopy(module)
+
+    about = About("a module of your own", type(module).__module__, "not stated", title=type(module).__name__)
+    return PurifierSpec(name, about, build, denoiser=Denoiser("your own module", build))
 
 
 def _from_code(name: str) -> PurifierSpec:

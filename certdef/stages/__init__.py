@@ -28,6 +28,8 @@ from certdef.stages.networks import NetworkResult, Trained, pretrain_denoiser, t
 from certdef.stages.purifier import (
     Purifier,
     check_purifier,
+    is_kept,
+    needs_work,
     prepare_purifier,
     purify_images,
 )
@@ -74,9 +76,11 @@ __all__ = [
     "distill_students",
     "evaluate_defense",
     "evaluate_ladder",
+    "is_kept",
     "ladder_systems",
     "ledger_file",
     "load_photographs",
+    "needs_work",
     "open_target",
     "photographs_through_display",
     "prepare_purifier",

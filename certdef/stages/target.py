@@ -11,6 +11,7 @@ from typing import Any
 
 import surrogates
 from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.config.objects import OBJECT, is_object, object_named
 from certdef.config.purifiers import plain_name
 from certdef.data.sets import Splits
 from certdef.models import serving, storage
@@ -82,7 +83,7 @@ def _open(job: Job, uri: str) -> surrogates.Target:
     """Open what the URI names, and watch it; refuse, before any query, a target that lacks some of the data's classes."""
     config, classes = job.config.target, len(job.data.classes)
     try:
-        target = surrogates.open_target(uri, input_shape=job.data.image_shape, **_options(job))
+        target = _opened(job, uri)
     except surrogates.ClassesUnknown as error:
         raise ConfigError(
             f"target {without_password(uri)!r} does not tell its number of classes: give --target.num_classes"
@@ -99,6 +100,18 @@ def _open(job: Job, uri: str) -> surrogates.Target:
             job.data.heldout_images[:CANARIES], every=config.canary_every
         )
     return target
+
+
+def _opened(job: Job, uri: str) -> surrogates.Target:
+    """What an address names, or the object that stands under this name."""
+    if not is_object(uri):
+        return surrogates.open_target(uri, input_shape=job.data.image_shape, **_options(job))
+    thing = object_named(uri, "target")
+    if isinstance(thing, surrogates.Target):
+        thing.check_shape(job.data.image_shape)
+        return surrogates.open_target(thing, **job.config.target.form)
+    options = {"identity": uri.removeprefix(OBJECT), "input_shape": job.data.image_shape}
+    return surrogates.open_target(thing, **options, **job.config.target.form, **job.config.target.transport)
 
 
 def _check_ledger(job: Job, target: surrogates.Target) -> None:

@@ -155,8 +155,9 @@ class Tracker:
             images = self.mlflow.data.from_numpy
             heldout = images(data.heldout_images, targets=data.heldout_labels, name=f"{data.name}-heldout")
             self.mlflow.log_input(heldout, context="evaluation")
-            pool = images(data.pool, name=f"{data.name}-pool-unlabelled")
-            self.mlflow.log_input(pool, context="training")
+            if len(data.pool):
+                pool = images(data.pool, name=f"{data.name}-pool-unlabelled")
+                self.mlflow.log_input(pool, context="training")
             yield
 
     @contextmanager
