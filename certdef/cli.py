@@ -156,10 +156,10 @@ def _as_it_runs(verb: str, config: RunConfig, namespace: Any) -> RunConfig:
     """The configuration with what follows from the images, where your own target is given without a preset."""
     if not own_target.applies(config):
         return config
-    from certdef.objects import Objects
-    from certdef.pipeline import resolved
+    from certdef.objects.following import as_it_runs
+    from certdef.objects.named import Objects
 
-    return resolved(config, verb, Objects(chosen=namespace.chosen, announce=_say))
+    return as_it_runs(config, verb, Objects(chosen=namespace.chosen, announce=_say))
 
 
 def _check_table(verb: str, namespace: Any) -> None:

@@ -6,7 +6,7 @@ Each verb of the command line is a function here, and each runs only what is not
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,11 +25,12 @@ from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.objects import is_object
 from certdef.config.threads import allowed_threads
 from certdef.data.sets import Source, Splits, load_source, read_images, split
-from certdef.models.classifiers import build_classifier, surrogate_model
-from certdef.objects import NO_OBJECTS, Objects, named
+from certdef.objects.following import followed
+from certdef.objects.named import NO_OBJECTS, Objects, named
 from certdef.report import draw, ducd_page, page, target_page, udc_page
 from certdef.report.unused_options import UnusedOption, unused_options
 from certdef.stages import Job
+from certdef.stages.checks import check_ducd, check_main
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
@@ -197,7 +198,7 @@ def report(
 
 def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) -> Summary:
     """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, checks=_check_ducd, objects=objects) as job:
+    with open_job(config, progress, fresh, checks=check_ducd, objects=objects) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
         choice = stages.choose_noise(job, students[0])
@@ -219,94 +220,8 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return replace(summary, bill=None, ledger=None)
 
 
-def _check_main(config: RunConfig, data: Splits, verb: str = "run") -> None:
-    """Refuse what the main job can't do, before anything is trained or paid for."""
-    for name, enabled in {"ducd": config.ducd.enabled, "udc": config.udc.enabled}.items():
-        if enabled:
-            raise ConfigError(
-                f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
-                f"--{name}.enabled false"
-            )
-    stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
-    _check_verb(config, verb)
-    classifier = None
-    if config.surrogate.model != own_target.NONE:
-        stages.check_attack_budget(config, len(data.heldout_images))
-        classifier = _check_models(config, data)
-    if config.ladder.enabled:
-        stages.check_ladder_budget(config, len(data.heldout_images))
-    for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
-        if name != "none":
-            stages.check_purifier(replace(config, purifier=name), data.image_shape, classifier)
-
-
-def _check_verb(config: RunConfig, verb: str) -> None:
-    """Refuse what a verb can't do without a purifier, a surrogate, or one that is distilled here."""
-    name = config.surrogate.model
-    if verb == "purify" and config.purifier == "none":
-        raise ConfigError(
-            "purifier is none: there is nothing to purify with, name one that certdef purifiers lists"
-        )
-    if verb in ("distill", "budgets") and (name == own_target.NONE or is_object(name)):
-        raise ConfigError(f"surrogate.model is {name!r}: nothing is distilled, name a model, e.g. resnet")
-    if name == own_target.NONE and (verb == "attack" or config.ladder.enabled):
-        raise ConfigError(
-            "surrogate.model is none: attacks are computed on a surrogate, name a model, e.g. resnet"
-        )
-
-
-def _check_ducd(config: RunConfig, data: Splits) -> None:
-    """Refuse what the DUCD job can't do, before anything is trained or paid for."""
-    stages.check_pools(config, data)
-    stages.check_choice(config, data)
-    stages.check_audit(config, data)
-    _check_models(config, data)
-
-
-def _check_models(config: RunConfig, data: Splits) -> nn.Module:
-    """Refuse classifiers that do not take such images; returns an untrained surrogate."""
-    shape, classes = data.image_shape, len(data.classes)
-    if config.target.uri is None and config.target.kind != "svc":
-        build_classifier(config.target.kind, shape, classes)
-    stages.recipe_of(config.surrogate)
-    stages.selection_of(config.surrogate)
-    return build_classifier(surrogate_model(config), shape, classes).eval()
-
-
 def _split(config: RunConfig, source: Source) -> Splits:
     return split(source, config.data, config.seed, own_target=config.target.uri is not None)
-
-
-def _resolved(
-    config: RunConfig, source: Source, verb: str, objects: Objects
-) -> tuple[RunConfig, Collection[str] | None]:
-    """The configuration with what follows from the images, and the options that were set on purpose."""
-    if not own_target.applies(config):
-        return config, None
-    chosen = own_target.changed(config) if objects.chosen is None else objects.chosen
-    tests = 0 if source.test_images is None else len(source.test_images)
-    _, *shape = source.images.shape
-    facts = own_target.Facts(
-        (shape[0], shape[1], shape[2]), len(source.images) + tests, tests, _alone(config, verb, chosen)
-    )
-    config = own_target.resolved(config, facts, chosen)
-    if objects.announce:
-        objects.announce(own_target.in_words(config, facts))
-    return config, chosen
-
-
-def _alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:
-    """Whether the target is certified alone: by certify, if nothing of a surrogate was set and nothing must be trained."""
-    asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guide != "off"
-    ready = "purifier" not in chosen or not stages.needs_work(config.purifier, config)
-    return verb == "certify" and ready and not asked
-
-
-def resolved(config: RunConfig, verb: str = "run", objects: Objects = NO_OBJECTS) -> RunConfig:
-    """The configuration as a verb does it: with what follows from the images, for your own target without a preset."""
-    if not own_target.applies(config):
-        return config
-    return _resolved(config, objects.source or load_source(config.data), verb, objects)[0]
 
 
 @contextmanager
@@ -326,7 +241,7 @@ def open_job(
         chosen = None
         if load is None:
             source = objects.source or load_source(config.data)
-            config, chosen = _resolved(config, source, verb, objects)
+            config, chosen = followed(config, source, verb, objects)
             check(config)
         for line in unused_options(config, verb, chosen):
             if objects.announce:
@@ -336,7 +251,7 @@ def open_job(
         device = choose_device(config.device)
         data = load(config) if load else _split(config, source)
         with torch.random.fork_rng():
-            (checks or partial(_check_main, verb=verb))(config, data)
+            (checks or partial(check_main, verb=verb))(config, data)
         with (
             locked(config.workspace),
             disk_errors(config.workspace),

@@ -100,8 +100,8 @@ def _job(config: RunConfig) -> Rules:
 
 def _purifier(name: str) -> tuple[bool, str]:
     """Whether there is such a purifier, and the remedy."""
-    if is_object(name):
-        return True, ""  # of this process, or it is refused where it is looked up
+    if name == own_target.NONE or is_object(name):
+        return True, ""  # an object is of this process, or refused where it is looked up
     if name.startswith("python:"):
         return is_code(name), "write python:package.module:factory"
     names = purifier_names()
@@ -157,7 +157,7 @@ def _attack(attack: AttackConfig) -> Rules:
 
 
 def _ladder(ladder: LadderConfig) -> Rules:
-    unknown = [name for name in ladder.systems if name != "none" and not _purifier(name)[0]]
+    unknown = [name for name in ladder.systems if not _purifier(name)[0]]
     yield "systems", not unknown, f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"
     yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
     yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"

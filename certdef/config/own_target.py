@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from certdef.config.job import RunConfig, SigmaLaw, flatten
 
 PRESET = "own"
-NONE = "none"  # as surrogate.model: no stand-in, the target alone is certified
+NONE = (
+    "none"  # as surrogate.model: no stand-in, the target alone is certified; as purifier: the bare classifier
+)
 
 LARGE = 3 * 64 * 64  # values of an image: above, a vote costs tenths of a second
 HELD_BYTES = 2**27  # of images held out, and of those in the pool
@@ -136,7 +138,7 @@ def smoothed_targets(config: RunConfig) -> int:
     """Smoothed targets that a job may certify: each law with and without the purifier, and the Gaussian beside a law whose
     sigma is random."""
     certify = config.certify
-    rows = len(certify.laws) * (1 + (config.purifier != "none"))
+    rows = len(certify.laws) * (1 + (config.purifier != NONE))
     return rows + (certify.laws[0].family != "constant")
 
 
@@ -203,7 +205,7 @@ def resolved(config: RunConfig, facts: Facts, chosen: Collection[str] | None = N
         chosen = changed(config)
     for rule in RULES:
         if rule.key not in chosen:
-            config = _with(config, rule.key, rule.value(facts, config))
+            config = with_value(config, rule.key, rule.value(facts, config))
     return config
 
 
@@ -240,7 +242,8 @@ def in_words(config: RunConfig, facts: Facts) -> str:
     return ", ".join(parts) + " (--print-config shows all)"
 
 
-def _with(config: RunConfig, key: str, value: Any) -> RunConfig:
+def with_value(config: RunConfig, key: str, value: Any) -> RunConfig:
+    """The configuration with another value of one option, which is named with dots."""
     section, _, name = key.rpartition(".")
     if not section:
         return replace(config, **{name: value})

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "purifiers"
-NO_PURIFIERS = ("base", "build", "registry", "trial")  # modules of that folder that hold none
+NO_PURIFIERS = ("base", "build", "none", "registry", "trial")  # modules of that folder that hold none
 GROUP = "certdef.purifiers"
 
 

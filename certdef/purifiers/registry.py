@@ -22,6 +22,7 @@ from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.objects import is_object, object_named
+from certdef.config.own_target import NONE
 from certdef.config.purifiers import entry_points, is_code, own_names, purifier_names
 from certdef.purifiers.base import About, Denoiser, Parts, PurifierSpec
 
@@ -44,7 +45,13 @@ def find_purifier(name: str) -> PurifierSpec:
 
 def is_foreign(name: str) -> bool:
     """Whether a purifier comes from another package, or is the user's own."""
-    return name not in own_names()
+    return name not in (NONE, *own_names())
+
+
+def needs_work(name: str, config: RunConfig) -> bool:
+    """Whether something must be trained or tuned for a purifier, or it sees the classifier that it defends."""
+    spec = find_purifier(name)
+    return bool(spec.networks(config) or spec.tuning or spec.sees_classifier)
 
 
 def check_code(name: str, code: str | None) -> None:
@@ -64,7 +71,7 @@ def check_code(name: str, code: str | None) -> None:
 
 
 def _load(name: str) -> PurifierSpec:
-    if name in own_names():
+    if name in (NONE, *own_names()):
         return import_module(f"certdef.purifiers.{name.replace('-', '_')}").PURIFIER
     if is_code(name):
         return _guarded(_from_code(name))

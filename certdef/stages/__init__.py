@@ -29,7 +29,6 @@ from certdef.stages.purifier import (
     Purifier,
     check_purifier,
     is_kept,
-    needs_work,
     prepare_purifier,
     purify_images,
 )
@@ -80,7 +79,6 @@ __all__ = [
     "ladder_systems",
     "ledger_file",
     "load_photographs",
-    "needs_work",
     "open_target",
     "photographs_through_display",
     "prepare_purifier",

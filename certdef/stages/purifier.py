@@ -146,12 +146,6 @@ def is_kept(name: str) -> bool:
     return name != NONE and not is_object(name)
 
 
-def needs_work(name: str, config: RunConfig) -> bool:
-    """Whether something must be trained or tuned for a purifier, or it sees the classifier that it defends."""
-    spec = find_purifier(name)
-    return bool(spec.networks(config) or spec.tuning or spec.sees_classifier)
-
-
 def laws_of(network: NetworkSpec, config: RunConfig) -> tuple[SigmaLaw | None, ...]:
     """The noise laws that a network is trained under, each by itself; (None,) for no law."""
     laws: dict[str, tuple[SigmaLaw | None, ...]] = {

@@ -110,7 +110,7 @@ def _opened(job: Job, uri: str) -> surrogates.Target:
     if isinstance(thing, surrogates.Target):
         thing.check_shape(job.data.image_shape)
         return surrogates.open_target(thing, **job.config.target.form)
-    options = {"identity": uri.removeprefix(OBJECT), "input_shape": job.data.image_shape}
+    options: dict[str, Any] = {"identity": uri.removeprefix(OBJECT), "input_shape": job.data.image_shape}
     return surrogates.open_target(thing, **options, **job.config.target.form, **job.config.target.transport)
 
 

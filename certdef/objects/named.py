@@ -1,6 +1,6 @@
 """Objects in the place of names: what a verb takes in Python beside its configuration.
 
-An object gets a name in the configuration, `object:module.name:digest`, which changes when it does (certdef/identity.py).
+An object gets a name in the configuration, `object:module.name:digest`, which changes when it does (identity.py).
 Stages, receipts and the job's folder go by that name, so the same call finds them again and another object does not.
 """
 
@@ -19,7 +19,7 @@ from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import load_config
 from certdef.config.objects import is_object, remember
 from certdef.data.sets import Source, source_of
-from certdef.identity import identity_of
+from certdef.objects.identity import identity_of
 
 OPTIONS = ("preset", "seed", "device", "threads", "work_dir")  # of the configuration that stand in no section
 NAMES = (
@@ -80,7 +80,8 @@ def named(config: RunConfig | None, given: Mapping[str, Any]) -> tuple[RunConfig
         config = load_config(**names | options)
         chosen = {name.replace("__", ".") for name in names | options}
     else:
-        config = _renamed(config, names)
+        for name, value in names.items():
+            config = own_target.with_value(config, name.replace("__", "."), value)
     images = given.get("images")
     source = None
     if images is not None and not isinstance(images, str | Path):
@@ -132,11 +133,3 @@ def _target_name(target: Any, identity: str | None) -> str:
     if type(target).__module__.startswith("mlflow.pyfunc") and identity is None:
         identity = str(getattr(target.metadata, "model_id", None) or target.metadata.model_uuid)
     return remember(identity or identity_of(target, "target"), target)
-
-
-def _renamed(config: RunConfig, names: Mapping[str, str]) -> RunConfig:
-    for name, value in names.items():
-        section, _, field = name.rpartition("__")
-        part = replace(getattr(config, section), **{field: value}) if section else value
-        config = replace(config, **{section or field: part})
-    return config
