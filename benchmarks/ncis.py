@@ -31,8 +31,8 @@ from torch import nn
 import certdef
 from certdef import pipeline, stages
 from certdef.attacks import gradient as attacks
+from certdef.data.named import data_root
 from certdef.data.natural import natural_crops
-from certdef.data.sets import data_root
 from certdef.models import storage
 from certdef.purifiers.gs import GaussianSmoothing
 from certdef.purifiers.ncis import NCIS

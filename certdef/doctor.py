@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
-from certdef.data.sets import data_root
+from certdef.data.named import data_root
 from certdef.tracking.mlflow import check_store, tracking_uri
 
 NEEDED = (

@@ -20,24 +20,26 @@ from tqdm import tqdm
 import surrogates
 from certdef import stages
 from certdef.config import own_target
-from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.objects import is_object
 from certdef.config.threads import allowed_threads
-from certdef.data.sets import Source, Splits, load_source, read_images, split
-from certdef.objects.following import followed
+from certdef.data.arrays import read_images
+from certdef.data.sets import Splits, load_source, split
+from certdef.models import storage
+from certdef.objects.following import LOG, followed
 from certdef.objects.named import NO_OBJECTS, Objects, named
 from certdef.report import draw, ducd_page, page, target_page, udc_page
+from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
-from certdef.stages import Job
-from certdef.stages.checks import check_ducd, check_main
+from certdef.stages import Job, job_checks
+from certdef.stages.inspection import Check, choose_device, inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
-from surrogates.files import create_private, replacing
+from surrogates.files import replacing
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,58 @@ def pretrain(
     config, objects = named(config, given)
     with open_job(config, progress, fresh, verb="pretrain", objects=objects) as job:
         return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in job.config.certify.laws])
+
+
+def pretrain_leaves(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    images: int | None = None,
+    epochs: int | None = None,
+    progress: bool = True,
+    fresh: bool = False,
+) -> str:
+    """Train the shipped denoiser again: the same recipe and seed give the same weights on the same kind of computer.
+
+    Args:
+        config: Its seed, device and threads.
+        folder: Where the network goes, as the package has it; an interrupted training goes on from there.
+        images, epochs: Others than the shipped one's.
+        progress: Show bars.
+        fresh: Begin anew.
+
+    Returns:
+        A line that says what is where.
+
+    Raises:
+        ConfigError, surrogates.SurrogateError: A folder that can't be written, or a number out of range.
+    """
+    from certdef.purifiers.networks.leaves import LeavesTraining, train_on_leaves
+
+    given = {name: value for name, value in {"images": images, "epochs": epochs}.items() if value is not None}
+    recipe = LeavesTraining(**given, seed=config.seed)
+    path, device = Path(folder), choose_device(config.device)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{str(path)!r} is no folder: name one for the network (--leaves FOLDER)")
+    with threads(config.threads), disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoint = path / "checkpoint.pt"
+        if fresh:
+            checkpoint.unlink(missing_ok=True)
+        bar = tqdm if progress else _silent
+        network = train_on_leaves(
+            recipe,
+            drawn=partial(bar, desc="draw dead leaves", unit="image"),
+            device=device,
+            checkpoint=checkpoint,
+            progress=partial(bar, desc="train on dead leaves"),
+        )
+        storage.save_network(path, network, training=asdict(recipe))
+        checkpoint.unlink()
+    weights = sum(each.numel() for each in network.parameters())
+    return (
+        f"trained     {path}: {weights:,} weights, {recipe.images:,} dead-leaves images, seed {recipe.seed}"
+    )
 
 
 def distill(
@@ -196,12 +250,56 @@ def report(
     return run(config, progress=progress, fresh=fresh, **given)
 
 
+def plan(
+    config: RunConfig | None = None,
+    *,
+    price: float | None = None,
+    ask: bool = True,
+    known: dict[str, list[str]] | None = None,
+    **given: Any,
+) -> stages.Plan:
+    """What the whole job will take and can reach, and what is likely wrong with it, before anything is trained.
+
+    Your own target is queried for a few held-out images, from the budget ledger.preflight alone; evaluation gets their
+    answers for nothing.
+
+    Args:
+        config: The job; values that cannot be used are named with everything else that is wrong.
+        price: USD per 1,000 queries.
+        ask: Whether anything is queried; else only what the ledger has already is looked at.
+        known: Lines on what is wrong already, by section of the configuration.
+        given: As for run.
+
+    Raises:
+        ConfigError, certify.CertifyError, surrogates.SurrogateError: All that is wrong, a line each.
+    """
+    if price is not None and not 0 < price < float("inf"):
+        raise ConfigError(f"price must be USD per 1,000 queries above 0, got {price:g}: try --price 1.50")
+    config, objects = named(config, given)
+    with threads(config.threads), given_back():
+        config, objects = followed(config, "run", objects)
+        load = stages.load_photographs if config.udc.enabled else partial(load_images, objects=objects)
+        found = inspect(
+            config,
+            job_checks.every(config),
+            partial(load, progress=_silent),
+            own_target=not config.udc.enabled,
+            known=known,
+        )
+        found.problems.raise_all()
+        assert found.device is not None
+        assert found.data is not None
+        if found.target is None:
+            return stages.make_plan(config, found.data, found.device, None, None, price=price)
+        return stages.plan_of_own(config, found.data, found.device, found.target, ask=ask, price=price)
+
+
 def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) -> Summary:
     """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, checks=check_ducd, objects=objects) as job:
+    with open_job(config, progress, fresh, checks=job_checks.DUCD, objects=objects) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
-        choice = stages.choose_noise(job, students[0])
+        choice = stages.choose_noise(job, students[0], target.num_classes)
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
         done: list[Stage] = [target_stage, *(student.stage for student in students), choice.stage, compared]
         if config.target.uri is None:  # else nobody here knows what it was trained on
@@ -212,7 +310,7 @@ def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) 
 
 def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """UDC: restoration -> diffusion purifier -> how far to diffuse -> fine-tuning -> attacks on all of them."""
-    with open_job(config, progress, fresh, checks=stages.check_udc, load=stages.load_photographs) as job:
+    with open_job(config, progress, fresh, checks=job_checks.UDC, load=stages.load_photographs) as job:
         photographs = stages.photographs_through_display(job)
         defense = stages.train_defense(job, photographs)
         evaluated = stages.evaluate_defense(job, photographs, defense)
@@ -220,8 +318,11 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return replace(summary, bill=None, ledger=None)
 
 
-def _split(config: RunConfig, source: Source) -> Splits:
-    return split(source, config.data, config.seed, own_target=config.target.uri is not None)
+def load_images(config: RunConfig, progress: Callable[..., Any], objects: Objects = NO_OBJECTS) -> Splits:
+    """The images of a job: as configured, or as given."""
+    own = config.target.uri is not None
+    source = objects.source or load_source(config.data, progress)
+    return split(source, config.data, config.seed, own_target=own, progress=progress)
 
 
 @contextmanager
@@ -231,61 +332,65 @@ def open_job(
     fresh: bool = False,
     *,
     verb: str = "run",
-    checks: Callable[[RunConfig, Splits], None] | None = None,
-    load: Callable[[RunConfig], Splits] | None = None,
+    checks: Sequence[Check] | None = None,
+    load: Callable[[RunConfig, Callable[..., Any]], Splits] | None = None,
     objects: Objects = NO_OBJECTS,
 ) -> Iterator[Job]:
-    """Everything a stage needs, checked before anything is trained or paid for."""
-    check(own_target.checkable(config))
-    with threads(config.threads):
-        chosen = None
-        if load is None:
-            source = objects.source or load_source(config.data)
-            config, chosen = followed(config, source, verb, objects)
-            check(config)
-        for line in unused_options(config, verb, chosen):
-            if objects.announce:
-                objects.announce(f"warning: {line}")
-            else:
-                warnings.warn(line, UnusedOption, stacklevel=2)
-        device = choose_device(config.device)
-        data = load(config) if load else _split(config, source)
-        with torch.random.fork_rng():
-            (checks or partial(check_main, verb=verb))(config, data)
-        with (
-            locked(config.workspace),
-            disk_errors(config.workspace),
-            given_back() as callers_uri,
-        ):
+    """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once."""
+    with threads(config.threads), given_back() as callers_uri:
+        own = verb != "pretrain" and not config.udc.enabled
+        bar = tqdm if progress else _silent
+        config, objects = followed(config, verb, objects, bar)
+        rules = job_checks.main(config, verb) if checks is None else checks
+        read = load or partial(load_images, objects=objects)
+        loading: Callable[[RunConfig], Splits] = lambda config: read(config, bar)  # noqa: E731
+        found = inspect(config, rules, loading, own_target=own)
+        found.problems.raise_all()
+        assert found.device is not None
+        assert found.data is not None
+        _warn_of_unused(config, verb, objects)
+        with locked(config.workspace), disk_errors(config.workspace):
             if fresh:
                 forget(config.workspace)
             tracker = Tracker(config, callers_uri)
-            legacy = Legacy(config, device.type, tracking_uri(config))
-            with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
-                bar = tqdm if progress else _silent
-                drawing = partial(draw.draw, config=config, data=data)
-                yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
+            legacy = Legacy(config, found.device.type, tracking_uri(config))
+            path = stages.ledger_file(config, found.data, legacy)
+            with stages.open_ledger(config, path) as ledger, tracker.job(found.data):
+                job = Job(
+                    config=config,
+                    data=found.data,
+                    device=found.device,
+                    legacy=legacy,
+                    tracker=tracker,
+                    ledger=ledger,
+                    progress=bar,
+                    draw=partial(draw.draw, config=config, data=found.data),
+                    own_target=found.target,
+                )
+                if found.target is not None:
+                    plan_words.show_first_lines(job, found.target, verb)
+                yield job
+
+
+def _warn_of_unused(config: RunConfig, verb: str, objects: Objects) -> None:
+    """Name the options that nothing reads."""
+    for line in unused_options(config, verb, objects.chosen):
+        if own_target.applies(config):  # the command line could not know yet
+            LOG.warning(line)
+        else:
+            warnings.warn(line, UnusedOption, stacklevel=4)
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Let torch use so many threads, by default as many as are allowed; afterwards as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or min(before, allowed_threads()))
+    # one that can't be used is refused later, with all else that is wrong
+    torch.set_num_threads(max(1, count or min(before, allowed_threads())))
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
-    budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
-    if not (config.target.uri and config.target.canary_every):
-        del budget["canary"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if config.target.is_private:
-        create_private(path)
-    return surrogates.QueryLedger(path, budget)
 
 
 def _parts(job: Job) -> Parts:
@@ -325,15 +430,6 @@ def _ladder(job: Job, parts: Parts) -> list[Stage]:
         elif name not in systems:
             systems[name] = stages.prepare_purifier(job, name, surrogate, surrogate_stage)
     return [stages.evaluate_ladder(job, parts.target, surrogate, surrogate_stage, systems)]
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes the GPU where there is one; ConfigError if cuda is configured and missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch sees no CUDA device: use --device cpu, or see certdef doctor"
-        )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:

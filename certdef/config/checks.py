@@ -11,8 +11,10 @@ from typing import Any
 from certdef.config import own_target
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
+    FILES,
     CertifyConfig,
     ConfigError,
+    DataConfig,
     DUCDConfig,
     LedgerConfig,
     RunConfig,
@@ -23,10 +25,12 @@ from certdef.config.job import (
     preset_path,
 )
 from certdef.config.objects import is_object
-from certdef.config.purifiers import DiffusionConfig, NIMConfig, is_code, purifier_names
+from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
+
+LONGEST_SIDE = 8_192  # pixels
 
 # What is a file name and a metric name as it stands; a space too.
 LONGEST_LABEL = 50
@@ -42,14 +46,25 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: A line for each value, with its name and the remedy.
     """
+    lines = [line for found in failures(config).values() for line in found]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def failures(config: RunConfig) -> dict[str, list[str]]:
+    """A line for each value that cannot be used, by its section; under the name of the value where it is in none, and `laws` apart.
+
+    Raises:
+        ConfigError: An unknown preset: nothing else is known then.
+    """
     preset_path(config.preset)
-    failures = _failures(config, "", _job(config))
+    found = _failures(config, "", _job(config))
     for section, rules in {
         "certify": _certify(config.certify, config.preset),
         "attack": _attack(config.attack),
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
-        "nim": _nim(config.nim),
+        "nim": _nim(config.nim, "nim" in (config.surrogate.model, config.surrogate.features)),
         "surrogate": _surrogate(config.surrogate, config.certify.guide != "off"),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
@@ -57,19 +72,24 @@ def check(config: RunConfig) -> None:
         "tracking": _tracking(config.tracking),
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
     }.items():
-        failures += _failures(getattr(config, section), f"{section}.", rules)
-    failures += _laws(config.certify)
-    if failures:
-        raise ConfigError("\n".join(failures))
+        for name, lines in _failures(getattr(config, section), f"{section}.", rules).items():
+            part = "laws" if name == "laws" else section
+            found[part] = [*found.get(part, []), *lines]
+    for part, more in {"laws": _laws(config.certify), "target": _headers(config.target)}.items():
+        if more:
+            found[part] = [*found.get(part, []), *more]
+    return found
 
 
-def _failures(section: object, prefix: str, rules: Rules) -> list[str]:
-    """A line for each value that breaks a rule; of a value with several rules, the first that it breaks."""
+def _failures(section: object, prefix: str, rules: Rules) -> dict[str, list[str]]:
+    """A line for each value that breaks a rule, by its name; of a value with several rules, the first that it breaks."""
     remedies: dict[str, str] = {}
     for name, good, remedy in rules:
         if not good:
             remedies.setdefault(name, remedy)
-    return [f"{prefix}{name} is {getattr(section, name)!r}: {remedy}" for name, remedy in remedies.items()]
+    return {
+        name: [f"{prefix}{name} is {getattr(section, name)!r}: {remedy}"] for name, remedy in remedies.items()
+    }
 
 
 def _laws(certify: CertifyConfig) -> list[str]:
@@ -89,6 +109,20 @@ def _laws(certify: CertifyConfig) -> list[str]:
         remedy = "give each law its own, whatever the case (gaussian is taken by the comparison)"
         failures.append(f"certify.laws has the labels {labels}: {remedy}")
     return failures
+
+
+def _headers(target: TargetConfig) -> list[str]:
+    """The same for headers of requests, without their values, of which one may be a secret."""
+    if target.headers is None:
+        return []
+    from surrogates.errors import TargetError  # loads torch: not for the help, nor without headers
+    from surrogates.targets.http_headers import check_headers
+
+    try:
+        check_headers(target.headers)
+    except TargetError as error:
+        return [f"target.headers: {error}"]
+    return []
 
 
 def _job(config: RunConfig) -> Rules:
@@ -184,15 +218,29 @@ def _target(target: TargetConfig) -> Rules:
             yield name, False, "it is for your own target: give target.uri"
 
 
-def _nim(nim: NIMConfig) -> Rules:
+def _nim(nim: NIMConfig, encoder_needed: bool) -> Rules:
     yield "epochs", nim.epochs >= 1, "use at least 1"
     own = nim.heads >= 1 and nim.width % nim.heads == 0
     yield "heads", nim.encoder is not None or own, "nim.width must be a multiple of it"
     yield (
         "weights",
-        nim.weights is None or nim.encoder is not None,
+        nim.weights in (None, LEAVES) or nim.encoder is not None,
         "name the network they are of: nim.encoder",
     )
+    shipped = nim.weights == LEAVES
+    yield (
+        "weights",
+        not (shipped and nim.encoder),
+        "the shipped denoiser has an encoder of its own: unset nim.encoder",
+    )
+    yield "tile", not (shipped and nim.tile), "the shipped denoiser has tiles of its own: unset it"
+    for name, used in {"weights": shipped, "tile": nim.tile is not None}.items():
+        yield (
+            name,
+            not (used and encoder_needed),
+            "a surrogate with a NIM's encoder needs a plain one: unset it",
+        )
+    yield "tile", nim.tile is None or nim.tile >= 1, "use a number of pixels, e.g. 32"
     yield "ema", nim.ema is None or 0 < nim.ema < 1, "use a decay in (0, 1), e.g. 0.999"
     precisions = ("float32", "bfloat16", "float16")
     yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"
@@ -211,7 +259,9 @@ def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
 
 def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
     for purpose, budget in asdict(ledger).items():
-        if purpose != "path":
+        if purpose == "preflight":
+            yield purpose, budget >= 0, "use a number of queries, or 0 for off"
+        elif purpose != "path":
             yield purpose, budget > 0, "a budget must be at least 1 query"
     remedy = f"it is smaller than the first batch (surrogate.query_batch {query_batch}): raise it or lower the batch"
     yield "training", ledger.training >= query_batch, remedy
@@ -219,17 +269,25 @@ def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
 
 def _data(config: RunConfig) -> Rules:
     data = config.data
-    yield "path", data.path is None or data.name == "npz", f"{data.name} reads no file: add --data.name npz"
+    own = data.path is None or data.name in (DataConfig.name, *FILES)
+    yield "path", own, f"{data.name} reads no file: add --data.name files"
+    sides = (data.resize,) if isinstance(data.resize, int) else data.resize or ()
+    yield (
+        "resize",
+        all(1 <= side <= LONGEST_SIDE for side in sides),
+        f"use 1 to {LONGEST_SIDE:,} pixels, e.g. 224",
+    )
+    yield "color", data.color in (None, "gray", "rgb"), "use gray or rgb"
+    pair = data.columns is None or 1 <= len(data.columns) <= 2
+    yield "columns", pair, "name the column of images, then that of labels, e.g. [path,label]"
     natural = config.udc.enabled or config.blind_spot.images == "natural"
-    if config.target.uri and data.name == "digits" and not natural:
+    if config.target.uri and data.name == "digits" and not data.path and not natural:
         remedy = "the digits are in no folder, and your target would be paid for them: name the data set (data.name)"
         yield "root", data.root is None, remedy
     for name, value in asdict(data).items():
         if name.endswith("_images"):
-            needless = name == "audit_images" or (
-                name == "pool_images" and config.surrogate.model == own_target.NONE
-            )
-            yield name, value >= (not needless), "use at least 1"
+            unused = name in ("audit_images", "pool_images")  # what trains nothing needs no pool
+            yield name, value >= (not unused), "use 0 or more" if unused else "use at least 1"
 
 
 def _tracking(tracking: TrackingConfig) -> Rules:

@@ -20,6 +20,7 @@ from certdef.config.target import LedgerConfig, SurrogateConfig, TargetConfig
 from certdef.config.udc import UDCConfig
 
 PRESETS = Path(__file__).parent / "presets"
+FILES = ("files", "npz")  # data.name of a user's own files
 LIKE = 0.6  # from this likeness on a name may be what was meant
 
 
@@ -54,12 +55,22 @@ class DataConfig:
     """The images.
 
     Args:
-        name: digits (ships with scikit-learn), fashion-mnist, cifar10-part (8,152 + 1,017 images of CIFAR-10), aerial (UC
-            Merced scenes, 64x64), or npz for your own file.
+        name: digits (ships with scikit-learn), fashion-mnist, cifar10-part (8,152 + 1,017 images of CIFAR-10), or aerial (UC
+            Merced scenes, 64x64). With a path it is not needed; files says that a preset's is not meant (npz: an .npz).
         root: Folder of the data sets; default $CERTDEF_DATA_ROOT, else ../shared/data.
-        path: For npz: a file with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], and `labels` (N,)
-            from 0 without a gap. `class_names` may name the classes, also those that have no image; `layout` is chw or hwc where
-            the sides do not tell.
+        path: Your own images: a folder with a subfolder for each class or without any, a .csv of paths and labels, an .npz or
+            .npy of arrays (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1], or a folder that datasets saved. See
+            docs/data.md.
+        columns: Of a .csv or a data set of datasets: the column of paths or images, then that of labels, where the names do
+            not tell, e.g. [photo,species].
+        images_key: Name of the array of images in an .npz, where it does not tell.
+        labels_key: Name of the array of labels in an .npz, where it does not tell.
+        labels: For your own target: ignore, so that right means the target's own clean answer; or a file that maps the
+            labels to the target's classes, a .yaml or .json of names to numbers or names. Unset, names are matched with
+            the target's.
+        resize: Size of the images before the noise is added: a number of pixels for the short side, whose center is then
+            cut out, or [HEIGHT,WIDTH].
+        color: gray or rgb, before the noise is added; unset, rgb where any picture has color.
         target_images: Labeled images that the target's owner trains on, used for nothing else; none are set aside if
             target.uri is given.
         pool_images: Number of unlabeled images: queried, and used to pre-train the denoiser.
@@ -71,6 +82,12 @@ class DataConfig:
     name: str = "digits"
     root: str | None = None
     path: str | None = None
+    columns: tuple[str, ...] | None = None
+    images_key: str | None = None
+    labels_key: str | None = None
+    labels: str | None = None
+    resize: int | tuple[int, int] | None = None
+    color: str | None = None
     target_images: int = 600
     pool_images: int = 797
     heldout_images: int = 400

@@ -50,14 +50,18 @@ def add_config_arguments(parser: Any, preset: str) -> None:
     parser.set_defaults(flatten(yaml.safe_load(preset_path(preset).read_text())))
 
 
-def from_namespace(parser: Any, namespace: Any, arguments: list[str]) -> RunConfig:
-    """Build and check the RunConfig that a parser read; of your own target without a preset, as far as values are set."""
+def from_namespace(parser: Any, namespace: Any, arguments: list[str], *, checked: bool = True) -> RunConfig:
+    """Build the RunConfig that a parser read from these arguments, and check it unless whoever takes it does.
+
+    Of your own target without a preset it has what was set alone: a job adds what follows from its images.
+    """
     values = parser.instantiate(namespace)
     config = RunConfig(**{name: getattr(values, name) for name in RunConfig.__dataclass_fields__})
     own = replace(config, preset=own_target.PRESET)
     if config.target.uri and named_preset(arguments) is None and own_target.applies(own):
         config = own
-    check(own_target.checkable(config))
+    if checked:
+        check(own_target.checkable(config))
     return config
 
 
@@ -105,12 +109,52 @@ def parse(parser: Any, arguments: list[str], own: Iterable[str] = ()) -> Any:
 
     check_texts(arguments)
     own = list(own)
+    given = _spelled(arguments, own)
+    known = [*known_keys(), *(name.lstrip("-") for name in own)]
     try:
-        return parser.parse_args(_spelled(arguments, own))
+        return parser.parse_args(given)
     except ArgumentError as error:
-        raise ConfigError(
-            explain(str(error), [*known_keys(), *(name.lstrip("-") for name in own)])
-        ) from error
+        raise _unread(parser, given, known, explain(str(error), known)) from error
+
+
+class UnreadOptions(ConfigError):
+    """Options that can't be read: a line each.
+
+    Attributes:
+        found: The lines, by the section of the option.
+        rest: The arguments that can be read.
+    """
+
+    def __init__(self, found: dict[str, list[str]], rest: list[str]) -> None:
+        super().__init__("\n".join(line for lines in found.values() for line in lines))
+        self.found, self.rest = found, rest
+
+
+def _unread(parser: Any, given: list[str], known: list[str], first: str) -> UnreadOptions:
+    """Every option that a parser can't read alone; the first error, where only all of them together can't be."""
+    from jsonargparse import ArgumentError
+
+    found: dict[str, list[str]] = {}
+    rest: list[str] = []
+    for option in _single(given):
+        try:
+            parser.parse_args(option)
+            rest += option
+        except ArgumentError as error:
+            section = re.split(r"[.=]", option[0].lstrip("-"))[0]
+            found.setdefault(section, []).append(explain(str(error), known))
+    return UnreadOptions(found or {"": [first]}, rest if found else [])
+
+
+def _single(arguments: list[str]) -> list[list[str]]:
+    """Arguments, each option with the values that follow it."""
+    options: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--") or not options:
+            options.append([argument])
+        else:
+            options[-1].append(argument)
+    return options
 
 
 def chosen_options(parser: Any, arguments: list[str], own: Iterable[str] = ()) -> set[str]:

@@ -154,7 +154,7 @@ def _attack_queries(facts: Facts, config: RunConfig) -> int:
 
 
 RULES = (
-    Rule("purifier", lambda f, c: "gs", "needs no training and takes images of any size"),
+    Rule("purifier", lambda f, c: "de3-leaves", "the shipped denoiser needs no training and takes images of any size"),
     Rule("certify.laws", _law, "one Gaussian: each law costs votes of its own; a classifier of natural images stands less noise"),
     Rule("certify.method", lambda f, c: "fixed" if c.certify.guide != "off" else "group_sequential", "stops as soon as the radii are decided"),
     Rule("certify.n0", lambda f, c: 32 if f.large else 100, "enough to choose a class that can be certified at all"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "purifiers"
 NO_PURIFIERS = ("base", "build", "none", "registry", "trial")  # modules of that folder that hold none
 GROUP = "certdef.purifiers"
+LEAVES = "leaves"  # as nim.weights: the shipped denoiser
+FINE_TUNING = ("weights", "epochs", "batch_size", "base_learning_rate", "warmup", "ema", "precision")
 
 
 def purifier_names() -> list[str]:
@@ -49,12 +52,15 @@ class NIMConfig:
 
     Args:
         patch_size: Side of a patch in pixels.
+        tile: Side, in pixels, of the tiles that the network sees of a larger image: it is trained on squares of the pool,
+            and the tiles lie elsewhere for each draw of noise; unset, it sees the whole image.
         width: Width of the ViT encoder.
         depth: Blocks of the encoder.
         heads: Attention heads of the encoder.
         encoder: Name of a timm ViT whose width, depth and heads are taken in the place of these, e.g. vit_base_patch16_224.
-        weights: Published weights that the encoder starts from: timm (fetched by its name, e.g. vit_base_patch16_224.mae),
-            or a file of them; unset, none.
+        weights: What the training starts from: leaves, the shipped denoiser (for de3; it has sizes of its own and takes a
+            tenth of the rate); or published weights of the encoder: timm (fetched by its name, e.g.
+            vit_base_patch16_224.mae), or a file of them; unset, none.
         decoder_width: Width of the decoder.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder; unset, as the encoder.
@@ -67,6 +73,7 @@ class NIMConfig:
     """
 
     patch_size: int = 4
+    tile: int | None = None
     width: int = 64
     depth: int = 3
     heads: int = 4
@@ -81,6 +88,13 @@ class NIMConfig:
     warmup: float = 0.05
     ema: float | None = None
     precision: str = "float32"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that the weights depend on."""
+        if self.weights == LEAVES:
+            return {name: getattr(self, name) for name in FINE_TUNING}
+        return {name: value for name, value in asdict(self).items() if name != "tile" or value is not None}
 
 
 @dataclass(frozen=True)

@@ -12,29 +12,33 @@ class TargetConfig:
 
     Args:
         uri: Your own target: an MLflow model URI, http(s)://.../invocations (MLflow scoring server),
-            http(s)://.../v2/models/NAME (Open Inference Protocol), NAME.onnx, or a NAME.yaml that maps any JSON
-            endpoint; unset, one is trained, logged and loaded back.
+            http(s)://.../v2/models/NAME (Open Inference Protocol), deployments:/NAME (MLflow Deployments), NAME.onnx,
+            NAME.tflite, or a NAME.yaml that maps any JSON endpoint; unset, one is trained, logged and loaded back.
         num_classes: Number of classes; needed only where a service does not tell it.
         kind: What to train where no URI is given: svc (scikit-learn), cnn, or any timm model name.
         epochs: Training epochs of a cnn or timm target.
         augment: Mirror and shift its training images; for natural images.
         output_kind: Kind of its answers: labels, top_k, probabilities or logits; needed only where it can't be detected. A
             cnn that is trained here answers probabilities or logits.
-        protocol: mlflow, mlflow-server, open-inference, onnx or json, where the URI doesn't tell.
+        protocol: mlflow, mlflow-server, deployments, open-inference, onnx, tflite or json, where the URI doesn't tell.
         output: Name of the output to read, where a model has several.
         classes: Names of its classes in the order of the data's labels, where it answers names or numbers of its own.
         columns: Names of the columns that a scoring server's model of tables takes, one for each value of an image; asked
             for where layout is flat.
-        layout: Of the images that it takes: chw, hwc, flat (rows) or flat_hwc.
-        dtype: Of the pixels that it takes: float32, float64, float16, uint8, int32 or int64.
-        pixel_range: What pixels of 0 and 1 become for it, e.g. [0,255].
-        mean: What its input has subtracted from each channel, in units of pixel_range, e.g. [0.485,0.456,0.406].
-        std: What each channel is divided by then.
+        resize: Height and width that it resizes images to, after the noise, e.g. 224 or [224,224]; antialiased bilinear.
+        color: What it takes: rgb, bgr or gray. Gray images are repeated for a color model, color images become their luminance
+            for a gray one.
+        mean: What is subtracted from each of its channels, in units of [0, 1], e.g. [0.485,0.456,0.406].
+        std: What each channel is divided by then, e.g. [0.229,0.224,0.225].
+        pixel_range: What 0 and 1 become for it, e.g. [0,255]; after mean and std.
+        dtype: Of the pixels that it takes: float32, float64, float16, uint8, int8, int32 or int64.
+        layout: Of the images that it takes: chw, hwc, flat (rows), flat_hwc, or the sides of one image, e.g. [784,1].
         quantize: Bits that it rounds pixels to; 8 for a service that takes PNG images. Also --target.quantise.
         batch_size: Most images in one call, of a service in one request.
         token_env: Name of the environment variable that holds a service's token; a mapping that names one needs it here
             too.
         token_header: Header that the token goes out in, with what stands before it; "X-Api-Key:" for the token alone.
+        headers: Further headers of each request to a service, none of them a secret, e.g. {X-Model: v2}.
         timeout: Seconds that a service may take for an answer.
         rate: Most images a second.
         concurrency: Most requests at once.
@@ -53,15 +57,18 @@ class TargetConfig:
     output: str | None = None
     classes: list[str] | None = None
     columns: list[str] | None = None
-    layout: str | None = None
+    layout: list[int] | str | None = None
     dtype: str | None = None
     pixel_range: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    color: str | None = None
+    resize: int | list[int] | None = None
     quantize: int | None = None
     batch_size: int | None = None
     token_env: str | None = None
     token_header: str | None = None
+    headers: dict[str, str] | None = None
     timeout: float | None = None
     rate: float | None = None
     concurrency: int | None = None
@@ -94,7 +101,10 @@ class TargetConfig:
             "pixel_range",
             "mean",
             "std",
+            "color",
+            "resize",
             "quantize",
+            "headers",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -117,6 +127,8 @@ class LedgerConfig:
         certification: Queries under noise that certify the target itself.
         attack: Queries of adversarial images: the transfer attack and, where it is enabled, the threat ladder.
         canary: Queries that notice a changed service (target.canary_every).
+        preflight: Queries before a job on your own target: up to 50 held-out images, which evaluation then gets for nothing, and
+            where few of them are right the same ones in other pixel formats; 0 is off.
     """
 
     path: str | None = None
@@ -125,6 +137,7 @@ class LedgerConfig:
     certification: int = 525_000
     attack: int = 50_000
     canary: int = 2_000
+    preflight: int = 1_000
 
 
 @dataclass(frozen=True)

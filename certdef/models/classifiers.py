@@ -25,6 +25,8 @@ from surrogates.distillation.training import EpochOrder, Order, Training, Worker
 __all__ = ["Classifier", "build_classifier", "features", "surrogate_model", "train_classifier", "train_svc"]
 
 BATCH_SIZE = 128
+OWN = ("mlp", "cnn", "resnet")
+NIM_SIZES = re.compile(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?")
 
 
 class Classifier(nn.Module):
@@ -64,7 +66,7 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> An
         return Classifier(small.cnn(channels, min(height, width), num_classes))
     if name == "resnet":
         return Classifier(small.resnet(channels, min(height, width), num_classes))
-    if sizes := re.fullmatch(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?", name):
+    if sizes := NIM_SIZES.fullmatch(name):
         from certdef.purifiers.networks.nim import NIM, NIMClassifier, NIMShape
 
         *numbers, token = sizes.groups()
@@ -73,13 +75,24 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> An
             image_shape, patch_size, width, depth, heads, decoder_depth=0, class_token=token is not None
         )
         return NIMClassifier(NIM(encoder), num_classes)
+    check_known(name)
+    return Classifier(_timm_network(name, image_shape, num_classes))
+
+
+def check_known(name: str) -> None:
+    """Refuse a name that is neither ours nor timm's.
+
+    Raises:
+        ConfigError: Names some that are like it.
+    """
+    if name in OWN or NIM_SIZES.fullmatch(name):
+        return
     import timm
 
     if not timm.is_model(name):
         raise ConfigError(
             f"unknown model {name!r}: use cnn, mlp, resnet or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
         )
-    return Classifier(_timm_network(name, image_shape, num_classes))
 
 
 def _timm_network(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -42,9 +42,9 @@ def save_classifier(folder: Path, model: nn.Module, answers: str = "probabilitie
     _save(folder, {"classifier": model}, kind="classifier", answers=answers)
 
 
-def save_network(folder: Path, network: nn.Module) -> None:
-    """Write a purifier's network, e.g. a NIM: images in, images out."""
-    _save(folder, {"network": network}, kind="network")
+def save_network(folder: Path, network: nn.Module, **spec: Any) -> None:
+    """Write a purifier's network, e.g. a NIM: images in, images out; `spec` is what else `model.json` says of it."""
+    _save(folder, {"network": network}, kind="network", **spec)
 
 
 def save_purifier(

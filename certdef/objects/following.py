@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
+from dataclasses import replace
 
 from certdef.config import own_target
-from certdef.config.job import RunConfig
-from certdef.data.sets import Source, load_source
+from certdef.config.job import ConfigError, RunConfig
+from certdef.data.sets import load_source
+from certdef.data.source import Progress, Source, no_bar
 from certdef.objects.named import NO_OBJECTS, Objects
 from certdef.purifiers.registry import needs_work
 
+LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
+
 
 def as_it_runs(config: RunConfig, verb: str = "run", objects: Objects = NO_OBJECTS) -> RunConfig:
-    """The configuration as a verb does it: with what follows from the images, for your own target without a preset."""
-    if not own_target.applies(config):
-        return config
-    return followed(config, objects.source or load_source(config.data), verb, objects)[0]
+    """The configuration as a verb does it: with what follows from the images, for your own target without a preset.
+
+    Raises:
+        ConfigError: The images can't be read.
+    """
+    source = objects.source or load_source(config.data)
+    return followed(config, verb, replace(objects, source=source))[0]
 
 
 def followed(
-    config: RunConfig, source: Source, verb: str, objects: Objects
-) -> tuple[RunConfig, Collection[str] | None]:
-    """The same, and the options that were set on purpose; None where a preset decides the others."""
+    config: RunConfig, verb: str, objects: Objects, progress: Progress = no_bar
+) -> tuple[RunConfig, Objects]:
+    """The same, and the objects with the images that were looked at and the options that were set on purpose.
+
+    Images that can't be read are left to who reads them next, and says so with all else that is wrong.
+    """
     if not own_target.applies(config):
-        return config, None
+        return config, objects
     chosen = own_target.changed(config) if objects.chosen is None else objects.chosen
-    tests = 0 if source.test_images is None else len(source.test_images)
-    _, channels, height, width = source.images.shape
-    facts = own_target.Facts(
-        (channels, height, width), len(source.images) + tests, tests, alone(config, verb, chosen)
-    )
+    try:
+        source = objects.source or load_source(config.data, progress)
+        facts = own_target.Facts(source.image_shape, len(source), _tests(source), alone(config, verb, chosen))
+    except ConfigError:
+        return own_target.checkable(config), objects
     config = own_target.resolved(config, facts, chosen)
-    if objects.announce:
-        objects.announce(own_target.in_words(config, facts))
-    return config, chosen
+    LOG.info("chosen      %s", own_target.in_words(config, facts))
+    return config, replace(objects, source=source, chosen=frozenset(chosen))
+
+
+def _tests(source: Source) -> int:
+    return 0 if source.test_images is None else len(source.test_images)
 
 
 def alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:

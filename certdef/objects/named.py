@@ -6,7 +6,7 @@ Stages, receipts and the job's folder go by that name, so the same call finds th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from certdef.config import own_target
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import load_config
 from certdef.config.objects import is_object, remember
-from certdef.data.sets import Source, source_of
+from certdef.data.objects import source_of
+from certdef.data.pixels import Form
+from certdef.data.source import Source
 from certdef.objects.identity import identity_of
 
 OPTIONS = ("preset", "seed", "device", "threads", "work_dir")  # of the configuration that stand in no section
@@ -31,7 +33,6 @@ NAMES = (
     "surrogate",
     "purifier",
     "chosen",
-    "announce",
 )
 IMAGES = "images"  # the name of a data set that was given as an object
 
@@ -43,12 +44,10 @@ class Objects:
     Attributes:
         source: The images, where they are no file.
         chosen: The options that were set on purpose, dotted; None where only the configuration tells.
-        announce: Takes a line for the user before the job begins.
     """
 
     source: Source | None = None
     chosen: frozenset[str] | None = None
-    announce: Callable[[str], None] | None = None
     held: Any = None  # the objects themselves, which live as long as the call
 
 
@@ -61,8 +60,8 @@ def named(config: RunConfig | None, given: Mapping[str, Any]) -> tuple[RunConfig
     Args:
         config: The job; unset, its single values are among `given`, with __ for dots, as for load_config.
         given: `target` (an address, or what surrogates.open_target takes), `identity` (a name for it), `images` (a path, or
-            arrays, tensors), `labels` and `class_names`, `surrogate` and `purifier` (modules, or names); `chosen` and `announce`
-            as in Objects.
+            arrays, tensors), `labels` and `class_names`, `surrogate` and `purifier` (modules, or names); `chosen` as in
+            Objects.
 
     Raises:
         ConfigError: An unknown argument, an object that can't be what it is given as, or one without an identity.
@@ -85,12 +84,13 @@ def named(config: RunConfig | None, given: Mapping[str, Any]) -> tuple[RunConfig
     images = given.get("images")
     source = None
     if images is not None and not isinstance(images, str | Path):
-        source = source_of(images, given.get("labels"), given.get("class_names"))
+        form = Form.of(config.data)
+        source = source_of(images, given.get("labels"), given.get("class_names"), form=form, name=IMAGES)
         config = replace(config, data=replace(config.data, name=IMAGES, path=None))
     if is_object(config.target.uri) and config.preset == RunConfig.preset and "preset" not in options:
         config = replace(config, preset=own_target.PRESET)
     kept = None if chosen is None else frozenset(chosen)
-    return config, Objects(source, kept, given.get("announce"), given)
+    return config, Objects(source, kept, given)
 
 
 def _names(given: Mapping[str, Any]) -> dict[str, str]:
@@ -101,7 +101,7 @@ def _names(given: Mapping[str, Any]) -> dict[str, str]:
     elif given.get("identity") is not None:
         raise ConfigError("identity names a target that is an object: give target too")
     if isinstance(given.get("images"), str | Path):
-        names |= {"data__path": str(given["images"]), "data__name": "npz"}
+        names["data__path"] = str(given["images"])
     elif given.get("images") is None and (
         given.get("labels") is not None or given.get("class_names") is not None
     ):

@@ -49,9 +49,10 @@ def is_foreign(name: str) -> bool:
 
 
 def needs_work(name: str, config: RunConfig) -> bool:
-    """Whether something must be trained or tuned for a purifier, or it sees the classifier that it defends."""
+    """Whether a purifier is trained on the pool or tuned, or sees the classifier that it defends."""
     spec = find_purifier(name)
-    return bool(spec.networks(config) or spec.tuning or spec.sees_classifier)
+    trained = any(each.uses_pool(config) or each.sees_classifier for each in spec.networks(config))
+    return bool(trained or spec.tuning or spec.sees_classifier)
 
 
 def check_code(name: str, code: str | None) -> None:

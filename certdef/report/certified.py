@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from certdef.stages.conditions import conditions, subjects
 from certdef.tracking.workspace import Stage
 
 STRIP = 8  # held-out images among the pictures: the first ones, not picked
+MOST_CLASSES = 30  # rows of the table by class
 
 
 def radii_in_words(data: Splits, radii: Sequence[float]) -> dict[str, Any]:
@@ -84,9 +86,35 @@ def _verdicts(config: RunConfig, data: Splits, folder: Path, subject: str) -> di
     return {
         int(index): Verdict(None, 0.0, False)
         if predict == certify.ABSTAIN
-        else Verdict(data.classes[predict], float(radius), bool(right))
+        else Verdict(data.class_name(int(predict)), float(radius), bool(right))
         for index, predict, radius, right in rows
     }
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Images of one class, and of each subject how many were certified, and how many right within the headline's radius."""
+
+    name: str
+    certified: dict[str, tuple[int, int]]
+
+
+def by_class(config: RunConfig, data: Splits, folder: Path) -> list[ClassRow]:
+    """The headline's certificates by class, the classes with most images first."""
+    radius = next((each for each in config.certify.radii if each > 0), 0.0)
+    every = {subject: _headline_records(config, folder, subject) for subject in subjects(config)}
+    seen = Counter(label for records in every.values() for label in records.label.tolist())
+
+    def share(records: certify.records.Records, label: int) -> tuple[int, int]:
+        mine = records.label == label
+        return int((mine & records.correct & (records.radius >= radius)).sum()), int(mine.sum())
+
+    return [
+        ClassRow(
+            data.class_name(label), {subject: share(records, label) for subject, records in every.items()}
+        )
+        for label, _ in sorted(seen.most_common(MOST_CLASSES), key=lambda each: (-each[1], each[0]))
+    ]
 
 
 def strip(config: RunConfig, data: Splits, done: Mapping[str, Stage]) -> list[dict[str, Any]]:
@@ -103,7 +131,7 @@ def strip(config: RunConfig, data: Splits, done: Mapping[str, Stage]) -> list[di
     verdicts = {subject: _verdicts(config, data, folder, subject) for subject in subjects(config)}
     return [
         {
-            "label": data.classes[data.heldout_labels[index]],
+            "label": data.class_name(int(data.heldout_labels[index])),
             "clean": images.data_uri(images.png(clean[index])),
             "noisy": images.data_uri(images.png(noisy[index])),
             "denoised": images.data_uri(images.png(denoised[index])),

@@ -10,6 +10,9 @@ PAPERS = {
     "bound": "Clopper, Pearson. The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial. Biometrika 26, 1934",
     "denoised": "Salman, Sun, Yang, Kapoor, Kolter. Denoised Smoothing: A Provable Defense for Pretrained Classifiers. NeurIPS 2020. arXiv 2003.01908",
     "nim": "You, Liu, Han, Xu. Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense. NeurIPS 2023. arXiv 2302.01056",
+    "dead-leaves": "Lee, Mumford, Huang. Occlusion Models for Natural Images: A Statistical Study of a Scale-Invariant Dead Leaves Model. IJCV 41, 2001",
+    "synthetic-images": "Achddou, Gousseau, Ladjal. Synthetic Images as a Regularity Prior for Image Restoration Neural Networks. SSVM 2021",
+    "early-convolutions": "Xiao, Singh, Mintun, Darrell, Dollar, Girshick. Early Convolutions Help Transformers See Better. NeurIPS 2021. arXiv 2106.14881",
     "mae": "He, Chen, Xie, Li, Dollar, Girshick. Masked Autoencoders Are Scalable Vision Learners. CVPR 2022. arXiv 2111.06377",
     "simmim": "Xie, Zhang, Cao et al. SimMIM: A Simple Framework for Masked Image Modeling. CVPR 2022. arXiv 2111.09886",
     "ncis": "Cha, Park, Moon et al. NCIS: Neural Contextual Iterative Smoothing for Purifying Adversarial Perturbations. WACV 2024. arXiv 2106.11644",
@@ -78,7 +81,7 @@ def _main(config: RunConfig) -> dict[str, str]:
         "pgd": f"the attack, {config.attack.steps} steps",
         "torchattacks": "the attack's implementation",
         "timm": "transformer blocks, and every model by name",
-        config.data.name: "the images",
+        _images(config): "the images",
     }
 
 
@@ -91,5 +94,10 @@ def _ducd(config: RunConfig) -> dict[str, str]:
         "lira": "membership inference by a normal law of reference models, offline",
         "loss": "membership inference by a threshold on the loss",
         "delong": "the intervals of its AUC",
-        config.data.name: "the images",
+        _images(config): "the images",
     }
+
+
+def _images(config: RunConfig) -> str:
+    """The data set's key; images of the user's own have none."""
+    return config.data.name if config.data.path is None else ""

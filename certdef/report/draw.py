@@ -12,7 +12,7 @@ from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
 from certdef.report import budget_curves, figures, udc_page
-from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title
+from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title, right_in_words
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
 from certdef.stages.conditions import conditions, subjects
@@ -37,12 +37,12 @@ def _(result: CertifyResult, folder: Path, *, config: RunConfig, data: Splits) -
     purifier = next(each.purifier for each in every if each.headline)
     words = f"behind {purifier_title(purifier)}" if purifier else "without a denoiser"
     headline = {each.subject: line for each, line in lines.items() if each.headline}
-    title = f"{data.name}: certified accuracy"
-    certify.curves.plot(headline, folder / "certified_accuracy.png", title=f"{title} {words}")
+    title, right = f"{data.name}: certified accuracy", right_in_words(data.remarks)
+    certify.curves.plot(headline, folder / "certified_accuracy.png", title=f"{title} {words}{right}")
     for subject in subjects(config):
         named = {condition_title(each): line for each, line in lines.items() if each.subject == subject}
         path = folder / f"certified_accuracy_{subject}.png"
-        certify.curves.plot(named, path, title=f"{title} of the {subject}")
+        certify.curves.plot(named, path, title=f"{title} of the {subject}{right}")
 
 
 @draw.register
@@ -67,10 +67,12 @@ def _(result: MembershipResult, folder: Path, *, config: RunConfig, data: Splits
 @draw.register
 def _(result: LadderResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
     (folder / "ladder.png").write_bytes(
-        figures.ladder_plot(result.attacks_by_subject, result.curve, result.eps)
+        figures.ladder_plot(result.attacks_by_subject, result.curve, result.eps, right_in_words(data.remarks))
     )
     tables = {subject: markdown_table(systems) for subject, systems in result.attacks_by_subject.items()}
-    (folder / "ladder.md").write_text("\n\n".join(f"{k}\n\n{v}" for k, v in tables.items()) + "\n")
+    (folder / "ladder.md").write_text(
+        "\n\n".join(f"{k}{right_in_words(data.remarks)}\n\n{v}" for k, v in tables.items()) + "\n"
+    )
 
 
 @draw.register

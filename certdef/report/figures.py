@@ -34,8 +34,14 @@ ATTACK_LINES = {
 }
 
 
-def attack_plot(rows: Sequence[AttackRow], purifier: str) -> bytes:
-    """Accuracy against eps with 95% intervals: target and surrogate, each without and with the purifier."""
+def attack_plot(rows: Sequence[AttackRow], purifier: str, right: str = "") -> bytes:
+    """Accuracy against eps with 95% intervals: target and surrogate, each without and with the purifier.
+
+    Args:
+        rows: One an eps.
+        purifier: Its title.
+        right: What right means, where it needs saying.
+    """
     figure, (axes,) = canvas(6.4, 4.2)
     eps = np.array([row.eps for row in rows])
     apart = 0.006 * (eps.max() or 1)  # so that error bars do not hide each other
@@ -59,7 +65,7 @@ def attack_plot(rows: Sequence[AttackRow], purifier: str) -> bytes:
     axes.set_xticks(eps)
     percentages(axes.yaxis)
     axes.set_xlabel("L∞ budget of the attack, ε (pixel values in [0, 1])")
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel(f"accuracy{right}")
     axes.set_title("PGD on the surrogate, transferred to the target", loc="left", fontsize=11)
     tidy(axes)
     axes.legend(frameon=False, fontsize=9)
@@ -140,7 +146,10 @@ def _strategy_line(axes: Any, number: int, strategy: str, points: Sequence[Point
 
 
 def ladder_plot(
-    subjects: Mapping[str, Mapping[str, Sequence[AttackEvaluation]]], curve: Sequence[SmoothedRow], eps: float
+    subjects: Mapping[str, Mapping[str, Sequence[AttackEvaluation]]],
+    curve: Sequence[SmoothedRow],
+    eps: float,
+    right: str = "",
 ) -> bytes:
     """The threat ladder and the certificate: a panel a subject, a row an attack, a color a system, 95% intervals.
 
@@ -148,12 +157,13 @@ def ladder_plot(
         subjects: Attacks by subject and system; the worst case over the attacks on a system is filled.
         curve: Certified accuracy and accuracy under the attack on the vote at each L2 radius; may be empty.
         eps: L-infinity budget of the attacks.
+        right: What right means, where it needs saying.
     """
     panels = len(subjects) + bool(curve)
     figure, every = canvas(1.5 + 4.6 * panels, 4.6, columns=panels)
     for axes, (subject, systems) in zip(every, subjects.items(), strict=False):
         _attacks_panel(axes, systems)
-        axes.set_xlabel(f"accuracy, ε = {eps:g} (L∞)")
+        axes.set_xlabel(f"accuracy, ε = {eps:g} (L∞){right}")
         axes.set_title(f"{subject}; filled: worst case over attacks", loc="left", fontsize=10)
     if curve:
         _smoothed_panel(every[-1], curve)

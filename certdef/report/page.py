@@ -15,9 +15,9 @@ from certdef.config.purifiers import plain_name
 from certdef.data.sets import Splits
 from certdef.purifiers.registry import find_purifier
 from certdef.report import figures, images
-from certdef.report.certified import certificates, radii_in_words, strip
+from certdef.report.certified import by_class, certificates, radii_in_words, strip
 from certdef.report.template import papers, template, uris
-from certdef.report.words import purifier_title
+from certdef.report.words import purifier_title, right_in_words
 from certdef.stages.attack import AttackResult
 from certdef.stages.ladder import Evaluation, LadderResult
 from certdef.stages.networks import NetworkResult
@@ -61,6 +61,7 @@ def render(
         purifier_stage=f"purifier-{plain_name(config.purifier)}",
         purified=config.purifier != "none",
         denoiser=purifier.denoiser.name if purifier.denoiser else None,
+        by_class=by_class(config, data, stages["certify"].path) if data.named else [],
         strip=strip(config, data, stages),
         attack=_attack(config, data, result["attack"]),
         ladder=_ladder(stages["ladder"]) if "ladder" in stages else None,
@@ -95,7 +96,7 @@ def _attack(config: RunConfig, data: Splits, result: AttackResult) -> dict[str, 
         "steps": config.attack.steps,
         "sigma": config.attack.sigma_255 / 255,
         "sigma_255": config.attack.sigma_255,
-        "plot": images.data_uri(figures.attack_plot(rows, _title(config))),
+        "plot": images.data_uri(figures.attack_plot(rows, _title(config), right_in_words(data.remarks))),
     }
 
 

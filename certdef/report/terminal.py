@@ -14,7 +14,7 @@ from certdef.config.job import RunConfig
 from certdef.report import udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
-from certdef.report.words import SUBJECT_NAMES, purifier_title
+from certdef.report.words import SUBJECT_NAMES, purifier_title, right_in_words
 from certdef.stages.attack import AttackResult
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
@@ -62,7 +62,14 @@ def stage_lines(result: StageResult, config: RunConfig) -> list[str]:
 
 @stage_lines.register
 def _(result: TargetResult, config: RunConfig) -> list[str]:
-    return [f"target      {with_interval(result.accuracy)} accuracy on held-out images"]
+    prepared = [f"images      {result.params['prepared']}"] if "prepared" in result.params else []
+    if result.answers is None:
+        return [*prepared, f"target      {with_interval(result.accuracy)} accuracy on held-out images"]
+    count = len(result.answers)
+    return [
+        *prepared,
+        f"target      its own clean answers to {count} held-out images without labels count as right",
+    ]
 
 
 @stage_lines.register
@@ -85,15 +92,17 @@ def _(result: BudgetsResult, config: RunConfig) -> list[str]:
 @stage_lines.register
 def _(result: CertifyResult, config: RunConfig) -> list[str]:
     curves = (curve for curve in result.curves.values() if curve.headline)
-    return [_certified_line(f"{curve.subject:<9}", result.radii, curve) for curve in curves]
+    right = right_in_words(result.params)
+    return [_certified_line(f"{curve.subject:<9}", result.radii, curve, right) for curve in curves]
 
 
 @stage_lines.register
 def _(result: AttackResult, config: RunConfig) -> list[str]:
-    behind = f", behind {purifier_title(config.purifier)} "
+    behind, right = f", behind {purifier_title(config.purifier)} ", right_in_words(result.params)
     return [
         f"attack      PGD eps {row.eps:g}: target {with_interval(row.target)}"
         + (behind + with_interval(row.target_purified) if row.target_purified else "")
+        + right
         for row in result.rows[1:]
     ]
 
@@ -105,6 +114,7 @@ def _(result: LadderResult, config: RunConfig) -> list[str]:
     for subject, systems in result.attacks_by_subject.items():
         caption = (
             f"{subject}, in % [95% interval], L-infinity eps {result.eps:g}; bold: worst case over attacks"
+            f"{right_in_words(result.params)}"
         )
         lines += [caption, markdown_table(systems), ""]
         for name, subjects in result.systems.items():
@@ -160,11 +170,11 @@ def _(result: UDCResult, config: RunConfig) -> list[str]:
     return lines
 
 
-def _certified_line(subject: str, radii: Sequence[float], curve: CertifiedCurve) -> str:
+def _certified_line(subject: str, radii: Sequence[float], curve: CertifiedCurve, right: str = "") -> str:
     shares = "  ".join(
         f"r={r:g} {with_interval(share)}" for r, share in zip(radii, curve.accuracy, strict=True)
     )
-    return f"certified   {subject} {shares}   ({curve.images} images, n={curve.n:,})"
+    return f"certified   {subject} {shares}   ({curve.images} images, n={curve.n:,}{right})"
 
 
 def _purified_lines(purified: dict[str, Any]) -> list[str]:

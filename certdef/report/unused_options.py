@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from certdef.config.job import RunConfig, flatten, preset_path, without_password
 from certdef.config.purifiers import is_code
 
 DATA_SETS_IN_A_FOLDER = ("fashion-mnist", "cifar10-part", "aerial")
+OF_FILES = ("columns", "images_key", "labels_key")  # which part of a file is meant
 SELECTION = tuple(f"surrogate.{name}" for name in ("rounds", "start", "round_epochs", "features"))
 SOFT_LABELS = ("surrogate.unlabelled_weight", "surrogate.unlabelled_ratio")
 PURIFIER_SECTIONS = ("nim", "gs", "blind_spot", "reversal", "diffusion")
@@ -29,21 +31,22 @@ def unused_options(config: RunConfig, verb: str = "run", chosen: Collection[str]
 
     Args:
         config: The job.
-        verb: run, a part of it, or serve. `budgets` is distill with a table of strategies.
+        verb: run, a part of it, or serve. `budgets` is distill with a table of strategies, `leaves` the training of the
+            shipped denoiser.
         chosen: The options that were set on purpose, dotted; unset, all that differ.
     """
     import yaml
 
     values = flatten(config.to_dict())
     preset = flatten(RunConfig().to_dict()) | flatten(yaml.safe_load(preset_path(config.preset).read_text()))
-    changed = {key: value for key, value in values.items() if value != preset[key]}
+    changed = {key: value for key, value in values.items() if value != preset.get(key)}
     if chosen is not None:
         changed = {key: value for key, value in changed.items() if key in chosen}
     rules = [*_rules(config, verb)] if changed else []
     lines = []
     for key, value in changed.items():
         reason = next((why for names, why in rules if _covers(names, key)), None)
-        reason = reason or _purifier_reason(config, verb, key, preset[key])
+        reason = reason or _purifier_reason(config, verb, key, preset.get(key))
         shown = without_password(repr(value))
         lines += [f"{key} is {shown}, which nothing reads: {reason}"] if reason else []
     return lines
@@ -57,6 +60,10 @@ def _rules(config: RunConfig, verb: str) -> Rules:
     if verb == "serve":
         other = {name for name in config.to_dict() if name not in ("preset", "tracking", "target")}
         yield tuple(other), "a model is served as it was registered; a request may set n0, n and alpha"
+        return
+    if verb == "leaves":
+        other = {name for name in config.to_dict() if name not in ("preset", "seed", "device", "threads")}
+        yield tuple(other), "the shipped denoiser is trained by its own recipe, on images that are drawn"
         return
     yield from _other_job(config)
     yield from _data(config)
@@ -73,7 +80,17 @@ def _other_job(config: RunConfig) -> Rules:
     """What the jobs beside the main one do without."""
     if config.udc.enabled:
         own = tuple(f"diffusion.{name}" for name in ("t", "choice_images", "guidance", "robust_epochs"))
-        data = tuple(f"data.{name}" for name in ("name", "target_images", "pool_images", "heldout_images"))
+        named = (
+            "name",
+            "path",
+            *OF_FILES,
+            "resize",
+            "color",
+            "target_images",
+            "pool_images",
+            "heldout_images",
+        )
+        data = tuple(f"data.{name}" for name in named)
         more = ("target", "ledger", "surrogate", "purifier", "certify", "attack", "ladder", "ducd")
         networks = tuple(name for name in PURIFIER_SECTIONS if name != "diffusion")
         yield (
@@ -94,8 +111,18 @@ def _other_job(config: RunConfig) -> Rules:
 
 def _data(config: RunConfig) -> Rules:
     natural = config.udc.enabled or config.blind_spot.images == "natural"
-    if config.data.name not in DATA_SETS_IN_A_FOLDER and not natural:
-        yield ("data.root",), f"the data set is {config.data.name}"
+    data = config.data
+    if (data.path or data.name not in DATA_SETS_IN_A_FOLDER) and not natural:
+        yield ("data.root",), f"the data set is {data.path or data.name}"
+    suffix = Path(data.path or "").suffix.lower()
+    if data.path is None:
+        yield tuple(f"data.{name}" for name in OF_FILES), "data.path is not set"
+    if suffix != ".npz":
+        yield ("data.images_key", "data.labels_key"), "data.path is no .npz"
+    if suffix in (".npz", ".npy"):
+        yield ("data.columns",), "data.path is no table"
+    if not config.target.uri:
+        yield ("data.labels",), "labels are matched with the classes of your own target (target.uri)"
     if not config.ducd.enabled:
         yield ("data.audit_images",), "only the DUCD job infers membership"
     if config.target.uri:
@@ -110,6 +137,7 @@ def _target(config: RunConfig) -> Rules:
         yield ("target.epochs", "target.augment"), "target.kind is svc"
     if not target.uri:
         yield ("target.canary_every", "ledger.canary"), "only a service of your own (target.uri) is watched"
+        yield ("ledger.preflight",), "only a target of your own (target.uri) is looked at first"
     elif not target.canary_every:
         yield ("ledger.canary",), "target.canary_every is 0"
 
@@ -141,7 +169,8 @@ def _purifier_reason(config: RunConfig, verb: str, key: str, default: Any) -> st
     if section == "nim" and (
         verb == "pretrain" or "nim" in (config.surrogate.model, config.surrogate.features)
     ):
-        return None
+        other = replace(config.nim, **{name: default})
+        return None if other.settings != config.nim.settings else "the shipped denoiser has sizes of its own"
     value = tuple(default) if isinstance(default, list) else default
     other = replace(config, **{section: replace(getattr(config, section), **{name: value})})
     if _purifiers(config) != _purifiers(other):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from certdef.config.job import SigmaLaw
 
 if TYPE_CHECKING:
     from certdef.stages.conditions import Condition
 
-__all__ = ["SUBJECT_NAMES", "condition_title", "law_in_words", "purifier_title"]
+__all__ = ["SUBJECT_NAMES", "condition_title", "law_in_words", "purifier_title", "right_in_words"]
 
 SUBJECT_NAMES = {
     "surrogate": "surrogate",
@@ -23,6 +24,15 @@ def purifier_title(name: str) -> str:
     from certdef.purifiers.registry import find_purifier  # which loads torch
 
     return find_purifier(name).title
+
+
+def right_in_words(remarks: Mapping[str, Any]) -> str:
+    """What right means, to stand behind a figure: empty where the images have labels.
+
+    Args:
+        remarks: The params of a stage's result, or Splits.remarks.
+    """
+    return "; right: the target's own clean answer" if "right" in remarks else ""
 
 
 def law_in_words(law: SigmaLaw) -> str:

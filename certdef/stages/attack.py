@@ -100,7 +100,7 @@ def _attack(
     return AttackResult(
         rows=rows,
         images=count,
-        params=asdict(config),
+        params=asdict(config) | data.remarks,
         metrics={
             metrics.ATTACK_AT_EPS.format(attack=name, eps=each.eps): share.value
             for each in rows
@@ -110,14 +110,18 @@ def _attack(
     )
 
 
+def attack_queries(config: RunConfig, heldout: int) -> int:
+    """Queries of the attack: every image at each eps, with and without the purifier, and the purified clean ones."""
+    levels = len(config.attack.eps)
+    return min(config.attack.images, heldout) * (levels if config.purifier == NONE else 2 * levels + 1)
+
+
 def check_attack_budget(config: RunConfig, heldout: int) -> None:
     """Refuse an attack budget that the attack does not fit in, before anything is spent."""
     levels, budget = len(config.attack.eps), config.ledger.attack
-    count = min(config.attack.images, heldout)
-    bare = config.purifier == NONE
-    need = count * (levels if bare else 2 * levels + 1)
+    count, need = min(config.attack.images, heldout), attack_queries(config, heldout)
     if need > budget:
-        how = "" if bare else ", with and without the purifier,"
+        how = "" if config.purifier == NONE else ", with and without the purifier,"
         raise ConfigError(
             f"ledger.attack is {budget}: {count} images at {levels} eps{how} need {need}; "
             "raise it or lower attack.images"

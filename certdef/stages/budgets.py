@@ -107,7 +107,7 @@ def trace_budgets(
     settings: list[Any] = [asdict(replace(config, strategy="random")), target.subject, law.parameters]
     settings += [job.data.pool_digest, job.data.heldout_digest]
     if encoder is not None or denoiser is not None:
-        settings += [asdict(job.config.nim), denoiser is not None]
+        settings += [job.config.nim.settings, denoiser is not None]
     cells = job.stage("budget-cells", StageResult, *settings)  # a larger table finds those of a smaller one
     table = [sorted(budgets), list(strategies), seeds]
     name = f"budgets-{fingerprint(*table)[:6]}"  # each table has a run of its own

@@ -99,7 +99,7 @@ def _certify_subjects(
         draws_surrogate=config.n,
         curves=curves,
         radii=config.radii,
-        params=config.settings | {"n_target": draws},
+        params=config.settings | {"n_target": draws} | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )

@@ -98,6 +98,25 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
     return _within_reach(config, n)
 
 
+def certification_queries(config: RunConfig, heldout: int, paid: int | None = None) -> int:
+    """Queries that the certificates of so many held-out images take, at most.
+
+    Args:
+        paid: Number of smoothed targets; unset, that of the main job.
+    """
+    if paid is None:
+        paid = sum(condition.paid for condition in conditions(config))
+    if config.certify.guide == "budget":
+        return config.ledger.certification // paid * paid
+    selection = config.certify.n0 if config.certify.guide == "off" else 0
+    return min(config.certify.target_images, heldout) * paid * (selection + target_draws(config, paid))
+
+
+def largest_radius(noise: certify.NoiseLaw, n: int, alpha: float) -> float:
+    """The radius that a unanimous vote of n draws proves."""
+    return float(noise.radius(certify.binomial_lower_bound(n, n, alpha)))
+
+
 def _within_reach(config: RunConfig, n: int) -> int:
     """Refuse a guide where n votes could prove none of the radii."""
     if config.certify.guide != "off":

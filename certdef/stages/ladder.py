@@ -24,6 +24,7 @@ from certdef.attacks.threat_ladder import System
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.config.purifiers import plain_name
+from certdef.stages.attack import attack_queries
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
@@ -122,13 +123,13 @@ def evaluate_ladder(
 
     def gather() -> LadderResult:
         every = {name: each.result.subjects for name, each in evaluated.items()}
-        curve = _smoothed(job, surrogate, own.denoiser() if own else None)
+        curve = _smoothed(job, surrogate, own.denoiser() if own else None, target.num_classes)
         return LadderResult(
             systems=every,
             own=config.purifier,
             curve=curve,
             eps=config.ladder.eps,
-            params={"systems": list(systems)} | _curve_settings(config),
+            params={"systems": list(systems)} | _curve_settings(config) | job.data.remarks,
             metrics=_metrics(every, config.purifier, curve),
             artifacts=("*.png", "*.md"),
         )
@@ -136,16 +137,21 @@ def evaluate_ladder(
     return job.run(stage, gather)
 
 
+def ladder_queries(config: RunConfig, heldout: int) -> int:
+    """Queries that the ladder takes at most."""
+    images = min(config.ladder.target_images, heldout)
+    return sum(
+        threat_ladder.most_queries(config.ladder, images, purified=name != "none", noisy=name != "none")
+        for name in ladder_systems(config)
+    )
+
+
 def check_ladder_budget(config: RunConfig, heldout: int) -> None:
     """Refuse, before anything is spent, an attack budget that ladder and attack do not fit in, and a missing package."""
     if config.ladder.decision_queries:
         query.check_hop_skip_jump()
     names, images = ladder_systems(config), min(config.ladder.target_images, heldout)
-    ladders = sum(
-        threat_ladder.most_queries(config.ladder, images, purified=name != "none", noisy=name != "none")
-        for name in names
-    )
-    attack = min(config.attack.images, heldout) * (2 * len(config.attack.eps) + 1)
+    ladders, attack = ladder_queries(config, heldout), attack_queries(config, heldout)
     if ladders + attack > config.ledger.attack:
         raise ConfigError(
             f"ledger.attack is {config.ledger.attack}: the ladder may take {ladders} queries ({len(names)} systems x {images} "
@@ -189,7 +195,7 @@ def _evaluate_system(
                 attacks = _attacked(job, system, count, f"{name}, {subject}")
                 write_json(path, {"attacks": [each.to_json() for each in attacks]})
             subjects[subject] = _evaluation(path, count)
-        return SystemResult(subjects=subjects, params=settings)
+        return SystemResult(subjects=subjects, params=settings | job.data.remarks)
 
     return job.run(stage, evaluate)
 
@@ -247,7 +253,9 @@ def _curve_settings(config: RunConfig) -> dict[str, Any]:
     return certified | own | {"law": asdict(config.certify.laws[0])}
 
 
-def _smoothed(job: Job, surrogate: nn.Module, denoiser: nn.Module | None) -> tuple[SmoothedRow, ...]:
+def _smoothed(
+    job: Job, surrogate: nn.Module, denoiser: nn.Module | None, num_classes: int
+) -> tuple[SmoothedRow, ...]:
     """Certified accuracy of the smoothed surrogate, and accuracy under attack, at the configured L2 radii."""
     config, certified, data = job.config.ladder, job.config.certify, job.data
     count = min(config.smoothed_images, len(data.heldout_images))
@@ -257,7 +265,7 @@ def _smoothed(job: Job, surrogate: nn.Module, denoiser: nn.Module | None) -> tup
     classifier = certify.SmoothedClassifier(
         base.eval(),
         noise_law(certified.laws[0]),
-        len(data.classes),
+        num_classes,
         subject="surrogate",
         device=job.device,
         seed=job.config.seed,

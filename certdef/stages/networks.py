@@ -19,8 +19,7 @@ from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks.denoisers import NIM_MAE, NIM_SIMMIM
-from certdef.purifiers.networks.nim import NIM
-from certdef.stages.job import Job
+from certdef.stages.job import Job, Shelf
 from certdef.tracking.metrics import LAST_LOSS, LOSS
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
@@ -145,7 +144,7 @@ def train_network(
 
 
 def network_key(
-    job: Job,
+    job: Shelf,
     spec: NetworkSpec,
     law: SigmaLaw | None,
     defended: Defended | None = None,
@@ -159,7 +158,7 @@ def network_key(
 
 
 def network_stage(
-    job: Job, spec: NetworkSpec, law: SigmaLaw | None, defended: Defended | None = None
+    job: Shelf, spec: NetworkSpec, law: SigmaLaw | None, defended: Defended | None = None
 ) -> Stage[NetworkResult]:
     """The stage of a network that needs no other one, whether it is done or not."""
     key = network_key(job, spec, law, defended)
@@ -186,14 +185,13 @@ def training_run(job: Job, plan: Plan, stage: Stage[Any]) -> TrainingRun:
 
 def pretrain_denoiser(
     job: Job, law: SigmaLaw, *, linear_head: bool = False
-) -> tuple[NIM, Stage[NetworkResult]]:
+) -> tuple[nn.Module, Stage[NetworkResult]]:
     """NIM-MAE under one law, or with a linear head NIM-SimMIM; an interrupted pre-training ends at the same weights."""
     trained = train_network(job, NIM_SIMMIM if linear_head else NIM_MAE, law)
-    assert isinstance(trained.network, NIM)
     return trained.network, trained.stage
 
 
-def pretrained(job: Job, law: SigmaLaw) -> NIM | None:
+def pretrained(job: Job, law: SigmaLaw) -> nn.Module | None:
     """The NIM-MAE of a law where it is done already."""
     stage = network_stage(job, NIM_MAE, law)
     return storage.load_model(stage.path / "model", job.device) if stage.done else None

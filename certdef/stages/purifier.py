@@ -21,8 +21,15 @@ from certdef.purifiers import trial
 from certdef.purifiers.base import NetworkSpec, Parts, Plan, PurifierSpec, Tuning
 from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.registry import find_purifier, is_foreign
-from certdef.stages.job import Job
-from certdef.stages.networks import Defended, Trained, train_network, training_run, untrained_copy
+from certdef.stages.job import Job, Shelf
+from certdef.stages.networks import (
+    Defended,
+    Trained,
+    network_stage,
+    train_network,
+    training_run,
+    untrained_copy,
+)
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import StageResult
@@ -113,6 +120,22 @@ class Purifier:
             if part.networks is None or role in part.networks
         ]
         return fingerprint(part.kind or self.name, settings, stages)
+
+
+def ready_denoiser(job: Shelf, law: SigmaLaw) -> nn.Module | None:
+    """What stands between the noise and the classifier, where its networks are trained already and know no classifier."""
+    spec = find_purifier(job.config.purifier)
+    if spec.denoiser is None:
+        return None
+    networks: dict[str, nn.Module] = {}
+    for network in spec.networks(job.config):
+        if network.sees_classifier or network.needs(job.config):
+            return None
+        stage = network_stage(job, network, None if network.laws == "none" else law)
+        if not stage.done:
+            return None
+        networks[network.role] = storage.load_model(stage.path / "model", job.device)
+    return spec.denoiser.build(Parts(spec.settings(job.config), networks))
 
 
 def prepare_purifier(

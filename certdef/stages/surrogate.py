@@ -19,7 +19,7 @@ from certdef.config.objects import is_object
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.purifiers.networks.nim import NIM, NIMClassifier
-from certdef.stages.job import Job
+from certdef.stages.job import Job, Shelf
 from certdef.stages.networks import pretrain_denoiser
 from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
@@ -56,24 +56,29 @@ class SurrogateResult(StageResult):
 
 def distill(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[SurrogateResult]]:
     """Pay for answers within the training budget, train on them, and measure how often the two agree."""
-    config, data = job.config.surrogate, job.data
-    law = job.config.certify.laws[0]
-    if is_object(config.model):
+    if is_object(job.config.surrogate.model):
         return _as_given(job, target)
-    encoder = pretrained_encoder(job, config)
-    key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
-    starts_from = [] if encoder is None else [asdict(job.config.nim)]
-    stage = job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
+    encoder, stage = pretrained_encoder(job, job.config.surrogate), surrogate_stage(job, target)
     job.run(stage, lambda: _distill(job, target, stage, encoder))
     return storage.load_model(stage.path / "model", job.device), stage
 
 
+def surrogate_stage(job: Shelf, target: surrogates.Target) -> Stage[SurrogateResult]:
+    """The stage of the surrogate, whether it is done or not."""
+    config, data, law = job.config.surrogate, job.data, job.config.certify.laws[0]
+    if is_object(config.model):
+        own = [config.model, target.subject, law.parameters]
+        return job.stage("surrogate", SurrogateResult, own, data.heldout_digest)
+    key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
+    starts_from = [job.config.nim.settings] if _needs_encoder(config) else []
+    return job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
+
+
 def _as_given(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[SurrogateResult]]:
     """A module of the user's own as the stand-in: nothing is trained, and its agreement is measured."""
-    name, law, data = job.config.surrogate.model, job.config.certify.laws[0], job.data
+    name, data = job.config.surrogate.model, job.data
     model = build_classifier(name, data.image_shape, target.num_classes).to(job.device).eval()
     check_student(model, data.heldout_images[:1], target.num_classes, job.device)
-    stage = job.stage("surrogate", SurrogateResult, name, target.subject, law.parameters, data.heldout_digest)
 
     def measure() -> SurrogateResult:
         agreement, figures = _agreement(job, target, model)
@@ -86,7 +91,7 @@ def _as_given(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[Sur
             metrics=figures,
         )
 
-    return model, job.run(stage, measure)
+    return model, job.run(surrogate_stage(job, target), measure)
 
 
 def _agreement(
@@ -203,9 +208,15 @@ def selection_of(
 
 def pretrained_encoder(job: Job, config: SurrogateConfig) -> NIM | None:
     """The headline's denoiser, where the surrogate starts from its encoder or is selected for by its features."""
-    if config.model != "nim" and config.features != "nim":
+    if not _needs_encoder(config):
         return None
-    return pretrain_denoiser(job, job.config.certify.laws[0])[0]
+    encoder = pretrain_denoiser(job, job.config.certify.laws[0])[0]
+    assert isinstance(encoder, NIM)  # certdef.config.checks refuses others
+    return encoder
+
+
+def _needs_encoder(config: SurrogateConfig) -> bool:
+    return "nim" in (config.model, config.features)
 
 
 def _features(nim: NIM | None) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -166,7 +166,7 @@ def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: S
         "chunk_size": CHUNK,
         "stage": stage.fingerprint,
         "versions": versions(),
-    }
+    } | job.data.remarks
 
 
 def _guided(

@@ -24,6 +24,7 @@ USED_LATER = {
     "reversal": ("eps", "steps", "step_255"),
     "diffusion": ("t", "steps", "grid", "choice_images", "guidance", "robust_epochs"),
 }
+NEW_IN_DATA = ("columns", "images_key", "labels_key", "labels", "resize", "color")
 CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
 CURVE = ("smoothed_images", "smoothed_draws")
@@ -32,6 +33,7 @@ CURVE = ("smoothed_images", "smoothed_draws")
 def runs_file(config: RunConfig, uri: str) -> Path:
     """Where a job keeps the names of its MLflow runs; those of a job of version 0.1.0 are taken over."""
     folder, plain = config.workspace / "jobs", config.to_dict()
+    plain["data"] = _data(plain["data"])
     path = folder / f"{fingerprint(plain, uri)}.json"
     plain.pop("udc", None)
     plain["target"]["quantise"] = plain["target"].pop("quantize", None)
@@ -63,7 +65,7 @@ class Legacy:
         """What every stage was taken to depend on."""
         target, form = self.config.target, _form(self.config)
         own = [form] if target.uri and form else []
-        return [asdict(self.config.data), target.uri, self.config.seed, self.device, *own]
+        return [_data(asdict(self.config.data)), target.uri, self.config.seed, self.device, *own]
 
     @property
     def trained_target(self) -> str:
@@ -109,7 +111,7 @@ class Legacy:
                 return [config.target.training if config.target.uri is None else own, self.uri]
             case "surrogate" if name == "surrogate":
                 encoder = (
-                    [asdict(config.nim)]
+                    [config.nim.settings]
                     if "nim" in (config.surrogate.model, config.surrogate.features)
                     else []
                 )
@@ -136,7 +138,7 @@ class Legacy:
         if kind == "blind-spot" and name != kind:
             return [self._weights("blind_spot"), asdict(law)] if law else None
         if kind.startswith("nim"):
-            return [asdict(config.nim), asdict(law)] if law else None
+            return [config.nim.settings, asdict(law)] if law else None
         adversarial = max(*config.attack.eps[:1], 1 / 255, 0)
         denoised = ["nim"] if "denoising" in config.reversal.tasks else []
         diffusion = config.diffusion
@@ -147,7 +149,7 @@ class Legacy:
             max(config.attack.eps, default=0),
         ]
         known: dict[str, Callable[[], list[Any]]] = {
-            "mim": lambda: [asdict(config.nim)],
+            "mim": lambda: [config.nim.settings],
             "blind-spot": lambda: [self._weights("blind_spot"), asdict(config.gs)],
             "tasks": lambda: [self._weights("reversal"), *self._all("surrogate", *denoised)],
             "diffusion": lambda: [self._weights("diffusion")],
@@ -258,6 +260,11 @@ class Legacy:
 
     def _all(self, *names: str) -> list[str | None]:
         return [self.fingerprint(name) for name in names]
+
+
+def _data(section: dict[str, Any]) -> dict[str, Any]:
+    """The options of images; those that are newer than version 0.1 only where they are set."""
+    return {name: value for name, value in section.items() if name not in NEW_IN_DATA or value is not None}
 
 
 def _form(config: RunConfig) -> dict[str, Any]:

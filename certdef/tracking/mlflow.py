@@ -153,7 +153,8 @@ class Tracker:
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             images = self.mlflow.data.from_numpy
-            heldout = images(data.heldout_images, targets=data.heldout_labels, name=f"{data.name}-heldout")
+            labels = data.heldout_labels if data.labeled else None
+            heldout = images(data.heldout_images, targets=labels, name=f"{data.name}-heldout")
             self.mlflow.log_input(heldout, context="evaluation")
             if len(data.pool):
                 pool = images(data.pool, name=f"{data.name}-pool-unlabelled")

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -103,6 +104,8 @@ class Target(ABC):
         self.num_features = num_features
         self.batch_size = batch_size
         self.pixels = pixels or PixelFormat()
+        if self.input_shape is not None:
+            self.check_shape(self.input_shape)
         self.kind_is_assumed = False
         self._logits_seen = False
 
@@ -152,10 +155,12 @@ class Target(ABC):
                 f"target {self.identity} takes images of shape {self.input_shape}, got {tuple(shape)}: "
                 "resize them or open the target with another input_shape"
             )
-        if self.num_features is not None and int(np.prod(shape)) != self.num_features:
+        self.pixels.check(shape)
+        values = prod(self.pixels.model_shape(shape))
+        if self.num_features is not None and values != self.num_features:
             raise TargetError(
                 f"target {self.identity} takes {self.num_features} values per image, "
-                f"got {int(np.prod(shape))} from shape {tuple(shape)}: resize the images"
+                f"got {values} from shape {tuple(shape)}: resize the images, or open the target with resize or color"
             )
 
     def checked_answer(self, pixels: np.ndarray) -> Answers:

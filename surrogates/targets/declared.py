@@ -7,7 +7,10 @@ from typing import Any
 
 from surrogates.errors import ClassesUnknown, TargetError
 from surrogates.targets.classes import ClassNames
+from surrogates.targets.faults import Faults
 from surrogates.targets.formats import PixelFormat, check_input_shape
+
+INTEGERS = ("uint8", "int8", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,15 @@ class Declared:
         output_kind: labels, top_k, probabilities or logits.
         input_shape: (C, H, W).
         batch_size: Images that are sent at once.
-        layout: chw, hwc, flat or flat_hwc.
-        dtype: float32, float64, float16, uint8, int32 or int64.
+        layout: chw, hwc, flat, flat_hwc, or the sides of one image.
+        dtype: float32, float64, float16, uint8, int8, int32 or int64.
         pixel_range: What 0 and 1 become.
         quantize: Bits that pixels are rounded to.
-        mean: What is subtracted from each channel then.
+        mean: What is subtracted from each channel, in units of [0, 1].
         std: What each channel is divided by then.
+        color: rgb, bgr or gray.
+        resize: Height and width that images are resized to, or one number for both.
+        order_is_known: Set by the target, not by the caller: see PixelFormat.
     """
 
     num_classes: int | None = None
@@ -36,25 +42,43 @@ class Declared:
     output_kind: str | None = None
     input_shape: tuple[int, int, int] | None = None
     batch_size: int | None = None
-    layout: str | None = None
+    layout: str | tuple[int, ...] | None = None
     dtype: str | None = None
     pixel_range: tuple[float, float] | None = None
     quantize: int | None = None
     mean: tuple[float, ...] | float | None = None
     std: tuple[float, ...] | float | None = None
+    color: str | None = None
+    resize: tuple[int, int] | int | None = None
+    order_is_known: bool = False
 
     def __post_init__(self) -> None:
         for name in ("input_shape", "pixel_range", "mean", "std"):
             if isinstance(getattr(self, name), Iterable):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.input_shape is not None:
-            check_input_shape(self.input_shape)
-        if self.names is not None and self.num_classes is None:
-            object.__setattr__(self, "num_classes", self.names.count)
-        if self.names is not None and self.num_classes != self.names.count:
-            raise TargetError(
-                f"num_classes is {self.num_classes!r}, but classes lists {self.names.count}: leave num_classes out"
+        faults = Faults()
+        with faults.kept():
+            if self.input_shape is not None:
+                check_input_shape(self.input_shape)
+        with faults.kept():
+            if self.names is not None:
+                object.__setattr__(self, "num_classes", self._counted(self.names.count))
+        with faults.kept():
+            # What the model says of its number type may still make these good.
+            form = PixelFormat(
+                **self._format | {"dtype": "float32" if self.dtype in INTEGERS else self.dtype or "float32"}
             )
+            object.__setattr__(self, "resize", form.resize)
+            object.__setattr__(self, "layout", None if self.layout is None else form.layout)
+        faults.refuse()
+
+    def _counted(self, count: int) -> int:
+        """Return the number of classes where their names are listed."""
+        if self.num_classes not in (None, count):
+            raise TargetError(
+                f"num_classes is {self.num_classes!r}, but classes lists {count}: leave num_classes out"
+            )
+        return count
 
     @property
     def names(self) -> ClassNames | None:
@@ -63,18 +87,29 @@ class Declared:
 
     @property
     def pixels(self) -> PixelFormat:
-        """The pixel format, with defaults where nothing was declared."""
-        form = PixelFormat(
-            self.layout or "chw",
-            self.dtype or "float32",
-            self.pixel_range,
-            self.quantize,
-            self.mean,
-            self.std,
-        )
-        if self.input_shape is not None:
-            form.check(self.input_shape[0])
-        return form
+        """The pixel format, with defaults where nothing was declared.
+
+        Raises:
+            TargetError: The images cannot be brought into it; a line for each reason.
+        """
+        form = PixelFormat(**self._format)
+        if self.input_shape is None:
+            return form
+        form.check(self.input_shape)
+        return form.settled(self.input_shape)
+
+    @property
+    def model_shape(self) -> tuple[int, int, int] | None:
+        """The shape (C, H, W) in which the model sees images, where that of the images is known."""
+        if self.input_shape is None:
+            return None
+        return PixelFormat(color=self.color, resize=self.resize).model_shape(self.input_shape)
+
+    @property
+    def _format(self) -> dict[str, Any]:
+        """What PixelFormat takes, as far as it was declared."""
+        values = {field.name: getattr(self, field.name) for field in fields(PixelFormat)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def agreed(self, **known: Any) -> "Declared":
         """Return this with what the target reports of itself filled in.
@@ -99,13 +134,16 @@ class Declared:
         return self.num_classes
 
 
+# What a caller may declare.
+OPTIONS = tuple(field.name for field in fields(Declared) if field.name != "order_is_known")
+
+
 def split_options(options: dict[str, Any]) -> tuple[Declared, dict[str, Any]]:
     """Return the options that every target has, and the others, which depend on the kind of target."""
     if "quantise" in options:
         options = {"quantize" if name == "quantise" else name: value for name, value in options.items()}
-    names = {field.name for field in fields(Declared)}
-    own = {name: value for name, value in options.items() if name in names}
-    return Declared(**own), {name: value for name, value in options.items() if name not in names}
+    own = {name: value for name, value in options.items() if name in OPTIONS}
+    return Declared(**own), {name: value for name, value in options.items() if name not in OPTIONS}
 
 
 def check_options(options: Iterable[str], known: list[str], what: str) -> None:

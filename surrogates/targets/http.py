@@ -33,6 +33,7 @@ from surrogates.targets.http_exchange import (
     Unreadable,
     basic,
 )
+from surrogates.targets.http_headers import joined, mark
 from surrogates.targets.http_options import HttpOptions, Pace
 from surrogates.targets.paid_repeats import payer
 from surrogates.targets.redaction import Secrets, shortened
@@ -145,6 +146,7 @@ class HttpClient:
     def __init__(self, url: str, options: HttpOptions) -> None:
         self.url, self._login = without_login(url)
         self.options = options
+        self.name = self.url + mark(options.headers)  # what an identity is made of
         self._pace = Pace(options.rate)
         self._connections = Connections(self.url, options.keep_alive)
         self._secrets = Secrets()
@@ -256,7 +258,7 @@ class HttpClient:
         )
 
     def _attempt(self, request: Request) -> Reply:
-        headers = {**HEADERS, **request.headers, **self._headers()}
+        headers = joined(HEADERS, request.headers, self.options.headers or {}, self._headers())
         limits = Limits(time.monotonic() + self.options.timeout, self.options.max_bytes)
         try:
             answer = self._connections.exchange(

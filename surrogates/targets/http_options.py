@@ -4,10 +4,12 @@ import os
 import re
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from surrogates.errors import TargetError
+from surrogates.targets.http_headers import check_headers
 
 LONGEST = 1e9  # seconds; past it the system's clocks overflow
 PACING = threading.Lock()  # of all paces: a fork finds it free
@@ -21,6 +23,7 @@ class HttpOptions:
     Args:
         token_env: Name of an environment variable; its value goes out in token_header and nowhere else.
         token_header: "Name: scheme", or "X-Api-Key:" for a bare value.
+        headers: Further headers of each request, by name; none of them a secret.
         timeout: Seconds of one attempt.
         attempts: How often a refused request is tried, in all.
         repeats: How often a request whose outcome is unknown is repeated; every repeat is on the bill.
@@ -37,6 +40,7 @@ class HttpOptions:
 
     token_env: str | None = None
     token_header: str = "Authorization: Bearer"
+    headers: Mapping[str, str] | None = None
     timeout: float = 60.0
     attempts: int = 10  # with the pauses between them more than a minute: a model may have to be loaded first
     repeats: int = 1
@@ -59,6 +63,7 @@ class HttpOptions:
                 raise TargetError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if not isinstance(self.keep_alive, bool):
             raise TargetError(f"keep_alive must be True or False, got {self.keep_alive!r}")
+        check_headers(self.headers)
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ -~]*", self.token_header):
             raise TargetError(
                 f"token_header must be 'Name: scheme', got {self.token_header!r}: try 'Authorization: Bearer'"

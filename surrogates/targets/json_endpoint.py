@@ -13,9 +13,6 @@ labels alone gives hard labels, scores alone one number a class in order, both g
 answer is {name: score}, `scores` is its path and `labels` is left out. A path may be "" for the answer itself.
 """
 
-import base64
-import io
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +21,13 @@ import numpy as np
 from surrogates.errors import TargetError
 from surrogates.targets.addresses import public_url
 from surrogates.targets.base import Target
+from surrogates.targets.bodies import form_body, json_body, multipart_body
 from surrogates.targets.classes import ClassNames, name_of
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import Reply, client_of
 from surrogates.targets.json_answers import json_numbers, quoted, read_json
-from surrogates.targets.mapping import PLACE, Mapping, pixel_format, read_mapping
+from surrogates.targets.mapping import Mapping, pixel_format, read_mapping
+from surrogates.targets.pictures import TYPES, picture
 from surrogates.targets.served import open_served
 
 
@@ -52,8 +51,8 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
             f"{public_url(mapping.url)}: allow it with --target.token_env {mapping.token_env} "
             f"(in Python open_target(..., token_env={mapping.token_env!r}))"
         )
-    if mapping.token_header is not None:
-        options = {"token_header": mapping.token_header} | options
+    own = {name: getattr(mapping, name) for name in ("token_header", "headers", "rate", "timeout")}
+    options = {name: value for name, value in own.items() if value is not None} | options
     client, rest = client_of(mapping.url, options, [], "a JSON endpoint")
     form = pixel_format(mapping)
     shape = mapping.input_shape
@@ -62,6 +61,8 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         output_kind=None if declared.output_kind else mapping.kind,
         input_shape=None if shape is None else tuple(shape),
     )
+    # Headers of the mapping are in its digest, those of the caller are not.
+    name = f"{client.url if options.get('headers') == mapping.headers else client.name}#{mapping.digest}"
     declared = replace(
         declared,
         layout=form.layout,
@@ -70,13 +71,18 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         quantize=declared.quantize or form.quantize,
         mean=declared.mean if declared.mean is not None else form.mean,
         std=declared.std if declared.std is not None else form.std,
+        color=declared.color or form.color,
+        resize=declared.resize or form.resize,
+        order_is_known=form.order_is_known,
         batch_size=mapping.per_request or declared.batch_size,
-        identity=declared.identity or mapping.identity or f"{client.url}#{mapping.digest}",
+        identity=declared.identity or mapping.identity or name,
     )
     wire = JsonEndpoint(
         mapping, mapping.names, client.url, declared.num_classes or 0, declared.output_kind or ""
     )
-    return open_served(wire, client, declared, **rest)
+    if declared.input_shape is not None:  # what cannot be sent is known before anything is
+        wire.encode(declared.pixels.encode(np.zeros((1, *declared.input_shape), np.float32)))
+    return open_served(wire, client, declared, lossy=mapping.lossy, **rest)
 
 
 @dataclass(frozen=True)
@@ -91,13 +97,20 @@ class JsonEndpoint:
 
     def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:
         """Write a request: the template with the images in their place."""
-        if self.mapping.images == "png":
-            images: list[Any] = [base64.b64encode(png(image)).decode("ascii") for image in pixels]
+        mapping = self.mapping
+        if mapping.images == "array":
+            body, kind = json_body(mapping.request, pixels.tolist(), mapping.per_request == 1)
+            return body, {"Content-Type": kind}
+        pictures = [picture(image, mapping.images, mapping.quality) for image in pixels]
+        if mapping.send == "json":
+            body, kind = json_body(mapping.request, pictures, mapping.per_request == 1)
+        elif mapping.send == "form":
+            body, kind = form_body(mapping.request, pictures)
+        elif mapping.send == "multipart":
+            body, kind = multipart_body(mapping.request, pictures, mapping.images, mapping.filename)
         else:
-            images = pixels.tolist()
-        value = images[0] if self.mapping.per_request == 1 else images
-        body = json.dumps(_filled(self.mapping.request, value)).encode()
-        return body, {"Content-Type": "application/json"}
+            body, kind = pictures[0], TYPES[mapping.images]
+        return body, {"Content-Type": kind}
 
     def decode(self, reply: Reply, count: int) -> np.ndarray:
         """Read labels (N,) or scores (N, K), NaN for the classes that an answer does not name."""
@@ -126,6 +139,12 @@ class JsonEndpoint:
 
     def _scores(self, answer: Any) -> np.ndarray:
         scores = _at(answer, self.mapping.scores or "")
+        if (
+            self.mapping.labels is None
+            and type(scores) in (int, float)
+            and self.mapping.positive_class is not None
+        ):
+            return self._pair(scores)
         if self.mapping.labels is None and not isinstance(scores, dict):
             if not isinstance(scores, list) or len(scores) != self.num_classes:
                 many = len(scores) if isinstance(scores, list) else type(scores).__name__
@@ -155,6 +174,11 @@ class JsonEndpoint:
             )
         return row
 
+    def _pair(self, score: float) -> np.ndarray:
+        """Return the scores of two classes from that of one of them."""
+        rest = 0.0 if self.output_kind == "logits" else 1 - score
+        return np.array([rest, score] if self.mapping.positive_class == 1 else [score, rest])
+
     def _index(self, label: Any) -> int:
         if self.names is not None:
             return self.names.index(label)
@@ -166,19 +190,6 @@ class JsonEndpoint:
         if label != int(label):
             raise TargetError(f"target answered label {label!r}, expected an integer")
         return int(label)
-
-
-def png(image: np.ndarray) -> bytes:
-    """Return an image (H, W, C) uint8 with 1 or 3 channels as a PNG."""
-    from PIL import Image
-
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise TargetError(
-            f"a PNG takes 1 or 3 channels, got an image of shape {image.shape}: use images: array"
-        )
-    buffer = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _at(answer: Any, path: str) -> Any:
@@ -198,16 +209,6 @@ def _at(answer: Any, path: str) -> Any:
             names = sorted(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
             raise TargetError(f"target answered nothing at {path!r}: {step!r} is not in {names}") from error
     return answer
-
-
-def _filled(template: Any, value: Any) -> Any:
-    if template == PLACE:
-        return value
-    if isinstance(template, dict):
-        return {key: _filled(part, value) for key, part in template.items()}
-    if isinstance(template, list):
-        return [_filled(part, value) for part in template]
-    return template
 
 
 def _best(row: np.ndarray) -> int:

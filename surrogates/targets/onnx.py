@@ -1,6 +1,7 @@
 """Targets that are ONNX files, run by ONNX Runtime in this process."""
 
 import os
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,23 @@ from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.classes import REMEDY, by_index, class_indices, text_labels
 from surrogates.targets.declared import Declared, check_options
+from surrogates.targets.layouts import is_row
 from surrogates.targets.onnx_files import digest_of
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, unpack
-from surrogates.targets.signatures import ModelInput, padded
+from surrogates.targets.signatures import ModelInput
 
 WHOLE = ("tensor(int", "tensor(uint", "tensor(string")  # types of labels
 TIE = 1e-6  # scores that are closer than this may be ranked either way
 # ONNX's names of number types that are not numpy's.
 NUMBER_TYPES = {"float": "float32", "double": "float64"}
+# What a model's metadata may say of its images: "Image metadata" in ONNX's MetadataProps.md.
+COLORS = {"Gray8": "gray", "Rgb8": "rgb", "Bgr8": "bgr"}
+RANGES = {
+    "NominalRange_0_255": (0.0, 255.0),
+    "Normalized_0_1": (0.0, 1.0),
+    "Normalized_1_1": (-1.0, 1.0),
+    "NominalRange_16_235": (16.0, 235.0),
+}
 
 
 def open_onnx(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
@@ -27,8 +37,6 @@ def open_onnx(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         TargetError: It cannot be loaded, or does not fit what was declared.
     """
     check_options(options, ["output", "threads"], "an ONNX model")
-    if declared.dtype is not None:
-        raise TargetError("dtype is read from the ONNX model: leave it out")
     return OnnxTarget(uri, declared, **options)
 
 
@@ -59,16 +67,15 @@ class OnnxTarget(Target):
         digest = digest_of(Path(path))
         self._session = _session(Path(path), threads)
         self._input, taken = _only_input(self._session, what)
+        self._taken = taken = taken.placed(declared)
         chosen = _chosen_output(self._session, what, output, declared.output_kind)
         self._output, self._names = chosen.name, declared.names
         self._own_labels = _label_output(self._session, chosen)
         for read in (chosen, self._own_labels):
             if read is not None and "string" in read.type and declared.names is None:
                 raise TargetError(f"{what} answers the names of its classes in {read.name}: {REMEDY}")
-        classes = chosen.shape[1] if chosen.shape and len(chosen.shape) == 2 else None
-        declared = taken.honored(
-            declared.agreed(num_classes=classes if isinstance(classes, int) and classes > 1 else None)
-        )
+        classes = _classes(chosen.shape, taken.without_batch)
+        declared = taken.honored(declared.agreed(num_classes=classes))
         super().__init__(
             declared.identity or f"onnx:{digest}",
             declared.classes_of(what),
@@ -79,12 +86,11 @@ class OnnxTarget(Target):
             batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
             pixels=declared.pixels,
         )
-        self._batch = taken.batch
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
         names = [self._output] + ([self._own_labels.name] if self._own_labels else [])
-        outputs = self._session.run(names, {self._input: padded(pixels, self._batch)})
-        answer, *labels = (output[: len(pixels)] for output in outputs)
+        outputs = self._session.run(names, {self._input: self._taken.arranged(pixels)})
+        answer, *labels = (self._taken.answered(output, len(pixels)) for output in outputs)
         if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # scikit-learn's ZipMap
             seen = sorted(answer[0])
             scores = np.array([[row[label] for label in seen] for row in answer])
@@ -112,14 +118,30 @@ class OnnxTarget(Target):
             )
 
 
+def _classes(shape: list[Any] | None, without_batch: bool) -> int | None:
+    """Return the number of classes in the shape of an output, None where it does not tell."""
+    sides = (shape or [])[0 if without_batch else 1 :]
+    if not sides or not all(isinstance(side, int) for side in sides) or not is_row(sides):
+        return None
+    return prod(sides) if prod(sides) > 1 else None
+
+
 def _only_input(session: Any, what: str) -> tuple[str, ModelInput]:
     """Return the name of the only input, and what it takes."""
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise TargetError(f"{what} takes {len(inputs)} inputs, expected 1: open a function that calls it")
     kind = inputs[0].type.removeprefix("tensor(").removesuffix(")")
-    sides = tuple(side if isinstance(side, int) else -1 for side in inputs[0].shape)
-    return inputs[0].name, ModelInput(what, NUMBER_TYPES.get(kind, kind), sides)
+    sides = tuple(side if isinstance(side, int) and side > 0 else -1 for side in inputs[0].shape)
+    metadata = session.get_modelmeta().custom_metadata_map
+    taken = ModelInput(
+        what,
+        NUMBER_TYPES.get(kind, kind),
+        sides,
+        color=COLORS.get(metadata.get("Image.BitmapPixelFormat", "")),
+        pixel_range=RANGES.get(metadata.get("Image.NominalPixelRange", "")),
+    )
+    return inputs[0].name, taken
 
 
 def _label_output(session: Any, chosen: Any) -> Any:

@@ -24,6 +24,7 @@ PIXEL_TYPES = {
     "FP64": "float64",
     "UINT8": "uint8",
     "FP16": "float16",
+    "INT8": "int8",
     "INT32": "int32",
     "INT64": "int64",
 }
@@ -42,6 +43,7 @@ NUMBER_TYPES = {
     "FP64": "<f8",
 }
 JSON_LENGTH = "Inference-Header-Content-Length"
+SILENT = ModelInput("the model", "float32", ())
 DEFAULT_INPUT = {"name": "input-0", "datatype": "FP32", "shape": []}
 
 
@@ -75,17 +77,17 @@ def _open(
     if model.input is DEFAULT_INPUT:  # the server is silent, so the caller decides
         names = {dtype: name for name, dtype in PIXEL_TYPES.items()}
         datatype = names.get(declared.dtype or "float32", "FP32")
-    classes, kind = classes_and_kind(model.output)
+    shape = tuple(side if side > 0 else -1 for side in model.input.get("shape") or [])
+    taken = ModelInput(what, PIXEL_TYPES[datatype], shape).placed(declared)
+    classes, kind = classes_and_kind(model.output, without_batch=taken.without_batch)
     answered = (model.output or {}).get("datatype", "FP32")
     if answered not in NUMBER_TYPES:
         raise TargetError(f"{what} answers {answered}, expected numbers: give output='another one'")
-    shape = tuple(int(side) for side in model.input.get("shape") or [])
-    taken = ModelInput(what, PIXEL_TYPES[datatype], shape)
     declared = taken.honored(
         declared.agreed(num_classes=classes, output_kind=None if declared.output_kind else kind)
     )
     declared = refuse_fixed_batch(taken.batch, declared, what)
-    name = model.name + (f"#{output}" if output else "")
+    name = model.name + client.name.removeprefix(client.url) + (f"#{output}" if output else "")
     return open_served(
         OpenInference(
             model.url,
@@ -93,6 +95,7 @@ def _open(
             datatype,
             None if model.output is None else model.output["name"],
             model.binary if binary is None else bool(binary),
+            taken,
         ),
         client,
         replace(declared, identity=declared.identity or name),
@@ -111,6 +114,7 @@ class OpenInference:
         datatype: Its type, a key of PIXEL_TYPES.
         output: Name of the output that is read; None for the only one.
         binary: Whether tensors travel as bytes behind the JSON.
+        taken: What the model reports of its input.
     """
 
     url: str
@@ -118,9 +122,11 @@ class OpenInference:
     datatype: str
     output: str | None
     binary: bool
+    taken: ModelInput = SILENT
 
     def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:
         """Write an inference request, with its tensor as JSON or as bytes behind the JSON."""
+        pixels = self.taken.arranged(pixels, fill=False)
         tensor: dict[str, Any] = {"name": self.input, "shape": list(pixels.shape), "datatype": self.datatype}
         request: dict[str, Any] = {"inputs": [tensor]}
         if self.output is not None:
@@ -159,7 +165,8 @@ class OpenInference:
             )
         # Binary tensors lie one behind the other, in the order of the outputs.
         start, size = sum(filter(None, sizes[: chosen[0]])), sizes[chosen[0]]
-        return _tensor(outputs[chosen[0]], None if size is None else raw[start : start + size])
+        values = _tensor(outputs[chosen[0]], None if size is None else raw[start : start + size])
+        return self.taken.answered(values, len(values)) if values.ndim else values
 
 
 @dataclass(frozen=True)
@@ -217,12 +224,16 @@ def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
     )
 
 
-def classes_and_kind(output: dict[str, Any] | None) -> tuple[int | None, str | None]:
+def classes_and_kind(
+    output: dict[str, Any] | None, *, without_batch: bool = False
+) -> tuple[int | None, str | None]:
     """Return the number of classes and "labels", as far as an output's name and metadata have them."""
     if output is None:
         return None, None
     shape = output.get("shape") or []
     whole = not str(output.get("datatype", "FP")).startswith("FP")
+    if without_batch:
+        shape = [-1, *shape]
     if output["name"] in LABEL_NAMES or len(shape) == 1 or (whole and shape[-1:] == [1]):
         return None, "labels"
     return (int(shape[-1]) if shape and int(shape[-1]) > 1 else None), None

@@ -1,5 +1,6 @@
 """Targets that are MLflow models, loaded in this process through mlflow.pyfunc."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from surrogates.targets.base import Answers, Target
 from surrogates.targets.classes import REMEDY, by_index, class_indices, order_mark, own_classes
 from surrogates.targets.declared import Declared, check_options
 from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, named_columns, unpack
-from surrogates.targets.signatures import ModelInput, padded, refuse_fixed_batch
+from surrogates.targets.signatures import ModelInput, refuse_fixed_batch
 
 # Flavors whose model runs in this process and dies with it; any other may call a service that charges.
 IN_PROCESS = frozenset(
@@ -48,26 +49,27 @@ class PyfuncTarget(Target):
         inside = model.loader_module in IN_PROCESS
         self._model = model
         self._inputs = None if signature is None else signature.inputs
-        taken = None if self._inputs is None else _input(self._inputs)
-        classes, kind = _outputs(None if signature is None else signature.outputs, declared)
+        self._taken = taken = _input(self._inputs).placed(declared)
+        outputs = None if signature is None else signature.outputs
+        classes, kind = _outputs(outputs, declared, without_batch=taken.without_batch)
         own = own_classes(_raw(model), "the model") if inside else None
         self._indices = None if own is None else class_indices(own, declared.names, "the model")
         if self._indices is not None:
             classes = declared.names.count if declared.names else int(max(self._indices)) + 1
         declared = declared.agreed(num_classes=classes)
-        if taken is not None:
+        if self._inputs is not None:
             declared = taken.honored(declared)
             if not inside:
                 declared = refuse_fixed_batch(taken.batch, declared, taken.what)
-        self._batch = taken.batch if taken is not None and inside else None
+        self._inside = inside
         super().__init__(
             declared.identity or _identity(model) + order_mark(self._indices),
             declared.classes_of("the model's signature"),
             declared.output_kind or kind or "probabilities",
             charged_when_sent=not inside,
             input_shape=declared.input_shape,
-            num_features=None if taken is None else taken.num_features,
-            batch_size=self._batch or declared.batch_size,
+            num_features=taken.num_features,
+            batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
             pixels=declared.pixels,
         )
         self._names = declared.names
@@ -77,13 +79,14 @@ class PyfuncTarget(Target):
             )
 
     def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        answer = unpack(self._model.predict(self._arrange(padded(pixels, self._batch))), self._names)
-        answer = answer[: len(pixels)]
+        arranged = self._taken.arranged(pixels, fill=self._inside)
+        raw = unpack(self._model.predict(self._table(arranged)), self._names)
+        answer = self._taken.answered(raw, len(pixels))
         if self._indices is None or self.output_kind != "probabilities":
             return answer
         return by_index(np.asarray(answer), self._indices, self.num_classes)
 
-    def _arrange(self, pixels: np.ndarray) -> Any:
+    def _table(self, pixels: np.ndarray) -> Any:
         if self._inputs is None or self._inputs.is_tensor_spec():
             return pixels
         import pandas
@@ -121,12 +124,14 @@ def _raw(model: Any) -> Any:
 
 
 def _input(inputs: Any) -> ModelInput:
-    """Return what a signature says of the only input: a tensor, or columns of one number type.
+    """Return what a signature says of the only input: a tensor, or columns of one number type; it may be silent.
 
     Raises:
         TargetError: Several tensors, or columns that are no pixels.
     """
     what = "the model's signature"
+    if inputs is None:
+        return ModelInput(what, "float32", ())
     if inputs.is_tensor_spec():
         if len(inputs.inputs) > 1:
             names = ", ".join(str(spec.name) for spec in inputs.inputs)
@@ -145,7 +150,9 @@ def _input(inputs: Any) -> ModelInput:
     return ModelInput(what, types.pop(), (-1, len(kinds)))
 
 
-def _outputs(outputs: Any, declared: Declared) -> tuple[int | None, str | None]:
+def _outputs(
+    outputs: Any, declared: Declared, *, without_batch: bool = False
+) -> tuple[int | None, str | None]:
     """Return the number of classes and the kind of output as far as the signature reports them.
 
     Raises:
@@ -158,7 +165,9 @@ def _outputs(outputs: Any, declared: Declared) -> tuple[int | None, str | None]:
         shape, kind = columns[0].shape, columns[0].type.kind
         if kind not in "biuf" and declared.names is None:
             raise TargetError(f"the model's signature answers {columns[0].type.name}: {REMEDY}")
-        if len(shape) == 1:
+        if without_batch and prod(shape) > 1:
+            return int(prod(shape)), None
+        if len(shape) == 1 or without_batch:
             return None, "labels"
         return (int(shape[1]), None) if len(shape) == 2 and shape[1] > 1 else (None, None)
     by_name = {column.name: getattr(column.type, "name", "array") for column in columns}

@@ -13,6 +13,7 @@ from surrogates.targets.base import Answers, Target
 from surrogates.targets.declared import Declared
 from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http import HttpClient, Reply
+from surrogates.targets.http_options import HttpOptions
 
 # A request of this many images is welcome at most servers; what the target reports or batch_size comes first.
 REQUEST_SIZE = 32
@@ -50,11 +51,16 @@ class HttpTarget(Target):
     """
 
     def __init__(
-        self, wire: Wire, client: HttpClient, declared: Declared, num_features: int | None = None
+        self,
+        wire: Wire,
+        client: HttpClient,
+        declared: Declared,
+        num_features: int | None = None,
+        lossy: str = "",
     ) -> None:
         self.request_size = declared.batch_size or REQUEST_SIZE
         super().__init__(
-            declared.identity or client.url,
+            declared.identity or client.name,
             declared.classes_of(f"target {client.url}", PROBE_REMEDY),
             declared.output_kind or "probabilities",
             charged_when_sent=True,
@@ -65,6 +71,16 @@ class HttpTarget(Target):
         )
         self._wire = wire
         self._client = client
+        self._lossy = lossy
+
+    @property
+    def options(self) -> HttpOptions:
+        """How the service is queried."""
+        return self._client.options
+
+    @property
+    def preprocessing(self) -> str:
+        return ", ".join(filter(None, (super().preprocessing, self._lossy)))
 
     def answer(self, pixels: np.ndarray) -> Answers:
         many, size = self._client.options.concurrency, self.request_size
@@ -105,10 +121,12 @@ def open_served(
     *,
     probe: bool = False,
     num_features: int | None = None,
+    lossy: str = "",
 ) -> Target:
     """Return a service as a target.
 
     Args:
+        lossy: What becomes of the pixels on the way besides their format, as part of the target.
         probe: Pay for one query, outside any ledger, where the number of classes is unknown.
 
     Raises:
@@ -117,7 +135,7 @@ def open_served(
     if declared.num_classes is None and probe and declared.input_shape:
         classes, kind = probed(wire, client, declared.input_shape, declared.pixels)
         declared = replace(declared, num_classes=classes, output_kind=declared.output_kind or kind)
-    return HttpTarget(wire, client, declared, num_features)
+    return HttpTarget(wire, client, declared, num_features, lossy)
 
 
 def probed(

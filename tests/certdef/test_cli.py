@@ -119,7 +119,14 @@ BAD = {
     "abbreviated switch": (["run", "--fres"], "did you mean 'fresh'"),
     "abbreviated preset": (["run", "--prese", "fashion-mnist"], "did you mean 'preset'"),
     "shared last part": (["run", "--epochs=5"], "did you mean 'target.epochs' or 'surrogate.epochs'"),
-    "file without a name": (["run", "--data.path=mine.npz"], "digits reads no file: add --data.name npz"),
+    "file that is not there": (
+        ["run", "--data.path=mine.npz"],
+        "data.path 'mine.npz' is not there: give a folder",
+    ),
+    "file beside a name": (
+        ["run", "--preset=fashion-mnist", "--data.path=x"],
+        "reads no file: add --data.name files",
+    ),
     "folder without a name": (
         ["run", "--target.uri=models:/m/1", "--data.root=x"],
         "your target would be paid for them: name the data set",

@@ -7,7 +7,8 @@ from certdef.config import threads
 from certdef.config.job import ConfigError, RunConfig, preset_names
 from certdef.config.load import ALIASES, explain, known_keys, load_config
 from certdef.config.noise_laws import noise_law
-from certdef.data.sets import data_root, load_data
+from certdef.data.named import data_root
+from certdef.data.sets import load_data
 from tests.test_rooms import loaded_by
 
 

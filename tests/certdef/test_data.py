@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from certdef.config.job import ConfigError, DataConfig
-from certdef.data.sets import as_images, load_data, read_images
+from certdef.data.arrays import read_images
+from certdef.data.pixels import as_images
+from certdef.data.sets import load_data
 
 
 def rows(images):

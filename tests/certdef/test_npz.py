@@ -123,7 +123,7 @@ def test_labels_far_beyond_the_images_are_refused(tmp_path, largest):
 
 
 def test_a_purified_file_is_read_by_the_same_door(tmp_path):
-    from certdef.data.sets import read_images
+    from certdef.data.arrays import read_images
 
     path = write(tmp_path / "a.npz", images=claiming((10**12,)))
     with pytest.raises(ConfigError, match="says shape"):

@@ -19,7 +19,7 @@ from tests.conftest import TINY, run_once
 
 SHAPE = (1, 8, 8)
 NAMES = own_names()
-DRAW_NOISE = {"de3", "de3-simmim", "mim", "diffpure", "uad-rs", "agdm"}
+DRAW_NOISE = {"de3", "de3-leaves", "de3-simmim", "mim", "diffpure", "uad-rs", "agdm"}
 SMALL = {
     "diffusion__epochs": 2,
     "diffusion__steps": 3,
@@ -74,6 +74,7 @@ def test_the_names_are_those_of_the_files():
         "agdm",
         "blind-spot",
         "de3",
+        "de3-leaves",
         "de3-simmim",
         "diffpure",
         "gs",
@@ -176,6 +177,16 @@ def test_the_list_names_source_and_attacker(capsys):
             "blind_spot.images pool",
         ),
         (["run", "--purifier", "de3", "--nim.patch_size", "3"], "does not divide the image 8x8"),
+        (["run", "--nim.tile", "9"], "must fit the image 8x8"),
+        (["run", "--nim.tile", "6"], "patch_size 4 does not divide the tile 6"),
+        (["run", "--nim.tile", "0"], "use a number of pixels"),
+        (["run", "--nim.tile", "4", "--surrogate.model", "nim"], "a plain one"),
+        (["run", "--nim.tile", "4", "--purifier", "mim"], "sees whole images"),
+        (["run", "--nim.weights", "leaves", "--surrogate.model", "nim"], "a plain one"),
+        (["run", "--nim.weights", "leaves", "--nim.tile", "4"], "tiles of its own"),
+        (["run", "--nim.weights", "leaves", "--purifier", "de3-simmim"], "only the purifier de3"),
+        (["run", "--nim.weights", "leaves", "--nim.encoder", "vit_tiny_patch16_224"], "encoder of its own"),
+        (["pretrain", "--leaves-epochs", "3"], "it is for --leaves FOLDER"),
         (["run", "--purifier", "reversal", "--reversal.tasks", "[chess]"], "chess"),
         (["run", "--purifier", "gs", "--gs.kernel", "4"], "odd"),
         (["run", "--purifier", "diffpure", "--diffusion.t", "0"], "between 1 and 1000"),

@@ -460,6 +460,7 @@ def test_answers_in_many_shapes(answer: Any, mapping: dict, endpoint: Endpoint, 
         np.testing.assert_allclose(answers.scores[known], truth[known], rtol=1e-6)
 
 
+PICTURES = {"images": "png", "per_request": 1}
 GOOD = {"request": {"inputs": "$images"}, "per_request": None, "answers": "", "scores": "", "num_classes": 4}
 BAD_ANSWERS = {
     "nothing there": (lambda s: [{"x": 1}] * 7, {"scores": "p"}, r"nothing at 'p': 'p' is not in \['x'\]"),
@@ -530,7 +531,81 @@ BAD_MAPPINGS = {
     "no url": ({"url": None}, r"url is None: give http"),
     "no place": ({"request": {"inputs": "images"}}, r"request is .*: put \$images in one place"),
     "two places": ({"request": ["$images", "$images"]}, r"put \$images in one place"),
-    "images": ({"images": "jpeg"}, r"images is 'jpeg': use array or png"),
+    "images": ({"images": "gif"}, r"images is 'gif': use array, png or jpeg"),
+    "images and send": (
+        {"images": "raw"},
+        r"images is 'raw': use array, png or jpeg; send says how they travel",
+    ),
+    "send": ({"send": "post"}, r"send is 'post': use one of json, form, multipart, raw"),
+    "array in a form": ({"send": "multipart"}, r"send is 'multipart': use images: png or jpeg with it"),
+    "request and raw": (
+        PICTURES | {"send": "raw"},
+        r"request is .*: leave it out: with send: raw the body is",
+    ),
+    "many in one body": (
+        PICTURES | {"send": "raw", "request": "$images", "per_request": 4},
+        r"per_request is 4: use 1: with send: raw the body is one picture",
+    ),
+    "no form": (PICTURES | {"send": "multipart", "request": ["$images"]}, r"request is .*: name the fields"),
+    "a field of two lines": (
+        PICTURES | {"send": "multipart", "request": {"a\r\nb": "$images"}},
+        r"request is .*: name the fields",
+    ),
+    "many within a field": (
+        PICTURES | {"send": "form", "request": {"a": "x$images"}, "per_request": None},
+        r"per_request is None: use 1, since \$images is no field of its own",
+    ),
+    "many within a text": (
+        PICTURES | {"request": {"a": "data:image/png;base64,$images"}, "per_request": None},
+        r"per_request is None: use 1, since \$images stands within a text",
+    ),
+    "array within a text": (
+        {"request": {"a": "x$images"}},
+        r"put \$images in one place of it, as a value of",
+    ),
+    "quality": ({"quality": 90}, r"quality is 90: use 1 to 100, with images: jpeg"),
+    "quality of 0": (PICTURES | {"images": "jpeg", "quality": 0}, r"quality is 0: use 1 to 100"),
+    "filename": (
+        {"filename": "a.png"},
+        r"filename is 'a.png': give the name of a file, with send: multipart",
+    ),
+    "filename of a path": (
+        PICTURES | {"send": "multipart", "filename": "../a.png"},
+        r"filename is '../a.png': give the name of a file",
+    ),
+    "rate": ({"rate": 1e-9}, r"rate is 1e-09: use a number of images a second, at least 0.01"),
+    "timeout": ({"timeout": 1e8}, r"timeout is 100000000.0: use seconds, up to 3,600"),
+    "headers": ({"headers": ["a"]}, r"headers must map at most 50 names to texts"),
+    "a secret in a header": (
+        {"headers": {"X-Api-Key": "hush"}},
+        r"header X-Api-Key is a secret.*give token_env, its name, and token_header, 'X-Api-Key:'",
+    ),
+    "a token in a header": ({"headers": {"X-Id": "Bearer hush"}}, r"header X-Id is a secret"),
+    "a header of ours": ({"headers": {"Host": "elsewhere"}}, r"header Host is written by certdef itself"),
+    "a header twice": ({"headers": {"X-A": "1", "x-a": "2"}}, r"header x-a is written by certdef itself, or"),
+    "a header of two lines": (
+        {"headers": {"X-A": "1\r\nX-B: 2"}},
+        r"header X-A must be a text of up to 2,000",
+    ),
+    "a header's name": ({"headers": {"X A": "1"}}, r"headers has the name 'X A': use letters"),
+    "a number as header": ({"headers": {"X-A": 1}}, r"header X-A must be a text.*: quote it"),
+    "type of a form": (
+        PICTURES | {"send": "multipart", "headers": {"content-type": "x"}},
+        r"headers is .*: leave Content-Type out: a form writes its own",
+    ),
+    "positive of four": ({"positive": 1}, r"positive is 1: it says which of two classes one score is for"),
+    "positive of none": (
+        {"num_classes": None, "classes": ["a", "b"], "positive": "c"},
+        r"positive is 'c': it says which of two classes",
+    ),
+    "positive of a label": (
+        {"num_classes": 2, "positive": 0, "labels": "label"},
+        r"positive is 0: it says .* scores without labels",
+    ),
+    "channels of a picture": (
+        PICTURES | {"images": "jpeg", "input_shape": [4, 2, 2]},
+        r"a JPEG takes 1 or 3 channels, got an image of shape \(2, 2, 4\): use images: array",
+    ),
     "layout": ({"layout": "nchw"}, r"layout must be one of chw, hwc, flat, flat_hwc, got 'nchw'"),
     "path": ({"scores": 3}, r"scores is 3: give a dotted path"),
     "no answer": ({"scores": None}, r"labels and scores are missing"),
@@ -695,9 +770,12 @@ def test_the_mappings_of_the_documentation_are_right(tmp_path: Path, monkeypatch
         opened.append(open_target(tmp_path / "mapping.yaml", token_env="FASHION_TOKEN"))
     assert [(target.output_kind, target.batch_size) for target in opened] == [
         ("top_k", 1),
+        ("top_k", 1),
         ("probabilities", 64),
+        ("probabilities", 1),
+        ("labels", 1),
     ]
-    assert [target.num_classes for target in opened] == [10, 10]
+    assert [target.num_classes for target in opened] == [2, 10, 10, 2, 2]
 
 
 # Pixels
@@ -726,14 +804,26 @@ def test_pixels_are_rounded_at_the_door_of_any_target() -> None:
     [
         ({"layout": "nhwc"}, r"layout must be one of chw, hwc, flat, flat_hwc, got 'nhwc'"),
         (
-            {"dtype": "int8"},
-            r"dtype must be one of float32, float64, float16, uint8, int32, int64, got 'int8'",
+            {"dtype": "int4"},
+            r"dtype must be one of float32, float64, float16, uint8, int8, int32, int64, got 'int4'",
         ),
         ({"quantize": 0}, r"quantize must be a number of bits from 1 to 16, got 0: try 8"),
         ({"pixel_range": (1, 0)}, r"pixel_range must be two numbers, lower first, got \(1, 0\)"),
         ({"pixel_range": 255}, r"pixel_range must be two numbers"),
         ({"dtype": "uint8", "pixel_range": (-1, 1)}, r"pixel_range of uint8 must lie in \[0, 255\]"),
         ({"dtype": "int64"}, r"pixels of int64 need pixel_range, what 0 and 1 become"),
+        ({"dtype": "int8"}, r"pixels of int8 need pixel_range.*pixel_range=\(-128, 127\)"),
+        ({"dtype": "int8", "pixel_range": (0, 255)}, r"pixel_range of int8 must lie in \[-128, 127\]"),
+        ({"pixel_range": [[-2, 2], [-1, 3]]}, r"lower first.*give mean and std for a range of each channel"),
+        ({"layout": [784, 0]}, r"layout must be one of .*got \[784, 0\]: or list the sides of one image"),
+        ({"color": "bgra"}, r"color must be one of rgb, bgr, gray, got 'bgra'"),
+        ({"resize": (0, 9)}, r"resize must be \(height, width\) in pixels, got \(0, 9\): try \(224, 224\)"),
+        ({"resize": 1.5}, r"resize must be \(height, width\) in pixels, got 1.5"),
+        (
+            {"mean": 123.7, "std": 58.4},
+            r"mean is subtracted from pixels in \[0, 1\].*divide mean and std by 255, mean=\(0.4851,\)",
+        ),
+        ({"color": "gray", "mean": (0.5, 0.5, 0.5)}, r"mean has 3 values, but color 'gray' has 1 channels"),
         ({"mean": (0.5, "a", 1)}, r"mean must be a number for each channel, got \(0.5, 'a', 1\)"),
         ({"std": (0.5, 0)}, r"std must be a number for each channel, got \(0.5, 0\)"),
         ({"mean": float("nan")}, r"mean must be a number for each channel, got nan"),
@@ -743,6 +833,23 @@ def test_pixels_are_rounded_at_the_door_of_any_target() -> None:
 def test_bad_pixel_formats_are_named(options: dict, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         PixelFormat(**options)
+
+
+def test_all_bad_values_of_a_format_are_named_at_once() -> None:
+    bad = {
+        "layout": "nhwc",
+        "dtype": "half",
+        "quantize": 99,
+        "color": "cmyk",
+        "resize": -1,
+        "mean": "a",
+        "std": 0,
+    }
+    with pytest.raises(TargetError) as caught:
+        open_target(probabilities, num_classes=4, input_shape=(3, 4), **bad)
+    lines = str(caught.value).splitlines()
+    assert {line.split()[0] for line in lines} == {*bad, "input_shape"}
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize("pair", [True, False])

@@ -126,7 +126,12 @@ REFUSED_INPUTS = {
         {},
         r"takes tensors a, b, expected 1: open a function",
     ),
-    "no channels": (tensor("float32", -1, 4, 5), {}, r"takes shape \(-1, 4, 5\), expected \(N, values\)"),
+    "no channels": (
+        tensor("float32", -1, 4, 5),
+        {"input_shape": SHAPE},
+        r"takes images of sides \(4, 5\), but input_shape is \(3, 4, 5\): give color='gray'",
+    ),
+    "one free side": (tensor("float32", -1), {}, r"takes shape \(-1,\), expected \(N, values\)"),
     "either": (tensor("float32", -1, 8, 8, 8), {}, r"may be first or last: give layout='chw' or 'hwc'"),
     "another shape": (
         tensor("float32", -1, 3, 8, 8),
@@ -337,10 +342,18 @@ def test_columns_of_a_server_are_asked_for_only_where_rows_are_declared() -> Non
 
 
 OIP = {
-    "no batch": ({"shape": list(SHAPE)}, {}, r"takes shape \(3, 4, 5\), expected"),
     "a batch of 4": ({"shape": [4, *SHAPE]}, {}, r"batches of 4 images and nothing else: give batch_size=1"),
     "whole numbers": ({"datatype": "INT64"}, {}, r"pixels of int64 need pixel_range"),
-    "another shape": ({}, {"input_shape": (1, 4, 5)}, r"input_shape is \(1, 4, 5\): resize"),
+    "another size": (
+        {},
+        {"input_shape": (3, 8, 5)},
+        r"input_shape is \(3, 8, 5\): resize the images, or give",
+    ),
+    "other channels": (
+        {},
+        {"input_shape": (1, 4, 5)},
+        r"input_shape is \(1, 4, 5\): give color='rgb' or 'bgr'",
+    ),
 }
 
 
@@ -388,11 +401,13 @@ def test_the_channels_are_found_or_not_guessed(sides: tuple[int, ...], axis: int
 
 
 def test_a_mean_for_each_channel_goes_out_in_units_of_the_range() -> None:
-    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    form = PixelFormat("hwc", "float32", (0, 255), 8, mean, std)
-    expected = (LEVELS - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    """As Caffe has it: BGR, 0 to 255, a mean for each channel subtracted."""
+    mean, std = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)
+    form = PixelFormat("hwc", "float32", (0, 255), 8, mean, std, color="bgr")
+    levels = LEVELS[:, ::-1] / 255
+    expected = (levels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1)) * 255
     np.testing.assert_allclose(form.encode(IMAGES), expected.transpose(0, 2, 3, 1), rtol=1e-6)
-    assert form.name == "8 bits, 0..255, mean 123.675/116.28/103.53, std 58.395/57.12/57.375"
+    assert form.name == "bgr, 8 bits, mean 0.406/0.456/0.485, std 0.225/0.224/0.229, 0..255, hwc"
     assert PixelFormat(mean=0.5).name != PixelFormat(mean=0.5000001).name
     with pytest.raises(TargetError, match="mean has 3 values, but images have 1 channels"):
-        form.encode(IMAGES[:, :1])
+        PixelFormat(mean=mean).encode(IMAGES[:, :1])

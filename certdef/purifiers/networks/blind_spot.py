@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
+from certdef.data.named import data_root
 from certdef.data.natural import natural_crops, natural_files
-from certdef.data.sets import data_root
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.gs import GaussianSmoothing
 from surrogates.distillation.training import FitOptions, Training, fit

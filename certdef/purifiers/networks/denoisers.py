@@ -5,15 +5,25 @@ Each noise law that is certified has its own, pre-trained under that law: the sm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
+from certdef.config.purifiers import LEAVES
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
+from certdef.purifiers.networks import shipped
+from certdef.purifiers.networks.leaves import CROP
 from certdef.purifiers.networks.nim import MIM, NIM, MIMShape, NIMShape, nim_training, pretrain_nim
+from certdef.purifiers.networks.tiles import TiledNIM, TiledShape, random_squares
+
+FINER = 0.1  # of the rate, where the training starts from the shipped denoiser
 
 
 def configured_sizes(config: RunConfig) -> dict[str, Any]:
@@ -34,18 +44,33 @@ def configured_sizes(config: RunConfig) -> dict[str, Any]:
         raise ConfigError(f"nim: {error}") from error
 
 
-def _build(plan: Plan, *, masked: bool = False, linear_head: bool = False) -> NIM:
+def _build(plan: Plan, *, masked: bool = False, linear_head: bool = False) -> nn.Module:
+    config = plan.config.nim
+    if config.weights == LEAVES and (masked or linear_head):
+        raise ConfigError("nim.weights is 'leaves': only the purifier de3 starts from it, unset it")
+    if config.tile and masked:
+        raise ConfigError(f"nim.tile is {config.tile}: the masked baseline sees whole images, unset it")
     sizes = configured_sizes(plan.config) | ({"decoder_depth": 0} if linear_head else {})
     try:
+        if config.weights == LEAVES:
+            return shipped.LEAVES.build(plan)
         if masked:
             return MIM(MIMShape(plan.image_shape, **sizes))
+        if config.tile:
+            return TiledNIM(TiledShape(plan.image_shape, **sizes, tile=config.tile))
         return NIM(NIMShape(plan.image_shape, **sizes))
     except ValueError as error:
         raise ConfigError(f"nim: {error}") from error
 
 
-def _train(model: NIM, run: TrainingRun) -> list[float]:
+def _train(model: Any, run: TrainingRun) -> list[float]:
     config, law = run.config.nim, run.plan.law
+    shape, rate, options = run.plan.image_shape, config.base_learning_rate, {}
+    if config.weights == LEAVES:
+        rate *= FINER
+        options = {"squares": _squares(min(CROP, *shape[1:])), "distance": nn.functional.l1_loss}
+    elif config.tile:
+        model, options = model.nim, {"squares": _squares(config.tile)}
     if config.encoder and config.weights:
         from certdef.purifiers.networks.timm_encoders import load_encoder
 
@@ -56,22 +81,29 @@ def _train(model: NIM, run: TrainingRun) -> list[float]:
     training = nim_training(
         config.epochs,
         config.batch_size,
-        config.base_learning_rate,
+        rate,
         warmup=config.warmup,
         ema=config.ema,
         precision=config.precision,
     )
-    return pretrain_nim(model, run.pool, law and noise_law(law), training, **run.options)
+    return pretrain_nim(model, run.pool, law and noise_law(law), training, **options, **run.options)
+
+
+def _squares(side: int) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """Draws squares of images to train on."""
+    return lambda images, generator: random_squares(images, side, generator)
 
 
 def _files(config: RunConfig, channels: int) -> list[Path]:
-    """The file of the weights that the encoder starts from, if it is one."""
+    """The file of the weights that the training starts from, if it is one."""
+    if config.nim.weights == LEAVES:
+        return [shipped.WEIGHTS]
     named = Path(config.nim.weights or "timm")
     return [named] if config.nim.encoder and named.is_file() else []
 
 
 NIM_MAE = NetworkSpec(
-    "nim", "nim", _build, _train, lambda config: asdict(config.nim), laws="each", files=_files, served=True
+    "nim", "nim", _build, _train, lambda config: config.nim.settings, laws="each", files=_files, served=True
 )
 NIM_SIMMIM = replace(NIM_MAE, role="nim-simmim", stage="nim-simmim", build=partial(_build, linear_head=True))
 MASKED = replace(NIM_MAE, role="mim", stage="mim", build=partial(_build, masked=True), laws="none")

@@ -223,10 +223,13 @@ def nim_training(epochs: int, batch_size: int, base_learning_rate: float, **opti
 
 
 def pretrain_nim(
-    model: NIM,
+    model: Any,
     images: Tensor,
     noise: Any,
     training: Training,
+    *,
+    squares: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    distance: Callable[[Tensor, Tensor], Tensor] = nn.functional.mse_loss,
     **options: Unpack[FitOptions],
 ) -> list[float]:
     """Pre-train in place on unlabeled images; returns the mean loss of each epoch.
@@ -234,17 +237,20 @@ def pretrain_nim(
     The loss is the mean squared error over all patches, raw pixels. A MIM sees masks of its own ratio, and needs no noise.
 
     Args:
-        model: Left in eval mode on the device.
+        model: A NIM, or another network with `reconstruct`; left in eval mode on the device.
         images: (N, C, H, W) in [0, 1].
         noise: A law with sample(shape, generator=, device=), e.g. certify.nim_noise() (one sigma an image from
             Gamma(25, 3)/255), certify.Gaussian(75 / 255), or certify.GaussianScaleMixture(scipy.stats.uniform(0, 150 / 255)).
         training: See nim_training.
+        squares: The parts of a batch that are trained on, drawn anew each time; unset, whole images.
+        distance: Another loss: distance(denoised, clean), a scalar.
         options: Seed, device, checkpoint and progress, as for fit.
     """
 
-    def denoising(model: NIM, clean: Tensor, *, generator: torch.Generator) -> Tensor:
+    def denoising(model: Any, clean: Tensor, *, generator: torch.Generator) -> Tensor:
+        clean = squares(clean, generator) if squares else clean
         noisy = clean + noise.sample(tuple(clean.shape), generator=generator, device=clean.device)
-        return nn.functional.mse_loss(model.reconstruct(noisy).float(), clean)
+        return distance(model.reconstruct(noisy).float(), clean)
 
     def filling_in(model: MIM, clean: Tensor, *, generator: torch.Generator) -> Tensor:
         hidden = model.draw_mask(len(clean), model.ratio, generator, clean.device)

@@ -133,7 +133,7 @@ def check_choice(config: RunConfig, data: Splits) -> None:
     target_draws(config, paid=1)
 
 
-def choose_noise(job: Job, student: Student) -> Choice:
+def choose_noise(job: Job, student: Student, num_classes: int) -> Choice:
     """The candidate with the highest certified accuracy of the surrogate on the last held-out images."""
     config = job.config
     noises = candidate_noises(config)
@@ -141,11 +141,13 @@ def choose_noise(job: Job, student: Student) -> Choice:
     size = [config.ducd.choice_images, config.ducd.choice_n, config.certify.settings]
     key = [described, *size, job.data.heldout_digest, student.stage.fingerprint]
     stage = job.stage("noise", NoiseResult, *key)
-    job.run(stage, lambda: _choose_noise(job, student, noises))
+    job.run(stage, lambda: _choose_noise(job, student, noises, num_classes))
     return Choice(stage.result.chosen, noises[stage.result.chosen], stage)
 
 
-def _choose_noise(job: Job, student: Student, noises: dict[str, certify.NoiseLaw]) -> NoiseResult:
+def _choose_noise(
+    job: Job, student: Student, noises: dict[str, certify.NoiseLaw], num_classes: int
+) -> NoiseResult:
     config, data, count = job.config, job.data, len(job.data.heldout_images)
     last = range(count - config.ducd.choice_images, count)
     choice = certify.choose_noise(
@@ -153,7 +155,7 @@ def _choose_noise(job: Job, student: Student, noises: dict[str, certify.NoiseLaw
         student.model,
         torch.from_numpy(data.heldout_images[last]),
         data.heldout_labels[last],
-        len(data.classes),
+        num_classes,
         config.certify.radii,
         indices=last,
         n0=config.certify.n0,

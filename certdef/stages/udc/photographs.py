@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from certdef.config.job import RunConfig
+from certdef.data.named import data_root
 from certdef.data.natural import natural_crops
-from certdef.data.sets import Splits, data_root
+from certdef.data.sets import Splits
 from certdef.restoration import Display, under_display
 from certdef.stages.job import Job
 
@@ -29,7 +32,7 @@ class Photographs:
     test_degraded: Tensor
 
 
-def load_photographs(config: RunConfig) -> Splits:
+def load_photographs(config: RunConfig, progress: Callable[..., Any]) -> Splits:
     """Crops of natural photographs: the pool to train on, the held-out ones to measure on. They have one class.
 
     Raises:
