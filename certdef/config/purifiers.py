@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "purifiers"
-NO_PURIFIERS = ("base", "build", "registry", "trial")  # modules of that folder that hold none
+NO_PURIFIERS = ("base", "build", "none", "registry", "trial")  # modules of that folder that hold none
 GROUP = "certdef.purifiers"
 LEAVES = "leaves"  # as nim.weights: the shipped denoiser
 FINE_TUNING = ("weights", "epochs", "batch_size", "base_learning_rate", "warmup", "ema", "precision")
