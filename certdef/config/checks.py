@@ -241,6 +241,7 @@ def _nim(nim: NIMConfig, encoder_needed: bool) -> Rules:
             "a surrogate with a NIM's encoder needs a plain one: unset it",
         )
     yield "tile", nim.tile is None or nim.tile >= 1, "use a number of pixels, e.g. 32"
+    yield "keep", nim.keep is None or 0 <= nim.keep < 1, "use a share in [0, 1), e.g. 0.05"
     yield "ema", nim.ema is None or 0 < nim.ema < 1, "use a decay in (0, 1), e.g. 0.999"
     precisions = ("float32", "bfloat16", "float16")
     yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"
