@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from surrogates.targets.pixel_options import EIGHT_BITS
 from surrogates.targets.records import SCORE_NAMES, unpack
 from surrogates.targets.redaction import shortened
 from surrogates.targets.signatures import ModelInput
-from surrogates.targets.tflite_files import last_operator
+from surrogates.targets.tflite_files import last_operator, normalization
 
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64")
 # What images are usually scaled to; a file's own range is one of them where it comes as close as this.
@@ -153,7 +153,7 @@ class TfliteTarget(Target):
         model = self._interpreter()
         self._input = _only_input(model, what)
         self._output = _chosen_output(model, what, output)
-        taken, declared = _taken(self._input, declared, what)
+        taken, declared = _taken(self._input, _normalized(self._content, declared), what)
         self._taken = taken = taken.placed(declared)
         classes, kind = self._answered(declared, what)
         declared = declared.agreed(num_classes=classes)
@@ -202,7 +202,7 @@ class TfliteTarget(Target):
             operator = None
         if operator in ("ARG_MAX", "ARG_MIN"):
             return None, "labels"
-        columns = self._outputs(_black(self._input, declared, what))
+        columns = self._outputs(_black(self._taken, declared))
         wide = columns.ndim == 2 and columns.shape[1] > 1
         if operator == "SOFTMAX" or (operator == "LOGISTIC" and not wide):
             return (columns.shape[1] if wide else 2), "probabilities"
@@ -212,21 +212,33 @@ class TfliteTarget(Target):
         """Return this thread's own interpreter: none is safe to share, or of use in a forked child."""
         own = self._own
         if getattr(own, "process", None) != os.getpid():
-            own.inherited = getattr(
-                own, "model", None
-            )  # ending it in a child would wait for the parent's threads
+            # What a child inherits is kept: ending it would wait for threads that are the parent's.
+            own.inherited = getattr(own, "model", None)
             own.model, own.process = _loaded(self._content, self._threads), os.getpid()
             own.sides = None
         return own.model
 
 
-def _black(tensor: Tensor, declared: Declared, what: str) -> np.ndarray:
+def _black(taken: ModelInput, declared: Declared) -> np.ndarray:
     """Return a black image as the model takes it."""
-    if min(tensor.shape[1:], default=-1) > 0:
-        return np.zeros((1, *tensor.shape[1:]), tensor.dtype)
+    if min(taken.sides, default=-1) > 0:
+        return np.zeros((1, *taken.sides), taken.dtype)
     if declared.input_shape is None:
-        raise TargetError(f"{what} takes images of any size: give input_shape=(channels, height, width)")
+        raise TargetError(
+            f"{taken.what} takes images of any size: give input_shape=(channels, height, width)"
+        )
     return declared.pixels.encode(np.zeros((1, *declared.input_shape), np.float32))
+
+
+def _normalized(content: bytes, declared: Declared) -> Declared:
+    """Return what was declared with the normalization in the file's metadata, where the caller says nothing of it."""
+    found = normalization(content)
+    if found is None or not (declared.pixel_range is declared.mean is declared.std is None):
+        return declared
+    mean, std = found  # of pixels from 0 to 255
+    if len(mean) == len(std) == 1:
+        return replace(declared, pixel_range=(-mean[0] / std[0], (255 - mean[0]) / std[0]))
+    return replace(declared, mean=tuple(each / 255 for each in mean), std=tuple(each / 255 for each in std))
 
 
 def _content(path: Path) -> bytes:
