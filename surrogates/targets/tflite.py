@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from surrogates.errors import TargetError
-from surrogates.targets.base import Answers, Target
+from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared, check_options
+from surrogates.targets.kinds import kind_of_op
 from surrogates.targets.pixel_options import EIGHT_BITS
-from surrogates.targets.records import SCORE_NAMES, unpack
+from surrogates.targets.reading import Reading
+from surrogates.targets.records import SCORE_NAMES
 from surrogates.targets.redaction import shortened
 from surrogates.targets.signatures import ModelInput
 from surrogates.targets.tflite_files import last_operator, normalization
@@ -54,7 +56,7 @@ def open_tflite(uri: str, declared: Declared, options: dict[str, Any]) -> Target
     Raises:
         TargetError: It cannot be loaded, or does not fit what was declared.
     """
-    check_options(options, ["output", "threads"], "a TFLite model")
+    check_options(options, ["threads"], "a TFLite model")
     return TfliteTarget(uri, declared, **options)
 
 
@@ -128,7 +130,6 @@ class TfliteTarget(Target):
     nothing.
 
     Args:
-        output: Name or position of the output to read, where there are several.
         threads: Threads of one query; 1 where unset.
 
     Raises:
@@ -140,7 +141,6 @@ class TfliteTarget(Target):
         self,
         path: str | os.PathLike[str],
         declared: Declared,
-        output: str | int | None = None,
         threads: int | None = None,
     ) -> None:
         what = f"model {path}"
@@ -152,26 +152,25 @@ class TfliteTarget(Target):
         _try_out(self._content, path, declared)
         model = self._interpreter()
         self._input = _only_input(model, what)
-        self._output = _chosen_output(model, what, output)
+        self._output = _chosen_output(model, what, declared.output)
         taken, declared = _taken(self._input, _normalized(self._content, declared), what)
         self._taken = taken = taken.placed(declared)
         classes, kind = self._answered(declared, what)
-        declared = declared.agreed(num_classes=classes)
-        self._names = declared.names
+        declared = declared.agreed(num_classes=classes, output_kind=None if declared.output_kind else kind)
         super().__init__(
             declared.identity or f"tflite:{hashlib.sha256(self._content).hexdigest()}",
             declared.classes_of(what),
-            declared.output_kind or kind,
+            declared.kind("logits"),
             charged_when_sent=False,
             input_shape=declared.input_shape,
             num_features=taken.num_features,
             batch_size=declared.batch_size,
             pixels=declared.pixels,
+            reading=Reading(declared.names),
         )
-        self.kind_is_assumed = declared.output_kind is None
 
-    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        return unpack(self._outputs(pixels), self._names)
+    def answer(self, pixels: np.ndarray) -> np.ndarray:
+        return self._outputs(pixels)
 
     def _outputs(self, pixels: np.ndarray) -> np.ndarray:
         """Return labels (N,) or scores (N, K)."""
@@ -194,8 +193,8 @@ class TfliteTarget(Target):
         answers = self._output.real(np.concatenate(rows)[: len(pixels)])
         return answers[:, 0] if self._output.whole and answers.shape[1] == 1 else answers
 
-    def _answered(self, declared: Declared, what: str) -> tuple[int | None, str]:
-        """Return the number of classes and the kind of output, from the graph and its answer to a black image."""
+    def _answered(self, declared: Declared, what: str) -> tuple[int | None, str | None]:
+        """Return the number of classes and the kind of output, from its answer to a black image and the graph."""
         try:
             operator = last_operator(self._content, self._output.index)
         except ValueError:
@@ -203,10 +202,9 @@ class TfliteTarget(Target):
         if operator in ("ARG_MAX", "ARG_MIN"):
             return None, "labels"
         columns = self._outputs(_black(self._taken, declared))
-        wide = columns.ndim == 2 and columns.shape[1] > 1
-        if operator == "SOFTMAX" or (operator == "LOGISTIC" and not wide):
-            return (columns.shape[1] if wide else 2), "probabilities"
-        return (columns.shape[1] if wide else None), "logits"
+        width = columns.shape[1] if columns.ndim == 2 else 1
+        kind = None if operator is None else kind_of_op(operator, width)
+        return (width if width > 1 else 2 if kind == "probabilities" else None), kind
 
     def _interpreter(self) -> Any:
         """Return this thread's own interpreter: none is safe to share, or of use in a forked child."""

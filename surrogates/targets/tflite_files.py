@@ -22,7 +22,8 @@ UNIT_KIND, UNIT_OPTIONS, NORMALIZATION = 0, 1, 1
 NORMALIZATION_MEAN, NORMALIZATION_STD = 0, 1
 ABOUT = b"TFLITE_METADATA"
 CODE_OLD, CODE = 0, 3  # numbers up to 126 are in the old field, and in later files in both
-NAMES = {14: "LOGISTIC", 25: "SOFTMAX", 50: "LOG_SOFTMAX", 56: "ARG_MAX", 79: "ARG_MIN"}
+NAMES = {3: "CONV_2D", 9: "FULLY_CONNECTED", 14: "LOGISTIC", 25: "SOFTMAX", 50: "LOG_SOFTMAX"}
+NAMES |= {56: "ARG_MAX", 79: "ARG_MIN"}
 OTHER = -1
 # Those that change the shape or the number type of what they get, and nothing else.
 TRANSPARENT = {6: "DEQUANTIZE", 22: "RESHAPE", 43: "SQUEEZE", 53: "CAST", 114: "QUANTIZE"}
