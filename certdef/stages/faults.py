@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from surrogates.targets.formats import LAYOUTS, PixelFormat
+from surrogates.targets.formats import PixelFormat
+from surrogates.targets.layouts import LAYOUTS
 
 USEFUL = 0.9  # a target whose accuracy may reach this share is not suspected
 CHANCE = 0.01  # how surely it must be better than chance
