@@ -6,12 +6,21 @@ import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from certdef import __version__
+from certdef.config import own_target
 from certdef.config.checks import failures
 from certdef.config.job import ConfigError, RunConfig, nearest
-from certdef.config.load import UnreadOptions, add_config_arguments, from_namespace, parse, preset_of
+from certdef.config.load import (
+    UnreadOptions,
+    add_config_arguments,
+    chosen_options,
+    from_namespace,
+    parse,
+    preset_of,
+)
 from certdef.report.unused_options import UnusedOption, unused_options
 
 OVERVIEW = """\
@@ -22,6 +31,7 @@ Certify a classifier whose weights are out of reach.
   certdef run --preset ducd-fashion-mnist  certify a surrogate in the target's place; membership inference on both
   certdef run --preset udc                 attack, purify and fine-tune a restoration of photographs under a display
   certdef run --target.uri models:/mine@prod --data.path photos/    or a .csv, .npz, ...: docs/data.md
+  certdef certify --target.uri models:/mine@prod --data.path photos/   your target alone: nothing is trained
   certdef certify --certify.n 2000         one stage, and whatever it needs first
   certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
 """
@@ -29,7 +39,7 @@ JOBS = {
     "run": "the whole job: target, surrogate, purifier, certificates, attack, report",
     "pretrain": "pre-train the denoiser of De^3 on the unlabeled pool",
     "distill": "query the target within its budget and distill the surrogate",
-    "certify": "certify target and surrogate by randomized smoothing",
+    "certify": "certify target and surrogate by randomized smoothing; your own target alone, if nothing of a surrogate is set",
     "attack": "PGD on the surrogate, transferred to the target, with and without the purifier; --ladder for the threat ladder",
     "purify": "purify images of your own, or the held-out ones, with the job's purifier",
     "report": "write the page of the job again",
@@ -46,7 +56,7 @@ EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
     "pretrain": "certdef pretrain --nim.epochs 100\n  certdef pretrain --nim.weights leaves --nim.epochs 30\n  certdef pretrain --leaves FOLDER",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
-    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
+    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.path photos/",
     "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 70000",
     "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
     "purifiers": "certdef purifiers\n  certdef run --purifier gs",
@@ -161,15 +171,27 @@ def run_verb(verb: str, arguments: list[str]) -> int:
             raise
         return _plan(verb, *_readable(parser, error), error.found)
     jobs = verb in JOBS or verb == "plan"  # which name all that is wrong at once
-    config = from_namespace(parser, namespace, checked=not jobs or namespace.print_config)
+    config = from_namespace(parser, namespace, arguments, checked=not jobs or namespace.print_config)
+    namespace.chosen = chosen_options(parser, arguments, own_options(verb))
     _check_table(verb, namespace)
-    if not (jobs and failures(config)):
+    if not (jobs and (own_target.applies(config) or failures(config))):
         for line in unused_options(config, _part(verb, namespace)):
             print(f"certdef: warning: {line}", file=sys.stderr)
     if namespace.print_config:
-        print(as_yaml(config), end="")
+        print(as_yaml(_as_it_runs(verb, config, namespace)), end="")
         return 0
     return ACTIONS.get(verb, _job)(verb, config, namespace)
+
+
+def _as_it_runs(verb: str, config: RunConfig, namespace: Any) -> RunConfig:
+    """The configuration with what follows from the images, where your own target is given without a preset."""
+    if not own_target.applies(config):
+        return config
+    from certdef.objects.following import as_it_runs
+    from certdef.objects.named import Objects
+
+    _show_first_lines(quiet=False)
+    return as_it_runs(config, verb, Objects(chosen=namespace.chosen))
 
 
 def _part(verb: str, namespace: Any) -> str:
@@ -208,6 +230,8 @@ def _job(verb: str, config: RunConfig, namespace: Any) -> int:
         recipe = {"images": namespace.leaves_images, "epochs": namespace.leaves_epochs}
         print(pipeline.pretrain_leaves(config, namespace.leaves, **recipe, **options))
         return 0
+    if own_target.applies(config):
+        options |= {"chosen": namespace.chosen}
     if verb == "distill" and namespace.budgets:
         table = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
         summary = pipeline.budgets(config, *table, **options)
@@ -230,7 +254,8 @@ def _doctor(verb: str, config: RunConfig, namespace: Any) -> int:
 def _readable(parser: Any, error: UnreadOptions) -> tuple[RunConfig, Any]:
     """The configuration and the options without those that can't be read."""
     namespace = parser.parse_args(error.rest)
-    return from_namespace(parser, namespace, checked=False), namespace
+    namespace.chosen = chosen_options(parser, error.rest)
+    return from_namespace(parser, namespace, error.rest, checked=False), namespace
 
 
 def _plan(verb: str, config: RunConfig, namespace: Any, unread: dict[str, list[str]] | None = None) -> int:
@@ -239,7 +264,8 @@ def _plan(verb: str, config: RunConfig, namespace: Any, unread: dict[str, list[s
     from certdef.pipeline import plan
     from certdef.report.plan import show
 
-    return show(plan, config, namespace.price, as_json=namespace.json, unread=unread)
+    planned = partial(plan, chosen=namespace.chosen) if own_target.applies(config) else plan
+    return show(planned, config, namespace.price, as_json=namespace.json, unread=unread)
 
 
 def _cite(verb: str, config: RunConfig, namespace: Any) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from math import nextafter
 from typing import Any
 
+from certdef.config import own_target
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
     FILES,
@@ -23,6 +24,7 @@ from certdef.config.job import (
     nearest,
     preset_path,
 )
+from certdef.config.objects import is_object
 from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
 from certdef.config.udc import UDCConfig
 
@@ -63,7 +65,7 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
         "nim": _nim(config.nim, "nim" in (config.surrogate.model, config.surrogate.features)),
-        "surrogate": _surrogate(config.surrogate),
+        "surrogate": _surrogate(config.surrogate, config.certify.guide != "off"),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
         "ducd": _ducd(config.ducd),
@@ -132,6 +134,8 @@ def _job(config: RunConfig) -> Rules:
 
 def _purifier(name: str) -> tuple[bool, str]:
     """Whether there is such a purifier, and the remedy."""
+    if name == own_target.NONE or is_object(name):
+        return True, ""  # an object is of this process, or refused where it is looked up
     if name.startswith("python:"):
         return is_code(name), "write python:package.module:factory"
     names = purifier_names()
@@ -187,7 +191,7 @@ def _attack(attack: AttackConfig) -> Rules:
 
 
 def _ladder(ladder: LadderConfig) -> Rules:
-    unknown = [name for name in ladder.systems if name != "none" and not _purifier(name)[0]]
+    unknown = [name for name in ladder.systems if not _purifier(name)[0]]
     yield "systems", not unknown, f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"
     yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
     yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"
@@ -237,13 +241,19 @@ def _nim(nim: NIMConfig, encoder_needed: bool) -> Rules:
             "a surrogate with a NIM's encoder needs a plain one: unset it",
         )
     yield "tile", nim.tile is None or nim.tile >= 1, "use a number of pixels, e.g. 32"
+    yield "keep", nim.keep is None or 0 <= nim.keep < 1, "use a share in [0, 1), e.g. 0.05"
     yield "ema", nim.ema is None or 0 < nim.ema < 1, "use a decay in (0, 1), e.g. 0.999"
     precisions = ("float32", "bfloat16", "float16")
     yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"
 
 
-def _surrogate(surrogate: SurrogateConfig) -> Rules:
+def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     yield "epochs", surrogate.epochs >= 1, "use at least 1"
+    yield (
+        "model",
+        surrogate.model != own_target.NONE or not guided,
+        "a guide is a surrogate: choose one, or certify.guide off",
+    )
     yield "features", surrogate.features in ("student", "nim"), "use student or nim"
     yield "committee", surrogate.committee >= 0, "use 0 or more"
 

@@ -145,7 +145,8 @@ class SurrogateConfig:
     """The white-box stand-in, distilled from the target's answers alone.
 
     Args:
-        model: cnn, mlp, nim (the pre-trained denoiser's encoder with a linear head), or any timm model name.
+        model: cnn, mlp, resnet, nim (the pre-trained denoiser's encoder with a linear head), any timm model name, or none:
+            the target alone is certified, without stand-in, attack and served model.
         epochs: Passes over the answered images.
         batch_size: Images a step.
         query_batch: Images a query batch.

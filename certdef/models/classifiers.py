@@ -5,9 +5,10 @@ Normalization is inside the model, so that attacks, noise and certificates all l
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.objects import is_object, object_named
 from certdef.models import small
 from surrogates.distillation.augmentation import shifted
 from surrogates.distillation.inference import evaluating, features
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
-
-if TYPE_CHECKING:
-    from certdef.purifiers.networks.nim import NIMClassifier
 
 __all__ = ["Classifier", "build_classifier", "features", "surrogate_model", "train_classifier", "train_svc"]
 
@@ -46,6 +45,8 @@ class Classifier(nn.Module):
 def build_classifier(model: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Build an untrained classifier: `cnn`, `mlp`, `resnet`, `nim_p4_w64_d3_h4` (patch, width, depth, heads), or any timm model name.
 
+    The name of a module that was given as an object (certdef/config/objects.py) gives a copy of it.
+
     Raises:
         ConfigError: The name is neither ours nor timm's, or the model does not take images of this size.
     """
@@ -55,7 +56,9 @@ def build_classifier(model: str, image_shape: tuple[int, int, int], num_classes:
     return classifier
 
 
-def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Classifier | NIMClassifier:
+def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Any:
+    if is_object(name):
+        return copy.deepcopy(object_named(name, "surrogate"))
     channels, height, width = image_shape
     if name == "mlp":
         return Classifier(small.mlp(channels * height * width, num_classes))

@@ -18,6 +18,7 @@ from certdef.stages.preflight import Look
 from certdef.stages.target import target_stage
 
 LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
+WIDTH = 12  # of what a line is about
 MOST_CLASSES = 4  # that are listed
 COLUMNS = ("purpose", "at most", "answered", "budget")
 

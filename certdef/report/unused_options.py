@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class UnusedOption(UserWarning):
     """An option was changed, and the job as configured does not read it."""
 
 
-def unused_options(config: RunConfig, verb: str = "run") -> list[str]:
+def unused_options(config: RunConfig, verb: str = "run", chosen: Collection[str] | None = None) -> list[str]:
     """A line for each option that differs from its preset and that a verb of the job does not read.
 
     Where no rule says otherwise, an option is read.
@@ -33,12 +33,15 @@ def unused_options(config: RunConfig, verb: str = "run") -> list[str]:
         config: The job.
         verb: run, a part of it, or serve. `budgets` is distill with a table of strategies, `leaves` the training of the
             shipped denoiser.
+        chosen: The options that were set on purpose, dotted; unset, all that differ.
     """
     import yaml
 
     values = flatten(config.to_dict())
     preset = flatten(RunConfig().to_dict()) | flatten(yaml.safe_load(preset_path(config.preset).read_text()))
     changed = {key: value for key, value in values.items() if value != preset.get(key)}
+    if chosen is not None:
+        changed = {key: value for key, value in changed.items() if key in chosen}
     rules = [*_rules(config, verb)] if changed else []
     lines = []
     for key, value in changed.items():

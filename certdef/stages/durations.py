@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from certdef.attacks import gradient
 from certdef.config.job import RunConfig
+from certdef.config.objects import is_object
+from certdef.config.own_target import NONE
 from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, surrogate_model, train_classifier
 from certdef.purifiers.base import NetworkSpec, Parts, Plan, TrainingRun
@@ -48,27 +50,33 @@ class Durations:
     ) -> None:
         self.config, self.data, self.device, self.query = config, data, device, query
         self.pool = torch.from_numpy(data.pool)
-        self.surrogate = build_classifier(surrogate_model(config), data.image_shape, classes).eval()
+        self.surrogate: nn.Module | None = None
+        if config.surrogate.model != NONE:
+            self.surrogate = build_classifier(surrogate_model(config), data.image_shape, classes).eval()
         self.spec = find_purifier(config.purifier)
         self.networks = untrained_networks(
             config, data.image_shape, self.surrogate, self.spec.networks(config)
         )
-        given = {"classifier": self.surrogate} if self.spec.sees_classifier else {}
+        given = {"classifier": self.surrogate} if self.spec.sees_classifier and self.surrogate else {}
         generator = torch.Generator(device).manual_seed(config.seed)
         self.parts = Parts(self.spec.settings(config), self.networks | given, generator)
-        for network in (self.surrogate, *self.networks.values()):
+        self.every = [*self.networks.values(), *([self.surrogate] if self.surrogate else [])]
+        for network in self.every:
             network.to(device)
 
     def memory(self) -> dict[str, int]:
         """Bytes that the largest batch of a part takes, beyond the networks, by the option that sets it."""
         image = torch.from_numpy(self.data.heldout_images[:1]).to(self.device)
-        networks = [*self.networks.values(), self.surrogate]
-        passes = [activations(network, image) for network in networks]
-        noisy = max(largest for largest, _ in passes) + 3 * image.nbytes  # images, noise, and their sum
+        passes = [activations(network, image) for network in self.every]
+        noisy = (
+            max((largest for largest, _ in passes), default=0) + 3 * image.nbytes
+        )  # images, noise, and their sum
         found = {"certify.batch_size": self.config.certify.batch_size * noisy}
         if any(spec.laws == "each" for spec in self.spec.networks(self.config)):
             # forward, and as much again for the gradients
-            found["nim.batch_size"] = self.config.nim.batch_size * 2 * max(total for _, total in passes[:-1])
+            found["nim.batch_size"] = (
+                self.config.nim.batch_size * 2 * max(total for _, total in passes[: len(self.networks)])
+            )
         return found
 
     def of(self, queries: dict[str, int]) -> dict[str, float]:
@@ -96,7 +104,7 @@ class Durations:
 
         def train(count: int) -> None:
             config = replace(short, blind_spot=replace(short.blind_spot, crops=count))
-            copy = untrained_copy(self.surrogate)
+            copy = untrained_copy(self.surrogate) if self.surrogate else None
             plan = Plan(
                 config, self.data.image_shape, laws[0], self.surrogate, copy, dict(self.parts.networks)
             )
@@ -112,12 +120,14 @@ class Durations:
 
     def _distillation(self) -> float:
         """Training of the surrogate, of its committee, and between rounds."""
-        config = self.config.surrogate
+        config, surrogate = self.config.surrogate, self.surrogate
+        if surrogate is None or is_object(config.model):
+            return 0.0
         images = min(self.config.ledger.training, len(self.pool))
 
         def train(count: int) -> None:
             labels = np.zeros(count, np.int64)
-            network = untrained_copy(self.surrogate)()
+            network = untrained_copy(surrogate)()
             train_classifier(network, self.data.pool[:count], labels, epochs=1, seed=0, device=self.device)
 
         passes = float(config.epochs * (1 + config.committee))
@@ -147,7 +157,7 @@ class Durations:
         steps: list[nn.Module] = []
         if condition.denoised and part is not None:
             steps.append(part.build(self.parts))
-        if condition.subject == "surrogate":
+        if condition.subject == "surrogate" and self.surrogate:
             steps.append(self.surrogate)
         network = nn.Sequential(*steps).to(self.device).eval()
         image = torch.from_numpy(self.data.heldout_images[:1]).to(self.device)
@@ -161,13 +171,15 @@ class Durations:
 
     def _attack(self) -> float:
         """PGD on the surrogate at each eps, and every image through the purifier."""
-        config = self.config.attack
+        config, surrogate = self.config.attack, self.surrogate
+        if surrogate is None:
+            return 0.0
         images = torch.from_numpy(self.data.heldout_images[: config.images])
         defense = self.spec.build(self.parts).to(self.device).eval()
 
         def step(count: int) -> None:
             labels = torch.zeros(count, dtype=torch.int64)
-            gradient.pgd(self.surrogate, images[:count], labels, eps=0.01, steps=1, seed=0)
+            gradient.pgd(surrogate, images[:count], labels, eps=0.01, steps=1, seed=0)
 
         def purify(count: int) -> None:
             with torch.inference_mode():

@@ -15,6 +15,8 @@ import certify
 import surrogates
 from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
+from certdef.config.objects import is_object
+from certdef.config.own_target import NONE
 from certdef.data.sets import Splits
 from certdef.models import storage
 from certdef.stages.attack import attack_queries
@@ -79,9 +81,13 @@ def expected_queries(
             "certification": certification_queries(config, heldout),
             "attack": attack_queries(config, heldout),
         }
+        if config.surrogate.model == NONE:
+            expected |= {"training": 0, "evaluation": heldout, "attack": 0}
+        elif is_object(config.surrogate.model):
+            expected["training"] = 0
         if config.ladder.enabled:
             expected["attack"] += ladder_queries(config, heldout)
-    expected = {purpose: expected[purpose] for purpose in PAID.get(verb, expected) if purpose in expected}
+    expected = {purpose: expected[purpose] for purpose in PAID.get(verb, expected) if expected.get(purpose)}
     if target is not None:
         checks = sum(expected.values()) // max(1, config.target.canary_every) + 2 * CHECKED_STAGES
         if target.charged_when_sent and config.target.canary_every:
@@ -115,7 +121,7 @@ def foretell(job: Shelf, target: surrogates.Target, n: int) -> dict[str, tuple[S
         n: Draws that the target gets.
     """
     stage, law = surrogate_stage(job, target), job.config.certify.laws[0]
-    if not stage.done:
+    if not stage.done or is_object(job.config.surrogate.model):
         return {}
     answers = None if job.data.labeled else target_stage(job)
     if answers is not None and not answers.done:

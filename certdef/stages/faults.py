@@ -24,6 +24,7 @@ TRIES = 10  # about as many as are tried
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MNIST = ((0.1307,), (0.3081,))
 HALF = ((0.5,), (0.5,))
+UNIT, LEVELS = (0.0, 1.0), (0.0, 255.0)
 
 
 @dataclass(frozen=True)
@@ -135,28 +136,21 @@ def other_forms(pixels: PixelFormat, channels: int, family: str) -> list[Form]:
         return _normalizations(pixels, channels)
     if family == "color":
         return _colors(pixels, ("rgb", "bgr") if channels == 3 else ())
-    layouts = _layouts(pixels)
-    return (
-        [*layouts, *_colors(pixels, ("gray",) if channels == 3 else ("rgb",))]
-        if family == "shape"
-        else layouts
-    )
+    if family == "shape":
+        return [*_layouts(pixels), *_colors(pixels, ("gray",) if channels == 3 else ("rgb",))]
+    return [] if pixels.order_is_known else _layouts(pixels)
 
 
 def _normalizations(pixels: PixelFormat, channels: int) -> list[Form]:
+    color = channels == 3
     known: list[tuple[str, tuple[float, float], Any, Any]] = [
-        ("pixels from 0 to 255", (0.0, 255.0), None, None),
-        ("pixels from -1 to 1", (0.0, 1.0), *HALF),
-        ("pixels in [0, 1], without mean and std", (0.0, 1.0), None, None),
+        ("pixels from 0 to 255", LEVELS, None, None),
+        ("ImageNet's mean and std", UNIT, *IMAGENET) if color else ("MNIST's mean and std", UNIT, *MNIST),
+        ("pixels from -1 to 1", UNIT, *HALF),
+        ("pixels in [0, 1], without mean and std", UNIT, None, None),
     ]
-    known.insert(
-        1,
-        ("ImageNet's mean and std", (0.0, 1.0), *IMAGENET)
-        if channels == 3
-        else ("MNIST's mean and std", (0.0, 1.0), *MNIST),
-    )
-    if channels == 3:
-        known.append(("pixels from 0 to 255 less ImageNet's mean", (0.0, 255.0), IMAGENET[0], None))
+    if color:
+        known.append(("pixels from 0 to 255 less ImageNet's mean", LEVELS, IMAGENET[0], None))
     now = (pixels.ends, pixels.mean, pixels.std)
     return [
         Form(words, {"pixel_range": ends, "mean": mean, "std": std})

@@ -12,6 +12,7 @@ import certify
 import surrogates
 from certdef.config.checks import failures
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.objects import is_object
 from certdef.data.sets import Splits
 from certdef.stages.ledger import check_ledger
 from certdef.stages.own_target import open_own_target
@@ -146,6 +147,8 @@ def _own_target(
 def _is_of_mlflow(config: RunConfig) -> bool:
     """Whether the target is looked up in a tracking store."""
     assert config.target.uri is not None
+    if is_object(config.target.uri):
+        return False
     try:
         return (config.target.protocol or protocol_of(config.target.uri)) == "mlflow"
     except surrogates.TargetError:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
+from certdef.config import own_target
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.objects import is_object
 from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, check_known, surrogate_model
+from certdef.purifiers.registry import needs_work
 from certdef.stages.attack import check_attack_budget
 from certdef.stages.conditions import target_draws
 from certdef.stages.ducd.certificates import check_choice
@@ -42,7 +46,8 @@ def _check_budgets(config: RunConfig, data: Splits | None) -> None:
     heldout = _heldout(config, data)
     problems = Problems({})
     problems.attempt(_check_evaluation, config, heldout)
-    problems.attempt(check_attack_budget, config, heldout)
+    if not _is_alone(config):
+        problems.attempt(check_attack_budget, config, heldout)
     problems.raise_all()
 
 
@@ -57,11 +62,17 @@ def _heldout(config: RunConfig, data: Splits | None) -> int:
 
 
 def _check_evaluation(config: RunConfig, heldout: int) -> None:
-    if 2 * heldout > config.ledger.evaluation:
+    need, noisy = (heldout, "") if _is_alone(config) else (2 * heldout, ", clean and under the noise,")
+    if need > config.ledger.evaluation:
         raise ConfigError(
-            f"ledger.evaluation is {config.ledger.evaluation}: {heldout} held-out images, clean and under the noise, need "
-            f"{2 * heldout}; raise it or lower data.heldout_images"
+            f"ledger.evaluation is {config.ledger.evaluation}: {heldout} held-out images{noisy} need "
+            f"{need}; raise it or lower data.heldout_images"
         )
+
+
+def _is_alone(config: RunConfig) -> bool:
+    """Whether the target is certified alone."""
+    return config.surrogate.model == own_target.NONE
 
 
 def _check_target_model(config: RunConfig, data: Splits) -> None:
@@ -72,7 +83,8 @@ def _check_target_model(config: RunConfig, data: Splits) -> None:
 
 def _check_name(config: RunConfig, data: Splits | None) -> None:
     """Refuse a surrogate that nobody knows, whatever the images."""
-    check_known(surrogate_model(config))
+    if not _is_alone(config) and not is_object(config.surrogate.model):
+        check_known(surrogate_model(config))
 
 
 def _check_surrogate(config: RunConfig, data: Splits) -> None:
@@ -82,7 +94,9 @@ def _check_surrogate(config: RunConfig, data: Splits) -> None:
     _untrained_surrogate(config, data)
 
 
-def _untrained_surrogate(config: RunConfig, data: Splits) -> nn.Module:
+def _untrained_surrogate(config: RunConfig, data: Splits) -> nn.Module | None:
+    if _is_alone(config):
+        return None
     return build_classifier(surrogate_model(config), data.image_shape, _classes(data)).eval()
 
 
@@ -102,7 +116,8 @@ def _check_purifiers(config: RunConfig, data: Splits) -> None:
 
 
 def _check_pool(config: RunConfig, data: Splits) -> None:
-    if not len(data.pool):
+    given = is_object(config.surrogate.model) or _is_alone(config)
+    if not len(data.pool) and not (given and not needs_work(config.purifier, config)):
         raise ConfigError(
             "data.pool_images is 0, and surrogate and denoiser are trained on the images of the pool: use at least 1"
         )
@@ -141,9 +156,28 @@ DUCD = (
 UDC = (Check(check_udc, ("data", "udc")),)
 
 
-def main(config: RunConfig) -> Sequence[Check]:
+def main(config: RunConfig, verb: str = "run") -> Sequence[Check]:
     """Those of the main job and of its parts."""
-    return ANOTHER_JOB if config.ducd.enabled or config.udc.enabled else MAIN
+    if config.ducd.enabled or config.udc.enabled:
+        return ANOTHER_JOB
+    return (Check(partial(_check_verb, verb), ()), *MAIN)
+
+
+def _check_verb(verb: str, config: RunConfig, data: Splits | None) -> None:
+    """Refuse what a verb can't do without a purifier, a surrogate, or one that is distilled here."""
+    name = config.surrogate.model
+    if config.preset == own_target.PRESET and config.target.uri is None:
+        raise ConfigError(f"preset is {config.preset!r}: it is for a target of your own, give target.uri")
+    if verb == "purify" and config.purifier == own_target.NONE:
+        raise ConfigError(
+            "purifier is none: there is nothing to purify with, name one that certdef purifiers lists"
+        )
+    if verb in ("distill", "budgets") and (_is_alone(config) or is_object(name)):
+        raise ConfigError(f"surrogate.model is {name!r}: nothing is distilled, name a model, e.g. resnet")
+    if _is_alone(config) and (verb == "attack" or config.ladder.enabled):
+        raise ConfigError(
+            "surrogate.model is none: attacks are computed on a surrogate, name a model, e.g. resnet"
+        )
 
 
 def every(config: RunConfig) -> Sequence[Check]:

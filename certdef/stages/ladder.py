@@ -31,6 +31,7 @@ from certdef.tracking import metrics
 from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.inference import images_at_once
 
 SUBJECTS = ("surrogate", "target")
 VOTES = 300  # draws of a prediction under attack, at most
@@ -115,15 +116,14 @@ def evaluate_ladder(
         for name, purifier in systems.items()
     }
     own = systems[config.purifier]
-    assert own is not None
-    parts = [other.fingerprint for other in (surrogate_stage, *own.stages)]
+    parts = [other.fingerprint for other in (surrogate_stage, *(own.stages if own else []))]
     fingerprints = {name: each.fingerprint for name, each in evaluated.items()}
     key = [_curve_settings(config), job.data.heldout_digest, parts, fingerprints]
     stage = job.stage("ladder", LadderResult, *key)
 
     def gather() -> LadderResult:
         every = {name: each.result.subjects for name, each in evaluated.items()}
-        curve = _smoothed(job, surrogate, own.denoiser(), target.num_classes)
+        curve = _smoothed(job, surrogate, own.denoiser() if own else None, target.num_classes)
         return LadderResult(
             systems=every,
             own=config.purifier,
@@ -269,7 +269,7 @@ def _smoothed(
         subject="surrogate",
         device=job.device,
         seed=job.config.seed,
-        batch_size=certified.batch_size,
+        batch_size=images_at_once(data.image_shape, certified.batch_size),
     )
     rows = smoothed.curve(
         classifier,

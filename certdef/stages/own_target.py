@@ -8,6 +8,7 @@ from typing import Any
 
 import surrogates
 from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.config.objects import OBJECT, is_object, object_named
 from certdef.data.matching import match_labels
 from certdef.data.sets import Splits
 from surrogates.targets.formats import PixelFormat
@@ -30,9 +31,8 @@ def open_own_target(config: RunConfig, data: Splits | None = None) -> tuple[surr
     address = without_password(config.target.uri)
     options = config.target.form | config.target.transport
     _check_options(options)
-    shape = {} if data is None else {"input_shape": data.image_shape}
     try:
-        target = surrogates.open_target(config.target.uri, **shape, **options)
+        target = _opened(config, None if data is None else data.image_shape, options)
     except surrogates.ClassesUnknown as error:
         raise ConfigError(
             f"target {address!r} does not tell its number of classes: give --target.num_classes"
@@ -53,8 +53,24 @@ def reopened(config: RunConfig, data: Splits, changes: dict[str, Any]) -> surrog
         surrogates.TargetError: It can't be opened so.
     """
     assert config.target.uri is not None
-    options = config.target.form | config.target.transport | changes
-    return surrogates.open_target(config.target.uri, input_shape=data.image_shape, **options)
+    return _opened(config, data.image_shape, config.target.form | config.target.transport | changes)
+
+
+def _opened(
+    config: RunConfig, shape: tuple[int, int, int] | None, options: dict[str, Any]
+) -> surrogates.Target:
+    """What the address names, or the object that stands under this name."""
+    uri = config.target.uri
+    assert uri is not None
+    shaped: dict[str, Any] = {} if shape is None else {"input_shape": shape}
+    if not is_object(uri):
+        return surrogates.open_target(uri, **shaped, **options)
+    thing = object_named(uri, "target")
+    if isinstance(thing, surrogates.Target):  # open already, in a form of its own
+        if shape is not None:
+            thing.check_shape(shape)
+        return surrogates.open_target(thing, **options)
+    return surrogates.open_target(thing, identity=uri.removeprefix(OBJECT), **shaped, **options)
 
 
 def _check_options(options: dict[str, Any]) -> None:

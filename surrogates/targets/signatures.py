@@ -12,7 +12,7 @@ from surrogates.targets.declared import Declared
 from surrogates.targets.faults import Faults
 from surrogates.targets.formats import channel_axis
 from surrogates.targets.layouts import is_row, joined_order, row_of
-from surrogates.targets.pixel_options import COLORS, DTYPES, EIGHT_BITS
+from surrogates.targets.pixel_options import COLORS, DTYPES
 
 GRAY = "color='gray' (--target.color gray)"
 COLORED = "color='rgb' or 'bgr' (--target.color rgb)"
@@ -26,8 +26,6 @@ class ModelInput:
         what: The model, for errors.
         dtype: Its number type, by numpy's name.
         shape: Its sides, that of the batch first, -1 for one that is free; empty where the model is silent.
-        scale: Of a quantized input: numbers are scale * (integer - zero_point). None where it is not quantized.
-        zero_point: The integer that stands for 0 then.
         color: The color that its metadata names; what the caller declares wins.
         pixel_range: The range that its metadata names; what the caller declares wins.
         without_batch: Its sides are those of one image; `placed` finds out.
@@ -36,8 +34,6 @@ class ModelInput:
     what: str
     dtype: str
     shape: tuple[int, ...]
-    scale: float | None = None
-    zero_point: int = 0
     color: str | None = None
     pixel_range: tuple[float, float] | None = None
     without_batch: bool = False
@@ -78,7 +74,8 @@ class ModelInput:
             with faults.kept():
                 declared.agreed(dtype=self.dtype)
             declared = replace(declared, dtype=self.dtype, color=declared.color or self.color)
-            declared = self._ranged(declared)
+            if declared.mean is None and declared.std is None:
+                declared = replace(declared, pixel_range=declared.pixel_range or self.pixel_range)
         with faults.kept():
             declared = self.placed(declared)._arranged_as(declared)
         with faults.kept():
@@ -122,20 +119,6 @@ class ModelInput:
             if _holds(sides, prod(seen)):
                 return True
         return len(sides) == 3 or (len(sides) == 2 and sides[1] == 1)
-
-    def _ranged(self, declared: Declared) -> Declared:
-        """Return what was declared with the range that the model reports; of a quantized input, in its integers."""
-        ends = declared.pixel_range
-        if self.scale is None or self.dtype not in EIGHT_BITS:
-            normalized = declared.mean is not None or declared.std is not None
-            return replace(declared, pixel_range=ends or (None if normalized else self.pixel_range))
-        if ends is None and declared.mean is None and declared.std is None:
-            low, high = map(
-                float, EIGHT_BITS[self.dtype]
-            )  # what its numbers reach is what they were made for
-        else:
-            low, high = (end / self.scale + self.zero_point for end in ends or (0.0, 1.0))
-        return replace(declared, pixel_range=(low, high))
 
     def _arranged_as(self, declared: Declared) -> Declared:
         """Return what was declared with the layout and the shape of images that the sides leave."""
@@ -286,9 +269,10 @@ def _remedy(sides: Sequence[int], seen: Sequence[int]) -> str:
 def _row_remedy(features: int, seen: Sequence[int]) -> str:
     """What brings images of a shape into rows of another length."""
     channels, height, width = seen
-    for own in (channels, 1, 3):
-        side = round((features / own) ** 0.5)
-        if own * height * width == features or own * side * side == features:
-            same = own * height * width == features
-            return _remedy((own, height, width) if same else (own, side, side), seen)
+    for own in (1, 3):
+        if own * height * width == features:
+            return _remedy((own, height, width), seen)
+    side = round((features / channels) ** 0.5)
+    if channels * side * side == features:
+        return _remedy((channels, side, side), seen)
     return "resize the images"

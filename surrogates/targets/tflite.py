@@ -202,7 +202,7 @@ class TfliteTarget(Target):
             operator = None
         if operator in ("ARG_MAX", "ARG_MIN"):
             return None, "labels"
-        columns = self._outputs(_black(self._input, declared, what))
+        columns = self._outputs(_black(self._taken, declared, what))
         wide = columns.ndim == 2 and columns.shape[1] > 1
         if operator == "SOFTMAX" or (operator == "LOGISTIC" and not wide):
             return (columns.shape[1] if wide else 2), "probabilities"
@@ -220,7 +220,7 @@ class TfliteTarget(Target):
         return own.model
 
 
-def _black(tensor: Tensor, declared: Declared, what: str) -> np.ndarray:
+def _black(taken: ModelInput, declared: Declared, what: str) -> np.ndarray:
     """Return a black image as the model takes it."""
     if min(tensor.shape[1:], default=-1) > 0:
         return np.zeros((1, *tensor.shape[1:]), tensor.dtype)
