@@ -134,7 +134,7 @@ LADDER = {
 @pytest.mark.slow
 def test_a_folder_of_classes_is_as_good_as_an_array(service: Any, store: str, tmp_path: Path) -> None:
     """Sorted names are not the order of the service's classes, so a file maps them; certified as from an .npz."""
-    url, faults = service
+    url, _ = service
     folder = write_digits(tmp_path / "pictures", classes=True)
     (tmp_path / "map.yaml").write_text("".join(f"{name}: {index}\n" for index, name in enumerate(NAMES)))
     config = configured(
@@ -162,7 +162,7 @@ def test_a_folder_of_classes_is_as_good_as_an_array(service: Any, store: str, tm
         (["--data.heldout_images=400"], "data.heldout_images is 400, but pictures has only 100 images left"),
         (["--data.color=red"], "data.color is 'red': use gray or rgb"),
         (["--data.resize=0"], "data.resize is 0: use 1 to 8,192 pixels"),
-        (["--data.columns=[a,b,c]"], "data.columns is ['a', 'b', 'c']: name the column of images"),
+        (["--data.columns=[a,b,c]"], "data.columns is ('a', 'b', 'c'): name the column of images"),
     ],
 )
 def test_what_is_wrong_with_images_is_said_before_any_query(

@@ -770,9 +770,12 @@ def test_the_mappings_of_the_documentation_are_right(tmp_path: Path, monkeypatch
         opened.append(open_target(tmp_path / "mapping.yaml", token_env="FASHION_TOKEN"))
     assert [(target.output_kind, target.batch_size) for target in opened] == [
         ("top_k", 1),
+        ("top_k", 1),
         ("probabilities", 64),
+        ("probabilities", 1),
+        ("labels", 1),
     ]
-    assert [target.num_classes for target in opened] == [10, 10]
+    assert [target.num_classes for target in opened] == [2, 10, 10, 2, 2]
 
 
 # Pixels

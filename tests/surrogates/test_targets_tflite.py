@@ -105,6 +105,12 @@ def test_the_float_network_of_mlperf_tiny_needs_its_range(tiny: Any) -> None:
 # Every form of input
 
 
+def normalized(values: np.ndarray) -> np.ndarray:
+    """Rows, the channels last, after ImageNet's mean and std."""
+    pixels = values.reshape(-1, 20, 3)
+    return ((pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).reshape(len(values), -1)
+
+
 INPUTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[np.ndarray], np.ndarray]]] = {
     "float": ({}, {}, lambda p: p),
     "float, 0 to 255": ({}, {"pixel_range": (0, 255)}, lambda p: p * 255),
@@ -116,6 +122,12 @@ INPUTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[np.ndarray], n
         {"dtype": "uint8", "scale": (1 / 128, 128)},
         {},
         lambda p: (np.rint(p * 255) - 128) / 128,
+    ),
+    "uint8 of no scale": ({"dtype": "uint8", "plain": True}, {}, lambda p: np.rint(p * 255)),
+    "int8 behind mean and std": (
+        {"dtype": "int8", "scale": (0.0187, -14)},
+        {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        lambda p: np.rint(normalized(p) / 0.0187) * 0.0187,
     ),
     "int8, declared": (
         {"dtype": "int8", "scale": (0.5, 3)},
@@ -149,6 +161,30 @@ def test_rows_and_images_of_any_size(written: Any) -> None:
         open_target(free)
     target = open_target(free, input_shape=SHAPE)
     np.testing.assert_allclose(target.query(IMAGES).scores, rows(IMAGES) @ WEIGHT.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sides", [(1, 4, 5), (1, VALUES, 1), (-1, 4, 15)])
+def test_sides_of_any_rank(sides: tuple[int, ...], written: Any) -> None:
+    values = int(np.prod(np.abs(sides)))
+    weight, shape = WEIGHT[:, :values], (1, 4, 5) if values == 20 else SHAPE
+    images = IMAGES[:, : shape[0]]
+    target = open_target(written(linear(weight, sides)), input_shape=shape)
+    flat = rows(images) if sides == (-1, 4, 15) else images.reshape(7, -1)
+    np.testing.assert_allclose(target.query(images).scores, flat @ weight.T, rtol=1e-4, atol=1e-4)
+
+
+def test_color_and_size_are_brought_to_what_the_file_takes(written: Any) -> None:
+    path = written(linear(WEIGHT, HWC))
+    gray = np.random.default_rng(1).uniform(size=(3, 1, 8, 10)).astype(np.float32)
+    with pytest.raises(TargetError, match=r"give resize=\(4, 5\).*, and give color='rgb' or 'bgr'"):
+        open_target(path, input_shape=(1, 8, 10))
+    target = open_target(path, input_shape=(1, 8, 10), color="rgb", resize=(4, 5))
+    halves = gray.astype(np.float64)  # what a resize by half does, antialiased, has its own tests
+    small = open_target(path, input_shape=SHAPE, color="rgb")
+    colored = np.repeat(halves.reshape(3, 1, 4, 2, 5, 2).mean(axis=(3, 5)), 3, axis=1).astype(np.float32)
+    assert np.abs(target.query(gray).scores - small.query(colored).scores).max() < 3
+    swapped = open_target(path, color="bgr", input_shape=SHAPE).query(IMAGES[:, ::-1].copy())
+    np.testing.assert_allclose(swapped.scores, rows(IMAGES) @ WEIGHT.T, rtol=1e-4, atol=1e-4)
 
 
 # Every end
@@ -208,7 +244,7 @@ REFUSALS: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "dtype": (
         linear(WEIGHT, HWC),
         {"dtype": "uint8"},
-        r"dtype is 'uint8', but .* takes float32: leave dtype out",
+        r"dtype is 'uint8', but the target says 'float32': leave dtype out",
     ),
     "shape": (linear(WEIGHT, HWC), {"input_shape": (1, 28, 28)}, r"takes images of shape"),
     "rows": (linear(WEIGHT, (-1, VALUES)), {"input_shape": (1, 28, 28)}, r"takes 60 values per image"),

@@ -79,6 +79,7 @@ def linear(
     *,
     dtype: str = "float32",
     scale: tuple[float, int] | None = None,
+    plain: bool = False,
     end: str | None = None,
     also: bool = False,
 ) -> bytes:
@@ -89,12 +90,17 @@ def linear(
         shape: Of its input, the batch first, -1 for a side that is free.
         dtype: Of its input.
         scale: What a step of its integers is worth, and the integer that stands for 0.
+        plain: Whether its integers are what they are, not steps of a scale.
         end: SOFTMAX, LOGISTIC, ARG_MAX or None.
         also: Whether it gives the sums before the end too, as `sums`.
     """
     graph, classes, batch = Graph(), len(weight), max(shape[0], 1)
     first = taken = graph.tensor("image", shape, dtype, scale=scale)
-    if dtype != "float32":
+    if plain:
+        options = schema.CastOptionsT()
+        options.inDataType, options.outDataType = TYPES[dtype], TYPES["float32"]
+        taken = graph.operator("CAST", [first], graph.tensor("real", shape), options, "CastOptions")
+    elif dtype != "float32":
         taken = graph.operator(
             "DEQUANTIZE",
             [first],
@@ -104,8 +110,8 @@ def linear(
         )
     weights = graph.tensor("weight", weight.shape, data=weight.astype(np.float32))
     sums = graph.tensor("sums", (batch, classes))
-    options = schema.FullyConnectedOptionsT()
-    graph.operator("FULLY_CONNECTED", [taken, weights, -1], sums, options, "FullyConnectedOptions")
+    dense = schema.FullyConnectedOptionsT()
+    graph.operator("FULLY_CONNECTED", [taken, weights, -1], sums, dense, "FullyConnectedOptions")
     last = sums
     if end == "SOFTMAX":
         softmax = schema.SoftmaxOptionsT()
