@@ -20,6 +20,7 @@ _HOME = {
     "attack": "certdef.pipeline",
     "purify": "certdef.pipeline",
     "report": "certdef.pipeline",
+    "plan": "certdef.pipeline",
     "serve": "certdef.models.serving",
     "doctor": "certdef.doctor",
     "cite": "certdef.report.citations",

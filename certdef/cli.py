@@ -6,11 +6,21 @@ import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from certdef import __version__
+from certdef.config import own_target
+from certdef.config.checks import failures
 from certdef.config.job import ConfigError, RunConfig, nearest
-from certdef.config.load import add_config_arguments, from_namespace, parse, preset_of
+from certdef.config.load import (
+    UnreadOptions,
+    add_config_arguments,
+    chosen_options,
+    from_namespace,
+    parse,
+    preset_of,
+)
 from certdef.report.unused_options import UnusedOption, unused_options
 
 OVERVIEW = """\
@@ -20,7 +30,8 @@ Certify a classifier whose weights are out of reach.
   certdef run --preset fashion-mnist --data.root FOLDER
   certdef run --preset ducd-fashion-mnist  certify a surrogate in the target's place; membership inference on both
   certdef run --preset udc                 attack, purify and fine-tune a restoration of photographs under a display
-  certdef run --target.uri models:/mine@prod --data.name npz --data.path images.npz
+  certdef run --target.uri models:/mine@prod --data.path photos/    or a .csv, .npz, ...: docs/data.md
+  certdef certify --target.uri models:/mine@prod --data.path photos/   your target alone: nothing is trained
   certdef certify --certify.n 2000         one stage, and whatever it needs first
   certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
 """
@@ -28,7 +39,7 @@ JOBS = {
     "run": "the whole job: target, surrogate, purifier, certificates, attack, report",
     "pretrain": "pre-train the denoiser of De^3 on the unlabeled pool",
     "distill": "query the target within its budget and distill the surrogate",
-    "certify": "certify target and surrogate by randomized smoothing",
+    "certify": "certify target and surrogate by randomized smoothing; your own target alone, if nothing of a surrogate is set",
     "attack": "PGD on the surrogate, transferred to the target, with and without the purifier; --ladder for the threat ladder",
     "purify": "purify images of your own, or the held-out ones, with the job's purifier",
     "report": "write the page of the job again",
@@ -36,7 +47,8 @@ JOBS = {
 OTHERS = {
     "purifiers": "every purifier by name: what it does, its source, and the threat model that it was proposed for",
     "serve": "serve the registered certified classifier with MLflow's scoring server",
-    "doctor": "versions, devices, tracking store, and what is missing",
+    "plan": "what is wrong with a job, what it will cost and reach; a look at your own target on 50 images",
+    "doctor": "versions, devices, tracking store, and what is missing; with your own target or images, what is known of them",
     "cite": "the papers behind the options of a run",
     "ledger": "the query bill of a ledger: queries by purpose, their cost, and their export",
 }
@@ -44,13 +56,16 @@ EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
     "pretrain": "certdef pretrain --nim.epochs 100\n  certdef pretrain --nim.weights leaves --nim.epochs 30\n  certdef pretrain --leaves FOLDER",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
-    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000",
+    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.path photos/",
     "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 70000",
     "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
     "purifiers": "certdef purifiers\n  certdef run --purifier gs",
     "report": "certdef report",
     "serve": 'certdef serve --port 5001\n  curl -d \'{"inputs": [...], "params": {"n": 2000}}\' -H \'Content-Type: application/json\' http://127.0.0.1:5001/invocations',
-    "doctor": "certdef doctor",
+    "plan": "certdef plan --target.uri models:/mine/1 --data.name npz --data.path images.npz --price 1.50\n"
+    "  certdef plan --target.uri net.onnx --data.name npz --data.path images.npz --target.pixel_range [0,255] --json\n"
+    "  certdef plan --preset fashion-mnist --data.root FOLDER",
+    "doctor": "certdef doctor\n  certdef doctor --target.uri net.onnx --data.name npz --data.path images.npz",
     "cite": "certdef cite --preset fashion-mnist",
     "ledger": "certdef ledger runs/digits/ledger.db\n  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet",
 }
@@ -92,6 +107,7 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
         ),
         ("--out", str | None, None, "The .npz file to write; default purified.npz in the work directory."),
     ],
+    "plan": [("--price", float | None, None, "Price of 1,000 queries in USD, for the cost.")],
     "serve": [
         ("--model", str | None, None, "MLflow model URI; default the latest registered version."),
         ("--host", str, "127.0.0.1", "Address to listen on."),
@@ -148,15 +164,34 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     if _wants_help(arguments):
         parser.print_help()
         return 0
-    namespace = parse(parser, arguments, own_options(verb))
-    config = from_namespace(parser, namespace)
+    try:
+        namespace = parse(parser, arguments, own_options(verb))
+    except UnreadOptions as error:
+        if verb != "plan":
+            raise
+        return _plan(verb, *_readable(parser, error), error.found)
+    jobs = verb in JOBS or verb == "plan"  # which name all that is wrong at once
+    config = from_namespace(parser, namespace, arguments, checked=not jobs or namespace.print_config)
+    namespace.chosen = chosen_options(parser, arguments, own_options(verb))
     _check_table(verb, namespace)
-    for line in unused_options(config, _part(verb, namespace)):
-        print(f"certdef: warning: {line}", file=sys.stderr)
+    if not (jobs and (own_target.applies(config) or failures(config))):
+        for line in unused_options(config, _part(verb, namespace)):
+            print(f"certdef: warning: {line}", file=sys.stderr)
     if namespace.print_config:
-        print(as_yaml(config), end="")
+        print(as_yaml(_as_it_runs(verb, config, namespace)), end="")
         return 0
     return ACTIONS.get(verb, _job)(verb, config, namespace)
+
+
+def _as_it_runs(verb: str, config: RunConfig, namespace: Any) -> RunConfig:
+    """The configuration with what follows from the images, where your own target is given without a preset."""
+    if not own_target.applies(config):
+        return config
+    from certdef.objects.following import as_it_runs
+    from certdef.objects.named import Objects
+
+    _show_first_lines(quiet=False)
+    return as_it_runs(config, verb, Objects(chosen=namespace.chosen))
 
 
 def _part(verb: str, namespace: Any) -> str:
@@ -190,10 +225,13 @@ def _job(verb: str, config: RunConfig, namespace: Any) -> int:
     from certdef import pipeline
 
     options = {"progress": not namespace.quiet, "fresh": namespace.fresh}
+    _show_first_lines(namespace.quiet)
     if verb == "pretrain" and namespace.leaves:
         recipe = {"images": namespace.leaves_images, "epochs": namespace.leaves_epochs}
         print(pipeline.pretrain_leaves(config, namespace.leaves, **recipe, **options))
         return 0
+    if own_target.applies(config):
+        options |= {"chosen": namespace.chosen}
     if verb == "distill" and namespace.budgets:
         table = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
         summary = pipeline.budgets(config, *table, **options)
@@ -211,6 +249,23 @@ def _doctor(verb: str, config: RunConfig, namespace: Any) -> int:
     from certdef.doctor import doctor
 
     return doctor(config)
+
+
+def _readable(parser: Any, error: UnreadOptions) -> tuple[RunConfig, Any]:
+    """The configuration and the options without those that can't be read."""
+    namespace = parser.parse_args(error.rest)
+    namespace.chosen = chosen_options(parser, error.rest)
+    return from_namespace(parser, namespace, error.rest, checked=False), namespace
+
+
+def _plan(verb: str, config: RunConfig, namespace: Any, unread: dict[str, list[str]] | None = None) -> int:
+    """Print the plan of a job, or all that is wrong with it."""
+    _quiet()
+    from certdef.pipeline import plan
+    from certdef.report.plan import show
+
+    planned = partial(plan, chosen=namespace.chosen) if own_target.applies(config) else plan
+    return show(planned, config, namespace.price, as_json=namespace.json, unread=unread)
 
 
 def _cite(verb: str, config: RunConfig, namespace: Any) -> int:
@@ -233,7 +288,12 @@ def _serve(verb: str, config: RunConfig, namespace: Any) -> int:
     return 0
 
 
-ACTIONS: dict[str, Callable[[str, RunConfig, Any], int]] = {"doctor": _doctor, "cite": _cite, "serve": _serve}
+ACTIONS: dict[str, Callable[[str, RunConfig, Any], int]] = {
+    "doctor": _doctor,
+    "cite": _cite,
+    "serve": _serve,
+    "plan": _plan,
+}
 
 
 def _ledger(arguments: list[str]) -> int:
@@ -321,6 +381,8 @@ def flags(verb: str) -> dict[str, str]:
     every = {"--print-config": "Print the resolved configuration as YAML and stop."}
     if verb in JOBS:
         every |= {"--fresh": "Train and certify anew; paid answers are kept.", "--quiet": "No progress bars."}
+    if verb == "plan":
+        every |= {"--json": "Print the plan as JSON."}
     if verb == "serve":
         every |= {
             "--allow-seed": "Let a request name the seed; who knows it can search for images whose votes mislead."
@@ -382,6 +444,21 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UnusedOption)  # they are printed before the job starts
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+
+
+def _show_first_lines(quiet: bool) -> None:
+    """Print what a job says of itself before it starts; quiet, its warnings alone."""
+    import logging
+
+    class Printed(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lead = "certdef: warning: " if record.levelno >= logging.WARNING else ""
+            print(f"{lead}{record.getMessage()}", file=sys.stderr, flush=True)
+
+    logger = logging.getLogger("certdef")
+    logger.handlers = [Printed()]
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 if __name__ == "__main__":

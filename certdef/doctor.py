@@ -44,7 +44,7 @@ OPTIONAL = {
 
 
 def doctor(config: RunConfig) -> int:
-    """Print the state of this installation.
+    """Print the state of this installation and, of a job on your own target or images, what is known without a query.
 
     Args:
         config: The job that it is checked for.
@@ -53,6 +53,8 @@ def doctor(config: RunConfig) -> int:
         0, or 1 if something that is needed is missing.
     """
     findings = [*_packages(), *_surrogates(), *_devices(config), *_stores(config)]
+    if config.target.uri or config.data.path:
+        findings += _job(config)
     width = max(len(what) for _, what, _ in findings)
     for good, what, detail in findings:
         print(f"{'ok     ' if good else 'MISSING' if good is False else 'note   '}  {what:<{width}} {detail}")
@@ -114,6 +116,20 @@ def _devices(config: RunConfig) -> list[Finding]:
             )
         )
     return findings
+
+
+def _job(config: RunConfig) -> list[Finding]:
+    """What is known of the user's own target and images without a query: what `certdef plan` says, but for what it pays."""
+    from certdef.pipeline import plan
+    from certdef.report.plan import WIDTH, render
+    from certdef.stages.inspection import EXPECTED
+
+    try:
+        lines = render(plan(config, ask=False), config).splitlines()
+    except EXPECTED as error:
+        return [(False, "job", line) for line in str(error).splitlines()]
+    rows = [(line[:WIDTH].strip(), line[WIDTH:]) for line in lines]
+    return [(None if name == "warning" else True, name, text) for name, text in rows]
 
 
 def _stores(config: RunConfig) -> list[Finding]:

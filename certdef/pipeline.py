@@ -19,52 +19,60 @@ from tqdm import tqdm
 
 import surrogates
 from certdef import stages
-from certdef.config.checks import check
+from certdef.config import own_target
 from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.config.objects import is_object
 from certdef.config.threads import allowed_threads
 from certdef.data.arrays import read_images
-from certdef.data.sets import Splits, load_data
+from certdef.data.sets import Splits, load_source, split
 from certdef.models import storage
-from certdef.models.classifiers import build_classifier, surrogate_model
-from certdef.report import draw, ducd_page, page, udc_page
+from certdef.objects.following import LOG, followed
+from certdef.objects.named import NO_OBJECTS, Objects, named
+from certdef.report import draw, ducd_page, page, target_page, udc_page
+from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
-from certdef.stages import Job
+from certdef.stages import Job, job_checks
+from certdef.stages.inspection import Check, choose_device, inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
-from surrogates.files import create_private, replacing
+from surrogates.files import replacing
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Target, surrogate and purifier of a job, with their stages in order."""
+    """Target, surrogate and purifier of a job, with their stages in order; no surrogate where surrogate.model is none."""
 
     target: surrogates.Target
     target_stage: Stage
-    surrogate: nn.Module
-    surrogate_stage: Stage
     purifier: stages.Purifier
+    surrogate: nn.Module | None = None
+    surrogate_stage: Stage | None = None
 
     @property
     def defense(self) -> list[Stage]:
         """The stages that a result depends on, beside the target's identity."""
-        return [self.surrogate_stage, *self.purifier.stages]
+        return [*([self.surrogate_stage] if self.surrogate_stage else []), *self.purifier.stages]
 
     @property
     def all(self) -> list[Stage]:
         return [self.target_stage, *self.defense]
 
 
-def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def run(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Do the whole job; an interrupted one goes on where it was, a finished one is not paid for again.
 
     Args:
-        config: What to do.
+        config: What to do; unset, options are given by themselves, e.g. certify__n=2000, and target is your own.
         progress: Show a bar for every long stage.
         fresh: Train and certify anew. Answers in the ledger are still not paid for twice.
+        given: Objects in the place of names: target, identity, images, labels, class_names, surrogate, purifier
+            (certdef.objects.named).
 
     Returns:
         What was done, and where it is.
@@ -72,23 +80,30 @@ def run(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Sum
     Raises:
         ConfigError, certify.CertifyError, surrogates.SurrogateError: One line each, with the remedy.
     """
+    config, objects = named(config, given)
     if config.ducd.enabled:
-        return _run_ducd(config, progress, fresh)
+        return _run_ducd(config, objects, progress, fresh)
     if config.udc.enabled:
         return _run_udc(config, progress, fresh)
-    with open_job(config, progress, fresh) as job:
+    with open_job(config, progress, fresh, objects=objects) as job:
         parts = _parts(job)
-        target, surrogate, purifier = parts.target, parts.surrogate, parts.purifier
-        certified = stages.certify_subjects(job, target, surrogate, purifier, parts.defense)
-        attacked = stages.attack(job, target, surrogate, purifier, parts.defense)
-        served = stages.register(job, target.num_classes, surrogate, purifier, parts.defense)
-        return _report(job, [*parts.all, certified, attacked, served, *_ladder(job, parts)], page.render)
+        done = [*parts.all, _certified(job, parts)]
+        if parts.surrogate is None:
+            return _report(job, done, target_page.render)
+        done.append(_attacked(job, parts))
+        if storable(job.config):
+            num_classes = parts.target.num_classes
+            done.append(stages.register(job, num_classes, parts.surrogate, parts.purifier, parts.defense))
+        return _report(job, [*done, *_ladder(job, parts)], page.render)
 
 
-def pretrain(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def pretrain(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Pre-train the denoisers of De^3, one a law of noise, on the unlabeled pool. No query is spent."""
-    with open_job(config, progress, fresh, verb="pretrain") as job:
-        return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in config.certify.laws])
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="pretrain", objects=objects) as job:
+        return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in job.config.certify.laws])
 
 
 def pretrain_leaves(
@@ -117,8 +132,12 @@ def pretrain_leaves(
     """
     from certdef.purifiers.networks.leaves import LeavesTraining, train_on_leaves
 
-    given = {name: value for name, value in {"images": images, "epochs": epochs}.items() if value is not None}
-    recipe = LeavesTraining(**given, seed=config.seed)
+    shipped = LeavesTraining(seed=config.seed)
+    recipe = replace(
+        shipped,
+        images=shipped.images if images is None else images,
+        epochs=shipped.epochs if epochs is None else epochs,
+    )
     path, device = Path(folder), choose_device(config.device)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{str(path)!r} is no folder: name one for the network (--leaves FOLDER)")
@@ -143,65 +162,84 @@ def pretrain_leaves(
     )
 
 
-def distill(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def distill(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Query the target within its budget and distill the surrogate."""
-    with open_job(config, progress, fresh) as job:
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="distill", objects=objects) as job:
         target, target_stage = stages.open_target(job)
         return _summary(job, [target_stage, stages.distill(job, target)[1]])
 
 
 def budgets(
-    config: RunConfig,
+    config: RunConfig | None,
     budgets: Sequence[int],
     strategies: Sequence[str] = ("random",),
     seeds: int = 1,
     *,
     progress: bool = True,
     fresh: bool = False,
+    **given: Any,
 ) -> Summary:
     """Distill once for every budget, strategy and seed: agreement against queries. All share the job's ledger."""
-    with open_job(config, progress, fresh, verb="budgets") as job:
-        stages.check_budgets(config, budgets, strategies, seeds, len(job.data.pool))
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="budgets", objects=objects) as job:
+        stages.check_budgets(job.config, budgets, strategies, seeds, len(job.data.pool))
         target, target_stage = stages.open_target(job)
         return _summary(job, [target_stage, stages.trace_budgets(job, target, budgets, strategies, seeds)])
 
 
-def certify(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
-    """Certify the target by queries and the surrogate for free; does first what is missing for it."""
-    with open_job(config, progress, fresh) as job:
+def certify(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
+    """Certify the target by queries and the surrogate for free; does first what is missing for it.
+
+    Your own target alone, without surrogate and training, where nothing of the surrogate was set, the purifier needs no
+    training and no preset was named; there is a page of it then.
+    """
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="certify", objects=objects) as job:
         parts = _parts(job)
-        certified = stages.certify_subjects(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
-        return _summary(job, [*parts.all, certified])
+        done = [*parts.all, _certified(job, parts)]
+        return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
 
 
-def attack(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def attack(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Attack the surrogate and transfer to the target, with and without the purifier; does first what is missing for it."""
-    with open_job(config, progress, fresh) as job:
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="attack", objects=objects) as job:
         parts = _parts(job)
-        attacked = stages.attack(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
-        return _summary(job, [*parts.all, attacked, *_ladder(job, parts)])
+        return _summary(job, [*parts.all, _attacked(job, parts), *_ladder(job, parts)])
 
 
 def purify(
-    config: RunConfig,
-    images: str | None = None,
+    config: RunConfig | None = None,
+    images: Any = None,
     out: str | None = None,
     *,
     progress: bool = True,
     fresh: bool = False,
+    **given: Any,
 ) -> Summary:
     """Purify the images of a file, or the held-out ones, and write them; does first what is missing for it.
 
     Args:
         config: What to do.
-        images: An .npz with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1].
+        images: An .npz with `images` (N,H,W), (N,H,W,C) or (N,C,H,W), uint8 or floats in [0,1]; or arrays, which are the
+            job's images too.
         out: The .npz to write, `images` (N,C,H,W) float32 in [0,1]; default purified.npz in the work directory.
         progress: Show a bar for every long stage.
         fresh: Train anew.
+        given: As for run.
     """
-    with open_job(config, progress, fresh) as job:
-        chosen = read_images(images, job.data.image_shape) if images else job.data.heldout_images
-        path = Path(out) if out else config.workspace / "purified.npz"
+    named_file = isinstance(images, str)
+    config, objects = named(config, given if images is None or named_file else given | {"images": images})
+    with open_job(config, progress, fresh, verb="purify", objects=objects) as job:
+        chosen = read_images(images, job.data.image_shape) if named_file else job.data.heldout_images
+        path = Path(out) if out else job.config.workspace / "purified.npz"
         if not path.parent.is_dir() or path.suffix != ".npz":
             raise ConfigError(f"out {str(path)!r}: give an .npz file in a folder that is there")
         parts = _parts(job)
@@ -209,14 +247,60 @@ def purify(
         return replace(_summary(job, parts.all), purified=purified)
 
 
-def report(config: RunConfig, *, progress: bool = True, fresh: bool = False) -> Summary:
+def report(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
     """Write the page of the job again, doing first whatever is missing for it."""
-    return run(config, progress=progress, fresh=fresh)
+    return run(config, progress=progress, fresh=fresh, **given)
 
 
-def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
+def plan(
+    config: RunConfig | None = None,
+    *,
+    price: float | None = None,
+    ask: bool = True,
+    known: dict[str, list[str]] | None = None,
+    **given: Any,
+) -> stages.Plan:
+    """What the whole job will take and can reach, and what is likely wrong with it, before anything is trained.
+
+    Your own target is queried for a few held-out images, from the budget ledger.preflight alone; evaluation gets their
+    answers for nothing.
+
+    Args:
+        config: The job; values that cannot be used are named with everything else that is wrong.
+        price: USD per 1,000 queries.
+        ask: Whether anything is queried; else only what the ledger has already is looked at.
+        known: Lines on what is wrong already, by section of the configuration.
+        given: As for run.
+
+    Raises:
+        ConfigError, certify.CertifyError, surrogates.SurrogateError: All that is wrong, a line each.
+    """
+    if price is not None and not 0 < price < float("inf"):
+        raise ConfigError(f"price must be USD per 1,000 queries above 0, got {price:g}: try --price 1.50")
+    config, objects = named(config, given)
+    with threads(config.threads), given_back():
+        config, objects = followed(config, "run", objects)
+        load = stages.load_photographs if config.udc.enabled else partial(load_images, objects=objects)
+        found = inspect(
+            config,
+            job_checks.every(config),
+            partial(load, progress=_silent),
+            own_target=not config.udc.enabled,
+            known=known,
+        )
+        found.problems.raise_all()
+        assert found.device is not None
+        assert found.data is not None
+        if found.target is None:
+            return stages.make_plan(config, found.data, found.device, None, None, price=price)
+        return stages.plan_of_own(config, found.data, found.device, found.target, ask=ask, price=price)
+
+
+def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) -> Summary:
     """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, checks=_check_ducd) as job:
+    with open_job(config, progress, fresh, checks=job_checks.DUCD, objects=objects) as job:
         target, target_stage = stages.open_target(job)
         students = stages.distill_students(job, target)
         choice = stages.choose_noise(job, students[0], target.num_classes)
@@ -230,7 +314,7 @@ def _run_ducd(config: RunConfig, progress: bool, fresh: bool) -> Summary:
 
 def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
     """UDC: restoration -> diffusion purifier -> how far to diffuse -> fine-tuning -> attacks on all of them."""
-    with open_job(config, progress, fresh, checks=stages.check_udc, load=stages.load_photographs) as job:
+    with open_job(config, progress, fresh, checks=job_checks.UDC, load=stages.load_photographs) as job:
         photographs = stages.photographs_through_display(job)
         defense = stages.train_defense(job, photographs)
         evaluated = stages.evaluate_defense(job, photographs, defense)
@@ -238,59 +322,11 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         return replace(summary, bill=None, ledger=None)
 
 
-def _check_main(config: RunConfig, data: Splits) -> None:
-    """Refuse what the main job can't do, before anything is trained or paid for."""
-    for name, enabled in {"ducd": config.ducd.enabled, "udc": config.udc.enabled}.items():
-        if enabled:
-            raise ConfigError(
-                f"{name}.enabled is true, and the {name.upper()} job has no single stages: use certdef run, or "
-                f"--{name}.enabled false"
-            )
-    _check_pool(data)
-    stages.target_draws(config)  # refuses unusable noise laws, and a budget that certifies nothing
-    stages.check_attack_budget(config, len(data.heldout_images))
-    if config.ladder.enabled:
-        stages.check_ladder_budget(config, len(data.heldout_images))
-    classifier = _check_models(config, data)
-    for name in stages.ladder_systems(config) if config.ladder.enabled else [config.purifier]:
-        if name != "none":
-            stages.check_purifier(replace(config, purifier=name), data.image_shape, classifier)
-
-
-def _check_ducd(config: RunConfig, data: Splits) -> None:
-    """Refuse what the DUCD job can't do, before anything is trained or paid for."""
-    if not data.labeled:
-        raise ConfigError(
-            f"{data.name} has no labels, which the DUCD job needs: it chooses the noise by them and infers membership; add "
-            "them, or use certdef run without ducd.enabled"
-        )
-    _check_pool(data)
-    stages.check_pools(config, data)
-    stages.check_choice(config, data)
-    stages.check_audit(config, data)
-    _check_models(config, data)
-
-
-def _check_pool(data: Splits) -> None:
-    if not len(data.pool):
-        raise ConfigError(
-            "data.pool_images is 0, and surrogate and denoiser are trained on the images of the pool: use at least 1"
-        )
-
-
-def _check_models(config: RunConfig, data: Splits) -> nn.Module:
-    """Refuse classifiers that do not take such images; returns an untrained surrogate."""
-    shape, classes = data.image_shape, max(2, len(data.classes))  # the target says how many, once it is open
-    if config.target.uri is None and config.target.kind != "svc":
-        build_classifier(config.target.kind, shape, classes)
-    stages.recipe_of(config.surrogate)
-    stages.selection_of(config.surrogate)
-    return build_classifier(surrogate_model(config), shape, classes).eval()
-
-
-def _load(config: RunConfig, progress: Callable[..., Any]) -> Splits:
-    own_target = config.target.uri is not None
-    return load_data(config.data, config.seed, own_target=own_target, progress=progress)
+def load_images(config: RunConfig, progress: Callable[..., Any], objects: Objects = NO_OBJECTS) -> Splits:
+    """The images of a job: as configured, or as given."""
+    own = config.target.uri is not None
+    source = objects.source or load_source(config.data, progress)
+    return split(source, config.data, config.seed, own_target=own, progress=progress)
 
 
 @contextmanager
@@ -300,79 +336,104 @@ def open_job(
     fresh: bool = False,
     *,
     verb: str = "run",
-    checks: Callable[[RunConfig, Splits], None] = _check_main,
-    load: Callable[[RunConfig, Callable[..., Any]], Splits] = _load,
+    checks: Sequence[Check] | None = None,
+    load: Callable[[RunConfig, Callable[..., Any]], Splits] | None = None,
+    objects: Objects = NO_OBJECTS,
 ) -> Iterator[Job]:
-    """Everything a stage needs, checked before anything is trained or paid for."""
-    check(config)
-    for line in unused_options(config, verb):
-        warnings.warn(line, UnusedOption, stacklevel=2)
-    device = choose_device(config.device)
-    bar = tqdm if progress else _silent
-    with threads(config.threads):
-        data = load(config, bar)
-        with torch.random.fork_rng():
-            checks(config, data)
-        with (
-            locked(config.workspace),
-            disk_errors(config.workspace),
-            given_back() as callers_uri,
-        ):
+    """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once."""
+    with threads(config.threads), given_back() as callers_uri:
+        own = verb != "pretrain" and not config.udc.enabled
+        bar = tqdm if progress else _silent
+        config, objects = followed(config, verb, objects, bar)
+        rules = job_checks.main(config, verb) if checks is None else checks
+        read = load or partial(load_images, objects=objects)
+        loading: Callable[[RunConfig], Splits] = lambda config: read(config, bar)  # noqa: E731
+        found = inspect(config, rules, loading, own_target=own)
+        found.problems.raise_all()
+        assert found.device is not None
+        assert found.data is not None
+        _warn_of_unused(config, verb, objects)
+        with locked(config.workspace), disk_errors(config.workspace):
             if fresh:
                 forget(config.workspace)
             tracker = Tracker(config, callers_uri)
-            legacy = Legacy(config, device.type, tracking_uri(config))
-            with _ledger(config, stages.ledger_file(config, data, legacy)) as ledger, tracker.job(data):
-                drawing = partial(draw.draw, config=config, data=data)
-                yield Job(config, data, device, tracker, ledger, bar, drawing, legacy)
+            legacy = Legacy(config, found.device.type, tracking_uri(config))
+            path = stages.ledger_file(config, found.data, legacy)
+            with stages.open_ledger(config, path) as ledger, tracker.job(found.data):
+                job = Job(
+                    config=config,
+                    data=found.data,
+                    device=found.device,
+                    legacy=legacy,
+                    tracker=tracker,
+                    ledger=ledger,
+                    progress=bar,
+                    draw=partial(draw.draw, config=config, data=found.data),
+                    own_target=found.target,
+                )
+                if found.target is not None:
+                    plan_words.show_first_lines(job, found.target, verb)
+                yield job
+
+
+def _warn_of_unused(config: RunConfig, verb: str, objects: Objects) -> None:
+    """Name the options that nothing reads."""
+    for line in unused_options(config, verb, objects.chosen):
+        if own_target.applies(config):  # the command line could not know yet
+            LOG.warning(line)
+        else:
+            warnings.warn(line, UnusedOption, stacklevel=4)
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Let torch use so many threads, by default as many as are allowed; afterwards as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or min(before, allowed_threads()))
+    # one that can't be used is refused later, with all else that is wrong
+    torch.set_num_threads(max(1, count or min(before, allowed_threads())))
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _ledger(config: RunConfig, path: Path) -> surrogates.QueryLedger:
-    budget = {purpose: value for purpose, value in asdict(config.ledger).items() if purpose != "path"}
-    if not (config.target.uri and config.target.canary_every):
-        del budget["canary"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if config.target.is_private:
-        create_private(path)
-    return surrogates.QueryLedger(path, budget)
-
-
 def _parts(job: Job) -> Parts:
     target, target_stage = stages.open_target(job)
+    if job.config.surrogate.model == own_target.NONE:
+        return Parts(target, target_stage, stages.prepare_purifier(job, job.config.purifier))
     surrogate, surrogate_stage = stages.distill(job, target)
     purifier = stages.prepare_purifier(job, job.config.purifier, surrogate, surrogate_stage)
-    return Parts(target, target_stage, surrogate, surrogate_stage, purifier)
+    return Parts(target, target_stage, purifier, surrogate, surrogate_stage)
+
+
+def _certified(job: Job, parts: Parts) -> Stage:
+    return stages.certify_subjects(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+
+
+def _attacked(job: Job, parts: Parts) -> Stage:
+    assert parts.surrogate is not None  # refused before the job
+    return stages.attack(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+
+
+def storable(config: RunConfig) -> bool:
+    """Whether the certified surrogate can be loaded again by others, and so is registered: not of an object in Python."""
+    return not (is_object(config.surrogate.model) or is_object(config.purifier))
 
 
 def _ladder(job: Job, parts: Parts) -> list[Stage]:
     """Where it is enabled, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
-    systems = {"none": None, job.config.purifier: parts.purifier}
+    surrogate, surrogate_stage = parts.surrogate, parts.surrogate_stage
+    assert surrogate is not None  # refused before the job
+    assert surrogate_stage is not None
+    systems: dict[str, stages.Purifier | None] = {"none": None}
     for name in stages.ladder_systems(job.config):
-        if name not in systems:
-            systems[name] = stages.prepare_purifier(job, name, parts.surrogate, parts.surrogate_stage)
-    return [stages.evaluate_ladder(job, parts.target, parts.surrogate, parts.surrogate_stage, systems)]
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes the GPU where there is one; ConfigError if cuda is configured and missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch sees no CUDA device: use --device cpu, or see certdef doctor"
-        )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+        if name == job.config.purifier != "none":
+            systems[name] = parts.purifier
+        elif name not in systems:
+            systems[name] = stages.prepare_purifier(job, name, surrogate, surrogate_stage)
+    return [stages.evaluate_ladder(job, parts.target, surrogate, surrogate_stage, systems)]
 
 
 def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:

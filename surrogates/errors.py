@@ -12,9 +12,11 @@ class TargetError(SurrogateError):
 
     Attributes:
         lost: Queries of earlier attempts at the same batch that may have been charged besides it.
+        lines: One for each fault, where several were found at once.
     """
 
     lost: int = 0
+    lines: tuple[str, ...] = ()
 
 
 class ClassesUnknown(TargetError):

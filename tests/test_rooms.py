@@ -18,7 +18,12 @@ DOORS = {
     "diffusers": {"certdef/purifiers/networks/diffusion.py"},
     "accelerate": {"surrogates/distillation/training.py"},
     "torchmetrics": {"certdef/restoration/metrics.py"},
-    "mlflow": {"certdef/tracking/", "certdef/models/serving.py", "surrogates/targets/pyfunc.py"},
+    "mlflow": {
+        "certdef/tracking/",
+        "certdef/models/serving.py",
+        "surrogates/targets/pyfunc.py",
+        "surrogates/targets/deployments.py",
+    },
     "joblib": {"certify/voting/parallel.py"},
     "matplotlib": {"certify/records/curves.py", "certdef/report/canvas.py", "certdef/report/images.py"},
     "httpx": {"surrogates/targets/"},
@@ -27,6 +32,7 @@ DOORS = {
     "requests": {"surrogates/targets/"},
     "urllib.request": {"surrogates/targets/"},
     "tenacity": {"surrogates/targets/http.py"},
+    "datasets": {"certdef/data/huggingface.py"},
     "onnxruntime": {"surrogates/targets/onnx.py"},
     "ai_edge_litert": {"surrogates/targets/tflite.py"},
 }

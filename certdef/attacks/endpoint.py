@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import surrogates
+from surrogates.distillation.inference import images_at_once
 
 SMALLEST = 1e-12  # of a probability before its logarithm is taken
 
@@ -21,7 +22,7 @@ class Endpoint:
         repeats: Queries of an image. A purifier that draws noise answers differently each time: scores are averaged and
             labels go by majority, so that no single draw misleads the attacker.
         device: Where the purifier and a module run.
-        batch_size: Images at once.
+        batch_size: Images at once, at most; fewer of large ones.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Endpoint:
         """Labels (N,) and log-scores (N, K), fresh tensors, of images that are queried `repeats` times each."""
         repeats = repeats or self.repeats
         copies = images.repeat_interleave(repeats, 0)
-        answers = [self._query(batch) for batch in copies.split(self.batch_size)]
+        answers = [
+            self._query(batch) for batch in copies.split(images_at_once(images.shape[1:], self.batch_size))
+        ]
         labels = torch.cat([label for label, _ in answers]).reshape(-1, repeats)  # (N, repeats)
         parts = [score for _, score in answers if score is not None]
         if not parts:

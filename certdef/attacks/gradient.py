@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from surrogates.distillation.inference import evaluating
+from surrogates.distillation.inference import evaluating, images_at_once
 
 # Distances are floats: a radius is kept to with this relative slack.
 SLACK = 1e-6
@@ -42,7 +42,7 @@ def pgd(
         seed: Of the random start, and of what a model draws from the global generator.
         eot: Expectation over transformation (Athalye et al., ICML 2018): each step follows the mean gradient over this
             many passes through a model that draws noise.
-        batch_size: Images at once.
+        batch_size: Images at once, at most; fewer of large ones.
         progress: Wraps the batches, like tqdm.
 
     Returns:
@@ -54,7 +54,8 @@ def pgd(
     step = {"eps": eps, "alpha": 2.5 * eps / steps, "steps": steps, "random_start": True}
     attack = torchattacks.EOTPGD(model, **step, eot_iter=eot) if eot > 1 else torchattacks.PGD(model, **step)
     device = next(model.parameters()).device
-    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    size = images_at_once(images.shape[1:], batch_size)
+    batches = list(zip(images.split(size), labels.split(size), strict=True))
     adversarial = []
     with evaluating(model), forked(seed, device):
         for batch, label in progress(batches, desc=f"PGD {eps:g}") if progress else batches:

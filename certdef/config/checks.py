@@ -8,6 +8,7 @@ from dataclasses import asdict
 from math import nextafter
 from typing import Any
 
+from certdef.config import own_target
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
     FILES,
@@ -23,6 +24,7 @@ from certdef.config.job import (
     nearest,
     preset_path,
 )
+from certdef.config.objects import is_object
 from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
 from certdef.config.udc import UDCConfig
 
@@ -44,34 +46,50 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: A line for each value, with its name and the remedy.
     """
+    lines = [line for found in failures(config).values() for line in found]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def failures(config: RunConfig) -> dict[str, list[str]]:
+    """A line for each value that cannot be used, by its section; under the name of the value where it is in none, and `laws` apart.
+
+    Raises:
+        ConfigError: An unknown preset: nothing else is known then.
+    """
     preset_path(config.preset)
-    failures = _failures(config, "", _job(config))
+    found = _failures(config, "", _job(config))
     for section, rules in {
         "certify": _certify(config.certify, config.preset),
         "attack": _attack(config.attack),
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
         "nim": _nim(config.nim, "nim" in (config.surrogate.model, config.surrogate.features)),
-        "surrogate": _surrogate(config.surrogate),
+        "surrogate": _surrogate(config.surrogate, config.certify.guide != "off"),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
         "ducd": _ducd(config.ducd),
         "tracking": _tracking(config.tracking),
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
     }.items():
-        failures += _failures(getattr(config, section), f"{section}.", rules)
-    failures += _laws(config.certify) + _headers(config.target)
-    if failures:
-        raise ConfigError("\n".join(failures))
+        for name, lines in _failures(getattr(config, section), f"{section}.", rules).items():
+            part = "laws" if name == "laws" else section
+            found[part] = [*found.get(part, []), *lines]
+    for part, more in {"laws": _laws(config.certify), "target": _headers(config.target)}.items():
+        if more:
+            found[part] = [*found.get(part, []), *more]
+    return found
 
 
-def _failures(section: object, prefix: str, rules: Rules) -> list[str]:
-    """A line for each value that breaks a rule; of a value with several rules, the first that it breaks."""
+def _failures(section: object, prefix: str, rules: Rules) -> dict[str, list[str]]:
+    """A line for each value that breaks a rule, by its name; of a value with several rules, the first that it breaks."""
     remedies: dict[str, str] = {}
     for name, good, remedy in rules:
         if not good:
             remedies.setdefault(name, remedy)
-    return [f"{prefix}{name} is {getattr(section, name)!r}: {remedy}" for name, remedy in remedies.items()]
+    return {
+        name: [f"{prefix}{name} is {getattr(section, name)!r}: {remedy}"] for name, remedy in remedies.items()
+    }
 
 
 def _laws(certify: CertifyConfig) -> list[str]:
@@ -116,6 +134,8 @@ def _job(config: RunConfig) -> Rules:
 
 def _purifier(name: str) -> tuple[bool, str]:
     """Whether there is such a purifier, and the remedy."""
+    if name == own_target.NONE or is_object(name):
+        return True, ""  # an object is of this process, or refused where it is looked up
     if name.startswith("python:"):
         return is_code(name), "write python:package.module:factory"
     names = purifier_names()
@@ -171,7 +191,7 @@ def _attack(attack: AttackConfig) -> Rules:
 
 
 def _ladder(ladder: LadderConfig) -> Rules:
-    unknown = [name for name in ladder.systems if name != "none" and not _purifier(name)[0]]
+    unknown = [name for name in ladder.systems if not _purifier(name)[0]]
     yield "systems", not unknown, f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"
     yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
     yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"
@@ -221,20 +241,28 @@ def _nim(nim: NIMConfig, encoder_needed: bool) -> Rules:
             "a surrogate with a NIM's encoder needs a plain one: unset it",
         )
     yield "tile", nim.tile is None or nim.tile >= 1, "use a number of pixels, e.g. 32"
+    yield "keep", nim.keep is None or 0 <= nim.keep < 1, "use a share in [0, 1), e.g. 0.05"
     yield "ema", nim.ema is None or 0 < nim.ema < 1, "use a decay in (0, 1), e.g. 0.999"
     precisions = ("float32", "bfloat16", "float16")
     yield "precision", nim.precision in precisions, f"use one of {', '.join(precisions)}"
 
 
-def _surrogate(surrogate: SurrogateConfig) -> Rules:
+def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     yield "epochs", surrogate.epochs >= 1, "use at least 1"
+    yield (
+        "model",
+        surrogate.model != own_target.NONE or not guided,
+        "a guide is a surrogate: choose one, or certify.guide off",
+    )
     yield "features", surrogate.features in ("student", "nim"), "use student or nim"
     yield "committee", surrogate.committee >= 0, "use 0 or more"
 
 
 def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:
     for purpose, budget in asdict(ledger).items():
-        if purpose != "path":
+        if purpose == "preflight":
+            yield purpose, budget >= 0, "use a number of queries, or 0 for off"
+        elif purpose != "path":
             yield purpose, budget > 0, "a budget must be at least 1 query"
     remedy = f"it is smaller than the first batch (surrogate.query_batch {query_batch}): raise it or lower the batch"
     yield "training", ledger.training >= query_batch, remedy

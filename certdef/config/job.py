@@ -191,7 +191,8 @@ class RunConfig:
     """One job, from the black box to the report.
 
     Args:
-        preset: Named starting point: digits, fashion-mnist, cifar10, aerial, ducd-fashion-mnist or udc.
+        preset: Named starting point: digits, fashion-mnist, cifar10, aerial, ducd-fashion-mnist or udc; own, the default for
+            your own target (target.uri): what is not set follows your images.
         seed: Seed of everything that is random.
         device: auto, cpu or cuda.
         threads: Processor threads of torch; default as many as are allowed: the fewest of the processors of this process
@@ -201,8 +202,8 @@ class RunConfig:
         target: The deployed black box.
         ledger: Query budgets.
         surrogate: The white-box stand-in.
-        purifier: The purifier of target and surrogate, as denoiser and as defense: a name that certdef purifiers lists, or
-            python:package.module:factory, which imports and runs code of your own.
+        purifier: The purifier of target and surrogate, as denoiser and as defense: a name that certdef purifiers lists, none,
+            or python:package.module:factory, which imports and runs code of your own.
         nim: Noisy image modeling: the purifiers de3, de3-simmim and mim.
         gs: Gaussian smoothing: the purifiers gs and ncis.
         blind_spot: The blind-spot network: the purifiers ncis and blind-spot.

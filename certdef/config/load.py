@@ -6,9 +6,11 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from certdef.config import own_target
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
 from certdef.config.yaml_limits import check_yaml, read_config
@@ -48,11 +50,18 @@ def add_config_arguments(parser: Any, preset: str) -> None:
     parser.set_defaults(flatten(yaml.safe_load(preset_path(preset).read_text())))
 
 
-def from_namespace(parser: Any, namespace: Any) -> RunConfig:
-    """Build and check the RunConfig that a parser read."""
+def from_namespace(parser: Any, namespace: Any, arguments: list[str], *, checked: bool = True) -> RunConfig:
+    """Build the RunConfig that a parser read from these arguments, and check it unless whoever takes it does.
+
+    Of your own target without a preset it has what was set alone: a job adds what follows from its images.
+    """
     values = parser.instantiate(namespace)
     config = RunConfig(**{name: getattr(values, name) for name in RunConfig.__dataclass_fields__})
-    check(config)
+    own = replace(config, preset=own_target.PRESET)
+    if config.target.uri and named_preset(arguments) is None and own_target.applies(own):
+        config = own
+    if checked:
+        check(own_target.checkable(config))
     return config
 
 
@@ -60,7 +69,8 @@ def load_config(preset: str | None = None, file: str | Path | None = None, **ove
     """Resolve a configuration from Python.
 
     Args:
-        preset: Name of a preset; default the one that the file names, else digits.
+        preset: Name of a preset; default the one that the file names, else own for your own target (target__uri): what is
+            not set then follows the images, once a job reads them. Else digits.
         file: A YAML file of further values.
         overrides: Single values with dots written as double underscores, e.g. `certify__n=2000, seed=3`.
 
@@ -72,7 +82,7 @@ def load_config(preset: str | None = None, file: str | Path | None = None, **ove
         arguments.append(f"--config={file}")
     arguments += [f"--{key.replace('__', '.')}={_literal(value)}" for key, value in overrides.items()]
     parser = config_parser(preset_of(arguments))
-    return from_namespace(parser, parse(parser, arguments))
+    return from_namespace(parser, parse(parser, arguments), arguments)
 
 
 def config_parser(preset: str, **options: Any) -> Any:
@@ -99,15 +109,66 @@ def parse(parser: Any, arguments: list[str], own: Iterable[str] = ()) -> Any:
 
     check_texts(arguments)
     own = list(own)
+    given = _spelled(arguments, own)
+    known = [*known_keys(), *(name.lstrip("-") for name in own)]
+    try:
+        return parser.parse_args(given)
+    except ArgumentError as error:
+        raise _unread(parser, given, known, explain(str(error), known)) from error
+
+
+class UnreadOptions(ConfigError):
+    """Options that can't be read: a line each.
+
+    Attributes:
+        found: The lines, by the section of the option.
+        rest: The arguments that can be read.
+    """
+
+    def __init__(self, found: dict[str, list[str]], rest: list[str]) -> None:
+        super().__init__("\n".join(line for lines in found.values() for line in lines))
+        self.found, self.rest = found, rest
+
+
+def _unread(parser: Any, given: list[str], known: list[str], first: str) -> UnreadOptions:
+    """Every option that a parser can't read alone; the first error, where only all of them together can't be."""
+    from jsonargparse import ArgumentError
+
+    found: dict[str, list[str]] = {}
+    rest: list[str] = []
+    for option in _single(given):
+        try:
+            parser.parse_args(option)
+            rest += option
+        except ArgumentError as error:
+            section = re.split(r"[.=]", option[0].lstrip("-"))[0]
+            found.setdefault(section, []).append(explain(str(error), known))
+    return UnreadOptions(found or {"": [first]}, rest if found else [])
+
+
+def _single(arguments: list[str]) -> list[list[str]]:
+    """Arguments, each option with the values that follow it."""
+    options: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--") or not options:
+            options.append([argument])
+        else:
+            options[-1].append(argument)
+    return options
+
+
+def chosen_options(parser: Any, arguments: list[str], own: Iterable[str] = ()) -> set[str]:
+    """The options that arguments which `parse` takes set, dotted, by themselves or by a file."""
+    given = parser.parse_args(_spelled(arguments, list(own)), defaults=False)
+    return {str(key) for key in given.keys()}  # noqa: SIM118  a Namespace, which is no mapping
+
+
+def _spelled(arguments: list[str], own: list[str]) -> list[str]:
+    """The arguments with each option under its whole name, and files first."""
     names = {name: key for name, key in option_names().items() if name not in own}
     names |= {f"--{name[2:].replace('-', '_')}": name for name in own}
     split = [argument.partition("=") for argument in with_contents(files_first(arguments))]
-    try:
-        return parser.parse_args([names.get(name, name) + equals + value for name, equals, value in split])
-    except ArgumentError as error:
-        raise ConfigError(
-            explain(str(error), [*known_keys(), *(name.lstrip("-") for name in own)])
-        ) from error
+    return [names.get(name, name) + equals + value for name, equals, value in split]
 
 
 def check_texts(arguments: list[str]) -> None:
@@ -210,7 +271,12 @@ def files_first(arguments: list[str]) -> list[str]:
 
 
 def preset_of(arguments: list[str]) -> str:
-    """The preset that arguments name, or else their configuration file; it decides the defaults of the rest."""
+    """The preset that arguments name, else digits; it decides the defaults of the rest."""
+    return named_preset(arguments) or RunConfig.preset
+
+
+def named_preset(arguments: list[str]) -> str | None:
+    """The preset that arguments name, or else their configuration file."""
     files = [value for name, value in _pairs(arguments) if name == "--config"]
     named = [value for name, value in _pairs(arguments) if name == "--preset"]
     if not named and files and Path(files[-1]).is_file():
@@ -223,7 +289,7 @@ def preset_of(arguments: list[str]) -> str:
                 f"config file {files[-1]!r} is no YAML: {' '.join(str(error).split())}"
             ) from error
         named = [str(content["preset"])] if isinstance(content, dict) and "preset" in content else []
-    return named[-1] if named else "digits"
+    return named[-1] if named else None
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:

@@ -12,15 +12,15 @@ class TargetConfig:
 
     Args:
         uri: Your own target: an MLflow model URI, http(s)://.../invocations (MLflow scoring server),
-            http(s)://.../v2/models/NAME (Open Inference Protocol), NAME.onnx, or a NAME.yaml that maps any JSON
-            endpoint; unset, one is trained, logged and loaded back.
+            http(s)://.../v2/models/NAME (Open Inference Protocol), deployments:/NAME (MLflow Deployments), NAME.onnx,
+            NAME.tflite, or a NAME.yaml that maps any JSON endpoint; unset, one is trained, logged and loaded back.
         num_classes: Number of classes; needed only where a service does not tell it.
         kind: What to train where no URI is given: svc (scikit-learn), cnn, or any timm model name.
         epochs: Training epochs of a cnn or timm target.
         augment: Mirror and shift its training images; for natural images.
         output_kind: Kind of its answers: labels, top_k, probabilities or logits; needed only where it can't be detected. A
             cnn that is trained here answers probabilities or logits.
-        protocol: mlflow, mlflow-server, open-inference, onnx or json, where the URI doesn't tell.
+        protocol: mlflow, mlflow-server, deployments, open-inference, onnx, tflite or json, where the URI doesn't tell.
         output: Name of the output to read, where a model has several.
         classes: Names of its classes in the order of the data's labels, where it answers names or numbers of its own.
         columns: Names of the columns that a scoring server's model of tables takes, one for each value of an image; asked
@@ -127,6 +127,8 @@ class LedgerConfig:
         certification: Queries under noise that certify the target itself.
         attack: Queries of adversarial images: the transfer attack and, where it is enabled, the threat ladder.
         canary: Queries that notice a changed service (target.canary_every).
+        preflight: Queries before a job on your own target: up to 50 held-out images, which evaluation then gets for nothing, and
+            where few of them are right the same ones in other pixel formats; 0 is off.
     """
 
     path: str | None = None
@@ -135,6 +137,7 @@ class LedgerConfig:
     certification: int = 525_000
     attack: int = 50_000
     canary: int = 2_000
+    preflight: int = 1_000
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ class SurrogateConfig:
     """The white-box stand-in, distilled from the target's answers alone.
 
     Args:
-        model: cnn, mlp, nim (the pre-trained denoiser's encoder with a linear head), or any timm model name.
+        model: cnn, mlp, resnet, nim (the pre-trained denoiser's encoder with a linear head), any timm model name, or none:
+            the target alone is certified, without stand-in, attack and served model.
         epochs: Passes over the answered images.
         batch_size: Images a step.
         query_batch: Images a query batch.

@@ -91,18 +91,17 @@ def _by_file(data: Splits, path: Path, known: tuple[str, ...] | None, num_classe
     places = {name: index for index, name in enumerate(known or ())}
     entries = _entries(path)
     present = {*np.unique(np.concatenate([data.heldout_labels, data.audit_labels])).tolist()}
-    found, problems = [], []
+    found: list[int] = []
+    problems = []
     for label, name in enumerate(data.classes):
         value = entries.get(name)
-        index = places.get(value, -1) if isinstance(value, str) else value
-        if index is None and label not in present:
-            index = ABSENT
-        elif index is None:
+        index = places.get(value, ABSENT) if isinstance(value, str) else value
+        if index is None and label in present:
             problems.append(f"{name} is not in it{nearest(name, entries)}")
-        elif isinstance(index, bool) or not 0 <= index < num_classes:
+        elif index is not None and (isinstance(index, bool) or not 0 <= index < num_classes):
             hint = nearest(str(value), places) if isinstance(value, str) else ""
             problems.append(f"{name} is mapped to {value!r}, which is no class of the target's{hint}")
-        found.append(index)
+        found.append(ABSENT if index is None else index)
     if problems:
         few = "; ".join(problems[:SHOWN]) + (" ..." if len(problems) > SHOWN else "")
         names = f"the names {_some(known)}" if known else f"numbers from 0 to {num_classes - 1}"

@@ -114,7 +114,7 @@ def digest(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_source(config: DataConfig, progress: Progress = no_bar) -> Source:
+def load_source(config: DataConfig, progress: Progress = no_bar) -> Source:
     """The data set of a configuration; pictures are looked at and not yet decoded.
 
     Raises:
@@ -136,7 +136,7 @@ def _open_name(config: DataConfig) -> Source:
 def _open_path(config: DataConfig, progress: Progress) -> Source:
     path, form = Path(config.path or ""), Form.of(config)
     suffix = path.suffix.lower()
-    if config.name == "npz":
+    if config.name == "npz" and not path.is_dir() and suffix not in (".npy", *TABLES):
         return replace(read_npz_source(config), name="npz")
     if not path.exists():
         raise ConfigError(f"data.path {str(path)!r} is not there: give {KINDS}")
@@ -161,26 +161,32 @@ def _open_path(config: DataConfig, progress: Progress) -> Source:
 
 
 def load_data(
+    config: DataConfig, seed: int, *, own_target: bool = False, progress: Progress = no_bar
+) -> Splits:
+    """Load and split a data set: load_source, then split."""
+    return split(load_source(config, progress), config, seed, own_target=own_target, progress=progress)
+
+
+def split(
+    source: Source,
     config: DataConfig,
     seed: int,
     *,
     own_target: bool = False,
-    source: Source | None = None,
     progress: Progress = no_bar,
 ) -> Splits:
-    """Load and split a data set.
+    """Split a data set; pictures are decoded now.
 
     Args:
-        config: Which one, and how large the parts are.
+        source: The data set.
+        config: How large the parts are, and whether the labels are ignored.
         seed: Decides the split.
         own_target: Set no images aside to train a target; the data set may lack labels, and some of the target's classes.
-        source: Images that are already opened, in the place of the configured ones.
         progress: A factory of progress bars like tqdm.
 
     Raises:
-        ConfigError: Unknown name, missing file, wrong shape, dtype or range, or too few images for the split.
+        ConfigError: Too few images, no labels where a target is trained here, or pictures that are broken.
     """
-    source = source or open_source(config, progress)
     if config.labels == "ignore":
         source = replace(source, labels=None, test_labels=None, classes=None, by_name=False)
     if source.labels is None and not own_target:

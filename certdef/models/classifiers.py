@@ -5,9 +5,10 @@ Normalization is inside the model, so that attacks, noise and certificates all l
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +16,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.objects import is_object, object_named
 from certdef.models import small
 from surrogates.distillation.augmentation import shifted
 from surrogates.distillation.inference import evaluating, features
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
 
-if TYPE_CHECKING:
-    from certdef.purifiers.networks.nim import NIMClassifier
-
 __all__ = ["Classifier", "build_classifier", "features", "surrogate_model", "train_classifier", "train_svc"]
 
 BATCH_SIZE = 128
+OWN = ("mlp", "cnn", "resnet")
+NIM_SIZES = re.compile(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?")
 
 
 class Classifier(nn.Module):
@@ -44,6 +45,8 @@ class Classifier(nn.Module):
 def build_classifier(model: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Build an untrained classifier: `cnn`, `mlp`, `resnet`, `nim_p4_w64_d3_h4` (patch, width, depth, heads), or any timm model name.
 
+    The name of a module that was given as an object (certdef/config/objects.py) gives a copy of it.
+
     Raises:
         ConfigError: The name is neither ours nor timm's, or the model does not take images of this size.
     """
@@ -53,7 +56,9 @@ def build_classifier(model: str, image_shape: tuple[int, int, int], num_classes:
     return classifier
 
 
-def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Classifier | NIMClassifier:
+def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Any:
+    if is_object(name):
+        return copy.deepcopy(object_named(name, "surrogate"))
     channels, height, width = image_shape
     if name == "mlp":
         return Classifier(small.mlp(channels * height * width, num_classes))
@@ -61,7 +66,7 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Cl
         return Classifier(small.cnn(channels, min(height, width), num_classes))
     if name == "resnet":
         return Classifier(small.resnet(channels, min(height, width), num_classes))
-    if sizes := re.fullmatch(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?", name):
+    if sizes := NIM_SIZES.fullmatch(name):
         from certdef.purifiers.networks.nim import NIM, NIMClassifier, NIMShape
 
         *numbers, token = sizes.groups()
@@ -70,13 +75,24 @@ def _build(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Cl
             image_shape, patch_size, width, depth, heads, decoder_depth=0, class_token=token is not None
         )
         return NIMClassifier(NIM(encoder), num_classes)
+    check_known(name)
+    return Classifier(_timm_network(name, image_shape, num_classes))
+
+
+def check_known(name: str) -> None:
+    """Refuse a name that is neither ours nor timm's.
+
+    Raises:
+        ConfigError: Names some that are like it.
+    """
+    if name in OWN or NIM_SIZES.fullmatch(name):
+        return
     import timm
 
     if not timm.is_model(name):
         raise ConfigError(
             f"unknown model {name!r}: use cnn, mlp, resnet or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
         )
-    return Classifier(_timm_network(name, image_shape, num_classes))
 
 
 def _timm_network(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -25,6 +25,7 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.models.requests import Patience, Stopped, Watched
 from certdef.models.storage import FRESH, PARAMS, CertifiedClassifier, load_model, read_spec
 from certdef.tracking.mlflow import connect
+from surrogates.distillation.inference import images_at_once
 
 __all__ = [
     "Limits",
@@ -114,9 +115,8 @@ class ServedModel(PythonModel):
             seed_by = "server" if (params or {}).get("seed", FRESH) == FRESH else "client"
             return [answer(certificate, seed, seed_by) for certificate in certificates]
         with torch.inference_mode():
-            outputs = [
-                self.model(batch.to(self.device, copy=True)) for batch in torch.from_numpy(images).split(1024)
-            ]
+            batches = torch.from_numpy(images).split(images_at_once(images.shape[1:], 1024))
+            outputs = [self.model(batch.to(self.device, copy=True)) for batch in batches]
         scores = torch.cat(outputs)
         return (scores.softmax(1) if self.softmax else scores).cpu().numpy()
 

@@ -28,6 +28,7 @@ from certdef.purifiers import build
 from certdef.purifiers import networks as network_room
 from certdef.purifiers.registry import check_code, find_purifier, is_foreign
 from certdef.tracking.checked_json import check_digests, digests, read_json, write_json
+from surrogates.distillation.inference import images_at_once
 from surrogates.files import replacing
 
 # As a seed: draw one. A seed that an attacker knows lets him search for images whose votes mislead.
@@ -234,6 +235,7 @@ class CertifiedClassifier:
             subject="surrogate",
             device=self.device,
             seed=seed,
+            batch_size=images_at_once(self.image_shape, 1024),
         )
         certificates = smoothed.certify(
             torch.from_numpy(np.ascontiguousarray(images)),

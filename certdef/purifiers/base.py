@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from certdef.config.job import RunConfig, SigmaLaw
+from surrogates.distillation.inference import images_at_once
 from surrogates.distillation.training import FitOptions
 
 Networks = Mapping[str, nn.Module]  # by role
@@ -96,7 +97,8 @@ class TrainingRun:
         assert classifier is not None
         with torch.inference_mode():
             batches = [
-                classifier(batch.to(self.device, copy=True)).argmax(1) for batch in images.split(BATCH)
+                classifier(batch.to(self.device, copy=True)).argmax(1)
+                for batch in images.split(images_at_once(images.shape[1:], BATCH))
             ]
         return torch.cat(batches).cpu()
 

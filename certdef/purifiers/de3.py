@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from certdef.purifiers.base import About, Denoiser, NetworkSpec, PurifierSpec
+from certdef.config.job import RunConfig
+from certdef.purifiers.base import About, Denoiser, NetworkSpec, Parts, PurifierSpec
 from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.networks.nim import MIM
 
@@ -97,21 +98,63 @@ class Vote(nn.Module):
         return votes / self.draws
 
 
+class Kept(nn.Module):
+    """A denoiser that leaves a share of the noise in: noisy images (N, C, H, W) -> images (N, C, H, W) in [0, 1].
+
+    The mean of all clean images that a noisy one may come from has no fine texture. A classifier that was trained on
+    photographs knows texture and grain, and smoothness not. It remains a function of the noisy image alone.
+
+    Args:
+        denoiser: Noisy images -> denoised images.
+        keep: Share of the difference that is added back, in [0, 1).
+
+    Raises:
+        ValueError: A share out of its range.
+    """
+
+    def __init__(self, denoiser: nn.Module, keep: float):
+        super().__init__()
+        if not 0 <= keep < 1:
+            raise ValueError(f"keep is a share of the noise in [0, 1), got {keep}: try 0.05")
+        self.denoiser, self.keep = denoiser, keep
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        clean = self.denoiser(noisy.clone())
+        return (clean + self.keep * (noisy - clean)).clamp(0, 1)
+
+
 def _draws(draws: int) -> int:
     if not (isinstance(draws, int) and draws > 0):
         raise ValueError(f"draws must be a positive whole number, got {draws!r}: try 1")
     return draws
 
 
-def de_cubed(network: NetworkSpec, name: str, about: About, denoiser: str) -> PurifierSpec:
-    """De^3 with one network: a NIM, or another denoiser. In a vote the network stands alone: the law's noise is enough."""
+def de_cubed(network: NetworkSpec, name: str, about: About, denoiser: str, keep: float = 0.0) -> PurifierSpec:
+    """De^3 with one network: a NIM, or another denoiser. In a vote the network stands alone: the law's noise is enough.
+
+    Args:
+        network: The denoiser.
+        name: Of the purifier.
+        about: The purifier in words.
+        denoiser: The denoiser in words.
+        keep: Share of the noise that is left in where nim.keep is unset.
+    """
+
+    def settings(config: RunConfig) -> dict[str, float]:
+        share = keep if config.nim.keep is None else config.nim.keep
+        return {"sigma": config.attack.sigma_255 / 255} | ({"keep": share} if share else {})
+
+    def build(parts: Parts) -> nn.Module:
+        share, module = parts.settings.get("keep", 0.0), parts.networks[network.role]
+        return Kept(module, share) if share else module
+
     return PurifierSpec(
         name,
         about,
-        lambda parts: DeCubed(parts.networks[network.role], parts.settings["sigma"], parts.generator),
-        lambda config: {"sigma": config.attack.sigma_255 / 255},
+        lambda parts: DeCubed(build(parts), parts.settings["sigma"], parts.generator),
+        settings,
         networks=lambda config: (network,),
-        denoiser=Denoiser(denoiser, lambda parts: parts.networks[network.role], "network", settings=()),
+        denoiser=Denoiser(denoiser, build, "network", settings=("keep",)),
         differentiable=True,
     )
 

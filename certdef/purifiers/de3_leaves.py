@@ -14,4 +14,5 @@ PURIFIER = de_cubed(
         papers=("nim", "dead-leaves", "synthetic-images", "early-convolutions"),
     ),
     denoiser="the shipped NIM",
+    keep=0.05,
 )

@@ -6,6 +6,7 @@ holds one as PURIFIER), or a function of the user's own, `python:package.module:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import sys
@@ -20,6 +21,8 @@ import torch
 from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, nearest
+from certdef.config.objects import is_object, object_named
+from certdef.config.own_target import NONE
 from certdef.config.purifiers import entry_points, is_code, own_names, purifier_names
 from certdef.purifiers.base import About, Denoiser, Parts, PurifierSpec
 
@@ -33,6 +36,8 @@ def find_purifier(name: str) -> PurifierSpec:
     Raises:
         ConfigError: No purifier has this name, or its module cannot be imported or holds none.
     """
+    if is_object(name):
+        return _guarded(_from_module(name))
     if name not in _SPECS:
         _SPECS[name] = _load(name)
     return _SPECS[name]
@@ -40,7 +45,14 @@ def find_purifier(name: str) -> PurifierSpec:
 
 def is_foreign(name: str) -> bool:
     """Whether a purifier comes from another package, or is the user's own."""
-    return name not in own_names()
+    return name not in (NONE, *own_names())
+
+
+def needs_work(name: str, config: RunConfig) -> bool:
+    """Whether a purifier is trained on the pool or tuned, or sees the classifier that it defends."""
+    spec = find_purifier(name)
+    trained = any(each.uses_pool(config) or each.sees_classifier for each in spec.networks(config))
+    return bool(trained or spec.tuning or spec.sees_classifier)
 
 
 def check_code(name: str, code: str | None) -> None:
@@ -60,7 +72,7 @@ def check_code(name: str, code: str | None) -> None:
 
 
 def _load(name: str) -> PurifierSpec:
-    if name in own_names():
+    if name in (NONE, *own_names()):
         return import_module(f"certdef.purifiers.{name.replace('-', '_')}").PURIFIER
     if is_code(name):
         return _guarded(_from_code(name))
@@ -109,6 +121,17 @@ def _built(name: str, build: Callable[[Parts], nn.Module], parts: Parts) -> nn.M
 def one_line(error: Exception) -> str:
     """An error of foreign code as one line: its class and what it says."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _from_module(name: str) -> PurifierSpec:
+    """A module of this process: noisy images (N, C, H, W) -> images in [0, 1]; it denoises votes too."""
+    module = object_named(name, "purifier")
+
+    def build(parts: Parts) -> nn.Module:
+        return copy.deepcopy(module)
+
+    about = About("a module of your own", type(module).__module__, "not stated", title=type(module).__name__)
+    return PurifierSpec(name, about, build, denoiser=Denoiser("your own module", build))
 
 
 def _from_code(name: str) -> PurifierSpec:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import certify
 from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.report.words import law_in_words, purifier_title
 from certdef.stages.certificates import CertifyResult
-from certdef.stages.conditions import conditions
+from certdef.stages.conditions import conditions, largest_radius
 from certdef.stages.votes import CertifiedCurve
 
 
@@ -56,8 +55,3 @@ def certificate_rows(config: RunConfig, result: CertifyResult, subject: str) -> 
                 )
             )
     return rows
-
-
-def largest_radius(noise: certify.NoiseLaw, n: int, alpha: float) -> float:
-    """The radius that a unanimous vote of n draws proves."""
-    return float(noise.radius(certify.binomial_lower_bound(n, n, alpha)))

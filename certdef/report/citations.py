@@ -81,7 +81,7 @@ def _main(config: RunConfig) -> dict[str, str]:
         "pgd": f"the attack, {config.attack.steps} steps",
         "torchattacks": "the attack's implementation",
         "timm": "transformer blocks, and every model by name",
-        config.data.name: "the images",
+        _images(config): "the images",
     }
 
 
@@ -94,5 +94,10 @@ def _ducd(config: RunConfig) -> dict[str, str]:
         "lira": "membership inference by a normal law of reference models, offline",
         "loss": "membership inference by a threshold on the loss",
         "delong": "the intervals of its AUC",
-        config.data.name: "the images",
+        _images(config): "the images",
     }
+
+
+def _images(config: RunConfig) -> str:
+    """The data set's key; images of the user's own have none."""
+    return config.data.name if config.data.path is None else ""

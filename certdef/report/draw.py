@@ -15,7 +15,7 @@ from certdef.report import budget_curves, figures, udc_page
 from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title, right_in_words
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
-from certdef.stages.conditions import conditions
+from certdef.stages.conditions import conditions, subjects
 from certdef.stages.ducd.certificates import ComparisonResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ducd.surrogates import student_name
@@ -39,7 +39,7 @@ def _(result: CertifyResult, folder: Path, *, config: RunConfig, data: Splits) -
     headline = {each.subject: line for each, line in lines.items() if each.headline}
     title, right = f"{data.name}: certified accuracy", right_in_words(data.remarks)
     certify.curves.plot(headline, folder / "certified_accuracy.png", title=f"{title} {words}{right}")
-    for subject in ("target", "surrogate"):
+    for subject in subjects(config):
         named = {condition_title(each): line for each, line in lines.items() if each.subject == subject}
         path = folder / f"certified_accuracy_{subject}.png"
         certify.curves.plot(named, path, title=f"{title} of the {subject}{right}")

@@ -13,9 +13,9 @@ from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import Splits
 from certdef.report import images
-from certdef.report.certificates import largest_radius
 from certdef.report.template import papers, template, uris
 from certdef.report.words import SUBJECT_NAMES, law_in_words
+from certdef.stages.conditions import largest_radius
 from certdef.stages.ducd.certificates import ComparisonResult, candidate_noises
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ducd.surrogates import StudentResult

@@ -45,7 +45,8 @@ def attack_plot(rows: Sequence[AttackRow], purifier: str, right: str = "") -> by
     figure, (axes,) = canvas(6.4, 4.2)
     eps = np.array([row.eps for row in rows])
     apart = 0.006 * (eps.max() or 1)  # so that error bars do not hide each other
-    for number, (key, (name, line_color, line)) in enumerate(ATTACK_LINES.items()):
+    drawn = {key: line for key, line in ATTACK_LINES.items() if getattr(rows[0], key) is not None}
+    for number, (key, (name, line_color, line)) in enumerate(drawn.items()):
         accuracy, errors = with_errors([getattr(row, key) for row in rows])
         axes.errorbar(
             eps + (number - 1.5) * apart,

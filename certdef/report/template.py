@@ -20,6 +20,7 @@ PURPOSES = {
     "certification": "noise votes that certify the target itself",
     "attack": "adversarial images",
     "canary": "repeated queries that notice a changed target",
+    "preflight": "a look at the first images before the job; evaluation got their answers for nothing",
 }
 
 

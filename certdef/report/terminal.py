@@ -75,9 +75,8 @@ def _(result: TargetResult, config: RunConfig) -> list[str]:
 @stage_lines.register
 def _(result: SurrogateResult, config: RunConfig) -> list[str]:
     clean, noisy = with_interval(result.agreement_clean), with_interval(result.agreement_noisy)
-    return [
-        f"surrogate   agreement with the target {clean} clean, {noisy} under the noise ({result.queries} queries)"
-    ]
+    how = f"{result.queries} queries" if result.queries else "given, nothing was distilled"
+    return [f"surrogate   agreement with the target {clean} clean, {noisy} under the noise ({how})"]
 
 
 @stage_lines.register
@@ -99,9 +98,11 @@ def _(result: CertifyResult, config: RunConfig) -> list[str]:
 
 @stage_lines.register
 def _(result: AttackResult, config: RunConfig) -> list[str]:
-    behind, right = f"behind {purifier_title(config.purifier)}", right_in_words(result.params)
+    behind, right = f", behind {purifier_title(config.purifier)} ", right_in_words(result.params)
     return [
-        f"attack      PGD eps {row.eps:g}: target {with_interval(row.target)}, {behind} {with_interval(row.target_purified)}{right}"
+        f"attack      PGD eps {row.eps:g}: target {with_interval(row.target)}"
+        + (behind + with_interval(row.target_purified) if row.target_purified else "")
+        + right
         for row in result.rows[1:]
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class UnusedOption(UserWarning):
     """An option was changed, and the job as configured does not read it."""
 
 
-def unused_options(config: RunConfig, verb: str = "run") -> list[str]:
+def unused_options(config: RunConfig, verb: str = "run", chosen: Collection[str] | None = None) -> list[str]:
     """A line for each option that differs from its preset and that a verb of the job does not read.
 
     Where no rule says otherwise, an option is read.
@@ -33,17 +33,20 @@ def unused_options(config: RunConfig, verb: str = "run") -> list[str]:
         config: The job.
         verb: run, a part of it, or serve. `budgets` is distill with a table of strategies, `leaves` the training of the
             shipped denoiser.
+        chosen: The options that were set on purpose, dotted; unset, all that differ.
     """
     import yaml
 
     values = flatten(config.to_dict())
     preset = flatten(RunConfig().to_dict()) | flatten(yaml.safe_load(preset_path(config.preset).read_text()))
-    changed = {key: value for key, value in values.items() if value != preset[key]}
+    changed = {key: value for key, value in values.items() if value != preset.get(key)}
+    if chosen is not None:
+        changed = {key: value for key, value in changed.items() if key in chosen}
     rules = [*_rules(config, verb)] if changed else []
     lines = []
     for key, value in changed.items():
         reason = next((why for names, why in rules if _covers(names, key)), None)
-        reason = reason or _purifier_reason(config, verb, key, preset[key])
+        reason = reason or _purifier_reason(config, verb, key, preset.get(key))
         shown = without_password(repr(value))
         lines += [f"{key} is {shown}, which nothing reads: {reason}"] if reason else []
     return lines
@@ -134,6 +137,7 @@ def _target(config: RunConfig) -> Rules:
         yield ("target.epochs", "target.augment"), "target.kind is svc"
     if not target.uri:
         yield ("target.canary_every", "ledger.canary"), "only a service of your own (target.uri) is watched"
+        yield ("ledger.preflight",), "only a target of your own (target.uri) is looked at first"
     elif not target.canary_every:
         yield ("ledger.canary",), "target.canary_every is 0"
 
@@ -165,8 +169,8 @@ def _purifier_reason(config: RunConfig, verb: str, key: str, default: Any) -> st
     if section == "nim" and (
         verb == "pretrain" or "nim" in (config.surrogate.model, config.surrogate.features)
     ):
-        other = replace(config.nim, **{name: default})
-        return None if other.settings != config.nim.settings else "the shipped denoiser has sizes of its own"
+        preset = replace(config.nim, **{name: default})
+        return None if preset.settings != config.nim.settings else "the shipped denoiser has sizes of its own"
     value = tuple(default) if isinstance(default, list) else default
     other = replace(config, **{section: replace(getattr(config, section), **{name: value})})
     if _purifiers(config) != _purifiers(other):

@@ -36,7 +36,9 @@ def right_in_words(remarks: Mapping[str, Any]) -> str:
 
 
 def law_in_words(law: SigmaLaw) -> str:
-    """A law of sigma as the literature writes it: gamma(25, scale 3)/255."""
+    """A law of sigma as the literature writes it: gamma(25, scale 3)/255; a constant one by its value."""
+    if law.family == "constant":
+        return f"{law.scale_255:g}/255, constant"
     arguments = [*(f"{value:g}" for value in law.shape), f"scale {law.scale_255:g}"]
     return f"{law.family}({', '.join(arguments)})/255"
 

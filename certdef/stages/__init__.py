@@ -22,18 +22,23 @@ from certdef.stages.ducd.membership import (
     train_references,
 )
 from certdef.stages.ducd.surrogates import StudentResult, check_pools, distill_students
-from certdef.stages.job import Job
+from certdef.stages.estimates import foretell
+from certdef.stages.job import Job, Shelf
 from certdef.stages.ladder import LadderResult, check_ladder_budget, evaluate_ladder, ladder_systems
+from certdef.stages.ledger import open_ledger
 from certdef.stages.networks import NetworkResult, Trained, pretrain_denoiser, train_network, trained_once
+from certdef.stages.own_target import watch
+from certdef.stages.plan import Plan, look_at, make_plan, plan_of_own
 from certdef.stages.purifier import (
     Purifier,
     check_purifier,
+    is_kept,
     prepare_purifier,
     purify_images,
 )
 from certdef.stages.served import ServedResult, register
 from certdef.stages.surrogate import SurrogateResult, distill, recipe_of, selection_of
-from certdef.stages.target import TargetResult, ledger_file, open_target
+from certdef.stages.target import TargetResult, ledger_file, open_target, target_stage
 from certdef.stages.udc.evaluation import UDCResult, evaluate_defense
 from certdef.stages.udc.networks import check_udc, train_defense
 from certdef.stages.udc.photographs import load_photographs, photographs_through_display
@@ -49,8 +54,10 @@ __all__ = [
     "MembershipResult",
     "NetworkResult",
     "NoiseResult",
+    "Plan",
     "Purifier",
     "ServedResult",
+    "Shelf",
     "StudentResult",
     "SurrogateResult",
     "TargetResult",
@@ -74,11 +81,17 @@ __all__ = [
     "distill_students",
     "evaluate_defense",
     "evaluate_ladder",
+    "foretell",
+    "is_kept",
     "ladder_systems",
     "ledger_file",
     "load_photographs",
+    "look_at",
+    "make_plan",
+    "open_ledger",
     "open_target",
     "photographs_through_display",
+    "plan_of_own",
     "prepare_purifier",
     "pretrain_denoiser",
     "purify_images",
@@ -86,9 +99,11 @@ __all__ = [
     "register",
     "selection_of",
     "target_draws",
+    "target_stage",
     "trace_budgets",
     "train_defense",
     "train_network",
     "train_references",
     "trained_once",
+    "watch",
 ]

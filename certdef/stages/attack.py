@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import surrogates
 from certdef.attacks import gradient
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.own_target import NONE
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.inference import images_at_once, predict
 
 BATCH = 100  # images purified at a time: a diffusion chain takes memory
 
@@ -29,13 +31,13 @@ ATTACKS = {
 
 @dataclass(frozen=True)
 class AttackRow:
-    """Accuracy under one L-infinity budget, without and with the purifier."""
+    """Accuracy under one L-infinity budget, without and, where the job has one, with the purifier."""
 
     eps: float
     surrogate: Share
-    surrogate_purified: Share
     target: Share
-    target_purified: Share
+    surrogate_purified: Share | None = None
+    target_purified: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ def _attack(
     config, data, seed = job.config.attack, job.data, job.config.seed
     count = min(config.images, len(data.heldout_images))
     images, labels = (torch.from_numpy(each[:count]) for each in (data.heldout_images, data.heldout_labels))
+    batch = images_at_once(data.image_shape, BATCH)
     defense = purifier.defense(torch.Generator(job.device).manual_seed(seed)).to(job.device)
     paid = job.ledger.attach(
         target,
@@ -78,15 +81,18 @@ def _attack(
                 surrogate, images, labels, eps=eps, steps=config.steps, seed=seed, progress=job.progress
             )
         with torch.inference_mode():
-            purified = torch.cat(
-                [defense(batch.to(job.device, copy=True)) for batch in attacked.split(BATCH)]
-            )
             predicted = {
-                "surrogate": _labels(surrogate, attacked.to(job.device)),
-                "surrogate_purified": _labels(surrogate, purified),
+                "surrogate": predict(surrogate, attacked, batch).argmax(1),
                 "target": torch.from_numpy((paid if eps else known).query(attacked).labels),
-                "target_purified": torch.from_numpy(paid.query(purified.cpu()).labels),
             }
+            if purifier.name != NONE:
+                purified = torch.cat(
+                    [defense(part.to(job.device, copy=True)).cpu() for part in attacked.split(batch)]
+                )
+                predicted |= {
+                    "surrogate_purified": predict(surrogate, purified, batch).argmax(1),
+                    "target_purified": torch.from_numpy(paid.query(purified).labels),
+                }
         correct = {name: int((each == labels).sum()) for name, each in predicted.items()}
         return AttackRow(eps, **{name: Share.of(hits, count) for name, hits in correct.items()})
 
@@ -96,24 +102,27 @@ def _attack(
         images=count,
         params=asdict(config) | data.remarks,
         metrics={
-            metrics.ATTACK_AT_EPS.format(attack=name, eps=each.eps): getattr(each, column).value
+            metrics.ATTACK_AT_EPS.format(attack=name, eps=each.eps): share.value
             for each in rows
             for column, name in ATTACKS.items()
+            if (share := getattr(each, column)) is not None
         },
     )
 
 
-def _labels(classifier: nn.Module, images: Tensor) -> Tensor:
-    return classifier(images.clone()).argmax(1).cpu()
+def attack_queries(config: RunConfig, heldout: int) -> int:
+    """Queries of the attack: every image at each eps, with and without the purifier, and the purified clean ones."""
+    levels = len(config.attack.eps)
+    return min(config.attack.images, heldout) * (levels if config.purifier == NONE else 2 * levels + 1)
 
 
 def check_attack_budget(config: RunConfig, heldout: int) -> None:
     """Refuse an attack budget that the attack does not fit in, before anything is spent."""
     levels, budget = len(config.attack.eps), config.ledger.attack
-    count = min(config.attack.images, heldout)
-    need = count * (2 * levels + 1)
+    count, need = min(config.attack.images, heldout), attack_queries(config, heldout)
     if need > budget:
+        how = "" if config.purifier == NONE else ", with and without the purifier,"
         raise ConfigError(
-            f"ledger.attack is {budget}: {count} images at {levels} eps, with and without the purifier, need {need}; "
+            f"ledger.attack is {budget}: {count} images at {levels} eps{how} need {need}; "
             "raise it or lower attack.images"
         )

@@ -11,7 +11,7 @@ from torch import nn
 import certify
 import surrogates
 from certdef.config.job import RunConfig
-from certdef.stages.conditions import conditions, guided_budget, target_draws
+from certdef.stages.conditions import conditions, guided_budget, subjects, target_draws
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition, paid_classifier
@@ -31,9 +31,13 @@ class CertifyResult(StageResult):
 
 
 def certify_subjects(
-    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: Purifier, depends_on: list[Stage]
+    job: Job,
+    target: surrogates.Target,
+    surrogate: nn.Module | None,
+    purifier: Purifier,
+    depends_on: list[Stage],
 ) -> Stage[CertifyResult]:
-    """Certify every condition."""
+    """Certify every condition; those of the target alone without a surrogate."""
     config, draws = job.config.certify, target_draws(job.config)
     job.legacy.draws = draws
     classifier = [target.subject, *(other.fingerprint for other in depends_on)]
@@ -69,24 +73,26 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
 
 
 def _certify_subjects(
-    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: Purifier, stage: Stage
+    job: Job, target: surrogates.Target, surrogate: nn.Module | None, purifier: Purifier, stage: Stage
 ) -> CertifyResult:
     config, draws = job.config.certify, target_draws(job.config)
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
     for condition in conditions(job.config):
         denoiser = purifier.denoiser(condition.law) if condition.denoised else None
-        white_box = nn.Sequential(denoiser, surrogate) if denoiser else surrogate
-        classifier = BaseClassifier(white_box, target.num_classes, config.n)
+        white_box = nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
         if condition.paid:
             key = purifier.denoiser_key(condition.law) if denoiser else "none"
             paid = paid_classifier(job, target, stage, condition, denoiser, key)
             guide = white_box if config.guide != "off" else None
             classifier = BaseClassifier(paid, target.num_classes, draws, guide)
+        else:
+            assert white_box is not None
+            classifier = BaseClassifier(white_box, target.num_classes, config.n)
         curve = certify_condition(job, condition, classifier, stage)
         curves[condition.key] = curve
         figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
-        if condition.headline and condition.subject == "surrogate":
+        if condition.headline and condition.subject == subjects(job.config)[-1]:
             figures |= cost_metrics(curve)
     return CertifyResult(
         draws_target=draws,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import certify
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
+from certdef.config.own_target import NONE
 from certdef.config.purifiers import plain_name
 from certdef.purifiers.registry import find_purifier
 from certify.bounds import smallest_n
@@ -45,19 +46,27 @@ class Condition:
 
 def conditions(config: RunConfig) -> list[Condition]:
     """Both subjects under each law with and without the purifier, the headline first; beside them a Gaussian of the
-    first law's mean sigma, with Cohen's radius. Of a purifier that is no denoiser, the rows without it remain."""
+    first law's mean sigma, with Cohen's radius, unless that law is one. Of a purifier that is no denoiser, the rows without
+    it remain; without a surrogate, those of the target."""
     laws = [(law.label, noise_law(law)) for law in config.certify.laws]
     first = laws[0][0]
+    constant = isinstance(laws[0][1], certify.Gaussian)
     gaussian = certify.Gaussian(laws[0][1].mean_sigma)
     name = config.purifier if find_purifier(config.purifier).denoiser else None
     every = []
-    for subject in ("target", "surrogate"):
+    for subject in subjects(config):
         for label, noise in laws:
             every.append(Condition(subject, label, name, noise, headline=label == first))
             if name:
                 every.append(Condition(subject, label, None, noise))
-        every.append(Condition(subject, "gaussian", name, gaussian))
+        if not constant:
+            every.append(Condition(subject, "gaussian", name, gaussian))
     return every
+
+
+def subjects(config: RunConfig) -> tuple[str, ...]:
+    """What is certified: the target, and its surrogate where the job has one."""
+    return ("target",) if config.surrogate.model == NONE else ("target", "surrogate")
 
 
 def target_draws(config: RunConfig, paid: int | None = None) -> int:
@@ -87,6 +96,25 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
             f"{images * (config.certify.n0 + least)}; raise it or lower certify.target_images"
         )
     return _within_reach(config, n)
+
+
+def certification_queries(config: RunConfig, heldout: int, paid: int | None = None) -> int:
+    """Queries that the certificates of so many held-out images take, at most.
+
+    Args:
+        paid: Number of smoothed targets; unset, that of the main job.
+    """
+    if paid is None:
+        paid = sum(condition.paid for condition in conditions(config))
+    if config.certify.guide == "budget":
+        return config.ledger.certification // paid * paid
+    selection = config.certify.n0 if config.certify.guide == "off" else 0
+    return min(config.certify.target_images, heldout) * paid * (selection + target_draws(config, paid))
+
+
+def largest_radius(noise: certify.NoiseLaw, n: int, alpha: float) -> float:
+    """The radius that a unanimous vote of n draws proves."""
+    return float(noise.radius(certify.binomial_lower_bound(n, n, alpha)))
 
 
 def _within_reach(config: RunConfig, n: int) -> int:

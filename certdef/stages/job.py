@@ -24,28 +24,20 @@ R = TypeVar("R", bound=StageResult)
 N = TypeVar("N", bound=nn.Module)
 
 
-@dataclass
-class Job:
-    """One run of the pipeline.
+@dataclass(kw_only=True)
+class Shelf:
+    """The stages of a job in its folder: looked up, not run.
 
     Attributes:
         config: What the job does.
         data: Its images.
         device: Where networks run.
-        tracker: Its MLflow runs.
-        ledger: Pays for every query.
-        progress: A factory of progress bars like tqdm.
-        draw: Draws a result into the folder of its stage.
         legacy: The names that stages had in version 0.1.0.
     """
 
     config: RunConfig
     data: Splits
     device: torch.device
-    tracker: Tracker
-    ledger: surrogates.QueryLedger
-    progress: Callable[..., Any]
-    draw: Callable[[StageResult, Path], None]
     legacy: Legacy
 
     def stage(
@@ -75,6 +67,25 @@ class Job:
         if stage.done:
             stage.check()
         return stage
+
+
+@dataclass(kw_only=True)
+class Job(Shelf):
+    """One run of the pipeline.
+
+    Attributes:
+        tracker: Its MLflow runs.
+        ledger: Pays for every query.
+        progress: A factory of progress bars like tqdm.
+        draw: Draws a result into the folder of its stage.
+        own_target: The user's own target, opened; None where one is trained here.
+    """
+
+    tracker: Tracker
+    ledger: surrogates.QueryLedger
+    progress: Callable[..., Any]
+    draw: Callable[[StageResult, Path], None]
+    own_target: surrogates.Target | None = None
 
     def run(self, stage: Stage[R], compute: Callable[[], R]) -> Stage[R]:
         """Do a stage unless it is done, in an MLflow run of its own: folder, result, figures, tracking."""

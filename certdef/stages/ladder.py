@@ -24,12 +24,14 @@ from certdef.attacks.threat_ladder import System
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.config.purifiers import plain_name
+from certdef.stages.attack import attack_queries
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.inference import images_at_once
 
 SUBJECTS = ("surrogate", "target")
 VOTES = 300  # draws of a prediction under attack, at most
@@ -114,15 +116,14 @@ def evaluate_ladder(
         for name, purifier in systems.items()
     }
     own = systems[config.purifier]
-    assert own is not None
-    parts = [other.fingerprint for other in (surrogate_stage, *own.stages)]
+    parts = [other.fingerprint for other in (surrogate_stage, *(own.stages if own else []))]
     fingerprints = {name: each.fingerprint for name, each in evaluated.items()}
     key = [_curve_settings(config), job.data.heldout_digest, parts, fingerprints]
     stage = job.stage("ladder", LadderResult, *key)
 
     def gather() -> LadderResult:
         every = {name: each.result.subjects for name, each in evaluated.items()}
-        curve = _smoothed(job, surrogate, own.denoiser(), target.num_classes)
+        curve = _smoothed(job, surrogate, own.denoiser() if own else None, target.num_classes)
         return LadderResult(
             systems=every,
             own=config.purifier,
@@ -136,16 +137,21 @@ def evaluate_ladder(
     return job.run(stage, gather)
 
 
+def ladder_queries(config: RunConfig, heldout: int) -> int:
+    """Queries that the ladder takes at most."""
+    images = min(config.ladder.target_images, heldout)
+    return sum(
+        threat_ladder.most_queries(config.ladder, images, purified=name != "none", noisy=name != "none")
+        for name in ladder_systems(config)
+    )
+
+
 def check_ladder_budget(config: RunConfig, heldout: int) -> None:
     """Refuse, before anything is spent, an attack budget that ladder and attack do not fit in, and a missing package."""
     if config.ladder.decision_queries:
         query.check_hop_skip_jump()
     names, images = ladder_systems(config), min(config.ladder.target_images, heldout)
-    ladders = sum(
-        threat_ladder.most_queries(config.ladder, images, purified=name != "none", noisy=name != "none")
-        for name in names
-    )
-    attack = min(config.attack.images, heldout) * (2 * len(config.attack.eps) + 1)
+    ladders, attack = ladder_queries(config, heldout), attack_queries(config, heldout)
     if ladders + attack > config.ledger.attack:
         raise ConfigError(
             f"ledger.attack is {config.ledger.attack}: the ladder may take {ladders} queries ({len(names)} systems x {images} "
@@ -263,7 +269,7 @@ def _smoothed(
         subject="surrogate",
         device=job.device,
         seed=job.config.seed,
-        batch_size=certified.batch_size,
+        batch_size=images_at_once(data.image_shape, certified.batch_size),
     )
     rows = smoothed.curve(
         classifier,

@@ -19,7 +19,7 @@ from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks.denoisers import NIM_MAE, NIM_SIMMIM
-from certdef.stages.job import Job
+from certdef.stages.job import Job, Shelf
 from certdef.tracking.metrics import LAST_LOSS, LOSS
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
@@ -144,7 +144,7 @@ def train_network(
 
 
 def network_key(
-    job: Job,
+    job: Shelf,
     spec: NetworkSpec,
     law: SigmaLaw | None,
     defended: Defended | None = None,
@@ -158,7 +158,7 @@ def network_key(
 
 
 def network_stage(
-    job: Job, spec: NetworkSpec, law: SigmaLaw | None, defended: Defended | None = None
+    job: Shelf, spec: NetworkSpec, law: SigmaLaw | None, defended: Defended | None = None
 ) -> Stage[NetworkResult]:
     """The stage of a network that needs no other one, whether it is done or not."""
     key = network_key(job, spec, law, defended)

@@ -13,18 +13,28 @@ import torch
 from torch import nn
 
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw
+from certdef.config.objects import is_object
+from certdef.config.own_target import NONE
 from certdef.config.purifiers import plain_name
 from certdef.models import serving, storage
 from certdef.purifiers import trial
 from certdef.purifiers.base import NetworkSpec, Parts, Plan, PurifierSpec, Tuning
 from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.registry import find_purifier, is_foreign
-from certdef.stages.job import Job
-from certdef.stages.networks import Defended, Trained, train_network, training_run, untrained_copy
+from certdef.stages.job import Job, Shelf
+from certdef.stages.networks import (
+    Defended,
+    Trained,
+    network_stage,
+    train_network,
+    training_run,
+    untrained_copy,
+)
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.inference import images_at_once
 from surrogates.files import replacing
 
 BATCH = 100  # images purified at a time: a diffusion chain takes memory
@@ -112,10 +122,31 @@ class Purifier:
         return fingerprint(part.kind or self.name, settings, stages)
 
 
-def prepare_purifier(job: Job, name: str, surrogate: nn.Module, surrogate_stage: Stage[Any]) -> Purifier:
-    """Train what the purifier needs and is not there yet, and log the whole as a model: images in, images out."""
+def ready_denoiser(job: Shelf, law: SigmaLaw) -> nn.Module | None:
+    """What stands between the noise and the classifier, where its networks are trained already and know no classifier."""
+    spec = find_purifier(job.config.purifier)
+    if spec.denoiser is None:
+        return None
+    networks: dict[str, nn.Module] = {}
+    for network in spec.networks(job.config):
+        if network.sees_classifier or network.needs(job.config):
+            return None
+        stage = network_stage(job, network, None if network.laws == "none" else law)
+        if not stage.done:
+            return None
+        networks[network.role] = storage.load_model(stage.path / "model", job.device)
+    return spec.denoiser.build(Parts(spec.settings(job.config), networks))
+
+
+def prepare_purifier(
+    job: Job, name: str, surrogate: nn.Module | None = None, surrogate_stage: Stage[Any] | None = None
+) -> Purifier:
+    """Train what the purifier needs and is not there yet, and log the whole as a model: images in, images out.
+
+    A module of your own is not logged: nobody else could load it. Without a surrogate a purifier sees no classifier.
+    """
     spec, config = find_purifier(name), job.config
-    defended = Defended(surrogate, surrogate_stage)
+    defended = Defended(surrogate, surrogate_stage) if surrogate and surrogate_stage else None
     classifier = surrogate if spec.sees_classifier else None
     purifier = Purifier(spec, spec.settings(config), config.headline_law, classifier)
     for network in spec.networks(config):
@@ -126,10 +157,16 @@ def prepare_purifier(job: Job, name: str, surrogate: nn.Module, surrogate_stage:
             sees = defended if network.sees_classifier else None
             own[network.role] = train_network(job, network, law, sees, needs)
             purifier.stages.append(own[network.role].stage)
-    if spec.tuning:
+    if spec.tuning and defended:
         purifier.stages.append(_tune(job, purifier, spec.tuning, defended))
-    purifier.stages.append(_keep(job, purifier, defended))
+    if is_kept(name):
+        purifier.stages.append(_keep(job, purifier, defended))
     return purifier
+
+
+def is_kept(name: str) -> bool:
+    """Whether a purifier is saved and logged: none is nothing, and an object of this process can't be loaded again."""
+    return name != NONE and not is_object(name)
 
 
 def laws_of(network: NetworkSpec, config: RunConfig) -> tuple[SigmaLaw | None, ...]:
@@ -170,9 +207,9 @@ def _tune(job: Job, purifier: Purifier, tuning: Tuning, defended: Defended) -> S
     return stage
 
 
-def _keep(job: Job, purifier: Purifier, defended: Defended) -> Stage[PurifierResult]:
+def _keep(job: Job, purifier: Purifier, defended: Defended | None) -> Stage[PurifierResult]:
     """Save the purifier as it defends, and log it as a model."""
-    sees = [defended.stage.fingerprint] if purifier.classifier is not None else []
+    sees = [defended.stage.fingerprint] if purifier.classifier is not None and defended else []
     stage = job.stage(
         f"purifier-{plain_name(purifier.name)}",
         PurifierResult,
@@ -194,7 +231,8 @@ def purify_images(job: Job, purifier: Purifier, images: np.ndarray, path: Path) 
     """Write purified images (N, C, H, W) to an .npz; says how much they changed. The noise depends on the seed."""
     generator = torch.Generator(job.device).manual_seed(job.config.seed)
     module = purifier.defense(generator).to(job.device)
-    batches = job.progress(torch.from_numpy(images).split(BATCH), desc=f"purify with {purifier.name}")
+    size = images_at_once(job.data.image_shape, BATCH)
+    batches = job.progress(torch.from_numpy(images).split(size), desc=f"purify with {purifier.name}")
     with torch.inference_mode():
         purified = torch.cat([module(batch.to(job.device, copy=True)).cpu() for batch in batches]).numpy()
     with replacing(path) as file:
@@ -209,7 +247,9 @@ def purify_images(job: Job, purifier: Purifier, images: np.ndarray, path: Path) 
     }
 
 
-def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classifier: nn.Module) -> None:
+def check_purifier(
+    config: RunConfig, image_shape: tuple[int, int, int], classifier: nn.Module | None
+) -> None:
     """Refuse, before anything is trained or paid for, a purifier that cannot be built, and try a foreign one.
 
     Raises:
@@ -222,10 +262,16 @@ def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classif
             NIM_MAE.build(Plan(config, image_shape))
         spec = find_purifier(name)
         settings, needed = spec.settings(config), spec.networks(config)
+        if classifier is None and (
+            spec.sees_classifier or spec.tuning or any(n.sees_classifier for n in needed)
+        ):
+            raise ConfigError(
+                f"purifier {name!r} is made for the surrogate, and surrogate.model is none: name a model, or another purifier"
+            )
         for network in needed:
             network.check(config)
         networks = untrained_networks(config, image_shape, classifier, needed)
-        if spec.sees_classifier:
+        if spec.sees_classifier and classifier is not None:
             networks["classifier"] = classifier
         parts = Parts(settings, networks, torch.Generator().manual_seed(config.seed))
         module = spec.build(parts).eval()
@@ -242,11 +288,11 @@ def check_purifier(config: RunConfig, image_shape: tuple[int, int, int], classif
 def untrained_networks(
     config: RunConfig,
     image_shape: tuple[int, int, int],
-    classifier: nn.Module,
+    classifier: nn.Module | None,
     networks: Iterable[NetworkSpec],
 ) -> dict[str, nn.Module]:
     """Networks as configured, before any training, by role; ValueError names what cannot be used."""
-    again = untrained_copy(classifier)
+    again = None if classifier is None else untrained_copy(classifier)
     built: dict[str, nn.Module] = {}
     for network in networks:
         plan = Plan(config, image_shape, laws_of(network, config)[0], classifier, again, built)

@@ -15,14 +15,16 @@ import certify
 import surrogates
 from certdef.config.job import ConfigError, SurrogateConfig
 from certdef.config.noise_laws import noise_law
+from certdef.config.objects import is_object
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, surrogate_model
 from certdef.purifiers.networks.nim import NIM, NIMClassifier
-from certdef.stages.job import Job
+from certdef.stages.job import Job, Shelf
 from certdef.stages.networks import pretrain_denoiser
 from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.distill import check_student
 
 # A target that is trained here starts from the weights of the job's seed, which nobody outside would know: a student
 # of the same architecture that started from them too would agree with it more than it has learned.
@@ -45,7 +47,7 @@ SAME_NAMES = (
 class SurrogateResult(StageResult):
     """What the surrogate cost, and how often it agrees with the target: clean, and under the headline's noise."""
 
-    uri: str
+    uri: str | None = None  # a module of your own is not logged
     queries: int
     loss: str
     agreement_clean: Share
@@ -54,18 +56,59 @@ class SurrogateResult(StageResult):
 
 def distill(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[SurrogateResult]]:
     """Pay for answers within the training budget, train on them, and measure how often the two agree."""
-    config, data = job.config.surrogate, job.data
-    law = job.config.certify.laws[0]
-    encoder = pretrained_encoder(job, config)
-    key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
-    starts_from = [] if encoder is None else [job.config.nim.settings]
-    stage = job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
+    if is_object(job.config.surrogate.model):
+        return _as_given(job, target)
+    encoder, stage = pretrained_encoder(job, job.config.surrogate), surrogate_stage(job, target)
     job.run(stage, lambda: _distill(job, target, stage, encoder))
     return storage.load_model(stage.path / "model", job.device), stage
 
 
+def surrogate_stage(job: Shelf, target: surrogates.Target) -> Stage[SurrogateResult]:
+    """The stage of the surrogate, whether it is done or not."""
+    config, data, law = job.config.surrogate, job.data, job.config.certify.laws[0]
+    if is_object(config.model):
+        own = [config.model, target.subject, law.parameters]
+        return job.stage("surrogate", SurrogateResult, own, data.heldout_digest)
+    key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
+    starts_from = [job.config.nim.settings] if _needs_encoder(config) else []
+    return job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
+
+
+def _as_given(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[SurrogateResult]]:
+    """A module of the user's own as the stand-in: nothing is trained, and its agreement is measured."""
+    name, data = job.config.surrogate.model, job.data
+    model = build_classifier(name, data.image_shape, target.num_classes).to(job.device).eval()
+    check_student(model, data.heldout_images[:1], target.num_classes, job.device)
+
+    def measure() -> SurrogateResult:
+        agreement, figures = _agreement(job, target, model)
+        return SurrogateResult(
+            queries=0,
+            loss="none",
+            agreement_clean=agreement["clean"],
+            agreement_noisy=agreement["noisy"],
+            params={"model": name},
+            metrics=figures,
+        )
+
+    return model, job.run(surrogate_stage(job, target), measure)
+
+
+def _agreement(
+    job: Job, target: surrogates.Target, surrogate: surrogates.Surrogate | nn.Module
+) -> tuple[dict[str, Share], dict[str, float]]:
+    """Agreement with the target, clean and under the headline's noise, with its figures for MLflow."""
+    measured = measure_agreement(job, target, surrogate, noise_law(job.config.certify.laws[0]))
+    agreement = {images: share_of(each) for images, each in measured.items()}
+    figures: dict[str, float] = {}
+    for images, share in agreement.items():
+        name = metrics.AGREEMENT.format(subject="surrogate", images=images)
+        figures |= metrics.with_interval(name, share)
+    return agreement, figures
+
+
 def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | None) -> SurrogateResult:
-    config, data, noise = job.config.surrogate, job.data, noise_law(job.config.certify.laws[0])
+    config, data = job.config.surrogate, job.data
     surrogate = train_surrogate(
         job,
         target,
@@ -76,15 +119,11 @@ def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | N
         checkpoint=stage.path / "checkpoint.pt",
     )
     storage.save_classifier(stage.path / "model", surrogate.model)
-    measured = measure_agreement(job, target, surrogate, noise)
-    agreement = {images: share_of(each) for images, each in measured.items()}
-    figures: dict[str, float] = {metrics.QUERIES.format(subject="surrogate"): surrogate.queries}
+    agreement, figures = _agreement(job, target, surrogate)
+    figures |= {metrics.QUERIES.format(subject="surrogate"): surrogate.queries}
     if surrogate.held_out_agreement is not None:
         name = metrics.AGREEMENT.format(subject="surrogate", images="validation")
         figures[name] = surrogate.held_out_agreement
-    for images, share in agreement.items():
-        name = metrics.AGREEMENT.format(subject="surrogate", images=images)
-        figures |= metrics.with_interval(name, share)
     return SurrogateResult(
         uri=serving.log_served(stage.path / "model", "surrogate", data.heldout_images[:2]),
         queries=surrogate.queries,
@@ -169,11 +208,15 @@ def selection_of(
 
 def pretrained_encoder(job: Job, config: SurrogateConfig) -> NIM | None:
     """The headline's denoiser, where the surrogate starts from its encoder or is selected for by its features."""
-    if config.model != "nim" and config.features != "nim":
+    if not _needs_encoder(config):
         return None
     encoder = pretrain_denoiser(job, job.config.certify.laws[0])[0]
     assert isinstance(encoder, NIM)  # certdef.config.checks refuses others
     return encoder
+
+
+def _needs_encoder(config: SurrogateConfig) -> bool:
+    return "nim" in (config.model, config.features)
 
 
 def _features(nim: NIM | None) -> Callable[[torch.Tensor], torch.Tensor]:

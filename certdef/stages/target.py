@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 
 import surrogates
-from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.config.job import RunConfig, without_password
 from certdef.config.purifiers import plain_name
 from certdef.data.matching import match_labels
 from certdef.data.sets import Splits
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, train_classifier, train_svc
-from certdef.stages.job import Job
+from certdef.stages.job import Job, Shelf
+from certdef.stages.ledger import check_ledger
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.legacy import Legacy
@@ -26,8 +26,6 @@ from certdef.tracking.mlflow import tracking_uri
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
 from surrogates.ledger.reader import read_statement
-
-CANARIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +46,8 @@ def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
 
     From here on, too, the labels of the job's images are classes of the target.
     """
-    config, data = job.config.target, job.data
-    opened = [_open(job, config.uri)] if config.uri else []  # its classes decide what the labels are
-    own = [without_password(config.uri), config.form] if config.uri else [config.training, data.target_digest]
-    stage = job.stage("target", TargetResult, own, job.data.heldout_digest, tracking_uri(job.config))
+    config, stage = job.config.target, target_stage(job)
+    opened = [] if job.own_target is None else [_ready(job, job.own_target)]
     if stage.done and not config.uri and not _loads(stage.result.uri):
         stage.clear()  # the tracking store that it was logged to is gone
 
@@ -67,6 +63,13 @@ def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
     target = opened[0] if opened else _open(job, config.uri or stage.result.uri)
     target.kind.settle(stage.result.output_kind)  # as its first answer told it
     return target, stage
+
+
+def target_stage(job: Shelf) -> Stage[TargetResult]:
+    """The stage of the target, whether it is done or not."""
+    config, data = job.config.target, job.data
+    own = [without_password(config.uri), config.form] if config.uri else [config.training, data.target_digest]
+    return job.stage("target", TargetResult, own, data.heldout_digest, tracking_uri(job.config))
 
 
 def _evaluated(job: Job, target: surrogates.Target, uri: str) -> TargetResult:
@@ -96,50 +99,25 @@ def _evaluated(job: Job, target: surrogates.Target, uri: str) -> TargetResult:
 
 
 def _open(job: Job, uri: str) -> surrogates.Target:
-    """Open what the URI names, and watch it; refuse, before any query, a target that lacks some of the data's classes."""
-    config = job.config.target
-    try:
-        target = surrogates.open_target(uri, input_shape=job.data.image_shape, **_options(job))
-    except surrogates.ClassesUnknown as error:
-        raise ConfigError(
-            f"target {without_password(uri)!r} does not tell its number of classes: give --target.num_classes"
-        ) from error
-    names = getattr(target, "class_names", None) if config.uri else None
-    try:
-        job.data = match_labels(job.data, names, target.num_classes, job.config.data.labels)
-    except ConfigError as error:
-        raise ConfigError(f"target {without_password(uri)!r}: {error}") from error
-    _check_ledger(job, target)
+    """The target that is trained here."""
+    target = surrogates.open_target(uri, input_shape=job.data.image_shape, **_trained_options(job))
+    job.data = match_labels(job.data, None, target.num_classes, job.config.data.labels)
+    return _ready(job, target)
+
+
+def _ready(job: Job, target: surrogates.Target) -> surrogates.Target:
+    """The target, once it may pay from the job's ledger."""
+    check_ledger(Path(job.ledger.path), target.identity)
     job.legacy.target = target.identity
-    if config.uri and target.charged_when_sent and config.canary_every:
-        job.ledger.canaries = surrogates.Canaries(
-            job.data.heldout_images[:CANARIES], every=config.canary_every
-        )
     return target
 
 
-def _check_ledger(job: Job, target: surrogates.Target) -> None:
-    """Refuse the ledger of another target, before any query: a new target is new budgets, which the user grants."""
-    owner, path = job.ledger.bill().identity, Path(job.ledger.path)
-    if owner in (None, target.identity):
-        return
-    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    free = next(name for name in names if not name.exists())
-    raise ConfigError(
-        f"ledger {str(path)!r} belongs to another target, {owner!r}, and this one is {target.identity!r}: give it a ledger "
-        f"with budgets of its own, --ledger.path {free}"
-    )
-
-
-def _options(job: Job) -> dict[str, Any]:
-    """How the target is opened: as configured, or as certdef trained it."""
-    config = job.config.target
-    if config.uri:
-        return config.form | config.transport
+def _trained_options(job: Job) -> dict[str, Any]:
+    """How a target that certdef trained is opened."""
     identity = trained_identity(job.config, job.data, job.device.type)
     if job.ledger.bill().identity == job.legacy.trained_target:
         identity = job.legacy.trained_target
-    return {"identity": identity, "output_kind": config.output_kind or "probabilities"}
+    return {"identity": identity, "output_kind": job.config.target.output_kind or "probabilities"}
 
 
 def trained_identity(config: RunConfig, data: Splits, device: str) -> str:

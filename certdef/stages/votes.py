@@ -24,6 +24,7 @@ from certdef.stages.job import Job, versions
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import Share
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.inference import images_at_once
 
 STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
 CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
@@ -80,13 +81,18 @@ def paid_classifier(
         formerly=job.legacy.experiment(stage.name, condition.key),
     )
 
-    def classify(noisy: Tensor) -> np.ndarray:
+    def answer(noisy: Tensor) -> np.ndarray:
         draws = noisy.cpu()
         if denoiser is not None:
             # A copy: what a denoiser writes into its input is not what was drawn.
             return paid.query(denoiser(noisy.clone()).cpu(), draws=draws).labels
         # Noise leaves [0, 1]; clipping it is up to the target.
         return paid.query(draws, bounded=False, draws=draws).labels
+
+    size = images_at_once(job.data.image_shape, CHUNK)
+
+    def classify(noisy: Tensor) -> np.ndarray:
+        return np.concatenate([answer(part) for part in noisy.split(size)])
 
     return classify
 
@@ -214,7 +220,7 @@ def _certify_smoothed(
         subject=condition.subject,
         device=job.device,
         seed=job.config.seed,
-        batch_size=CHUNK if condition.paid else config.batch_size,
+        batch_size=CHUNK if condition.paid else images_at_once(job.data.image_shape, config.batch_size),
         chunk_size=CHUNK,
     )
     images = torch.from_numpy(job.data.heldout_images[left])

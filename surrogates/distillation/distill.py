@@ -99,7 +99,7 @@ def distill(
     device = torch.device(device or device_of(student))
     check_precision(plan.recipe.precision, device)
     for model in (student, *querying.committee):
-        _check_student(model.to(device), check_images(images[:1]), target.num_classes, device)
+        check_student(model.to(device), check_images(images[:1]), target.num_classes, device)
     run = _Run(target, images, plan, seed, checkpoint, progress)
     run.query_rounds(student)
     history = run.train_with_committee(student)
@@ -278,8 +278,12 @@ def _held_out_count(validation: float | None, count: int, first: int) -> int:
     return round(validation * count)
 
 
-def _check_student(student: nn.Module, image: np.ndarray, num_classes: int, device: torch.device) -> None:
-    """Run the student once on one image, so that a misfit is noticed before anything is paid."""
+def check_student(student: nn.Module, image: np.ndarray, num_classes: int, device: torch.device) -> None:
+    """Run a student once on one image (1, C, H, W), so that a misfit is noticed before anything is paid.
+
+    Raises:
+        SurrogateError: It fails, or its answer is not (1, num_classes).
+    """
     try:
         with evaluating(student), torch.no_grad():
             logits = student(torch.from_numpy(image).to(device))

@@ -3,13 +3,25 @@
 A network gets copies of the images: one that writes into its input must not change what others see.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from surrogates.errors import SurrogateError
+
+PASS_BYTES = 20 * 2**20  # of the images of one pass, as float32
+
+
+def images_at_once(image_shape: Sequence[int], most: int) -> int:
+    """Return how many images (C, H, W) go through a network at once: `most`, or fewer where they take more than 20 MiB.
+
+    What a network keeps of its images takes some twenty times as much. It is a multiple of 8 then, and at least 8.
+    """
+    count = PASS_BYTES // (4 * math.prod(image_shape))
+    return most if count >= most else max(8, count // 8 * 8)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -30,8 +42,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Return logits (N, K), on the CPU, of images (N, C, H, W)."""
+    """Return logits (N, K), on the CPU, of images (N, C, H, W); large images in smaller batches."""
     device = device_of(model)
+    batch_size = images_at_once(images.shape[1:], batch_size)
     with evaluating(model), torch.inference_mode():
         return torch.cat([model(part.to(device, copy=True)).cpu() for part in images.split(batch_size)])
 
@@ -77,6 +90,7 @@ def predict_with_features(model: nn.Module, images: Tensor, batch_size: int) -> 
         logits = predict(model, images, batch_size)
         return logits, logits
     device = device_of(model)
+    batch_size = images_at_once(images.shape[1:], batch_size)
     with evaluating(model), torch.inference_mode():
         pairs = [logits_and_features(model, part.to(device)) for part in images.split(batch_size)]
     return torch.cat([pair[0].cpu() for pair in pairs]), torch.cat([pair[1].cpu() for pair in pairs])

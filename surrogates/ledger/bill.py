@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from surrogates.errors import LedgerError
 
-PURPOSES = ("training", "evaluation", "certification", "attack", "canary")
+PURPOSES = ("training", "evaluation", "certification", "attack", "canary", "preflight")
 
 
 @dataclass(frozen=True)

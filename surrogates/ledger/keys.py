@@ -1,7 +1,7 @@
 """The key of a query: the hash of all that decides its answer, and of nothing else.
 
 An image is a key of its own, however a query is split into calls and batches, and images that the target sees alike are
-one image. For training and evaluation it is paid once. For purposes that need fresh answers its key also takes in the
+one image. For training, evaluation and preflight it is paid once. For purposes that need fresh answers its key also takes in the
 experiment and how many equal images came before it: an experiment that is run again from its start finds its receipts,
 and no other experiment does.
 """
@@ -17,7 +17,7 @@ from surrogates.targets.base import Target
 
 # These need fresh answers: nothing that was answered for another purpose or experiment reaches them.
 FRESH_PURPOSES = ("certification", "attack", "canary")
-KEPT_TOGETHER = ("training", "evaluation")  # an answer for one of them serves the other
+KEPT_TOGETHER = ("training", "evaluation", "preflight")  # an answer for one of them serves the others
 
 
 @dataclass(frozen=True)

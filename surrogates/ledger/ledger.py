@@ -38,7 +38,7 @@ class QueryLedger:
         path: An SQLite file (its directory must exist). It belongs to the first target attached. Processes on one
             machine may share it, in whatever containers, and forked children may go on with this object.
         budget: Number of training queries, or a mapping from purposes ("training", "evaluation", "certification",
-            "attack", "canary") to numbers; a purpose left out has none.
+            "attack", "canary", "preflight") to numbers; a purpose left out has none.
         canaries: Images that are queried from their own budget while others pay; a target that has changed stops the
             query with DriftError.
 
@@ -72,15 +72,15 @@ class QueryLedger:
     ) -> "PaidTarget":
         """Return the target as one that pays from this ledger's budget for `purpose`.
 
-        For training and evaluation an image is paid once: repeated images, in one batch, later or by another process,
+        For training, evaluation and preflight an image is paid once: repeated images, in one batch, later or by another process,
         get the kept answer. For certification and attack every image is queried afresh; its answer is kept as a
         receipt of the experiment, so that the same experiment, run again from its start after an interruption, gets
         back what it has paid for, in whatever batches, and no other experiment ever does. Certification answers are
         labels only. Canaries are queried afresh too; without an experiment their answers are nobody's receipt.
 
         Args:
-            experiment: Fingerprint of what determines the queries (seed and configuration). Training and evaluation
-                ignore it.
+            experiment: Fingerprint of what determines the queries (seed and configuration). Training, evaluation
+                and preflight ignore it.
             formerly: Experiments under which older versions kept the same receipts. What was answered under one of them
                 is not paid again; new answers are kept under `experiment`.
 
@@ -200,7 +200,7 @@ class PaidTarget(Target):
             images: (N, C, H, W), float32 or float64 in [0, 1].
             bounded: False drops the range check alone, for images under additive noise that is not clipped.
             draws: (N, ...) float32, what the images were made of: the noisy images in front of a denoiser, whose rounding
-                may depend on the batch. Receipts are then kept for these. Training and evaluation ignore it.
+                may depend on the batch. Receipts are then kept for these; where an image is paid once, it is ignored.
 
         Raises:
             TargetError: Bad images, before the target gets them; a bad answer or a failing target, after.

@@ -17,6 +17,8 @@ from surrogates.ledger.schema import (
     version_of,
 )
 
+LATEST = 100  # batches
+
 
 @dataclass(frozen=True)
 class Account:
@@ -91,7 +93,7 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
         # Those of the other purposes answer nobody else.
         kept = db.execute(
             "SELECT coalesce(sum(size), 0) FROM batches WHERE state = 'answered' "
-            "AND purpose IN ('training', 'evaluation') AND reason IS NULL"
+            "AND purpose IN ('training', 'evaluation', 'preflight') AND reason IS NULL"
         ).fetchone()[0]
     return Statement(identity, num_classes, accounts, kept)
 
@@ -132,3 +134,18 @@ def _read_only(path: Path) -> str:
 def subject(db: sqlite3.Connection) -> tuple[str | None, int | None]:
     """Return identity and number of classes of a ledger's target, None before the first one."""
     return db.execute("SELECT identity, num_classes FROM subject").fetchone() or (None, None)
+
+
+def seconds_per_query(path: str | os.PathLike[str]) -> float | None:
+    """Return how long the latest answers took to come, a query on average; None before the first.
+
+    Raises:
+        LedgerError: No such file, no ledger of a known version, or a damaged one.
+    """
+    with reading(path) as db:
+        seconds, queries = db.execute(
+            "SELECT sum(settled_at - sent_at), sum(size) FROM (SELECT * FROM batches "
+            "WHERE state = 'answered' AND sent_at IS NOT NULL ORDER BY id DESC LIMIT ?)",
+            (LATEST,),
+        ).fetchone()
+    return max(0.0, seconds) / queries if queries else None

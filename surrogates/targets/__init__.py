@@ -31,13 +31,14 @@ def open_target(
     """Open a black box: an address, a torch module, a Keras model, an estimator as scikit-learn's, or a callable.
 
     An address is http(s)://.../invocations (MLflow scoring server), http(s)://.../v2/models/NAME (Open Inference
-    Protocol), a file NAME.onnx, a NAME.yaml that maps any JSON endpoint, or an MLflow model URI or folder. Nothing is
-    queried here but health and metadata, which are free.
+    Protocol), deployments:/NAME, a file NAME.onnx or NAME.tflite, a NAME.yaml that maps any JSON endpoint, or an MLflow
+    model URI or folder. Nothing is queried here but health and metadata, which are free.
 
     Args:
         target: What to open; an opened target is returned as it is.
         device: Where a torch module runs.
-        protocol: "mlflow-server", "open-inference", "onnx", "json" or "mlflow", where the address does not decide.
+        protocol: "mlflow-server", "deployments", "open-inference", "onnx", "tflite", "json" or "mlflow", where the address does
+            not decide.
         num_classes: Taken from the target where it reports it.
         classes: The names of the classes: a list in the order of your labels, or a map of names to indices. Tables show
             them, and a target may answer them.
@@ -55,10 +56,10 @@ def open_target(
         pixel_range: What 0 and 1 become.
         dtype: "float32", "float64", "float16", "uint8", "int8", "int32" or "int64".
         layout: "chw", "hwc", "flat" (rows of C*H*W), "flat_hwc", or the sides of one image, such as (784, 1).
-        options: Of one kind of target. A service takes those of HTTP (token_env, timeout, rate, concurrency ...:
+        options: Of one kind of target. A service takes those of HTTP (token_env, headers, timeout, rate ...:
             surrogates.targets.http_options.HttpOptions), `binary` (Open Inference), `columns` (a scoring
             server's model of tables), and probe=True, which pays for one query outside any ledger for num_classes; an ONNX
-            file `threads`.
+            or TFLite file `threads`.
 
     Raises:
         ClassesUnknown: The target does not report its number of classes, and num_classes was not given.

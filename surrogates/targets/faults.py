@@ -31,4 +31,6 @@ class Faults:
             TargetError: There is a fault.
         """
         if self.lines:
-            raise kind("\n".join(self.lines))
+            error = kind("\n".join(self.lines))
+            error.lines = tuple(self.lines)
+            raise error

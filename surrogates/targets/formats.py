@@ -90,7 +90,9 @@ class PixelFormat:
                     f"pixels of {self.dtype} need pixel_range, what 0 and 1 become: give e.g. pixel_range={usual}"
                 )
         elif self.dtype in EIGHT_BITS and not lines:
-            low, high = (self._normalized(np.float64(end)) for end in (0, 1))
+            # One number or one a channel; an array of one pixel has room for either.
+            channels = max(len(values or ()) for values in (self.mean, self.std, (1,)))
+            low, high = (self._normalized(np.full((channels, 1, 1), end, np.float64)) for end in (0, 1))
             least, most = EIGHT_BITS[self.dtype]
             clipped = CLIPPED * (np.max(high) - np.min(low))
             if np.min(low) < least - clipped or np.max(high) > most + clipped:

@@ -344,13 +344,14 @@ class HttpClient:
         """Hide the secrets in errors about what the service said; anything but a SurrogateError becomes a TargetError.
 
         Raises:
-            TargetError: One line.
+            TargetError: One line, or one for each fault of an opening.
         """
         try:
             yield
             return
         except SurrogateError as error:
-            error.args = (shortened(self.hide(str(error)), LONGEST_MESSAGE),)
+            lines = getattr(error, "lines", ()) or [str(error)]
+            error.args = ("\n".join(shortened(self.hide(line), LONGEST_MESSAGE) for line in lines),)
             error.__cause__ = error.__context__ = None  # they quote the service too
             raise
         except Exception as error:  # what no protocol foresaw

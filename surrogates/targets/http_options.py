@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surrogates.errors import TargetError
-from surrogates.targets.http_headers import HEADER_NAME, check_headers
+from surrogates.targets.http_headers import check_headers
 
 LONGEST = 1e9  # seconds; past it the system's clocks overflow
 PACING = threading.Lock()  # of all paces: a fork finds it free
@@ -64,7 +64,7 @@ class HttpOptions:
         if not isinstance(self.keep_alive, bool):
             raise TargetError(f"keep_alive must be True or False, got {self.keep_alive!r}")
         check_headers(self.headers)
-        if not re.fullmatch(HEADER_NAME + ":[ -~]*", self.token_header):
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ -~]*", self.token_header):
             raise TargetError(
                 f"token_header must be 'Name: scheme', got {self.token_header!r}: try 'Authorization: Bearer'"
             )

@@ -26,6 +26,7 @@ from surrogates.targets.classes import ClassNames, name_of
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import Reply, client_of
 from surrogates.targets.json_answers import json_numbers, quoted, read_json
+from surrogates.targets.kinds import PROBABILITY_SLACK
 from surrogates.targets.mapping import Mapping, pixel_format, read_mapping
 from surrogates.targets.pictures import TYPES, picture
 from surrogates.targets.served import open_served
@@ -177,6 +178,11 @@ class JsonEndpoint:
 
     def _pair(self, score: float) -> np.ndarray:
         """Return the scores of two classes from that of one of them."""
+        if self.output_kind != "logits" and not -PROBABILITY_SLACK <= score <= 1 + PROBABILITY_SLACK:
+            raise TargetError(
+                f"target answered {score:.4g}, expected the probability of one of two classes: give output_kind: logits "
+                "if it is a score of another kind"
+            )
         rest = 0.0 if self.output_kind == "logits" else 1 - score
         return np.array([rest, score] if self.mapping.positive_class == 1 else [score, rest])
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -24,10 +25,23 @@ LONGEST_REFUSAL = 2**20
 JSON = {"Content-Type": "application/json"}
 
 
-def open_scoring_server(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
+def ping(client: HttpClient) -> None:
+    """Check that a scoring server is there.
+
+    Raises:
+        TargetError: It is not.
+    """
+    parts = urlsplit(client.url)
+    client.reach(urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/ping", query="")))
+
+
+def open_scoring_server(
+    uri: str, declared: Declared, options: dict[str, Any], check: Callable[[HttpClient], None] = ping
+) -> Target:
     """Open a model behind MLflow's scoring server; it reports nothing but that it is there, and the columns of a table.
 
     Args:
+        check: What is looked at before, free of charge.
         options: Those of HTTP, `probe`, and `columns`: names of the columns of a model of tables, one a value of the image.
             Where layout is flat, the server is asked for them with an empty table.
 
@@ -35,8 +49,7 @@ def open_scoring_server(uri: str, declared: Declared, options: dict[str, Any]) -
         TargetError: The server cannot be reached, or the columns cannot be used.
     """
     client, rest = client_of(uri, options, ["probe", "columns"], "an MLflow scoring server")
-    parts = urlsplit(client.url)
-    client.reach(urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/ping", query="")))
+    check(client)
     columns = rest.pop("columns", None)
     if columns is None and declared.layout in ("flat", "flat_hwc"):
         columns = columns_of(client)

@@ -130,9 +130,7 @@ class ModelInput:
             normalized = declared.mean is not None or declared.std is not None
             return replace(declared, pixel_range=ends or (None if normalized else self.pixel_range))
         if ends is None and declared.mean is None and declared.std is None:
-            low, high = map(
-                float, EIGHT_BITS[self.dtype]
-            )  # what its numbers reach is what they were made for
+            low, high = map(float, EIGHT_BITS[self.dtype])  # what its numbers reach is what they are for
         else:
             low, high = (end / self.scale + self.zero_point for end in ends or (0.0, 1.0))
         return replace(declared, pixel_range=(low, high))
@@ -286,9 +284,10 @@ def _remedy(sides: Sequence[int], seen: Sequence[int]) -> str:
 def _row_remedy(features: int, seen: Sequence[int]) -> str:
     """What brings images of a shape into rows of another length."""
     channels, height, width = seen
-    for own in (channels, 1, 3):
-        side = round((features / own) ** 0.5)
-        if own * height * width == features or own * side * side == features:
-            same = own * height * width == features
-            return _remedy((own, height, width) if same else (own, side, side), seen)
+    for own in (1, 3):
+        if own * height * width == features:
+            return _remedy((own, height, width), seen)
+    side = round((features / channels) ** 0.5)
+    if channels * side * side == features:
+        return _remedy((channels, side, side), seen)
     return "resize the images"

@@ -15,11 +15,12 @@ from surrogates.errors import TargetError
 from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared, check_options
 from surrogates.targets.kinds import kind_of_op
+from surrogates.targets.pixel_options import EIGHT_BITS
 from surrogates.targets.reading import Reading
 from surrogates.targets.records import SCORE_NAMES
 from surrogates.targets.redaction import shortened
-from surrogates.targets.signatures import ModelInput, padded
-from surrogates.targets.tflite_files import last_operator
+from surrogates.targets.signatures import ModelInput
+from surrogates.targets.tflite_files import last_operator, normalization
 
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64")
 # What images are usually scaled to; a file's own range is one of them where it comes as close as this.
@@ -68,7 +69,7 @@ class Tensor:
         name: As the file has it.
         dtype: Its number type, by numpy's name.
         shape: Its sides, -1 for one that is free.
-        scale: What one step of its integers is worth; 1 where the file does not say.
+        scale: What one step of its integers is worth; None where the file does not say.
         zero: The integer that stands for 0.
     """
 
@@ -76,7 +77,7 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    scale: float
+    scale: float | None
     zero: int
 
     @staticmethod
@@ -97,7 +98,7 @@ class Tensor:
             details["name"],
             np.dtype(details["dtype"]).name,
             tuple(int(side) for side in sides),
-            float(scales[0]) if len(scales) and scales[0] > 0 else 1.0,
+            float(scales[0]) if len(scales) and scales[0] > 0 else None,
             int(zeros[0]) if len(zeros) else 0,
         )
 
@@ -110,19 +111,12 @@ class Tensor:
     def range(self) -> tuple[float, float]:
         """The numbers that its lowest and highest integer stand for."""
         kind = np.iinfo(self.dtype)
-        return (kind.min - self.zero) * self.scale, (kind.max - self.zero) * self.scale
-
-    def quantized(self, values: np.ndarray) -> np.ndarray:
-        """Return numbers as this tensor holds them: rounded, and clipped to what it can hold."""
-        if not self.whole:
-            return values.astype(self.dtype, copy=False)
-        kind = np.iinfo(self.dtype)
-        levels = np.rint(values.astype(np.float64) / self.scale) + self.zero
-        return np.clip(levels, kind.min, kind.max).astype(self.dtype)
+        scale = 1.0 if self.scale is None else self.scale
+        return (kind.min - self.zero) * scale, (kind.max - self.zero) * scale
 
     def real(self, values: np.ndarray) -> np.ndarray:
         """Return what this tensor's values stand for."""
-        if not self.whole or (self.scale, self.zero) == (1.0, 0):
+        if not self.whole or self.scale is None:
             return values
         return (values.astype(np.float32) - self.zero) * np.float32(self.scale)
 
@@ -159,8 +153,8 @@ class TfliteTarget(Target):
         model = self._interpreter()
         self._input = _only_input(model, what)
         self._output = _chosen_output(model, what, declared.output)
-        taken, declared = _taken(self._input, declared, what)
-        self._batch = taken.batch or 1
+        taken, declared = _taken(self._input, _normalized(self._content, declared), what)
+        self._taken = taken = taken.placed(declared)
         classes, kind = self._answered(declared, what)
         declared = declared.agreed(num_classes=classes, output_kind=None if declared.output_kind else kind)
         super().__init__(
@@ -180,11 +174,10 @@ class TfliteTarget(Target):
 
     def _outputs(self, pixels: np.ndarray) -> np.ndarray:
         """Return labels (N,) or scores (N, K)."""
-        model, count = self._interpreter(), self._batch
-        values = self._input.quantized(pixels)
+        model, count = self._interpreter(), self._taken.batch or 1
         rows = []
-        for start in range(0, len(values), count):
-            block = padded(values[start : start + count], count)
+        for start in range(0, len(pixels), count):
+            block = self._taken.arranged(pixels[start : start + count])
             if self._own.sides != block.shape:
                 model.resize_tensor_input(self._input.index, block.shape, strict=True)
                 model.allocate_tensors()
@@ -208,7 +201,7 @@ class TfliteTarget(Target):
             operator = None
         if operator in ("ARG_MAX", "ARG_MIN"):
             return None, "labels"
-        columns = self._outputs(_black(self._input, declared, what))
+        columns = self._outputs(_black(self._taken, declared))
         width = columns.shape[1] if columns.ndim == 2 else 1
         kind = None if operator is None else kind_of_op(operator, width)
         return (width if width > 1 else 2 if kind == "probabilities" else None), kind
@@ -217,21 +210,33 @@ class TfliteTarget(Target):
         """Return this thread's own interpreter: none is safe to share, or of use in a forked child."""
         own = self._own
         if getattr(own, "process", None) != os.getpid():
-            own.inherited = getattr(
-                own, "model", None
-            )  # ending it in a child would wait for the parent's threads
+            # What a child inherits is kept: ending it would wait for threads that are the parent's.
+            own.inherited = getattr(own, "model", None)
             own.model, own.process = _loaded(self._content, self._threads), os.getpid()
             own.sides = None
         return own.model
 
 
-def _black(tensor: Tensor, declared: Declared, what: str) -> np.ndarray:
+def _black(taken: ModelInput, declared: Declared) -> np.ndarray:
     """Return a black image as the model takes it."""
-    if len(tensor.shape) == 2 and tensor.shape[1] > 0:
-        return np.zeros((1, tensor.shape[1]), np.float32)
+    if min(taken.sides, default=-1) > 0:
+        return np.zeros((1, *taken.sides), taken.dtype)
     if declared.input_shape is None:
-        raise TargetError(f"{what} takes images of any size: give input_shape=(channels, height, width)")
+        raise TargetError(
+            f"{taken.what} takes images of any size: give input_shape=(channels, height, width)"
+        )
     return declared.pixels.encode(np.zeros((1, *declared.input_shape), np.float32))
+
+
+def _normalized(content: bytes, declared: Declared) -> Declared:
+    """Return what was declared with the normalization in the file's metadata, where the caller says nothing of it."""
+    found = normalization(content)
+    if found is None or not (declared.pixel_range is declared.mean is declared.std is None):
+        return declared
+    mean, std = found  # of pixels from 0 to 255
+    if len(mean) == len(std) == 1:
+        return replace(declared, pixel_range=(-mean[0] / std[0], (255 - mean[0]) / std[0]))
+    return replace(declared, mean=tuple(each / 255 for each in mean), std=tuple(each / 255 for each in std))
 
 
 def _content(path: Path) -> bytes:
@@ -251,7 +256,7 @@ def _try_out(content: bytes, path: str | os.PathLike[str], declared: Declared) -
     Raises:
         TargetError: It cannot be run.
     """
-    channels, *sides = declared.input_shape or (0,)
+    channels, *sides = declared.model_shape or (0,)
     shape = (1, channels, *sides) if declared.layout == "chw" else (1, *sides, channels)
     command = [sys.executable, "-P", "-c", TRIAL, *map(str, shape)]
     try:
@@ -305,21 +310,16 @@ def _taken(tensor: Tensor, declared: Declared, what: str) -> tuple[ModelInput, D
     Raises:
         TargetError: A contradiction, or integers that may stand for anything.
     """
-    if not tensor.whole and not tensor.dtype.startswith("float"):
-        raise TargetError(f"{what} takes {tensor.dtype}, expected numbers: open a function that calls it")
-    if declared.dtype not in (None, tensor.dtype, "float32"):
-        raise TargetError(f"dtype is {declared.dtype!r}, but {what} takes {tensor.dtype}: leave dtype out")
-    taken = ModelInput(what, "float32", tensor.shape)  # its integers are made of float32 here
-    declared = taken.honored(replace(declared, dtype=None))
+    taken = ModelInput(what, tensor.dtype, tensor.shape, tensor.scale, tensor.zero)
+    honored = taken.honored(declared)
     free = declared.pixel_range is None and declared.mean is None and declared.std is None
-    if not (tensor.whole and free):
-        return taken, declared
-    low, high = tensor.range
-    for usual in USUAL_RANGES:
-        near = np.abs(np.subtract((low, high), usual)).max() <= CLOSE * (usual[1] - usual[0])
-        if tensor.dtype in ("int8", "uint8") and near:
-            return taken, replace(declared, pixel_range=(low, high), quantize=declared.quantize or 8)
-    raise TargetError(
-        f"{what} takes {tensor.dtype} that stand for {low:g} to {high:g}: give pixel_range, what 0 and 1 become, "
-        "or mean and std"
-    )
+    if free and tensor.dtype in EIGHT_BITS and tensor.scale is not None:
+        low, high = tensor.range
+        if not any(
+            np.allclose((low, high), ends, rtol=0, atol=CLOSE * (ends[1] - ends[0])) for ends in USUAL_RANGES
+        ):
+            raise TargetError(
+                f"{what} takes {tensor.dtype} that stand for {low:g} to {high:g}: give pixel_range, what 0 and 1 become, "
+                "or mean and std"
+            )
+    return taken, honored

@@ -13,11 +13,15 @@ from surrogates.targets.declared import Declared
 PROTOCOLS = {
     "mlflow": ("pyfunc", "open_mlflow"),
     "mlflow-server": ("scoring_server", "open_scoring_server"),
+    "deployments": ("deployments", "open_deployment"),
     "open-inference": ("open_inference", "open_open_inference"),
     "onnx": ("onnx", "open_onnx"),
     "tflite": ("tflite", "open_tflite"),
     "json": ("json_endpoint", "open_json"),
 }
+
+# A mapping to start from, on one line.
+EXAMPLE = '{{url: "{url}", images: png, send: multipart, request: {{file: $images}}, labels: class, classes: [cat, dog]}}'
 
 
 def open_uri(uri: str, protocol: str | None, declared: Declared, options: dict[str, Any]) -> Target:
@@ -48,8 +52,10 @@ def protocol_of(uri: str) -> str:
         from surrogates.targets.addresses import public_url
 
         raise TargetError(
-            f"no protocol for {public_url(uri)!r}: give .../invocations, .../v2/models/NAME, "
-            "protocol='...', or a YAML mapping that describes the endpoint"
+            f"no protocol for {public_url(uri)!r}: give .../invocations, .../v2/models/NAME, protocol='...', or a file "
+            f"NAME.yaml that describes the service, such as {EXAMPLE.format(url=public_url(uri))}"
         )
+    if uri.startswith("deployments:"):
+        return "deployments"
     suffix = Path(uri).suffix.lower()
     return {".onnx": "onnx", ".tflite": "tflite", ".yaml": "json", ".yml": "json"}.get(suffix, "mlflow")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from certdef.config.job import ConfigError, DataConfig
 from certdef.data.pixels import Form, as_images, recolored
-from certdef.data.sets import load_data, open_source
+from certdef.data.sets import load_data, load_source
 from certdef.data.source import ArrayImages
 
 LEVELS = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 6, 6), np.uint8)  # image k has level k
@@ -100,7 +100,7 @@ def test_an_npy_that_is_none_is_one_line(tmp_path):
     for content in (whole[:-5], whole[:50], b"", b"text", (tmp_path / "objects.npy").read_bytes()):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"can't be read .*give an \.npy") as error:
-            open_source(DataConfig(path=str(path)))
+            load_source(DataConfig(path=str(path)))
         assert "\n" not in str(error.value)
 
 

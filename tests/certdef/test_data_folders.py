@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from certdef.config.job import ConfigError, DataConfig
-from certdef.data.sets import OWN_ANSWERS, load_data, open_source
+from certdef.data.sets import OWN_ANSWERS, load_data, load_source
 
 SIDES = (12, 20)
 
@@ -64,7 +64,7 @@ def test_hidden_files_and_what_computers_leave_are_no_pictures(zoo):
 
 def test_pictures_deeper_in_a_class_belong_to_it(zoo):
     picture(zoo / "cat" / "siamese" / "1.png", 150)
-    assert len(open_source(DataConfig(path=str(zoo))).images) == 13
+    assert len(load_source(DataConfig(path=str(zoo))).images) == 13
 
 
 def test_folders_that_are_numbers_are_the_labels(tmp_path):
@@ -125,7 +125,7 @@ def test_links_to_pictures_and_folders_are_followed(zoo, tmp_path):
     (links / "cat").mkdir(parents=True)
     (links / "cat" / "a.png").symlink_to(zoo / "cat" / "1.png")
     (links / "dog").symlink_to(zoo / "dog")
-    assert len(open_source(DataConfig(path=str(links))).images) == 5
+    assert len(load_source(DataConfig(path=str(links))).images) == 5
 
 
 def test_a_circle_of_links_is_named(zoo):

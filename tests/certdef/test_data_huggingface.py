@@ -6,7 +6,7 @@ from PIL import Image
 
 from certdef.config.job import ConfigError, DataConfig
 from certdef.data.objects import source_of
-from certdef.data.sets import load_data, open_source
+from certdef.data.sets import load_data, load_source, split
 
 datasets = pytest.importorskip("datasets")
 
@@ -103,13 +103,13 @@ def test_a_damaged_folder_is_one_line(tmp_path):
     for path in (tmp_path / "zoo").glob("*.arrow"):
         path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ConfigError, match=r"can't be read .*save it again with save_to_disk") as error:
-        open_source(DataConfig(path=str(tmp_path / "zoo")))
+        load_source(DataConfig(path=str(tmp_path / "zoo")))
     assert "\n" not in str(error.value)
 
 
 def test_a_data_set_in_memory_is_the_same(tmp_path):
     data_set().save_to_disk(tmp_path / "zoo")
     config = DataConfig(pool_images=3, heldout_images=6)
-    found = load_data(config, 0, own_target=True, source=source_of(data_set()))
+    found = split(source_of(data_set()), config, 0, own_target=True)
     assert found.heldout_digest == load(tmp_path / "zoo").heldout_digest
     assert found.classes == tuple(NAMES)

@@ -134,7 +134,7 @@ LADDER = {
 @pytest.mark.slow
 def test_a_folder_of_classes_is_as_good_as_an_array(service: Any, store: str, tmp_path: Path) -> None:
     """Sorted names are not the order of the service's classes, so a file maps them; certified as from an .npz."""
-    url, faults = service
+    url, _ = service
     folder = write_digits(tmp_path / "pictures", classes=True)
     (tmp_path / "map.yaml").write_text("".join(f"{name}: {index}\n" for index, name in enumerate(NAMES)))
     config = configured(
@@ -162,7 +162,7 @@ def test_a_folder_of_classes_is_as_good_as_an_array(service: Any, store: str, tm
         (["--data.heldout_images=400"], "data.heldout_images is 400, but pictures has only 100 images left"),
         (["--data.color=red"], "data.color is 'red': use gray or rgb"),
         (["--data.resize=0"], "data.resize is 0: use 1 to 8,192 pixels"),
-        (["--data.columns=[a,b,c]"], "data.columns is ['a', 'b', 'c']: name the column of images"),
+        (["--data.columns=[a,b,c]"], "data.columns is ('a', 'b', 'c'): name the column of images"),
     ],
 )
 def test_what_is_wrong_with_images_is_said_before_any_query(
@@ -198,3 +198,32 @@ def test_options_of_images_that_nothing_reads_are_named(tmp_path: Path) -> None:
         unused_options(named)
     )
     assert "data.path is not set" in "\n".join(unused_options(certdef.load_config(data__columns=["a"])))
+
+
+@pytest.mark.slow
+def test_a_folder_and_an_address_are_enough_for_certificates(
+    service: Any, model: LogisticRegression, store: str, tmp_path: Path
+) -> None:
+    """`certdef certify --target.uri ... --data.path FOLDER`: no labels, no training, and the page says what right means."""
+    url, faults = service
+    folder = write_digits(tmp_path / "pictures", classes=False, count=12)
+    summary = certdef.certify(
+        progress=False,
+        target=url,
+        images=str(folder),
+        target__num_classes=10,
+        target__canary_every=0,
+        certify__n=200,
+        certify__target_images=3,
+        tracking__uri=store,
+        tracking__system_metrics=False,
+        work_dir=str(tmp_path / "work"),
+    )
+    answers = summary.stages["target"].result.answers
+    assert len(answers) == 12
+    page = summary.report.read_text()
+    assert "The images have no labels." in page
+    caption = page.split('<table id="certificates-target"')[1].split("</caption>")[0]
+    assert "own clean answer, which counts as right" in caption
+    assert "Clean accuracy" not in page
+    assert faults.charged == summary.bill.total.spent

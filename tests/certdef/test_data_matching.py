@@ -8,7 +8,7 @@ import pytest
 from certdef.config.job import ConfigError, DataConfig
 from certdef.data.matching import match_labels
 from certdef.data.objects import source_of
-from certdef.data.sets import load_data
+from certdef.data.sets import split
 
 IMAGES = np.random.default_rng(0).random((12, 5, 5), np.float32)
 ANIMALS = ["cat", "dog", "ant"] * 4
@@ -17,7 +17,7 @@ TARGET = ("ant", "bee", "dog", "cat")
 
 def data(labels=ANIMALS, names=None, **options):
     config = DataConfig(pool_images=0, heldout_images=12, **options)
-    return load_data(config, 0, own_target=True, source=source_of(IMAGES, labels, names, name="zoo"))
+    return split(source_of(IMAGES, labels, names, name="zoo"), config, 0, own_target=True)
 
 
 def names_of(matched):

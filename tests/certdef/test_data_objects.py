@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, TensorDataset
 from certdef.config.job import ConfigError, DataConfig
 from certdef.data.objects import source_of
 from certdef.data.pixels import Form
-from certdef.data.sets import load_data
+from certdef.data.sets import split
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
 EXPECTED = (LEVELS / np.float32(255)).transpose(0, 3, 1, 2)
@@ -90,7 +90,7 @@ def test_a_form_is_given_to_each():
 
 def test_a_job_splits_them():
     config = DataConfig(pool_images=2, heldout_images=4)
-    data = load_data(config, 0, own_target=True, source=source_of(Pairs(), name="pairs"))
+    data = split(source_of(Pairs(), name="pairs"), config, 0, own_target=True)
     assert (data.name, len(data.pool), len(data.heldout_images)) == ("pairs", 2, 4)
     where = [np.flatnonzero((image == EXPECTED).all(axis=(1, 2, 3)))[0] for image in data.heldout_images]
     np.testing.assert_array_equal(data.heldout_labels, np.array(LABELS)[where])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from certdef.config.job import ConfigError, DataConfig
-from certdef.data.sets import load_data, open_source
+from certdef.data.sets import load_data, load_source
 from tests.certdef.test_data_folders import picture
 
 
@@ -72,7 +72,7 @@ def test_labels_that_are_numbers_stand_for_themselves(folder):
 
 def test_paths_alone_have_no_labels(folder):
     (folder / "t.csv").write_text("path\n" + "".join(f"{a}\n" for a, _ in ROWS))
-    assert open_source(DataConfig(path=str(folder / "t.csv"))).labels is None
+    assert load_source(DataConfig(path=str(folder / "t.csv"))).labels is None
 
 
 def test_every_bad_line_is_named_at_once(folder):

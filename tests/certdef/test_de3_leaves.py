@@ -276,3 +276,45 @@ def test_a_registered_model_carries_the_weights(migrated_store, tmp_path, monkey
     images = np.random.default_rng(0).random((1, 1, 8, 8), dtype=np.float32)
     (answer,) = model.predict(images, params={"n0": 10, "n": 50, "alpha": 0.1, "seed": 1})
     assert answer["n"] == 50
+
+
+class TestKeep:
+    """A share of the noise that is left in: nim.keep."""
+
+    def settings(self, **nim):
+        from dataclasses import replace
+
+        config = RunConfig(purifier="de3-leaves")
+        return build.settings("de3-leaves", replace(config, nim=replace(config.nim, **nim)))
+
+    def test_the_vote_and_the_defense_keep_it(self):
+        network, images = (
+            shipped_denoiser(),
+            torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        )
+        draws = noisy(images, 0.2)
+        clean = network(draws)
+        for keep in (0.0, 0.3):
+            settings = self.settings(keep=keep)
+            denoised = build.denoiser("de3-leaves", settings, {"leaves": network})(draws)
+            assert torch.allclose(denoised, (clean + keep * (draws - clean)).clamp(0, 1), atol=1e-6)
+            generator = torch.Generator().manual_seed(4)
+            defense = build.purifier("de3-leaves", settings | {"sigma": 0.2}, {"leaves": network}, generator)
+            grain = torch.randn(images.shape, generator=torch.Generator().manual_seed(4))
+            alone = build.denoiser("de3-leaves", settings, {"leaves": network})(images + 0.2 * grain)
+            assert torch.allclose(defense(images), alone, atol=1e-6)
+
+    def test_defaults(self):
+        assert self.settings()["keep"] == 0.05
+        assert "keep" not in self.settings(keep=0.0)
+        assert "keep" not in build.settings("de3", RunConfig())  # its stages keep their names
+
+    def test_it_decides_no_weights(self):
+        from dataclasses import replace
+
+        config = RunConfig()
+        assert config.nim.settings == replace(config.nim, keep=0.3).settings
+
+    def test_a_share_out_of_range(self, capsys):
+        assert main(["run", "--nim.keep", "1"]) == 2
+        assert "nim.keep is 1.0: use a share in [0, 1), e.g. 0.05" in capsys.readouterr().err

@@ -231,7 +231,7 @@ def test_memory_at_224_stays_below_a_gibibyte_and_a_half(network, batch):
 def test_the_chunk_bounds_what_is_computed_at_once(monkeypatch):
     model, noisy = make(), noisy_images()
     whole, sizes, reconstruct = model(noisy), [], model.reconstruct
-    monkeypatch.setattr(tiles, "CHUNK_PIXELS", 2 * 40 * 52)
+    monkeypatch.setitem(tiles.CHUNK_PIXELS, "cpu", 2 * 40 * 52)
     monkeypatch.setattr(model, "reconstruct", lambda part: (sizes.append(len(part)), reconstruct(part))[1])
     assert torch.allclose(model(noisy), whole, atol=1e-5)
     assert sizes == [2, 2, 2]

@@ -116,3 +116,12 @@ def form(image: Annotated[str, Form()], details: Annotated[str, Form()]) -> dict
 async def binary(file: UploadFile) -> dict[str, float]:
     """The probability of the first name against all others."""
     return {"probability": predict(await file.read())[NAMES[0]]}
+
+
+@app.post("/v1/chat/completions")
+def chat(request: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    """A language model that sees images, as many gateways serve it."""
+    parts = request["messages"][-1]["content"]
+    url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
+    said = best(predict(base64.b64decode(url.partition("base64,")[2])))
+    return {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}}]}

@@ -9,7 +9,15 @@ import numpy as np
 
 from tests.servers.loopback import Handler, serving
 
-TYPES = {"FP32": "<f4", "FP64": "<f8", "UINT8": "u1", "INT64": "<i8"}
+TYPES = {
+    "FP32": "<f4",
+    "FP64": "<f8",
+    "FP16": "<f2",
+    "UINT8": "u1",
+    "INT8": "i1",
+    "INT32": "<i4",
+    "INT64": "<i8",
+}
 
 
 class Model:

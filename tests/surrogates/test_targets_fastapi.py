@@ -259,3 +259,35 @@ def test_headers_of_the_caller_reach_any_service_and_are_part_of_its_name(
     marked = open_target(server, num_classes=3, headers={"X-Model": "v2"}).identity
     assert marked.startswith(f"{server}#headers-")
     assert open_target(server, num_classes=3).identity == server
+
+
+def test_a_bare_address_is_told_a_mapping_to_start_from(service: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        TargetError, match=r"no protocol for 'http://127.* NAME.yaml that describes the"
+    ) as caught:
+        open_target(f"{service}/predict", num_classes=3)
+    text = str(caught.value)
+    assert "\n" not in text
+    mapping = text[text.index("{") :].replace("[cat, dog]", "[cat, dog, bird]")
+    answers = opened(tmp_path, mapping).query(IMAGES)
+    np.testing.assert_array_equal(answers.labels, truth(IMAGES).argmax(axis=1))
+
+
+CHAT = """
+url: {url}/v1/chat/completions
+images: png
+request:
+  model: sees
+  messages:
+    - role: user
+      content:
+        - {{type: text, text: "cat, dog or bird? Answer with one word."}}
+        - {{type: image_url, image_url: {{url: "data:image/png;base64,$images"}}}}
+labels: choices.0.message.content
+classes: [cat, dog, bird]
+"""
+
+
+def test_a_chat_that_sees_images_is_a_classifier(service: str, tmp_path: Path) -> None:
+    answers = opened(tmp_path, CHAT.format(url=service)).query(IMAGES)
+    np.testing.assert_array_equal(answers.labels, truth(IMAGES).argmax(axis=1))

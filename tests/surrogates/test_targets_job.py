@@ -52,6 +52,7 @@ def test_a_service_is_distilled_and_its_token_kept(
         target__batch_size=30,
         target__concurrency=2,
         target__canary_every=100,
+        target__headers={"X-Model": "v2"},
     )
     faults.will("answer", times=3).will("reset")  # the canaries twice, before the first image
     summary = certdef.distill(config, progress=False)
@@ -59,14 +60,16 @@ def test_a_service_is_distilled_and_its_token_kept(
     assert summary.results["target"]["params"]["deterministic"] == "yes"
     charges = summary.bill.charges
     assert charges["training"].answered == 200
-    assert charges["evaluation"].unknown == 30  # the request that was reset, and repeated
+    assert charges["preflight"].answered == 50
+    assert charges["preflight"].unknown == 20  # the request that was reset, and repeated
+    assert charges["evaluation"].answered == 2 * 60 - 50  # a look had 50 of the clean images
     # 120 clean and noisy held-out images and 200 of the pool: the reference, before the first image, then every 100, and
     # at the end of both stages
     assert charges["canary"].answered in (24, 28)
     total = summary.bill.total
     assert total.smallest <= faults.charged <= total.largest
     assert faults.charged == total.answered + total.unknown
-    assert {seen["Authorization"] for seen in faults.seen} == {f"Bearer {TOKEN}"}
+    assert {(seen["Authorization"], seen["X-Model"]) for seen in faults.seen} == {(f"Bearer {TOKEN}", "v2")}
 
     before = faults.charged
     again = certdef.distill(config, progress=False)  # all of it is known
@@ -123,6 +126,10 @@ def test_another_pixel_format_is_another_target(service: Any, store: str, tmp_pa
     [
         ([], "give --target.num_classes"),
         (["--target.num_classes=10", "--target.token_env=NOT_SET"], "NOT_SET (token_env) is not set"),
+        (
+            ["--target.num_classes=10", '--target.headers={"Authorization": "Bearer 0815"}'],
+            "target.headers: header Authorization is a secret",
+        ),
         (["--target.num_classes=10", "--target.rate=0"], "rate must be a positive number, got 0"),
         (["--target.num_classes=10", "--target.layout=nchw"], "layout must be one of chw, hwc, flat"),
         (["--target.num_classes=10", "--target.canary_every=-1"], "target.canary_every is -1"),
@@ -137,6 +144,7 @@ def test_what_is_wrong_is_reported_before_any_query(
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
+    assert "0815" not in error
     assert len(error.splitlines()) == 1
     assert faults.charged == 0
 

@@ -506,6 +506,11 @@ BAD_ANSWERS = {
         {"scores": "*.score", "labels": "*.label"},
         r"answered nan, expected finite scores",
     ),
+    "a score beyond one of two classes": (
+        lambda s: [3.5] * 7,
+        {"num_classes": 2},
+        r"answered 3.5, expected the probability of one of two classes: give output_kind: logits",
+    ),
     "logits": (lambda s: (s * 40).tolist(), {}, r"expected probabilities in \[0, 1\]"),
 }
 
@@ -770,9 +775,12 @@ def test_the_mappings_of_the_documentation_are_right(tmp_path: Path, monkeypatch
         opened.append(open_target(tmp_path / "mapping.yaml", token_env="FASHION_TOKEN"))
     assert [(target.output_kind, target.batch_size) for target in opened] == [
         ("top_k", 1),
+        ("top_k", 1),
         ("probabilities", 64),
+        ("probabilities", 1),
+        ("labels", 1),
     ]
-    assert [target.num_classes for target in opened] == [10, 10]
+    assert [target.num_classes for target in opened] == [2, 10, 10, 2, 2]
 
 
 # Pixels

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from certdef.purifiers.networks.nim import NIM, NIMShape
 
-CHUNK_PIXELS = 2**20  # in one pass: bounds the memory, whatever the batch
+# In one pass, by the kind of device: bounds the memory, whatever the batch. A processor is faster in its cache.
+CHUNK_PIXELS = {"cpu": 2**17, "cuda": 2**21}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def tile_offsets(noisy: Tensor) -> Tensor:
 
 def chunks(images: Tensor) -> tuple[Tensor, ...]:
     """Images (N, C, H, W) in parts that bound the memory of a pass."""
-    return images.split(max(1, CHUNK_PIXELS // (images.shape[2] * images.shape[3])))
+    pixels = CHUNK_PIXELS.get(images.device.type, CHUNK_PIXELS["cpu"])
+    return images.split(max(1, pixels // (images.shape[2] * images.shape[3])))
 
 
 def random_squares(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -142,7 +144,8 @@ class TiledNIM(nn.Module):
 
     def reconstruct(self, noisy: Tensor) -> Tensor:
         """The clean image as predicted, (N, C, H, W), not clamped."""
-        tiling = Tiling.at(tile_offsets(noisy), *noisy.shape[2:], self.shape.tile)
+        height, width = noisy.shape[2:]
+        tiling = Tiling.at(tile_offsets(noisy), height, width, self.shape.tile)
         tiles = self.nim.reconstruct(tiling.cut(noisy).permute(0, 3, 1, 2))
         return tiling.join(tiles.permute(0, 2, 3, 1))
 

@@ -86,9 +86,15 @@ def draw_candidates(config: RunConfig, data: Splits) -> Candidates:
     return Candidates(members, nonmembers, population, shadow)
 
 
+def audit_queries(config: RunConfig, data: Splits) -> int:
+    """Queries of agreement, clean and under the noise, and where certdef trains the target of membership inference."""
+    audited = 2 * config.ducd.candidates + config.ducd.population
+    return 2 * len(data.heldout_images) + (audited if config.target.uri is None else 0)
+
+
 def check_audit(config: RunConfig, data: Splits) -> None:
     """Refuse a split or a budget that does not do for the audit, before anything is spent."""
-    ducd, need = config.ducd, 2 * len(data.heldout_images)  # agreement, clean and under the noise
+    ducd, need = config.ducd, audit_queries(config, data)
     if config.target.uri is None:
         if ducd.candidates > len(data.target_images):
             raise ConfigError(
@@ -102,7 +108,6 @@ def check_audit(config: RunConfig, data: Splits) -> None:
                 f"{ducd.population} and images to train references on need at least {least}, better "
                 f"{ducd.candidates + ducd.population + len(data.target_images)}"
             )
-        need += 2 * ducd.candidates + ducd.population
     if need > config.ledger.evaluation:
         raise ConfigError(
             f"ledger.evaluation is {config.ledger.evaluation}: agreement and membership inference take up to {need} "

@@ -62,6 +62,12 @@ def query_pool(data: Splits, overlap: float) -> np.ndarray:
     return np.concatenate([data.target_images[:theirs], data.pool[: len(data.pool) - theirs]])
 
 
+def pool_queries(config: RunConfig, size: int) -> int:
+    """Queries of all pools of so many images: they are nested, and no image is paid for twice."""
+    overlaps = config.ducd.overlaps
+    return round(max(overlaps) * size) + size - round(min(overlaps) * size)
+
+
 def check_pools(config: RunConfig, data: Splits) -> None:
     """Refuse pools that do not exist or can't be paid for, before anything is spent."""
     size, overlaps = len(data.pool), config.ducd.overlaps
@@ -73,13 +79,12 @@ def check_pools(config: RunConfig, data: Splits) -> None:
         raise ConfigError(
             f"ducd.overlaps is {list(overlaps)}: which images your own target was trained on is not known; use [0]"
         )
-    theirs = round(max(overlaps) * size)
+    theirs, need = round(max(overlaps) * size), pool_queries(config, size)
     if theirs > len(data.target_images):
         raise ConfigError(
             f"ducd.overlaps is {list(overlaps)}: {theirs} of {size} queried images can't come from "
             f"{len(data.target_images)} training images of the target; lower data.pool_images"
         )
-    need = theirs + size - round(min(overlaps) * size)  # the pools are nested, and no image is paid for twice
     if need > config.ledger.training:
         raise ConfigError(
             f"ledger.training is {config.ledger.training}: query pools of {size} images at overlaps {list(overlaps)} "
