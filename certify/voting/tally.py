@@ -10,7 +10,13 @@ from certify.certificate import Counts
 from certify.errors import CertifyError
 from certify.voting.checks import check_range
 
-NAMES = ("logits", "scores", "probabilities", "probs", "labels")  # of the part of an output that is the answer
+NAMES = (
+    "logits",
+    "scores",
+    "probabilities",
+    "probs",
+    "labels",
+)  # of the part of an output that is the answer
 NO_TOP = -(2**63)  # stands for the label of a row of scores that name no class
 
 
@@ -116,7 +122,11 @@ def _parts(answers: Any, count: int | None) -> dict[Any, Any] | None:
         return dict(zip(answers._fields, answers, strict=True))
     if not isinstance(answers, tuple | list) or not answers or not all(map(_shape, answers)):
         return None
-    rows = isinstance(answers, list) and len(answers) == count and all(len(_shape(part)) == 1 for part in answers)
+    rows = (
+        isinstance(answers, list)
+        and len(answers) == count
+        and all(len(_shape(part)) == 1 for part in answers)
+    )
     return None if rows else dict(enumerate(answers))
 
 

@@ -32,7 +32,7 @@ def lightgbm(digits: Any) -> Any:
 
 def test_a_lightgbm_classifier_with_names(lightgbm: Any, digits: Any) -> None:
     rows, images, _ = digits
-    with pytest.raises(TargetError, match="LGBMClassifier has classes 'a', 'b', 'c' ...: give classes="):
+    with pytest.raises(TargetError, match=r"LGBMClassifier has classes 'a', 'b', 'c' ...: give classes="):
         open_target(lightgbm)
     target = open_target(lightgbm, classes=list(NAMES))
     answers = target.query(images[300:400])
@@ -68,7 +68,7 @@ def test_an_xgboost_classifier(digits: Any) -> None:
     answers = open_target(model).query(images[300:400])
     np.testing.assert_allclose(answers.scores, model.predict_proba(rows[300:400]), rtol=1e-6)
     assert open_target(pickle.loads(pickle.dumps(model))).identity == open_target(model).identity
-    with pytest.raises(TargetError, match=r"takes a DMatrix, .* XGBClassifier\(\).load_model"):
+    with pytest.raises(TargetError, match=r"takes a DMatrix, .*XGBClassifier\(\).load_model"):
         open_target(model.get_booster(), num_classes=10)
 
 
