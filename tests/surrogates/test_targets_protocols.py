@@ -277,8 +277,9 @@ def test_an_onnx_file_is_known_by_its_bytes(net: Net, exported: Any) -> None:
         target.query(IMAGES).scores[:, 0] + 1,
         atol=1e-5,
     )
-    with pytest.raises(TargetError, match=r"expected probabilities in \[0, 1\]"):  # never taken silently
-        open_target(path).query(IMAGES)
+    assert open_target(path).output_kind == "logits"  # as its last operation says
+    with pytest.raises(TargetError, match=r"expected probabilities in \[0, 1\]"):
+        open_target(path, output_kind="probabilities").query(IMAGES)
     with pytest.raises(TargetError, match=r"output is 'labels', but model .* gives scores"):
         open_target(path, output="labels")
     with pytest.raises(TargetError, match=r"num_classes is 5, but the target says 4: leave num_classes out"):
@@ -506,7 +507,12 @@ BAD_ANSWERS = {
         {"scores": "*.score", "labels": "*.label"},
         r"answered nan, expected finite scores",
     ),
-    "logits": (lambda s: (s * 40).tolist(), {}, r"expected probabilities in \[0, 1\]"),
+    "a score beyond one of two classes": (
+        lambda s: [3.5] * 7,
+        {"num_classes": 2},
+        r"answered 3.5, expected the probability of one of two classes: give output_kind: logits",
+    ),
+    "logits": (lambda s: (s * 40).tolist(), {}, r"sum to 40, as percentages or counts do"),
 }
 
 
