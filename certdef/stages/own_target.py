@@ -79,20 +79,20 @@ def _check_options(options: dict[str, Any]) -> None:
     Raises:
         surrogates.TargetError: A line for each.
     """
-    lines = []
-    for kind in (PixelFormat, HttpOptions):
-        for name in {field.name for field in fields(kind)} & options.keys():
-            # whole numbers are nothing without a range, which opening looks at
-            context = {"pixel_range": (0, 255)} if name == "dtype" else {}
-            try:
-                kind(**context | {name: options[name]})
-            except surrogates.TargetError as error:
-                lines.append(str(error))
+    lines: list[str] = []
+    names = [{field.name for field in fields(kind)} & options.keys() for kind in (PixelFormat, HttpOptions)]
+    # a pixel format says all that is wrong with it itself
+    given = [(PixelFormat, {name: options[name] for name in names[0]})]
+    for kind, values in [*given, *((HttpOptions, {name: options[name]}) for name in sorted(names[1]))]:
+        try:
+            kind(**values)
+        except surrogates.TargetError as error:
+            lines += str(error).splitlines()
     variable = options.get("token_env")
     if variable is not None and not os.environ.get(variable):
         lines.append(f"environment variable {variable} (token_env) is not set: set it to the service's token")
     if lines:
-        raise surrogates.TargetError("\n".join(sorted(lines)))
+        raise surrogates.TargetError("\n".join(lines))
 
 
 def watch(config: RunConfig, data: Splits, ledger: surrogates.QueryLedger, target: surrogates.Target) -> None:

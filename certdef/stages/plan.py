@@ -221,18 +221,30 @@ def _taken(target: surrogates.Target, data: Splits) -> Taken:
 
 def in_words(target: surrogates.Target, shape: tuple[int, int, int]) -> str:
     """The form in which a target gets images of a shape (C, H, W): number type, sides, range, normalization."""
-    pixels, (channels, height, width) = target.pixels, shape
+    pixels = target.pixels
+    channels, height, width = pixels.model_shape(shape)
+    rows = channels * height * width
     sides = {
         "chw": f"(N, {channels}, {height}, {width})",
         "hwc": f"(N, {height}, {width}, {channels})",
-        "flat": f"(N, {channels * height * width})",
-        "flat_hwc": f"(N, {channels * height * width}), channels last",
+        "flat": f"(N, {rows})",
+        "flat_hwc": f"(N, {rows}), channels last",
     }
-    words = [f"{pixels.dtype} {sides.get(str(pixels.layout), f'(N, {pixels.layout})')}"]
-    words.append("pixels from {:g} to {:g}".format(*pixels.ends))
+    layout = pixels.layout
+    own = f"(N, {', '.join(map(str, layout))})" if isinstance(layout, tuple) else sides[layout]
+    words = [f"{pixels.dtype} {own}"]
+    if pixels.resize is not None:
+        words.append(f"resized from {shape[1]}x{shape[2]}")
+    if pixels.color is not None:
+        words.append(pixels.color)
     for name in ("mean", "std"):
         if getattr(pixels, name) is not None:
             words.append(f"{name} {', '.join(f'{value:g}' for value in getattr(pixels, name))}")
+    normalized = pixels.mean is not None or pixels.std is not None
+    if not normalized or pixels.ends != (0.0, 1.0):
+        words.append(
+            f"{'then 0 to 1 becomes' if normalized else 'pixels from'} {pixels.ends[0]:g} to {pixels.ends[1]:g}"
+        )
     if pixels.quantize is not None:
         words.append(f"rounded to {pixels.quantize} bits")
     return ", ".join(words)
