@@ -91,7 +91,7 @@ class PixelFormat:
                 )
         elif self.dtype in EIGHT_BITS and not lines:
             # One number or one a channel; an array of one pixel has room for either.
-            channels = max(len(values) if isinstance(values, tuple) else 1 for values in (self.mean, self.std))
+            channels = max(np.size(1.0 if values is None else values) for values in (self.mean, self.std))
             low, high = (self._normalized(np.full((channels, 1, 1), end, np.float64)) for end in (0, 1))
             least, most = EIGHT_BITS[self.dtype]
             clipped = CLIPPED * (np.max(high) - np.min(low))
