@@ -20,6 +20,7 @@ from tqdm import tqdm
 import surrogates
 from certdef import stages
 from certdef.config import own_target
+from certdef.config.checks import failures
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.objects import is_object
 from certdef.config.threads import allowed_threads
@@ -349,10 +350,11 @@ def open_job(
         read = load or partial(load_images, objects=objects)
         loading: Callable[[RunConfig], Splits] = lambda config: read(config, bar)  # noqa: E731
         found = inspect(config, rules, loading, own_target=own)
+        if not failures(config):  # else nobody knows what the job would read
+            _warn_of_unused(config, verb, objects)
         found.problems.raise_all()
         assert found.device is not None
         assert found.data is not None
-        _warn_of_unused(config, verb, objects)
         with locked(config.workspace), disk_errors(config.workspace):
             if fresh:
                 forget(config.workspace)
