@@ -12,6 +12,7 @@ from certdef.config import own_target
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.job import (
     FILES,
+    LONGEST_SIDE,
     CertifyConfig,
     ConfigError,
     DataConfig,
@@ -29,8 +30,6 @@ from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
-
-LONGEST_SIDE = 8_192  # pixels
 
 # What is a file name and a metric name as it stands; a space too.
 LONGEST_LABEL = 50

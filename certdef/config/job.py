@@ -20,6 +20,7 @@ from certdef.config.target import LedgerConfig, SurrogateConfig, TargetConfig
 from certdef.config.udc import UDCConfig
 
 PRESETS = Path(__file__).parent / "presets"
+LONGEST_SIDE = 8_192  # pixels of an image
 FILES = ("files", "npz")  # data.name of a user's own files
 LIKE = 0.6  # from this likeness on a name may be what was meant
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from certdef.config.job import ConfigError, DataConfig
+from certdef.config.job import LONGEST_SIDE, ConfigError, DataConfig
 from surrogates.targets.formats import channel_axis
 
 COLORS = {"gray": 1, "rgb": 3}
@@ -25,10 +25,20 @@ class Form:
     Args:
         sides: Height and width; an image is scaled until it covers them, and its center is kept. Unset, as it is.
         color: gray or rgb; unset, as it is.
+
+    Raises:
+        ConfigError: Sides or a color that there are none of.
     """
 
     sides: tuple[int, int] | None = None
     color: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.sides and not all(1 <= side <= LONGEST_SIDE for side in self.sides):
+            shown = self.sides[0] if len({*self.sides}) == 1 else self.sides
+            raise ConfigError(f"data.resize is {shown}: use 1 to {LONGEST_SIDE:,} pixels, e.g. 224")
+        if self.color not in (None, *COLORS):
+            raise ConfigError(f"data.color is {self.color!r}: use gray or rgb")
 
     @classmethod
     def of(cls, config: DataConfig) -> Form:

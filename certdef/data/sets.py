@@ -136,7 +136,7 @@ def _open_name(config: DataConfig) -> Source:
 def _open_path(config: DataConfig, progress: Progress) -> Source:
     path, form = Path(config.path or ""), Form.of(config)
     suffix = path.suffix.lower()
-    if config.name == "npz" and not path.is_dir() and suffix not in (".npy", *TABLES):
+    if config.name == "npz" and not path.is_dir() and suffix not in TABLES:
         return replace(read_npz_source(config), name="npz")
     if not path.exists():
         raise ConfigError(f"data.path {str(path)!r} is not there: give {KINDS}")

@@ -30,7 +30,7 @@ NEWER = {
     "data": ("columns", "images_key", "labels_key", "labels", "resize", "color"),
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
-    "nim": ("tile",),
+    "nim": ("tile", "keep"),
 }
 CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")

@@ -200,6 +200,19 @@ def test_other_channels_have_no_color(tmp_path):
         load(tmp_path, {"x": np.zeros((40, 4, 6, 6), np.uint8), "y": LABELS}, color="gray")
 
 
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"sides": (0, 0)}, "data.resize is 0: use 1 to 8,192 pixels"),
+        ({"sides": (4, 9_000)}, r"data.resize is \(4, 9000\): use 1 to 8,192"),
+        ({"color": "red"}, "data.color is 'red': use gray or rgb"),
+    ],
+)
+def test_a_form_that_is_none_is_refused(form, said):
+    with pytest.raises(ConfigError, match=said):
+        Form(**form)
+
+
 def test_arrays_are_resized_as_pictures_are(tmp_path):
     """The same pixels in a PNG and in an array, up to the 8-bit rounding of the former."""
     from PIL import Image
