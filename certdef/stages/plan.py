@@ -17,7 +17,7 @@ from certdef.stages.durations import Durations
 from certdef.stages.estimates import Reach, expected_queries, foretell, reaches
 from certdef.stages.job import Shelf
 from certdef.stages.ledger import open_ledger
-from certdef.stages.own_target import reopened, watch
+from certdef.stages.own_target import reopened
 from certdef.stages.preflight import Look, Sample, look
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import tracking_uri
@@ -184,7 +184,6 @@ def plan_of_own(
         return make_plan(config, data, device, target, None, price=price)
     asking = config if ask else replace(config, ledger=replace(config.ledger, preflight=0))
     with open_ledger(asking, path) as ledger:
-        watch(config, data, ledger, target)
         seen = look_at(asking, data, ledger, target)
         shelf = Shelf(
             config=config,
