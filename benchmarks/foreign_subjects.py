@@ -86,8 +86,8 @@ def efficientnet(data: Path, count: int) -> Subject:
         target,
         images[:count],
         labels[:count],
-        images[count:][:16],
-        labels[count:][:16],
+        images[count:][:8],
+        labels[count:][:8],
         images[count:],
         batch=16,
     )

@@ -132,8 +132,12 @@ def pretrain_leaves(
     """
     from certdef.purifiers.networks.leaves import LeavesTraining, train_on_leaves
 
-    given = {name: value for name, value in {"images": images, "epochs": epochs}.items() if value is not None}
-    recipe = LeavesTraining(**given, seed=config.seed)
+    shipped = LeavesTraining(seed=config.seed)
+    recipe = replace(
+        shipped,
+        images=shipped.images if images is None else images,
+        epochs=shipped.epochs if epochs is None else epochs,
+    )
     path, device = Path(folder), choose_device(config.device)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{str(path)!r} is no folder: name one for the network (--leaves FOLDER)")

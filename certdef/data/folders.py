@@ -32,9 +32,8 @@ def read_folder(path: Path, form: Form, progress: Progress = no_bar) -> Source:
         ConfigError: It is another kind of folder, or has files that are no pictures.
     """
     folders = {each.name.lower(): each for each in _visible(path) if each.is_dir()}
-    train, test = (
-        next((folders[name] for name in names if name in folders), None) for names in (TRAIN, TEST)
-    )
+    train = next((folders[name] for name in TRAIN if name in folders), None)
+    test = next((folders[name] for name in TEST if name in folders), None)
     if train is None or test is None or not folders.keys() <= {*TRAIN, *TEST}:
         files = _files(path)
         pictures = Pictures([str(file) for file, _ in files], lambda index: files[index][0], form, progress)
@@ -54,10 +53,7 @@ def _both(name: str, train: Path, test: Path, form: Form, progress: Progress) ->
         raise ConfigError(
             f"only one of {str(train)!r} and {str(test)!r} has a subfolder for each class: give both the same"
         )
-    pictures, count = (
-        Pictures([str(file) for file in files], lambda at: files[at], form, progress),
-        len(parts[0]),
-    )
+    pictures, count = Pictures(list(map(str, files)), lambda at: files[at], form, progress), len(parts[0])
     images, test_images = pictures.part(0, count), pictures.part(count, len(files))
     names = [label for label in texts if label is not None]
     if not names:
@@ -86,10 +82,8 @@ def _classes(path: Path) -> list[str]:
 def _files(path: Path) -> list[tuple[Path, str | None]]:
     """Every file with the name of its class, sorted; files beside subfolders of classes are no pictures of any."""
     entries = _visible(path)
-    folders, files = (
-        [each for each in entries if each.is_dir()],
-        [each for each in entries if not each.is_dir()],
-    )
+    folders = [each for each in entries if each.is_dir()]
+    files = [each for each in entries if not each.is_dir()]
     table = next((each for each in files if each.suffix.lower() in TABLES), None)
     pictures = [each for each in files if each.suffix.lower() in SUFFIXES]
     if table is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
 from certdef.purifiers.registry import find_purifier
-from certdef.report.certified import certificates, radii_in_words, strip
+from certdef.report.certified import by_class, certificates, radii_in_words, strip
 from certdef.report.template import papers, template, uris
 from certdef.report.words import purifier_title
 from certdef.tracking.workspace import Stage
@@ -43,6 +43,7 @@ def render(
         purifier=purifier_title(config.purifier).replace("^3", "³"),
         about=purifier.about,
         denoiser=purifier.denoiser.name if purifier.denoiser else None,
+        by_class=by_class(config, data, stages["certify"].path) if data.named else [],
         strip=strip(config, data, stages),
         bill=bill,
         papers=papers("smoothing", "denoised", *purifier.about.papers),

@@ -169,8 +169,8 @@ def _purifier_reason(config: RunConfig, verb: str, key: str, default: Any) -> st
     if section == "nim" and (
         verb == "pretrain" or "nim" in (config.surrogate.model, config.surrogate.features)
     ):
-        other = replace(config.nim, **{name: default})
-        return None if other.settings != config.nim.settings else "the shipped denoiser has sizes of its own"
+        preset = replace(config.nim, **{name: default})
+        return None if preset.settings != config.nim.settings else "the shipped denoiser has sizes of its own"
     value = tuple(default) if isinstance(default, list) else default
     other = replace(config, **{section: replace(getattr(config, section), **{name: value})})
     if _purifiers(config) != _purifiers(other):

@@ -145,7 +145,7 @@ def _cell(
     config: SurrogateConfig,
     budget: int,
     seed: int,
-    nims: tuple[NIM | None, NIM | None],
+    nims: tuple[NIM | None, nn.Module | None],
     stage: Stage,
 ) -> Cell:
     """One surrogate, or what is known of it; an interrupted one goes on where it was."""
@@ -179,7 +179,7 @@ def _spent(begun: Path) -> int:
 
 
 def _agreement(
-    job: Job, target: surrogates.Target, surrogate: surrogates.Surrogate, denoiser: NIM | None
+    job: Job, target: surrogates.Target, surrogate: surrogates.Surrogate, denoiser: nn.Module | None
 ) -> dict[str, Share]:
     """By condition. Every cell queries the same images, which are paid for once."""
     noise = noise_law(job.config.certify.laws[0])

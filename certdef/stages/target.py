@@ -61,6 +61,7 @@ def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
     if stage.result.answers is not None:
         job.data = job.data.answered(np.array(stage.result.answers))
     target = opened[0] if opened else _open(job, config.uri or stage.result.uri)
+    target.kind.settle(stage.result.output_kind)  # as its first answer told it
     return target, stage
 
 

@@ -6,6 +6,7 @@ Every formula here is frozen: it must stay what version 0.1.0 computed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,13 @@ USED_LATER = {
     "reversal": ("eps", "steps", "step_255"),
     "diffusion": ("t", "steps", "grid", "choice_images", "guidance", "robust_epochs"),
 }
-NEW_IN_DATA = ("columns", "images_key", "labels_key", "labels", "resize", "color")
+# Options that came later: where they are as they are by default, a job is the one that it was without them.
+NEWER = {
+    "data": ("columns", "images_key", "labels_key", "labels", "resize", "color"),
+    "target": ("color", "resize", "headers"),
+    "ledger": ("preflight",),
+    "nim": ("tile",),
+}
 CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
 CURVE = ("smoothed_images", "smoothed_draws")
@@ -33,7 +40,7 @@ CURVE = ("smoothed_images", "smoothed_draws")
 def runs_file(config: RunConfig, uri: str) -> Path:
     """Where a job keeps the names of its MLflow runs; those of a job of version 0.1.0 are taken over."""
     folder, plain = config.workspace / "jobs", config.to_dict()
-    plain["data"] = _data(plain["data"])
+    plain |= {name: _section(config, name) for name in NEWER}
     path = folder / f"{fingerprint(plain, uri)}.json"
     plain.pop("udc", None)
     plain["target"]["quantise"] = plain["target"].pop("quantize", None)
@@ -65,7 +72,7 @@ class Legacy:
         """What every stage was taken to depend on."""
         target, form = self.config.target, _form(self.config)
         own = [form] if target.uri and form else []
-        return [_data(asdict(self.config.data)), target.uri, self.config.seed, self.device, *own]
+        return [_section(self.config, "data"), target.uri, self.config.seed, self.device, *own]
 
     @property
     def trained_target(self) -> str:
@@ -262,9 +269,15 @@ class Legacy:
         return [self.fingerprint(name) for name in names]
 
 
-def _data(section: dict[str, Any]) -> dict[str, Any]:
-    """The options of images; those that are newer than version 0.1 only where they are set."""
-    return {name: value for name, value in section.items() if name not in NEW_IN_DATA or value is not None}
+def _section(config: RunConfig, name: str) -> dict[str, Any]:
+    """The options of a section, without those that came later and are unset."""
+    section = getattr(config, name)
+    default, plain = asdict(type(section)()), json.loads(json.dumps(asdict(section)))
+    return {
+        key: value
+        for key, value in plain.items()
+        if key not in NEWER[name] or asdict(section)[key] != default[key]
+    }
 
 
 def _form(config: RunConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from surrogates.distillation.augmentation import Noise
 from surrogates.distillation.inference import device_of, evaluating, predict
-from surrogates.distillation.losses import check_loss, goals_of, pseudo_goals
+from surrogates.distillation.losses import LOSSES, check_loss, goals_of, pseudo_goals
 from surrogates.distillation.selection import Selection, select_random
 from surrogates.distillation.student import Examples, Recipe, train_student
 from surrogates.distillation.surrogate import Surrogate, predict_labels
@@ -93,7 +93,9 @@ def distill(
     names = {each.name for each in fields(Querying)}
     querying = Querying(**{name: options.pop(name) for name in names & options.keys()})
     images = _checked_pool(pool)
-    plan = _planned(budget, images, querying, replace(recipe or Recipe(), **options), target.output_kind)
+    plan = _planned(budget, images, querying, replace(recipe or Recipe(), **options))
+    if not (target.kind.is_assumed and querying.loss in ("auto", *LOSSES)):  # else the first answer tells
+        check_loss(querying.loss, target.output_kind)
     device = torch.device(device or device_of(student))
     check_precision(plan.recipe.precision, device)
     for model in (student, *querying.committee):
@@ -110,7 +112,7 @@ def distill(
         plan.count,
         tuple(run.chosen.tolist()),
         tuple(history),
-        plan.loss,
+        run.loss,
         agreement,
         plan.selection.strategy,
         tuple(plan.sizes),
@@ -119,18 +121,17 @@ def distill(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is decided before the first query: number of queries, of each round, of held-out answers, and the loss."""
+    """What is decided before the first query: number of queries, of each round and of held-out answers."""
 
     count: int
     sizes: list[int]
     held_out: int
-    loss: str
     querying: Querying
     recipe: Recipe
     selection: Selection
 
 
-def _planned(budget: int, images: np.ndarray, querying: Querying, recipe: Recipe, output_kind: str) -> _Plan:
+def _planned(budget: int, images: np.ndarray, querying: Querying, recipe: Recipe) -> _Plan:
     if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 1:
         raise SurrogateError(f"budget must be a positive number of queries, got {budget!r}")
     count = min(int(budget), len(images))
@@ -141,13 +142,12 @@ def _planned(budget: int, images: np.ndarray, querying: Querying, recipe: Recipe
         )
     if not 0 <= recipe.shift < min(images.shape[2:]):
         raise SurrogateError(f"shift must be in [0, {min(images.shape[2:])}) pixels, got {recipe.shift}")
-    loss = check_loss(querying.loss, output_kind)
     selection = querying.strategy
     sizes = selection.sizes(count)
     held_out = _held_out_count(querying.validation, count, sizes[0])
     if recipe.patience and not held_out:
         raise SurrogateError("patience needs held-out answers: set validation, e.g. 0.1")
-    return _Plan(count, sizes, held_out, loss, querying, recipe, selection)
+    return _Plan(count, sizes, held_out, querying, recipe, selection)
 
 
 @dataclass(eq=False)
@@ -163,6 +163,11 @@ class _Run:
     chosen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     queried: list[np.ndarray] = field(default_factory=list)
     answers: list[Answers] = field(default_factory=list)
+
+    @property
+    def loss(self) -> str:
+        """The loss, which suits the answers."""
+        return check_loss(self.plan.querying.loss, self.target.output_kind)
 
     @cached_property
     def pool(self) -> Tensor:
@@ -206,17 +211,19 @@ class _Run:
         """The first answers are held out; the first round is random, hence so are these."""
         answers, held_out = Answers.concatenate(self.answers), self.plan.held_out
         images = torch.from_numpy(np.concatenate(self.queried))
-        goals = goals_of(answers, self.plan.loss, self.target.output_kind)
+        goals = goals_of(answers, self.loss, self.target.output_kind)
         measured = (images[:held_out], answers.labels[:held_out]) if held_out else None
-        return Examples(images[held_out:], goals[held_out:], self.plan.loss, measured)
+        return Examples(images[held_out:], goals[held_out:], self.loss, measured)
 
     def _query(self, indices: Tensor) -> None:
         images, size = check_images(self.images[indices.numpy()]), self.plan.querying.query_batch
         self.chosen = torch.cat([self.chosen, indices])
         self.queried.append(images)
-        self.answers += [
-            self.target.query(images[start : start + size]) for start in range(0, len(images), size)
-        ]
+        for start in range(0, len(images), size):
+            self.answers.append(self.target.query(images[start : start + size]))
+            check_loss(
+                self.plan.querying.loss, self.target.output_kind
+            )  # which the first answer may have told
 
     def _committee_goals(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """The pool, the indices of its images without an answer, and the committee's goals for them."""
@@ -226,7 +233,7 @@ class _Run:
         if not len(rest):
             return None
         logits = [predict(member, self.pool[rest], BATCH_SIZE) for member in self.plan.querying.committee]
-        return self.pool, rest, pseudo_goals(self.plan.loss, logits)
+        return self.pool, rest, pseudo_goals(self.loss, logits)
 
     def _train(
         self, model: nn.Module, examples: Examples, recipe: Recipe, seed: int, part: str = ""

@@ -16,7 +16,9 @@ from surrogates.ledger.canaries import Canaries
 from surrogates.ledger.keys import FRESH_PURPOSES, KEPT_TOGETHER, Keyed, Keys
 from surrogates.ledger.packing import Kept, pack, share, unpack
 from surrogates.ledger.store import Batch, LedgerStore
-from surrogates.targets.base import Answers, Target, check_images
+from surrogates.targets.answers import Answers, kind_of_kept
+from surrogates.targets.base import Target, check_images
+from surrogates.targets.kinds import OUTPUT_KINDS
 from surrogates.targets.paid_repeats import paid_by
 
 POLL_SECONDS = 0.02
@@ -157,10 +159,11 @@ class PaidTarget(Target):
         super().__init__(
             target.identity,
             target.num_classes,
-            "labels" if purpose == "certification" else target.output_kind,
+            "labels" if purpose == "certification" else target.kind,
             charged_when_sent=target.charged_when_sent,
             input_shape=target.input_shape,
             num_features=target.num_features,
+            reading=target.reading,
             pixels=target.pixels,
             # batch_size stays with the target: a query is planned, and refused, as a whole.
         )
@@ -168,15 +171,21 @@ class PaidTarget(Target):
         self.purpose = purpose
         self._target = target
         together = KEPT_TOGETHER if purpose in KEPT_TOGETHER else (purpose,)
+        older = ledger.store.holds(together)
         self.keys = Keys(
             target,
-            self.output_kind,
+            self.kind.key,
             purpose,
             experiment,
             formerly,
-            older=ledger.store.holds(together),
+            older=older,
             batch_sizes=ledger.store.former_sizes(purpose) if purpose in FRESH_PURPOSES else (),
         )
+        # The same answers may be kept under the kind that somebody declared, or under the one that nobody did.
+        others = OUTPUT_KINDS if older and purpose != "certification" else ()
+        self._other_keys = [
+            Keys(target, kind, purpose, experiment, formerly) for kind in others if kind != self.kind.key
+        ]
 
     def query(
         self,
@@ -211,6 +220,8 @@ class PaidTarget(Target):
     def _pay(self, pixels: np.ndarray, draws: np.ndarray | None = None) -> Answers:
         store, keyed = self.ledger.store, self.keys.of(pixels, draws)
         answers = self._answers_of_older_versions(keyed)
+        if self._other_keys:
+            answers = self._answers_of_other_kinds(keyed, pixels, draws) | answers
         paid = 0
         while missing := [key for key in keyed.rows if key not in answers]:
             self._check_canaries(missing)
@@ -222,13 +233,16 @@ class PaidTarget(Target):
                 charged_when_sent=self.charged_when_sent,
             )
             answers |= plan.known
+            self._agree(plan.known)
             answers |= self._send(plan.batches, pixels, keyed.rows)
             paid += sum(len(batch.keys) for batch in plan.batches)
             if plan.awaited:
                 time.sleep(POLL_SECONDS)  # another process waits for the answers to the same images
         self.keys.count(keyed)
         self.ledger.recalled[self.purpose] += len(pixels) - paid
-        return unpack([answers[key] for key in keyed.order], self.num_classes)
+        labels_alone = self.output_kind == "labels"
+        whole = unpack([answers[key] for key in keyed.order], self.num_classes)
+        return Answers(whole.labels) if labels_alone else whole
 
     @property
     def _canaries(self) -> Canaries | None:
@@ -253,6 +267,50 @@ class PaidTarget(Target):
                     own = None if scores is None else share(scores, position, len(rows))
                     answers.setdefault(keyed.order[row], (share(labels, position, len(rows)), own))
         return answers
+
+    def _answers_of_other_kinds(
+        self, keyed: Keyed, pixels: np.ndarray, draws: np.ndarray | None
+    ) -> dict[bytes, Kept]:
+        """Return answers that are kept under another kind, where they are of the kind that is wanted now.
+
+        The first one found tells the kind where it is not known yet.
+        """
+        answers: dict[bytes, Kept] = {}
+        for keys in self._other_keys:
+            other = keys.of(pixels, draws)
+            kept = self.ledger.store.recall(list(other.rows))
+            keys.count(other)
+            for place, key in enumerate(other.order):
+                if key in kept and self._is_of_kind(kept[key]):
+                    answers[keyed.order[place]] = kept[key]
+        return answers
+
+    def _is_of_kind(self, kept: Kept) -> bool:
+        kind = kind_of_kept(unpack([kept], self.num_classes), self.kind)
+        if self.kind.is_assumed and kind in self.kind.possible:
+            self.kind.settle(kind)
+        return kind == self.kind.name
+
+    def _agree(self, known: dict[bytes, Kept]) -> None:
+        """Take the kind of kept answers where none is known yet.
+
+        Raises:
+            LedgerError: They are of another kind than was declared.
+        """
+        if not known or self.purpose == "certification":
+            return
+        answers = unpack(list(known.values()), self.num_classes)
+        kind = kind_of_kept(answers, self.kind)
+        if kind in self.kind.possible:
+            self.kind.settle(kind)
+        fits = self.output_kind in ("labels", "logits", kind) and (
+            kind != "labels" or self.output_kind == kind
+        )
+        if not fits and not (self.output_kind == "top_k" and kind == "probabilities"):
+            raise LedgerError(
+                f"ledger {self.ledger.path} keeps {kind} for images that are queried again, and output_kind is "
+                f"{self.output_kind!r}: leave output_kind out, or say {kind!r}"
+            )
 
     def _send(self, batches: list[Batch], pixels: np.ndarray, rows: dict[bytes, int]) -> dict[bytes, Kept]:
         """Query batches one after the other, keeping each answer before the next is sent."""

@@ -10,9 +10,11 @@ import torch
 from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target, check_images
 from surrogates.targets.callables import CallableTarget, TorchTarget
+from surrogates.targets.classes import ClassNames
 from surrogates.targets.declared import OPTIONS, Declared, check_options, split_options
 from surrogates.targets.estimators import EstimatorTarget
 from surrogates.targets.formats import PixelFormat
+from surrogates.targets.keras import KerasTarget, is_keras
 from surrogates.targets.pyfunc import PyfuncTarget
 from surrogates.targets.uris import open_uri
 
@@ -26,7 +28,7 @@ def open_target(
     protocol: str | None = None,
     **options: Any,
 ) -> Target:
-    """Open a black box: an address, a torch module, a scikit-learn estimator, or a callable.
+    """Open a black box: an address, a torch module, a Keras model, an estimator as scikit-learn's, or a callable.
 
     An address is http(s)://.../invocations (MLflow scoring server), http(s)://.../v2/models/NAME (Open Inference
     Protocol), deployments:/NAME, a file NAME.onnx or NAME.tflite, a NAME.yaml that maps any JSON endpoint, or an MLflow
@@ -38,11 +40,13 @@ def open_target(
         protocol: "mlflow-server", "deployments", "open-inference", "onnx", "tflite", "json" or "mlflow", where the address does
             not decide.
         num_classes: Taken from the target where it reports it.
-        classes: The names that the target answers: a list in the order of your labels, or a map of names to indices.
+        classes: The names of the classes: a list in the order of your labels, or a map of names to indices. Tables show
+            them, and a target may answer them.
         identity: Defaults to a fingerprint of the weights, the address, or the qualified name of the callable. Name a
             target yourself when its behavior may change under the same name.
-        output_kind: "labels", "top_k", "probabilities" or "logits"; defaults to what the target reports, to "logits" for
-            a torch module and to "probabilities" otherwise.
+        output_kind: "labels", "top_k", "probabilities" or "logits"; defaults to what the target reports, else to what its
+            first answer tells.
+        output: Name or place of the part of its output that is the answer, where there are several.
         input_shape: (C, H, W).
         batch_size: Splits large queries, for a service into requests.
         resize: Height and width, or one number for both, that images are resized to, after the noise.
@@ -53,9 +57,9 @@ def open_target(
         dtype: "float32", "float64", "float16", "uint8", "int8", "int32" or "int64".
         layout: "chw", "hwc", "flat" (rows of C*H*W), "flat_hwc", or the sides of one image, such as (784, 1).
         options: Of one kind of target. A service takes those of HTTP (token_env, headers, timeout, rate ...:
-            surrogates.targets.http_options.HttpOptions), `output` and `binary` (Open Inference), `columns` (a scoring
+            surrogates.targets.http_options.HttpOptions), `binary` (Open Inference), `columns` (a scoring
             server's model of tables), and probe=True, which pays for one query outside any ledger for num_classes; an ONNX
-            or TFLite file `output` and `threads`.
+            or TFLite file `threads`.
 
     Raises:
         ClassesUnknown: The target does not report its number of classes, and num_classes was not given.
@@ -74,6 +78,8 @@ def open_target(
     check_options(others, [], f"a {kind}")
     if type(target).__module__.startswith("mlflow.pyfunc"):
         return PyfuncTarget(target, declared)
+    if is_keras(target):
+        return KerasTarget(target, declared)
     if isinstance(target, torch.nn.Module):
         return TorchTarget(target, declared, device)
     if not isinstance(target, type) and (hasattr(target, "predict_proba") or hasattr(target, "predict")):
@@ -90,7 +96,10 @@ def _opened(target: Target, declared: Declared) -> Target:
     of_pixels = {field.name for field in fields(PixelFormat)}
     for name in OPTIONS:
         value = getattr(declared, name)
-        own = getattr(target.pixels if name in of_pixels else target, name, None)
+        holder = target.pixels if name in of_pixels else target.reading if name == "output" else target
+        own = target.class_names if name == "classes" else getattr(holder, name, None)
+        if name == "classes" and value is not None:
+            value = ClassNames.of(value).in_order
         if value is not None and value != own:
             raise TargetError(
                 f"{name} of an opened target is {own!r}, got {value!r}: open the object behind it with other options"

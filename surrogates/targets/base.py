@@ -1,59 +1,18 @@
 """The black box: images in, labels and perhaps scores out."""
 
-import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 
 from surrogates.errors import SurrogateError, TargetError
+from surrogates.targets.answers import Answers, parsed
 from surrogates.targets.formats import PixelFormat, check_input_shape
-from surrogates.targets.records import numbers
-
-OUTPUT_KINDS = ("labels", "top_k", "probabilities", "logits")
-
-# Published probabilities are often rounded, so a value may pass 0 or 1 by this much ...
-PROBABILITY_SLACK = 1e-3
-# ... and a row's sum may miss 1 by as much as two decimals lose in each class, within these ends.
-SUM_SLACK = (0.02, 0.5)
-# Rows that sum to 1 as closely as this under "logits" are probabilities.
-SUM_OF_PROBABILITIES = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What a target answers to N images.
-
-    Args:
-        labels: (N,) int64.
-        scores: (N, K) float32, or None where the target keeps its scores to itself; NaN for the classes that a target
-            which answers its top k alone did not name.
-        lost: Queries of attempts that got no answer, may have been charged all the same, and were repeated.
-    """
-
-    labels: np.ndarray
-    scores: np.ndarray | None = None
-    lost: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def copy(self) -> "Answers":
-        """Return answers that share no memory with these."""
-        scores = None if self.scores is None else self.scores.copy()
-        return replace(self, labels=self.labels.copy(), scores=scores)
-
-    @staticmethod
-    def concatenate(parts: "list[Answers]") -> "Answers":
-        """Join answers in order; scores are kept when every part has them."""
-        scores = [part.scores for part in parts if part.scores is not None]
-        return Answers(
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate(scores) if len(scores) == len(parts) else None,
-            sum(part.lost for part in parts),
-        )
+from surrogates.targets.kinds import OutputKind
+from surrogates.targets.reading import Reading
+from surrogates.targets.records import Expected, unpack
 
 
 class Target(ABC):
@@ -63,12 +22,13 @@ class Target(ABC):
         identity: Name of the target for ever; a ledger belongs to one identity.
         num_classes: Number of classes, at least 2.
         output_kind: What it answers with: "labels", "top_k" (probabilities of the best classes), "probabilities" or
-            "logits".
+            "logits"; or an OutputKind that the first answer tells.
         charged_when_sent: Whether a query whose answer was lost may have been charged all the same.
         input_shape: (C, H, W), None when unknown.
         num_features: Values an image, None when unknown.
         batch_size: Splits large queries.
         pixels: In what form images go in.
+        reading: Which part of its output is the answer, and the names of its classes.
 
     Raises:
         TargetError: A value out of its range.
@@ -78,25 +38,24 @@ class Target(ABC):
         self,
         identity: str,
         num_classes: int,
-        output_kind: str,
+        output_kind: str | OutputKind,
         *,
         charged_when_sent: bool,
         input_shape: tuple[int, int, int] | None = None,
         num_features: int | None = None,
         batch_size: int | None = None,
         pixels: PixelFormat | None = None,
+        reading: Reading | None = None,
     ) -> None:
         if not isinstance(num_classes, int | np.integer) or isinstance(num_classes, bool) or num_classes < 2:
             raise TargetError(f"num_classes must be an integer of at least 2, got {num_classes!r}")
-        if output_kind not in OUTPUT_KINDS:
-            raise TargetError(f"output_kind must be one of {', '.join(OUTPUT_KINDS)}, got {output_kind!r}")
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise TargetError(f"batch_size must be a positive integer, got {batch_size!r}")
         if input_shape is not None:
             check_input_shape(input_shape)
         self.identity = str(identity)
         self.num_classes = int(num_classes)
-        self.output_kind = output_kind
+        self.kind = output_kind if isinstance(output_kind, OutputKind) else OutputKind(output_kind)
         self.charged_when_sent = charged_when_sent
         self.input_shape = (
             input_shape if input_shape is None else (input_shape[0], input_shape[1], input_shape[2])
@@ -104,10 +63,19 @@ class Target(ABC):
         self.num_features = num_features
         self.batch_size = batch_size
         self.pixels = pixels or PixelFormat()
+        self.reading = reading or Reading()
         if self.input_shape is not None:
             self.check_shape(self.input_shape)
-        self.kind_is_assumed = False
-        self._logits_seen = False
+
+    @property
+    def output_kind(self) -> str:
+        """What it answers with; where `kind.is_assumed`, the first answer may still tell another kind."""
+        return self.kind.name
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The name of each class, None where nobody gave them."""
+        return self.reading.class_names
 
     @property
     def preprocessing(self) -> str:
@@ -116,7 +84,10 @@ class Target(ABC):
 
     @property
     def subject(self) -> tuple[str, str, str]:
-        """What an answer depends on besides the images: identity, output kind and preprocessing."""
+        """What an answer depends on besides the images: identity, output kind and preprocessing.
+
+        It is final once the kind is: after the first answer, where that tells it.
+        """
         return self.identity, self.output_kind, self.preprocessing
 
     def query(self, images: torch.Tensor | np.ndarray, *, bounded: bool = True) -> Answers:
@@ -136,11 +107,12 @@ class Target(ABC):
         return Answers.concatenate([self.checked_answer(chunk) for chunk in chunks]).copy()
 
     @abstractmethod
-    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> Any:
         """Answer images in the target's own pixel format, by default (N, C, H, W) float32.
 
         Returns:
-            Labels (N,), scores (N, K), or Answers, which are taken as checked. For "top_k", scores have NaN for the
+            Labels (N,), scores (N, K), one score (N,) or (N, 1) for two classes, an output that holds one of these
+            (`reading`), or Answers, which are taken as checked. For "top_k", scores have NaN for the
             classes that are not named, or come as a pair: labels (N, k) and scores (N, k).
         """
 
@@ -188,113 +160,24 @@ class Target(ABC):
         Raises:
             TargetError: It names what was expected and what came.
         """
-        values = self._numbers(raw)
-        expected = (count,) if self.output_kind == "labels" else (count, self.num_classes)
-        if values.shape == (count, 1):
-            values = self._widened(values)
-        if values.ndim != len(expected):
-            kind = "labels" if values.ndim == 1 else "probabilities' or 'logits"
-            raise TargetError(
-                f"target answered shape {values.shape}, expected {expected}: "
-                f"open it with output_kind='{kind}' if that is what it gives"
-            )
-        if len(values) != count:
-            raise TargetError(f"target answered {len(values)} rows, expected {count}: one for each image")
-        if values.shape != expected:
-            raise TargetError(f"target answered {values.shape[1]} classes, expected {self.num_classes}")
-        unnamed = np.isnan(values) if self.output_kind == "top_k" else np.zeros(values.shape, bool)
-        bad = ~np.isfinite(values) & ~unnamed
-        if bad.any():
-            raise TargetError(f"target answered {values[bad][0]}, expected finite {self.output_kind}")
-        if self.output_kind == "labels":
-            return Answers(self._labels(values))
-        if unnamed.all(axis=1).any():
-            raise TargetError("target named no class for an image, expected at least 1")
-        self._check_meaning(values)
-        with np.errstate(over="ignore"):
-            scores = values.astype(np.float32)
-        if not (np.isfinite(scores) | unnamed).all():
-            raise TargetError(f"target answered {np.nanmax(abs(values)):.4g}, too large for float32 scores")
-        return Answers(np.nanargmax(scores, axis=1).astype(np.int64), scores)
+        return self.parse_values(self.unpacked(raw, count), count)
 
-    def _widened(self, values: np.ndarray) -> np.ndarray:
-        """Return an answer of one column as labels, or as scores of two classes: that of class 1, and what it leaves to 0."""
-        if self.output_kind == "labels":
-            return values[:, 0]
-        if self.num_classes != 2 or self.output_kind == "top_k":
-            return values
-        rest = 1 - values if self.output_kind == "probabilities" else np.zeros_like(values)
-        return np.concatenate([rest, values], axis=1)
-
-    def _check_meaning(self, values: np.ndarray) -> None:
-        """Check that scores (N, K) can be of their kind.
+    def parse_values(self, values: object, count: int) -> Answers:
+        """Return labels, scores or a pair of both, to `count` images, as Answers.
 
         Raises:
-            TargetError: They can't.
+            TargetError: It names what was expected and what came.
         """
-        low, high, total = np.nanmin(values), np.nanmax(values), np.nansum(values, axis=1)
-        if self.output_kind == "logits":
-            self._check_logits(values, total)
-            return
-        if low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK:
-            raise TargetError(
-                f"target answered {high if high > 1 else low:.4g}, expected probabilities in [0, 1]: "
-                "open it with output_kind='logits'"
-            )
-        slack = float(np.clip(self.num_classes * 0.005, *SUM_SLACK))
-        part = self.output_kind == "top_k"  # what it does not name is missing in the sum
-        wrong = (total > 1 + slack) | ((total <= 0) if part else (total < 1 - slack))
-        if wrong.any():
-            raise TargetError(
-                f"target answered a row that sums to {total[wrong][0]:.4g}, expected probabilities that sum to 1: "
-                "open it with output_kind='logits' if these are scores of another kind"
-            )
+        return parsed(values, count, self.num_classes, self.kind)
 
-    def _check_logits(self, values: np.ndarray, total: np.ndarray) -> None:
-        """Check once that logits (N, K) are no probabilities; zeros and ones alone do not tell.
+    def unpacked(self, raw: object, count: int) -> Any:
+        """Return the part of an output that is the answer, with labels as indices.
 
         Raises:
-            TargetError: They are, and nobody said that they are logits; else a warning.
+            TargetError: None of its parts is, or several can be.
         """
-        if self._logits_seen or np.isin(values, (0, 1)).all():
-            return
-        self._logits_seen = True
-        if values.min() < 0 or values.max() > 1 or (abs(total - 1) > SUM_OF_PROBABILITIES).any():
-            return
-        message = (
-            "target answered rows in [0, 1] that sum to 1 as logits: open it with output_kind='probabilities'"
-        )
-        if self.kind_is_assumed:
-            self._logits_seen = False
-            raise TargetError(message)
-        warnings.warn(f"{message} unless they are logits indeed", stacklevel=2)
-
-    def _numbers(self, raw: object) -> np.ndarray:
-        """Return a raw answer as float64; a pair of labels (N, k) and scores (N, k) as scores (N, K)."""
-        if self.output_kind == "top_k" and isinstance(raw, tuple):
-            labels, best = (self._array(part) for part in raw)
-            if labels.ndim != 2 or labels.shape != best.shape:
-                raise TargetError(
-                    f"target answered labels {labels.shape} and scores {best.shape}, expected both (N, k)"
-                )
-            scores = np.full((len(labels), self.num_classes), np.nan)
-            np.put_along_axis(scores, self._labels(labels), best, axis=1)
-            return scores
-        return self._array(raw)
-
-    def _array(self, raw: object) -> np.ndarray:
-        array = numbers(raw)
-        if array.dtype.kind == "b" and (self.output_kind != "labels" or self.num_classes != 2):
-            raise TargetError(f"target answered truth values, expected {self.output_kind} as numbers")
-        return array.astype(np.float64)
-
-    def _labels(self, values: np.ndarray) -> np.ndarray:
-        wrong = (values != np.floor(values)) | (values < 0) | (values >= self.num_classes)
-        if wrong.any():
-            raise TargetError(
-                f"target answered label {values[wrong][0]:g}, expected an integer in [0, {self.num_classes})"
-            )
-        return values.astype(np.int64)
+        kind = self.kind.name if self.kind.is_declared else None
+        return unpack(raw, self.reading.names, Expected(count, self.num_classes, kind, self.reading.output))
 
 
 def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True, copy: bool = True) -> np.ndarray:

@@ -2,17 +2,17 @@
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-from surrogates.targets.base import Answers, Target
+from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared
-from surrogates.targets.records import unpack
 
 
 class CallableTarget(Target):
-    """A function of images (N, C, H, W) float32 that returns scores (N, K) or labels (N,).
+    """A function of images (N, C, H, W) float32 that returns scores (N, K), labels (N,), or an output that holds them.
 
     It may well call a paid service, so a query whose answer was lost counts as charged.
 
@@ -20,28 +20,27 @@ class CallableTarget(Target):
         ClassesUnknown: num_classes was not declared.
     """
 
-    def __init__(self, function: Callable[[np.ndarray], np.ndarray], declared: Declared) -> None:
+    def __init__(self, function: Callable[[np.ndarray], Any], declared: Declared) -> None:
         super().__init__(
             declared.identity or qualified_name(function),
             declared.classes_of(type(function).__name__),
-            declared.output_kind or "probabilities",
+            declared.kind("probabilities"),
             charged_when_sent=True,
             input_shape=declared.input_shape,
             batch_size=declared.batch_size,
             pixels=declared.pixels,
+            reading=declared.reading,
         )
         self._function = function
-        self._names = declared.names
 
-    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        return unpack(self._function(pixels), self._names)
+    def answer(self, pixels: np.ndarray) -> Any:
+        return self._function(pixels)
 
 
 class TorchTarget(Target):
     """A torch module in eval mode; it dies with this process, so that a lost answer costs nothing.
 
-    It gets images of its own number type, that of its parameters. An answer may be a tensor, an array, or what has it as
-    `logits`.
+    It gets images of its own number type, that of its parameters.
 
     Args:
         device: Where it runs; unset, where its parameters are.
@@ -58,27 +57,25 @@ class TorchTarget(Target):
         super().__init__(
             declared.identity or f"{qualified_name(type(module))}:{weights_digest(module)}",
             declared.classes_of(type(module).__name__),
-            declared.output_kind or "logits",
+            declared.kind("logits"),
             charged_when_sent=False,
             input_shape=declared.input_shape,
             batch_size=declared.batch_size,
             pixels=declared.pixels,
+            reading=declared.reading,
         )
-        self.kind_is_assumed = declared.output_kind is None
-        self._names = declared.names
         parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
         self._dtype = parameters[0].dtype if parameters else None
         self._device = torch.device(device or (parameters[0].device if parameters else "cpu"))
         self._module = module.to(self._device)
 
-    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> Any:
         images = torch.from_numpy(pixels)
         if images.is_floating_point():
             images = images.to(self._dtype or images.dtype)
         self._module.eval()
         with torch.inference_mode():
-            answer = self._module(images.to(self._device))
-        return unpack(getattr(answer, "logits", answer), self._names)
+            return self._module(images.to(self._device))
 
 
 def qualified_name(thing: object) -> str:

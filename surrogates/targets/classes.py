@@ -53,8 +53,16 @@ class ClassNames:
         """The number of classes."""
         return max(self.indices.values()) + 1
 
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """The name of each class, the first one where several stand for it; its index where it has none."""
+        first = {index: name for name, index in reversed(self.indices.items())}
+        return tuple(first.get(index, str(index)) for index in range(self.count))
+
     def index(self, label: Any) -> int:
         """Return the index of a label: a text is looked up as it stands, a number or truth value by its value.
+
+        Where no name is a number, a whole number is an index.
 
         Raises:
             TargetError: It is not listed.
@@ -63,6 +71,8 @@ class ClassNames:
             names = [name for name in self.indices if name.lower() in WORDS[bool(label)]]
         elif isinstance(label, int | float | np.number):
             names = [name for name in self.indices if _number(name) == label]
+            if not any(map(_is_number, self.indices)) and label in range(self.count):
+                return int(label)
         else:
             names = [label] if isinstance(label, str) and label in self.indices else []
         if len({self.indices[name] for name in names}) != 1:
@@ -151,6 +161,10 @@ def text_labels(labels: np.ndarray, names: ClassNames | None) -> np.ndarray:
 def _plain(label: Any) -> Any:
     """Return a label of numpy's as one of Python's."""
     return label.item() if isinstance(label, np.generic) else label
+
+
+def _is_number(text: str) -> bool:
+    return _number(text) is not None
 
 
 def _number(text: str) -> float | None:

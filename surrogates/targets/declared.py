@@ -9,6 +9,8 @@ from surrogates.errors import ClassesUnknown, TargetError
 from surrogates.targets.classes import ClassNames
 from surrogates.targets.faults import Faults
 from surrogates.targets.formats import PixelFormat, check_input_shape
+from surrogates.targets.kinds import OUTPUT_KINDS, OutputKind
+from surrogates.targets.reading import Reading
 
 INTEGERS = ("uint8", "int8", "int32", "int64")
 
@@ -19,10 +21,11 @@ class Declared:
 
     Args:
         num_classes: Number of classes.
-        classes: Their names, as far as the target answers names or numbers of its own: a list in the order of the indices,
-            or a map of names to indices.
+        classes: Their names: a list in the order of the indices, or a map of names to indices. Tables show them, and where
+            the target answers names or numbers of its own they stand for the indices.
         identity: Name of the target for ever; a ledger belongs to one identity.
         output_kind: labels, top_k, probabilities or logits.
+        output: Name or place of the part of an output that is the answer.
         input_shape: (C, H, W).
         batch_size: Images that are sent at once.
         layout: chw, hwc, flat, flat_hwc, or the sides of one image.
@@ -40,6 +43,7 @@ class Declared:
     classes: Any = None
     identity: str | None = None
     output_kind: str | None = None
+    output: str | int | None = None
     input_shape: tuple[int, int, int] | None = None
     batch_size: int | None = None
     layout: str | tuple[int, ...] | None = None
@@ -70,6 +74,9 @@ class Declared:
             )
             object.__setattr__(self, "resize", form.resize)
             object.__setattr__(self, "layout", None if self.layout is None else form.layout)
+        place = isinstance(self.output, int) and not isinstance(self.output, bool) and self.output >= 0
+        if self.output is not None and not place and not (isinstance(self.output, str) and self.output):
+            faults.add(f"output must be the name or the place of a part, got {self.output!r}: try 0")
         faults.refuse()
 
     def _counted(self, count: int) -> int:
@@ -84,6 +91,22 @@ class Declared:
     def names(self) -> ClassNames | None:
         """The names of the classes, where they were declared."""
         return None if self.classes is None else ClassNames.of(self.classes)
+
+    @property
+    def reading(self) -> Reading:
+        """How outputs are read."""
+        return Reading(self.names, self.output)
+
+    def kind(self, assumed: str, possible: tuple[str, ...] = OUTPUT_KINDS) -> OutputKind:
+        """Return the kind of the answers: what is known by now, else what is assumed until the first answer tells.
+
+        Args:
+            assumed: The kind that answers are kept under then.
+            possible: What the first answer may be.
+        """
+        if self.output_kind is not None:
+            return OutputKind(self.output_kind)
+        return OutputKind(assumed, assumed=True, possible=possible)
 
     @property
     def pixels(self) -> PixelFormat:

@@ -10,13 +10,14 @@ import re
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from surrogates.errors import TargetError
 from surrogates.targets.addresses import first_line, public_url
-from surrogates.targets.base import Answers, Target
+from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared, check_options
 from surrogates.targets.http import HttpClient
 from surrogates.targets.json_answers import read_json
-from surrogates.targets.records import unpack
 from surrogates.targets.scoring_server import open_scoring_server
 
 SCHEME = "deployments:/"
@@ -100,21 +101,19 @@ class DeploymentTarget(Target):
         super().__init__(
             declared.identity or f"{SCHEME}{name}@{where}",
             declared.classes_of(f"endpoint {name!r} of {where}"),
-            declared.output_kind or "probabilities",
+            declared.kind("probabilities"),
             charged_when_sent=True,
             input_shape=declared.input_shape,
             batch_size=declared.batch_size,
             pixels=declared.pixels,
+            reading=declared.reading,
         )
         self._client = _plugin_client(where, name)
         self._name = name
-        self._names = declared.names
 
-    def answer(self, pixels: Any) -> Any | Answers:
+    def answer(self, pixels: np.ndarray) -> Any:
         answer = self._client.predict(deployment_name=self._name, inputs=pixels)
-        if hasattr(answer, "get_predictions"):
-            answer = answer["predictions"]
-        return unpack(answer, self._names)
+        return answer["predictions"] if hasattr(answer, "get_predictions") else answer
 
 
 def _deployments_target() -> str:

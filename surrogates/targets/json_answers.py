@@ -30,13 +30,15 @@ def read_json(reply: Reply) -> Any:
 
 
 def json_numbers(answer: Any) -> np.ndarray:
-    """Return JSON numbers, in lists of any depth, as float64; null is NaN.
+    """Return JSON numbers, in lists of any depth, as int64 where all are whole, else as float64; null is NaN.
 
     Raises:
         TargetError: A text, a boolean or an object among them, or rows of different lengths.
     """
     try:
-        return np.array(_checked(answer), dtype=np.float64)
+        values = np.array(_checked(answer), dtype=np.float64)
+        exact = np.abs(values).max(initial=0) < 2**53
+        return values.astype(np.int64) if exact and _are_whole(answer) else values
     except TargetError:
         raise
     except (ValueError, OverflowError, RecursionError):
@@ -58,6 +60,11 @@ def _checked(answer: Any) -> Any:
     if type(answer) is int or type(answer) is float:
         return answer
     raise TargetError(f"target answered {quoted(answer)}, expected numbers")
+
+
+def _are_whole(answer: Any) -> bool:
+    """Whether JSON wrote every number without a point: labels, not scores that happen to be 0 or 1."""
+    return all(map(_are_whole, answer)) if isinstance(answer, list) else type(answer) is int
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

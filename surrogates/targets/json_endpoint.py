@@ -26,6 +26,7 @@ from surrogates.targets.classes import ClassNames, name_of
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import Reply, client_of
 from surrogates.targets.json_answers import json_numbers, quoted, read_json
+from surrogates.targets.kinds import PROBABILITY_SLACK
 from surrogates.targets.mapping import Mapping, pixel_format, read_mapping
 from surrogates.targets.pictures import TYPES, picture
 from surrogates.targets.served import open_served
@@ -41,7 +42,7 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
         TargetError: The mapping cannot be used, or contradicts what was declared.
     """
     mapping = read_mapping(uri)
-    for name in ("layout", "dtype", "classes"):
+    for name in ("layout", "dtype", "classes", "output"):
         if getattr(declared, name) is not None:
             raise TargetError(f"{name} stands in the mapping: leave it out")
     if mapping.token_env is not None and options.get("token_env") is None:
@@ -65,6 +66,7 @@ def open_json(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
     name = f"{client.url if options.get('headers') == mapping.headers else client.name}#{mapping.digest}"
     declared = replace(
         declared,
+        classes=mapping.classes,
         layout=form.layout,
         dtype=form.dtype,
         pixel_range=declared.pixel_range or form.pixel_range,
@@ -168,7 +170,7 @@ class JsonEndpoint:
         row = np.full(self.num_classes, np.nan)
         row[indices] = 0
         np.add.at(row, indices, named)  # several names may stand for one class
-        if self.output_kind != "top_k" and np.isnan(row).any():
+        if self.output_kind not in ("top_k", "") and np.isnan(row).any():  # unset, the answer tells
             raise TargetError(
                 f"target named {len(labels)} of {self.num_classes} classes: open it with output_kind='top_k'"
             )
@@ -176,6 +178,11 @@ class JsonEndpoint:
 
     def _pair(self, score: float) -> np.ndarray:
         """Return the scores of two classes from that of one of them."""
+        if self.output_kind != "logits" and not -PROBABILITY_SLACK <= score <= 1 + PROBABILITY_SLACK:
+            raise TargetError(
+                f"target answered {score:.4g}, expected the probability of one of two classes: give output_kind: logits "
+                "if it is a score of another kind"
+            )
         rest = 0.0 if self.output_kind == "logits" else 1 - score
         return np.array([rest, score] if self.mapping.positive_class == 1 else [score, rest])
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from surrogates.errors import TargetError
-from surrogates.targets.base import OUTPUT_KINDS
 from surrogates.targets.bodies import PLACE, places, stands_alone
 from surrogates.targets.classes import ClassNames, name_of
 from surrogates.targets.formats import PixelFormat, check_input_shape
 from surrogates.targets.http_headers import check_headers
+from surrogates.targets.kinds import OUTPUT_KINDS
 from surrogates.targets.pictures import QUALITY
 from surrogates.targets.redaction import shortened
 from surrogates.targets.yaml_file import read_yaml
@@ -155,13 +155,13 @@ class Mapping:
         yield "per_request", top or self.per_request == 1, f"use 1, since {PLACE} is no field of its own"
 
     @property
-    def kind(self) -> str:
-        """The output kind: as declared, else by what the answers hold."""
+    def kind(self) -> str | None:
+        """The output kind: as declared, else by what the answers hold; None where scores alone do not tell."""
         if self.output_kind is not None:
             return self.output_kind
         if self.scores is None:
             return "labels"
-        return "probabilities" if self.labels is None else "top_k"
+        return None if self.labels is None else "top_k"
 
     @property
     def known_classes(self) -> int | None:

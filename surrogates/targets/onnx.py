@@ -1,6 +1,7 @@
 """Targets that are ONNX files, run by ONNX Runtime in this process."""
 
 import os
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from surrogates.errors import TargetError
-from surrogates.targets.base import Answers, Target
+from surrogates.targets.base import Target
 from surrogates.targets.classes import REMEDY, by_index, class_indices, text_labels
 from surrogates.targets.declared import Declared, check_options
+from surrogates.targets.kinds import OUTPUT_KINDS
 from surrogates.targets.layouts import is_row
 from surrogates.targets.onnx_files import digest_of
-from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, unpack
+from surrogates.targets.onnx_graph import kind_of_output
+from surrogates.targets.reading import Reading
+from surrogates.targets.records import LABEL_NAMES, named_columns
 from surrogates.targets.signatures import ModelInput
 
 WHOLE = ("tensor(int", "tensor(uint", "tensor(string")  # types of labels
@@ -36,7 +40,7 @@ def open_onnx(uri: str, declared: Declared, options: dict[str, Any]) -> Target:
     Raises:
         TargetError: It cannot be loaded, or does not fit what was declared.
     """
-    check_options(options, ["output", "threads"], "an ONNX model")
+    check_options(options, ["threads"], "an ONNX model")
     return OnnxTarget(uri, declared, **options)
 
 
@@ -44,11 +48,10 @@ class OnnxTarget(Target):
     """An ONNX model with one input; layout, number type and classes are read from its graph where it reports them.
 
     It runs on the CPU, or on the GPU where onnxruntime was installed for one. identity is the sha256 of the file and
-    of every file of weights that its graph names. Scores are probabilities unless output_kind is given. It
-    dies with this process, so that a lost answer costs nothing.
+    of every file of weights that its graph names. The kind of its scores is that of the graph's last operation where that
+    tells, else that of the first answer. It dies with this process, so that a lost answer costs nothing.
 
     Args:
-        output: Name of the output to read, where there are several.
         threads: Threads of one query; unset, as many as there are cores.
 
     Raises:
@@ -60,7 +63,6 @@ class OnnxTarget(Target):
         self,
         path: str | os.PathLike[str],
         declared: Declared,
-        output: str | None = None,
         threads: int | None = None,
     ) -> None:
         what = f"model {path}"
@@ -68,37 +70,42 @@ class OnnxTarget(Target):
         self._session = _session(Path(path), threads)
         self._input, taken = _only_input(self._session, what)
         self._taken = taken = taken.placed(declared)
-        chosen = _chosen_output(self._session, what, output, declared.output_kind)
-        self._output, self._names = chosen.name, declared.names
+        chosen = _chosen_output(self._session, what, declared.output, declared.output_kind)
+        self._output = chosen.name
         self._own_labels = _label_output(self._session, chosen)
         for read in (chosen, self._own_labels):
             if read is not None and "string" in read.type and declared.names is None:
                 raise TargetError(f"{what} answers the names of its classes in {read.name}: {REMEDY}")
-        classes = _classes(chosen.shape, taken.without_batch)
+        columns = _columns(chosen.shape, taken.without_batch)
+        classes = columns if columns is not None and columns > 1 else None
         declared = taken.honored(declared.agreed(num_classes=classes))
+        if declared.output_kind is None:
+            whole = chosen.type.startswith(WHOLE)
+            known = "labels" if whole else kind_of_output(Path(path), chosen.name, columns)
+            declared = replace(declared, output_kind=known)
+        scores = ("probabilities", "logits") if classes is not None else OUTPUT_KINDS
         super().__init__(
             declared.identity or f"onnx:{digest}",
             declared.classes_of(what),
-            declared.output_kind or ("labels" if chosen.type.startswith(WHOLE) else "probabilities"),
+            declared.kind("probabilities", scores),
             charged_when_sent=False,
             input_shape=declared.input_shape,
             num_features=taken.num_features,
             batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
             pixels=declared.pixels,
+            reading=Reading(declared.names),
         )
 
-    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
+    def answer(self, pixels: np.ndarray) -> Any:
         names = [self._output] + ([self._own_labels.name] if self._own_labels else [])
         outputs = self._session.run(names, {self._input: self._taken.arranged(pixels)})
         answer, *labels = (self._taken.answered(output, len(pixels)) for output in outputs)
         if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # scikit-learn's ZipMap
             seen = sorted(answer[0])
             scores = np.array([[row[label] for label in seen] for row in answer])
-            answer = by_index(scores, class_indices(seen, self._names, "the model"), self.num_classes)
-        else:
-            answer = unpack(answer, self._names)
+            answer = by_index(scores, class_indices(seen, self.reading.names, "the model"), self.num_classes)
         if labels:
-            self._check_order(np.asarray(answer), text_labels(labels[0], self._names))
+            self._check_order(np.asarray(answer), text_labels(labels[0], self.reading.names))
             self._own_labels = None  # once is enough
         return answer
 
@@ -118,12 +125,12 @@ class OnnxTarget(Target):
             )
 
 
-def _classes(shape: list[Any] | None, without_batch: bool) -> int | None:
-    """Return the number of classes in the shape of an output, None where it does not tell."""
+def _columns(shape: list[Any] | None, without_batch: bool) -> int | None:
+    """Return how many columns an output has, None where its shape does not tell."""
     sides = (shape or [])[0 if without_batch else 1 :]
     if not sides or not all(isinstance(side, int) for side in sides) or not is_row(sides):
         return None
-    return prod(sides) if prod(sides) > 1 else None
+    return prod(sides)
 
 
 def _only_input(session: Any, what: str) -> tuple[str, ModelInput]:
@@ -152,17 +159,18 @@ def _label_output(session: Any, chosen: Any) -> Any:
     return flat[0] if len(flat) == 1 else None
 
 
-def _chosen_output(session: Any, what: str, name: str | None, kind: str | None) -> Any:
-    """Return the output to read: the named one, the only one, or the one with a known name or kind."""
+def _chosen_output(session: Any, what: str, name: str | int | None, kind: str | None) -> Any:
+    """Return the output to read: the named or counted one, the only one, or the one with a known name or kind."""
     outputs = {output.name: output for output in session.get_outputs()}
+    if name not in outputs and str(name).isdecimal() and int(str(name)) < len(outputs):
+        name = list(outputs)[int(str(name))]
     if name is not None and name not in outputs:
         raise TargetError(f"output is {name!r}, but {what} gives {', '.join(outputs)}: choose one of them")
     if name is not None or len(outputs) == 1:
-        return outputs[name or next(iter(outputs))]
-    names = LABEL_NAMES if kind == "labels" else SCORE_NAMES + LABEL_NAMES
-    for known in names:
-        if known in outputs:
-            return outputs[known]
+        return outputs[next(iter(outputs)) if name is None else name]
+    known = named_columns(list(outputs), kind)
+    if known is not None:
+        return outputs[known]
     raise TargetError(f"{what} gives outputs {', '.join(outputs)}: give output='one of them'")
 
 

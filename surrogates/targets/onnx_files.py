@@ -72,17 +72,17 @@ def external_files(path: Path) -> set[Path]:
 
 def _locations(raw: mmap.mmap, start: int, end: int, kind: str) -> Iterator[str]:
     """Yield the location of each tensor in a message whose data lie outside."""
-    for field, first, last in _fields(raw, start, end):
+    for field, first, last in message_fields(raw, start, end):
         inner = MESSAGES[kind].get(field)
         if inner == "Entry":
-            entry = {number: raw[first:last] for number, first, last in _fields(raw, first, last)}
+            entry = {number: raw[first:last] for number, first, last in message_fields(raw, first, last)}
             if entry.get(KEY) == b"location":
                 yield entry.get(VALUE, b"").decode()
         elif inner is not None:
             yield from _locations(raw, first, last, inner)
 
 
-def _fields(raw: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def message_fields(raw: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield number, start and end of each field of a message that has a length; skip the others.
 
     Raises:

@@ -12,10 +12,11 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Target
+from surrogates.targets.classes import REMEDY, ClassNames
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import HttpClient, Reply, client_of
 from surrogates.targets.json_answers import json_numbers, quoted, read_json
-from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES
+from surrogates.targets.records import LABEL_NAMES, named_columns, unpack
 from surrogates.targets.served import open_served
 from surrogates.targets.signatures import ModelInput, refuse_fixed_batch
 
@@ -56,16 +57,14 @@ def open_open_inference(uri: str, declared: Declared, options: dict[str, Any]) -
     Raises:
         TargetError: The server cannot be reached, or reports what does not fit.
     """
-    client, rest = client_of(uri, options, ["probe", "output", "binary"], "an Open Inference server")
-    output, binary = rest.pop("output", None), rest.pop("binary", None)
+    client, rest = client_of(uri, options, ["probe", "binary"], "an Open Inference server")
+    binary = rest.pop("binary", None)
     with client.discreet():
-        return _open(client, declared, output, binary, rest)
+        return _open(client, declared, binary, rest)
 
 
-def _open(
-    client: HttpClient, declared: Declared, output: str | None, binary: bool | None, rest: dict[str, Any]
-) -> Target:
-    model = read_metadata(client, output)
+def _open(client: HttpClient, declared: Declared, binary: bool | None, rest: dict[str, Any]) -> Target:
+    model = read_metadata(client, declared.output, declared.output_kind)
     what = f"model {client.url}"
     datatype = model.input.get("datatype", "FP32")
     if datatype not in PIXEL_TYPES:
@@ -79,15 +78,17 @@ def _open(
         datatype = names.get(declared.dtype or "float32", "FP32")
     shape = tuple(side if side > 0 else -1 for side in model.input.get("shape") or [])
     taken = ModelInput(what, PIXEL_TYPES[datatype], shape).placed(declared)
-    classes, kind = classes_and_kind(model.output, without_batch=taken.without_batch)
+    classes, kind, sure = classes_and_kind(model.output, without_batch=taken.without_batch)
     answered = (model.output or {}).get("datatype", "FP32")
-    if answered not in NUMBER_TYPES:
-        raise TargetError(f"{what} answers {answered}, expected numbers: give output='another one'")
+    if answered not in NUMBER_TYPES and (answered != "BYTES" or declared.names is None):
+        remedy = f"if these are names, {REMEDY}; or " if answered == "BYTES" else ""
+        raise TargetError(f"{what} answers {answered}, expected numbers: {remedy}give output='another one'")
     declared = taken.honored(
-        declared.agreed(num_classes=classes, output_kind=None if declared.output_kind else kind)
+        declared.agreed(num_classes=classes, output_kind=None if declared.output_kind or not sure else kind)
     )
     declared = refuse_fixed_batch(taken.batch, declared, what)
-    name = model.name + client.name.removeprefix(client.url) + (f"#{output}" if output else "")
+    chosen = f"#{declared.output}" if declared.output is not None else ""
+    name = model.name + client.name.removeprefix(client.url) + chosen
     return open_served(
         OpenInference(
             model.url,
@@ -96,10 +97,12 @@ def _open(
             None if model.output is None else model.output["name"],
             model.binary if binary is None else bool(binary),
             taken,
+            declared.names,
         ),
         client,
         replace(declared, identity=declared.identity or name),
         num_features=taken.num_features,
+        assumed=kind or "probabilities",
         **rest,
     )
 
@@ -115,6 +118,7 @@ class OpenInference:
         output: Name of the output that is read; None for the only one.
         binary: Whether tensors travel as bytes behind the JSON.
         taken: What the model reports of its input.
+        names: The names of the classes, where the caller lists them.
     """
 
     url: str
@@ -123,6 +127,7 @@ class OpenInference:
     output: str | None
     binary: bool
     taken: ModelInput = SILENT
+    names: ClassNames | None = None
 
     def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:
         """Write an inference request, with its tensor as JSON or as bytes behind the JSON."""
@@ -166,7 +171,7 @@ class OpenInference:
         # Binary tensors lie one behind the other, in the order of the outputs.
         start, size = sum(filter(None, sizes[: chosen[0]])), sizes[chosen[0]]
         values = _tensor(outputs[chosen[0]], None if size is None else raw[start : start + size])
-        return self.taken.answered(values, len(values)) if values.ndim else values
+        return unpack(self.taken.answered(values, len(values)) if values.ndim else values, self.names)
 
 
 @dataclass(frozen=True)
@@ -188,8 +193,12 @@ class ModelMetadata:
     binary: bool
 
 
-def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
+def read_metadata(client: HttpClient, output: str | int | None, kind: str | None = None) -> ModelMetadata:
     """Read from a server, free of charge, what the model takes and gives.
+
+    Args:
+        output: Name or place of the output to read, unset by its name.
+        kind: What was declared of it.
 
     Raises:
         TargetError: The server cannot be reached, or its metadata cannot be used.
@@ -219,38 +228,42 @@ def read_metadata(client: HttpClient, output: str | None) -> ModelMetadata:
         url=f"{url}/infer",
         name=url if version is None else f"{url}/versions/{version}",
         input=inputs[0] if inputs else DEFAULT_INPUT,
-        output=_choose(outputs, output, url),
+        output=_choose(outputs, output, kind, url),
         binary=isinstance(extensions, list) and "binary_tensor_data" in extensions,
     )
 
 
 def classes_and_kind(
     output: dict[str, Any] | None, *, without_batch: bool = False
-) -> tuple[int | None, str | None]:
-    """Return the number of classes and "labels", as far as an output's name and metadata have them."""
+) -> tuple[int | None, str | None, bool]:
+    """Return the number of classes and "labels", as far as an output's name and metadata have them, and whether it is sure."""
     if output is None:
-        return None, None
+        return None, None, False
     shape = output.get("shape") or []
     whole = not str(output.get("datatype", "FP")).startswith("FP")
     if without_batch:
         shape = [-1, *shape]
     if output["name"] in LABEL_NAMES or len(shape) == 1 or (whole and shape[-1:] == [1]):
-        return None, "labels"
-    return (int(shape[-1]) if shape and int(shape[-1]) > 1 else None), None
+        return None, "labels", whole
+    return (int(shape[-1]) if shape and int(shape[-1]) > 1 else None), None, False
 
 
-def _choose(outputs: list[dict[str, Any]], wanted: str | None, url: str) -> dict[str, Any] | None:
-    """Return the output to read: the named one, the only one, or the one with a known name."""
+def _choose(
+    outputs: list[dict[str, Any]], wanted: str | int | None, kind: str | None, url: str
+) -> dict[str, Any] | None:
+    """Return the output to read: the named or counted one, the only one, or the one with a known name."""
     names = [tensor["name"] for tensor in outputs]
+    if wanted not in names and str(wanted).isdecimal() and int(str(wanted)) < len(names):
+        wanted = names[int(str(wanted))]
     if wanted is not None:
         if names and wanted not in names:
             raise TargetError(f"output is {wanted!r}, but {url} gives {', '.join(names)}: choose one of them")
         return next((tensor for tensor in outputs if tensor["name"] == wanted), {"name": wanted})
     if len(outputs) < 2:
         return outputs[0] if outputs else None
-    for name in SCORE_NAMES + LABEL_NAMES:
-        if name in names:
-            return outputs[names.index(name)]
+    name = named_columns(names, kind)
+    if name is not None:
+        return outputs[names.index(name)]
     raise TargetError(f"model {url} gives outputs {', '.join(names)}: give output='one of them'")
 
 
@@ -293,17 +306,21 @@ def _places(names: list[Any], name: str | None) -> list[int]:
 def _tensor(tensor: dict[str, Any], raw: bytes | None) -> np.ndarray:
     """Return an output tensor as an array, from its JSON data or from its bytes."""
     datatype, shape, data = tensor.get("datatype"), tensor.get("shape"), tensor.get("data")
-    if not isinstance(datatype, str) or datatype not in NUMBER_TYPES:
+    if not isinstance(datatype, str) or datatype not in (*NUMBER_TYPES, "BYTES"):
         raise TargetError(f"target answered a tensor of type {quoted(datatype)}, expected numbers")
     if not isinstance(shape, list) or not _is_shape(shape) or min(shape, default=0) < 0:
         raise TargetError(f"target answered a tensor of shape {quoted(shape)}, expected sides")
     try:
-        if raw is not None:
+        if datatype == "BYTES":
+            values = _texts(data if raw is None else _split(raw))
+        elif raw is not None:
             values = np.frombuffer(raw, dtype=NUMBER_TYPES[datatype])
         else:
             values = (
                 np.array(data, dtype=bool) if _are_booleans(datatype, data) else json_numbers(data)
             ).ravel()
+            if datatype.startswith("FP"):  # JSON writes 1.0 as 1
+                values = values.astype(np.float64)
         return values.reshape(shape)
     except TargetError:
         raise
@@ -311,6 +328,34 @@ def _tensor(tensor: dict[str, Any], raw: bytes | None) -> np.ndarray:
         raise TargetError(
             f"target answered a tensor that does not fill its shape {quoted(shape)} ({error})"
         ) from None
+
+
+def _split(raw: bytes) -> list[bytes]:
+    """Return the elements of a binary tensor of BYTES: each behind its length in 4 bytes.
+
+    Raises:
+        ValueError: One is cut short.
+    """
+    elements, at = [], 0
+    while at < len(raw):
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        if end > len(raw):
+            raise ValueError("a text is cut short")
+        elements.append(raw[at + 4 : end])
+        at = end
+    return elements
+
+
+def _texts(elements: Any) -> np.ndarray:
+    """Return the elements of a tensor of BYTES as texts.
+
+    Raises:
+        ValueError: One is no text.
+    """
+    texts = [each.decode() if isinstance(each, bytes) else each for each in elements]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("not all are texts")
+    return np.array(texts, dtype=object)
 
 
 def _are_booleans(datatype: str, data: Any) -> bool:

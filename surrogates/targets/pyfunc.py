@@ -1,5 +1,6 @@
 """Targets that are MLflow models, loaded in this process through mlflow.pyfunc."""
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -9,7 +10,8 @@ from surrogates.errors import TargetError
 from surrogates.targets.base import Answers, Target
 from surrogates.targets.classes import REMEDY, by_index, class_indices, order_mark, own_classes
 from surrogates.targets.declared import Declared, check_options
-from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, named_columns, unpack
+from surrogates.targets.kinds import detected
+from surrogates.targets.records import LABEL_NAMES, SCORE_NAMES, named_columns, numbers
 from surrogates.targets.signatures import ModelInput, refuse_fixed_batch
 
 # Flavors whose model runs in this process and dies with it; any other may call a service that charges.
@@ -17,6 +19,8 @@ IN_PROCESS = frozenset(
     f"mlflow.{flavor}"
     for flavor in ("sklearn", "pytorch", "xgboost", "lightgbm", "catboost", "tensorflow", "keras", "onnx")
 )
+
+LACKING = "the model's k-th class is not class k, so that logits lack some: use another output_kind"
 
 # MLflow's names of number types in tables, as numpy has them.
 COLUMN_TYPES = {"double": "float64", "float": "float32", "long": "int64", "integer": "int32"}
@@ -51,12 +55,14 @@ class PyfuncTarget(Target):
         self._inputs = None if signature is None else signature.inputs
         self._taken = taken = _input(self._inputs).placed(declared)
         outputs = None if signature is None else signature.outputs
-        classes, kind = _outputs(outputs, declared, without_batch=taken.without_batch)
+        classes, kind, sure = _outputs(outputs, declared, without_batch=taken.without_batch)
         own = own_classes(_raw(model), "the model") if inside else None
         self._indices = None if own is None else class_indices(own, declared.names, "the model")
         if self._indices is not None:
             classes = declared.names.count if declared.names else int(max(self._indices)) + 1
         declared = declared.agreed(num_classes=classes)
+        if sure and declared.output_kind is None:
+            declared = replace(declared, output_kind=kind)
         if self._inputs is not None:
             declared = taken.honored(declared)
             if not inside:
@@ -65,26 +71,34 @@ class PyfuncTarget(Target):
         super().__init__(
             declared.identity or _identity(model) + order_mark(self._indices),
             declared.classes_of("the model's signature"),
-            declared.output_kind or kind or "probabilities",
+            declared.kind(kind or "probabilities"),
             charged_when_sent=not inside,
             input_shape=declared.input_shape,
             num_features=taken.num_features,
             batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
             pixels=declared.pixels,
+            reading=declared.reading,
         )
-        self._names = declared.names
         if self.output_kind == "logits" and order_mark(self._indices):
-            raise TargetError(
-                "the model's k-th class is not class k, so that logits lack some: use another output_kind"
-            )
+            raise TargetError(LACKING)
 
-    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        arranged = self._taken.arranged(pixels, fill=self._inside)
-        raw = unpack(self._model.predict(self._table(arranged)), self._names)
-        answer = self._taken.answered(raw, len(pixels))
-        if self._indices is None or self.output_kind != "probabilities":
+    def answer(self, pixels: np.ndarray) -> Answers:
+        count, arranged = len(pixels), self._taken.arranged(pixels, fill=self._inside)
+        rows = count if self._taken.without_batch else len(arranged)
+        answer = self.unpacked(self._model.predict(self._table(arranged)), rows)
+        if isinstance(answer, tuple):  # labels and scores of the best classes
+            return self.parse_values(tuple(part[:count] for part in answer), count)
+        return self.parse_values(self._by_index(self._taken.answered(answer, count)), count)
+
+    def _by_index(self, answer: Any) -> Any:
+        """Return scores in the order of the model's own classes in that of the indices; labels unchanged."""
+        scores = np.ndim(answer) == 2 and np.shape(answer)[1] > 1
+        if self._indices is None or not scores or not order_mark(self._indices):
             return answer
-        return by_index(np.asarray(answer), self._indices, self.num_classes)
+        scores = numbers(answer)
+        if len(self._indices) < self.num_classes and detected(scores, scores.shape[1], "logits") == "logits":
+            raise TargetError(LACKING)
+        return by_index(scores, self._indices, self.num_classes)
 
     def _table(self, pixels: np.ndarray) -> Any:
         if self._inputs is None or self._inputs.is_tensor_spec():
@@ -152,35 +166,36 @@ def _input(inputs: Any) -> ModelInput:
 
 def _outputs(
     outputs: Any, declared: Declared, *, without_batch: bool = False
-) -> tuple[int | None, str | None]:
-    """Return the number of classes and the kind of output as far as the signature reports them.
+) -> tuple[int | None, str | None, bool]:
+    """Return the number of classes and the kind of output as far as the signature reports them, and whether it is sure.
 
     Raises:
         TargetError: The output is text, and the caller does not list the names of the classes.
     """
     if outputs is None:
-        return None, None
+        return None, None, False
     columns = outputs.inputs
     if outputs.is_tensor_spec():
         shape, kind = columns[0].shape, columns[0].type.kind
         if kind not in "biuf" and declared.names is None:
             raise TargetError(f"the model's signature answers {columns[0].type.name}: {REMEDY}")
         if without_batch and prod(shape) > 1:
-            return int(prod(shape)), None
+            return int(prod(shape)), None, False
         if len(shape) == 1 or without_batch:
-            return None, "labels"
-        return (int(shape[1]), None) if len(shape) == 2 and shape[1] > 1 else (None, None)
+            return None, "labels", kind != "f"
+        return (int(shape[1]) if len(shape) == 2 and shape[1] > 1 else None), None, False
     by_name = {column.name: getattr(column.type, "name", "array") for column in columns}
-    read = columns[0].name if len(columns) == 1 else named_columns(list(by_name))
+    read = columns[0].name if len(columns) == 1 else named_columns(list(by_name), declared.output_kind)
+    read = declared.output if declared.output in by_name else read
     if read is None and len(columns) > 1:
         if not set(by_name.values()) <= {*COLUMN_TYPES}:
             raise TargetError(
                 f"the model's signature answers fields {', '.join(by_name)}, "
                 f"expected one of {', '.join(SCORE_NAMES + LABEL_NAMES)}: open a function that calls it"
             )
-        return len(columns), None
+        return len(columns), None, False
     kind = by_name[read]
     if kind == "string" and declared.names is None:
         raise TargetError(f"the model's signature answers texts in {read!r}: {REMEDY}")
     whole = kind in ("string", "long", "integer", "boolean")
-    return None, "labels" if whole or (read in LABEL_NAMES and kind != "array") else None
+    return None, "labels" if whole or (read in LABEL_NAMES and kind != "array") else None, whole

@@ -1,6 +1,8 @@
-"""The shapes in which models hand out their answers: arrays, tables, lists of records, named columns."""
+"""The forms in which models hand out their answers: arrays, tables, lists of records, named columns, tuples, objects."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,22 +10,43 @@ import torch
 
 from surrogates.errors import TargetError
 from surrogates.targets.classes import REMEDY, ClassNames, text_labels
+from surrogates.targets.outputs import ambiguous, by_shape, named, parts_of, plain
 
-SCORE_NAMES = ("scores", "probabilities", "logits", "predict_proba")
-LABEL_NAMES = ("labels", "label", "prediction", "predict")
+SCORE_NAMES = ("scores", "probabilities", "logits", "predict_proba", "probs")
+LABEL_NAMES = ("labels", "label", "prediction", "predict", "class", "class_id", "predicted_class")
+LIKELY = {"logits": ("logits",), "probabilities": ("probabilities", "predict_proba", "probs")}
 
 
-def unpack(answer: Any, names: ClassNames | None = None) -> Any:
-    """Return the scores or labels in an array, a table, a list of records or a dictionary of columns.
+@dataclass(frozen=True)
+class Expected:
+    """What is looked for in a model's output.
 
-    A column of a known name is taken; without one, columns of numbers are the classes: by the names that the caller
-    lists, by the numbers in the columns' names, else in their order.
+    Args:
+        count: Number of images.
+        num_classes: Number of classes.
+        kind: What was declared or is known of the answers; None where they tell.
+        output: Name or place of the part that the caller wants.
+    """
+
+    count: int
+    num_classes: int
+    kind: str | None = None
+    output: str | int | None = None
+
+
+def unpack(answer: Any, names: ClassNames | None = None, expected: Expected | None = None) -> Any:
+    """Return the scores or labels in an array, a table, a list of records, a dictionary of columns, a tuple or an object.
+
+    A part of a known name is taken; without one, columns of numbers are the classes: by the names that the caller
+    lists, by the numbers in the columns' names, else in their order. Of other parts the only one that has the shape of
+    an answer is taken. Labels and scores of the best classes come back as a pair.
 
     Args:
         names: The names of the classes, where the caller lists them; labels become their indices.
+        expected: What is looked for.
 
     Raises:
-        TargetError: Records that differ, columns of no known name, or labels that are not listed.
+        TargetError: Records that differ, parts of which none or several may be meant, or labels that are not listed.
     """
     if hasattr(answer, "columns") and hasattr(answer, "to_dict"):  # a table of pandas
         if not answer.columns.is_unique:
@@ -35,9 +58,18 @@ def unpack(answer: Any, names: ClassNames | None = None) -> Any:
         if any(record.keys() != answer[0].keys() for record in answer):
             raise TargetError("the model answered records with different fields, expected the same in each")
         answer = {name: [record[name] for record in answer] for name in answer[0]}
-    if isinstance(answer, dict):
-        return _column(answer, names)
-    return _labels(answer, names)
+    if expected is not None and expected.kind == "top_k" and type(answer) is tuple and len(answer) == 2:
+        return _pair(plain(answer[0]), plain(answer[1]), names)
+    parts = parts_of(answer, None if expected is None else expected.count)
+    if expected is not None and expected.output is not None:
+        if parts is None:
+            raise TargetError(f"output is {expected.output!r}, but the model answers one array: leave it out")
+        return _labels(named(parts, expected.output), names)
+    if parts is None:
+        return _labels(answer, names)
+    if all(isinstance(name, int) for name in parts) and not isinstance(answer, Mapping):
+        return _of_tuple(parts, names, expected)
+    return _column({name: plain(part) for name, part in parts.items()}, names, expected)
 
 
 def numbers(values: Any) -> np.ndarray:
@@ -64,40 +96,72 @@ def numbers(values: Any) -> np.ndarray:
             array = np.asarray(None)
         if odd is not None or array.dtype.kind not in "biuf":
             got = "" if odd is None else f", got {str(odd)[:40]!r}"
+            texts = isinstance(odd, str) or array.dtype.kind in "US"
+            got += f": if these are names, {REMEDY}" if texts else ""
             raise TargetError(f"target answered {type(values).__name__}, expected numbers{got}")
     return array
 
 
-def named_columns(columns: list[Any]) -> str | None:
-    """Return the column that holds an answer by its name, None where no name is known."""
-    return next((name for name in SCORE_NAMES + LABEL_NAMES if name in columns), None)
+def named_columns(columns: list[Any], kind: str | None = None) -> str | None:
+    """Return the column that holds an answer by its name, as a kind likes it best; None where no name is known."""
+    wanted = LABEL_NAMES + SCORE_NAMES if kind == "labels" else SCORE_NAMES + LABEL_NAMES
+    return next((name for name in (*LIKELY.get(kind or "", ()), *wanted) if name in columns), None)
 
 
-def _column(columns: dict[Any, Any], names: ClassNames | None) -> Any:
-    name = named_columns(list(columns))
+def _of_tuple(parts: dict[Any, Any], names: ClassNames | None, expected: Expected | None) -> Any:
+    if len(parts) == 1:
+        return _labels(parts[0], names)
+    if expected is None:
+        raise ambiguous(parts)
+    return _labels(by_shape(parts, expected.count, expected.num_classes), names)
+
+
+def _column(columns: dict[Any, Any], names: ClassNames | None, expected: Expected | None) -> Any:
+    kind = None if expected is None else expected.kind
+    name = named_columns(list(columns), kind)
+    label = next((each for each in LABEL_NAMES if each in columns), None)
+    if name in SCORE_NAMES and label is not None:
+        ranks = np.shape(_rows(columns[label])), np.shape(_rows(columns[name]))
+        if len(ranks[0]) == 2 and ranks[0] == ranks[1] and kind in (None, "top_k"):
+            return _pair(columns[label], columns[name], names)
+        if len(ranks[1]) == 1:  # how sure it is of its label
+            name = label
     if name is not None:
         return _labels(columns[name], names)
     alone = next(iter(columns.values())) if len(columns) == 1 else None
-    if isinstance(alone, torch.Tensor):
-        return alone
-    try:
-        arrays = [np.asarray(column) for column in columns.values()]
-    except ValueError:  # rows of different lengths
-        arrays = []
+    arrays = [_rows(column) for column in columns.values()]
     if len(arrays) == 1 and (names is not None or arrays[0].dtype.kind in "biuf"):
         return _labels(alone, names)
     if any(isinstance(_odd(column), bool) for column in columns.values()):
         raise TargetError("the model answered True or False in a column of scores, expected numbers")
-    plain = all(_odd(column) is None for column in columns.values())
-    kinds = {array.dtype.kind if plain and array.ndim == 1 else "?" for array in arrays}
+    plain_ones = all(_odd(column) is None for column in columns.values())
+    kinds = {array.dtype.kind if plain_ones and array.ndim == 1 else "?" for array in arrays}
     # A whole number beside fractions is no score but a class, a count or a time.
     alike = len({array.shape for array in arrays}) == 1
     if alike and (kinds <= {"f"} or kinds <= {"i", "u"} or (names is not None and kinds <= set("fiu"))):
         return np.stack([arrays[place] for place in _order(list(columns), names)], axis=1)
+    if expected is not None and any(array.ndim > 1 for array in arrays):
+        return _labels(by_shape(columns, expected.count, expected.num_classes), names)
     raise TargetError(
         f"the model answered fields {sorted(map(str, columns))}, "
-        f"expected one of {', '.join(SCORE_NAMES + LABEL_NAMES)}"
+        f"expected one of {', '.join(SCORE_NAMES + LABEL_NAMES)}: give output, the name of one of them"
     )
+
+
+def _rows(column: Any) -> np.ndarray:
+    """Return a column as an array, to look at its shape; an empty one where it is none."""
+    try:
+        return np.asarray(column)
+    except ValueError:  # rows of different lengths
+        return np.asarray(None)
+
+
+def _pair(labels: Any, scores: Any, names: ClassNames | None) -> tuple[Any, Any]:
+    """Return labels (N, k) and scores (N, k) of the best classes, the labels as indices."""
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    if labels.dtype.kind == "f" and scores.dtype.kind in "iu":  # the other way round
+        labels, scores = scores, labels
+    return (labels if names is None else text_labels(labels, names).reshape(labels.shape)), scores
 
 
 def _order(columns: list[Any], names: ClassNames | None) -> list[int]:
@@ -122,7 +186,7 @@ def _labels(values: Any, names: ClassNames | None) -> Any:
     """Return labels as the indices of the names that the caller lists; anything else unchanged."""
     if names is None or isinstance(values, tuple):
         return values
-    array = np.asarray(values)
+    array = np.asarray(plain(values))
     column = array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind != "f"  # else one score
     return text_labels(array, names) if array.ndim == 1 or column else values
 

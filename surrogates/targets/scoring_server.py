@@ -12,11 +12,10 @@ import numpy as np
 
 from surrogates.errors import TargetError
 from surrogates.targets.base import Target
-from surrogates.targets.classes import ClassNames
 from surrogates.targets.declared import Declared
 from surrogates.targets.http import HttpClient, Reply, client_of
 from surrogates.targets.json_answers import json_numbers, read_json
-from surrogates.targets.records import unpack
+from surrogates.targets.records import Expected, unpack
 from surrogates.targets.served import open_served
 from surrogates.targets.signatures import ModelInput
 
@@ -64,7 +63,7 @@ def open_scoring_server(
         declared = ModelInput(f"model {client.url}", declared.dtype or "float32", (-1, features)).honored(
             declared
         )
-    wire = ScoringServer(client.url, declared.names, None if columns is None else tuple(columns))
+    wire = ScoringServer(client.url, declared, None if columns is None else tuple(columns))
     return open_served(wire, client, declared, num_features=features, **rest)
 
 
@@ -91,12 +90,12 @@ class ScoringServer:
 
     Args:
         url: Where batches are posted.
-        names: The names of the classes, where the caller lists them.
+        declared: What the caller says of the answers.
         columns: The names of a table's columns; None for arrays.
     """
 
     url: str
-    names: ClassNames | None = None
+    declared: Declared
     columns: tuple[str, ...] | None = None
 
     def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:
@@ -111,5 +110,13 @@ class ScoringServer:
         answer = read_json(reply)
         if not isinstance(answer, dict) or "predictions" not in answer:
             raise TargetError("target answered no 'predictions': is this an MLflow scoring server?")
-        values = unpack(answer["predictions"], self.names)
-        return values if isinstance(values, np.ndarray) else json_numbers(values)
+        said = self.declared
+        values = unpack(
+            answer["predictions"],
+            said.names,
+            Expected(count, said.num_classes or 0, said.output_kind, said.output),
+        )
+        if isinstance(values, tuple):  # labels and scores of the best classes
+            return values
+        truths = isinstance(values, list) and {type(value) for value in values} == {bool}
+        return values if isinstance(values, np.ndarray) or truths else json_numbers(values)

@@ -14,6 +14,7 @@ from surrogates.targets.declared import Declared
 from surrogates.targets.formats import PixelFormat
 from surrogates.targets.http import HttpClient, Reply
 from surrogates.targets.http_options import HttpOptions
+from surrogates.targets.kinds import detected
 
 # A request of this many images is welcome at most servers; what the target reports or batch_size comes first.
 REQUEST_SIZE = 32
@@ -57,17 +58,19 @@ class HttpTarget(Target):
         declared: Declared,
         num_features: int | None = None,
         lossy: str = "",
+        assumed: str = "probabilities",
     ) -> None:
         self.request_size = declared.batch_size or REQUEST_SIZE
         super().__init__(
             declared.identity or client.name,
             declared.classes_of(f"target {client.url}", PROBE_REMEDY),
-            declared.output_kind or "probabilities",
+            declared.kind(assumed),
             charged_when_sent=True,
             input_shape=declared.input_shape,
             num_features=num_features,
             batch_size=self.request_size * client.options.concurrency,
             pixels=declared.pixels,
+            reading=declared.reading,
         )
         self._wire = wire
         self._client = client
@@ -107,7 +110,7 @@ class HttpTarget(Target):
         reply = self._client.post(self._wire.url, body, headers, len(pixels), stop)
         try:
             with self._client.discreet():
-                answers = self.parse_answer(self._wire.decode(reply, len(pixels)), len(pixels))
+                answers = self.parse_values(self._wire.decode(reply, len(pixels)), len(pixels))
         except TargetError as error:  # an answer that makes no sense is an answer all the same
             error.lost = reply.lost
             raise
@@ -122,11 +125,13 @@ def open_served(
     probe: bool = False,
     num_features: int | None = None,
     lossy: str = "",
+    assumed: str = "probabilities",
 ) -> Target:
     """Return a service as a target.
 
     Args:
         lossy: What becomes of the pixels on the way besides their format, as part of the target.
+        assumed: The kind of its answers until the first one tells.
         probe: Pay for one query, outside any ledger, where the number of classes is unknown.
 
     Raises:
@@ -135,7 +140,7 @@ def open_served(
     if declared.num_classes is None and probe and declared.input_shape:
         classes, kind = probed(wire, client, declared.input_shape, declared.pixels)
         declared = replace(declared, num_classes=classes, output_kind=declared.output_kind or kind)
-    return HttpTarget(wire, client, declared, num_features, lossy)
+    return HttpTarget(wire, client, declared, num_features, lossy, assumed)
 
 
 def probed(
@@ -151,8 +156,7 @@ def probed(
             f"target answered shape {answer.shape} to the probe, expected scores (1, K): "
             "give num_classes and output_kind='labels' or 'top_k'"
         )
-    alike = answer.min() >= 0 and abs(float(answer.sum()) - 1) < 1e-2
-    return answer.shape[1], "probabilities" if alike else "logits"
+    return answer.shape[1], detected(answer, answer.shape[1], "probabilities")
 
 
 def _charged(requests: list[np.ndarray], futures: list[Future[Answers]]) -> int:

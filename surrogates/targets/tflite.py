@@ -5,20 +5,22 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from surrogates.errors import TargetError
-from surrogates.targets.base import Answers, Target
+from surrogates.targets.base import Target
 from surrogates.targets.declared import Declared, check_options
+from surrogates.targets.kinds import kind_of_op
 from surrogates.targets.pixel_options import EIGHT_BITS
-from surrogates.targets.records import SCORE_NAMES, unpack
+from surrogates.targets.reading import Reading
+from surrogates.targets.records import SCORE_NAMES
 from surrogates.targets.redaction import shortened
 from surrogates.targets.signatures import ModelInput
-from surrogates.targets.tflite_files import last_operator
+from surrogates.targets.tflite_files import last_operator, normalization
 
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64")
 # What images are usually scaled to; a file's own range is one of them where it comes as close as this.
@@ -54,7 +56,7 @@ def open_tflite(uri: str, declared: Declared, options: dict[str, Any]) -> Target
     Raises:
         TargetError: It cannot be loaded, or does not fit what was declared.
     """
-    check_options(options, ["output", "threads"], "a TFLite model")
+    check_options(options, ["threads"], "a TFLite model")
     return TfliteTarget(uri, declared, **options)
 
 
@@ -128,7 +130,6 @@ class TfliteTarget(Target):
     nothing.
 
     Args:
-        output: Name or position of the output to read, where there are several.
         threads: Threads of one query; 1 where unset.
 
     Raises:
@@ -140,7 +141,6 @@ class TfliteTarget(Target):
         self,
         path: str | os.PathLike[str],
         declared: Declared,
-        output: str | int | None = None,
         threads: int | None = None,
     ) -> None:
         what = f"model {path}"
@@ -152,26 +152,25 @@ class TfliteTarget(Target):
         _try_out(self._content, path, declared)
         model = self._interpreter()
         self._input = _only_input(model, what)
-        self._output = _chosen_output(model, what, output)
-        taken, declared = _taken(self._input, declared, what)
+        self._output = _chosen_output(model, what, declared.output)
+        taken, declared = _taken(self._input, _normalized(self._content, declared), what)
         self._taken = taken = taken.placed(declared)
         classes, kind = self._answered(declared, what)
-        declared = declared.agreed(num_classes=classes)
-        self._names = declared.names
+        declared = declared.agreed(num_classes=classes, output_kind=None if declared.output_kind else kind)
         super().__init__(
             declared.identity or f"tflite:{hashlib.sha256(self._content).hexdigest()}",
             declared.classes_of(what),
-            declared.output_kind or kind,
+            declared.kind("logits"),
             charged_when_sent=False,
             input_shape=declared.input_shape,
             num_features=taken.num_features,
             batch_size=declared.batch_size,
             pixels=declared.pixels,
+            reading=Reading(declared.names),
         )
-        self.kind_is_assumed = declared.output_kind is None
 
-    def answer(self, pixels: np.ndarray) -> np.ndarray | Answers:
-        return unpack(self._outputs(pixels), self._names)
+    def answer(self, pixels: np.ndarray) -> np.ndarray:
+        return self._outputs(pixels)
 
     def _outputs(self, pixels: np.ndarray) -> np.ndarray:
         """Return labels (N,) or scores (N, K)."""
@@ -194,39 +193,50 @@ class TfliteTarget(Target):
         answers = self._output.real(np.concatenate(rows)[: len(pixels)])
         return answers[:, 0] if self._output.whole and answers.shape[1] == 1 else answers
 
-    def _answered(self, declared: Declared, what: str) -> tuple[int | None, str]:
-        """Return the number of classes and the kind of output, from the graph and its answer to a black image."""
+    def _answered(self, declared: Declared, what: str) -> tuple[int | None, str | None]:
+        """Return the number of classes and the kind of output, from its answer to a black image and the graph."""
         try:
             operator = last_operator(self._content, self._output.index)
         except ValueError:
             operator = None
         if operator in ("ARG_MAX", "ARG_MIN"):
             return None, "labels"
-        columns = self._outputs(_black(self._input, declared, what))
-        wide = columns.ndim == 2 and columns.shape[1] > 1
-        if operator == "SOFTMAX" or (operator == "LOGISTIC" and not wide):
-            return (columns.shape[1] if wide else 2), "probabilities"
-        return (columns.shape[1] if wide else None), "logits"
+        columns = self._outputs(_black(self._taken, declared))
+        width = columns.shape[1] if columns.ndim == 2 else 1
+        kind = None if operator is None else kind_of_op(operator, width)
+        return (width if width > 1 else 2 if kind == "probabilities" else None), kind
 
     def _interpreter(self) -> Any:
         """Return this thread's own interpreter: none is safe to share, or of use in a forked child."""
         own = self._own
         if getattr(own, "process", None) != os.getpid():
-            own.inherited = getattr(
-                own, "model", None
-            )  # ending it in a child would wait for the parent's threads
+            # What a child inherits is kept: ending it would wait for threads that are the parent's.
+            own.inherited = getattr(own, "model", None)
             own.model, own.process = _loaded(self._content, self._threads), os.getpid()
             own.sides = None
         return own.model
 
 
-def _black(tensor: Tensor, declared: Declared, what: str) -> np.ndarray:
+def _black(taken: ModelInput, declared: Declared) -> np.ndarray:
     """Return a black image as the model takes it."""
-    if min(tensor.shape[1:], default=-1) > 0:
-        return np.zeros((1, *tensor.shape[1:]), tensor.dtype)
+    if min(taken.sides, default=-1) > 0:
+        return np.zeros((1, *taken.sides), taken.dtype)
     if declared.input_shape is None:
-        raise TargetError(f"{what} takes images of any size: give input_shape=(channels, height, width)")
+        raise TargetError(
+            f"{taken.what} takes images of any size: give input_shape=(channels, height, width)"
+        )
     return declared.pixels.encode(np.zeros((1, *declared.input_shape), np.float32))
+
+
+def _normalized(content: bytes, declared: Declared) -> Declared:
+    """Return what was declared with the normalization in the file's metadata, where the caller says nothing of it."""
+    found = normalization(content)
+    if found is None or not (declared.pixel_range is declared.mean is declared.std is None):
+        return declared
+    mean, std = found  # of pixels from 0 to 255
+    if len(mean) == len(std) == 1:
+        return replace(declared, pixel_range=(-mean[0] / std[0], (255 - mean[0]) / std[0]))
+    return replace(declared, mean=tuple(each / 255 for each in mean), std=tuple(each / 255 for each in std))
 
 
 def _content(path: Path) -> bytes:

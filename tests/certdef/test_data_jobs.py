@@ -198,3 +198,32 @@ def test_options_of_images_that_nothing_reads_are_named(tmp_path: Path) -> None:
         unused_options(named)
     )
     assert "data.path is not set" in "\n".join(unused_options(certdef.load_config(data__columns=["a"])))
+
+
+@pytest.mark.slow
+def test_a_folder_and_an_address_are_enough_for_certificates(
+    service: Any, model: LogisticRegression, store: str, tmp_path: Path
+) -> None:
+    """`certdef certify --target.uri ... --data.path FOLDER`: no labels, no training, and the page says what right means."""
+    url, faults = service
+    folder = write_digits(tmp_path / "pictures", classes=False, count=12)
+    summary = certdef.certify(
+        progress=False,
+        target=url,
+        images=str(folder),
+        target__num_classes=10,
+        target__canary_every=0,
+        certify__n=200,
+        certify__target_images=3,
+        tracking__uri=store,
+        tracking__system_metrics=False,
+        work_dir=str(tmp_path / "work"),
+    )
+    answers = summary.stages["target"].result.answers
+    assert len(answers) == 12
+    page = summary.report.read_text()
+    assert "The images have no labels." in page
+    caption = page.split('<table id="certificates-target"')[1].split("</caption>")[0]
+    assert "own clean answer, which counts as right" in caption
+    assert "Clean accuracy" not in page
+    assert faults.charged == summary.bill.total.spent

@@ -12,7 +12,7 @@ import certdef
 import certify
 from certdef import pipeline, stages
 from certdef.config.job import ConfigError, SigmaLaw
-from certdef.tracking.legacy import Legacy, runs_file
+from certdef.tracking.legacy import NEWER, Legacy, runs_file
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage, fingerprint
 from certify.records.jsonl import json_line
@@ -194,10 +194,20 @@ class TestLegacy:
         for path in summary.stages["certify"].path.glob("records/*.jsonl"):
             assert json.loads(path.read_text().splitlines()[0])["config"]["stage"] in path.parts[-3]
 
+    def test_new_options_that_are_unset_leave_a_job_where_it_was(self):
+        """Its MLflow runs are named by its whole configuration: an option that comes later belongs in NEWER."""
+        name = runs_file(certdef.load_config("digits", work_dir="w"), "sqlite:///mlruns/mlflow.db").name
+        assert name == "b903308ec846f588.json"
+        changed = certdef.load_config("digits", work_dir="w", data__resize=16)
+        assert runs_file(changed, "sqlite:///mlruns/mlflow.db").name != name
+
     def test_the_runs_of_a_job_of_then_are_taken_over(self, tmp_path):
         config = certdef.load_config("digits", work_dir=str(tmp_path))
         plain = config.to_dict()
         plain.pop("udc", None)
+        for section, names in NEWER.items():  # which that version did not have
+            for name in names:
+                del plain[section][name]
         if "quantize" in plain["target"]:
             plain["target"]["quantise"] = plain["target"].pop("quantize")
         (tmp_path / "jobs").mkdir()

@@ -348,7 +348,7 @@ BAD_ANSWERS = {
     "a top k of 2.7": (lambda x: ten_classes(x) * 0 + 0.27, "top_k", r"sums to 2.7"),
     "a top k of 0": (lambda x: ten_classes(x) * 0, "top_k", r"sums to 0"),
     "two outputs": (
-        lambda x: (ten_classes(x), x),
+        lambda x: (ten_classes(x), ten_classes(x)),
         "probabilities",
         r"a tuple of 2, expected numbers: open a",
     ),

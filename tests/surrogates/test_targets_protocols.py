@@ -506,6 +506,11 @@ BAD_ANSWERS = {
         {"scores": "*.score", "labels": "*.label"},
         r"answered nan, expected finite scores",
     ),
+    "a score beyond one of two classes": (
+        lambda s: [3.5] * 7,
+        {"num_classes": 2},
+        r"answered 3.5, expected the probability of one of two classes: give output_kind: logits",
+    ),
     "logits": (lambda s: (s * 40).tolist(), {}, r"expected probabilities in \[0, 1\]"),
 }
 

@@ -13,7 +13,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from surrogates import ClassesUnknown, QueryLedger, TargetError, open_target
-from surrogates.targets.tflite_files import last_operator
+from surrogates.targets.tflite_files import last_operator, normalization
 from tests.surrogates.tflite_models import linear
 
 SHAPE = (3, 4, 5)
@@ -163,13 +163,48 @@ def test_rows_and_images_of_any_size(written: Any) -> None:
     np.testing.assert_allclose(target.query(IMAGES).scores, rows(IMAGES) @ WEIGHT.T, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("sides", [(1, 4, 5), (1, VALUES, 1), (-1, 4, 15)])
+NORMALIZED: dict[
+    str, tuple[dict[str, Any], tuple[list[float], list[float]], Callable[[np.ndarray], np.ndarray]]
+] = {
+    "one number": ({}, ([127.5], [127.5]), lambda p: 2 * p - 1),
+    "none": ({}, ([0.0], [1.0]), lambda p: 255 * p),
+    "each channel": (
+        {},
+        ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+        lambda p: normalized(p),
+    ),
+    "of a quantized model": (
+        {"dtype": "int8", "scale": (0.0187, -14)},
+        ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+        lambda p: np.rint(normalized(p) / 0.0187) * 0.0187,
+    ),
+}
+
+
+@pytest.mark.parametrize(("form", "numbers", "seen"), NORMALIZED.values(), ids=NORMALIZED.keys())
+def test_metadata_say_how_pixels_are_normalized(form: dict, numbers: Any, seen: Any, written: Any) -> None:
+    path = written(linear(WEIGHT, HWC, normalization=numbers, **form))
+    truth = seen(rows(IMAGES)) @ WEIGHT.T.astype(np.float64)
+    np.testing.assert_allclose(open_target(path).query(IMAGES).scores, truth, rtol=1e-4, atol=2e-3)
+    own = open_target(path, pixel_range=(0, 1)).query(IMAGES).scores  # what the caller says wins
+    assert np.abs(own - truth).max() > 0.5
+
+
+@pytest.mark.parametrize(
+    "numbers", [([127.5], [0.0]), ([float("nan")], [1.0]), ([1.0, 2.0], [1.0]), ([], [])]
+)
+def test_metadata_that_make_no_sense_say_nothing(numbers: Any, written: Any) -> None:
+    target = open_target(written(linear(WEIGHT, HWC, normalization=numbers)))
+    assert target.preprocessing == ""
+
+
+@pytest.mark.parametrize("sides", [(4, 5, 3), (1, 4, 5), (1, VALUES, 1), (-1, 4, 15)])
 def test_sides_of_any_rank(sides: tuple[int, ...], written: Any) -> None:
     values = int(np.prod(np.abs(sides)))
     weight, shape = WEIGHT[:, :values], (1, 4, 5) if values == 20 else SHAPE
     images = IMAGES[:, : shape[0]]
     target = open_target(written(linear(weight, sides)), input_shape=shape)
-    flat = rows(images) if sides == (-1, 4, 15) else images.reshape(7, -1)
+    flat = rows(images) if sides in ((-1, 4, 15), (4, 5, 3)) else images.reshape(7, -1)
     np.testing.assert_allclose(target.query(images).scores, flat @ weight.T, rtol=1e-4, atol=1e-4)
 
 
@@ -297,7 +332,8 @@ def test_a_damaged_file_ends_no_process(written: Any) -> None:
 
 
 def test_the_reader_of_operators_stops_at_anything() -> None:
-    good = linear(WEIGHT, HWC, end="SOFTMAX")
+    good = linear(WEIGHT, HWC, end="SOFTMAX", normalization=([127.5], [127.5]))
+    assert normalization(good) == ((127.5,), (127.5,))
     assert last_operator(good, 0) is None
     known = 0
     for seed in range(3_000):
@@ -305,6 +341,7 @@ def test_the_reader_of_operators_stops_at_anything() -> None:
         for _ in range(1 + seed % 8):
             bad[rng.randrange(len(bad))] = rng.randrange(256)
         try:
+            normalization(bytes(bad))
             last_operator(bytes(bad[: rng.randrange(len(bad))] if seed % 2 else bad), 3)
             known += 1
         except ValueError:

@@ -66,6 +66,38 @@ class Graph:
         self.graph.operators.append(operator)
         return output
 
+    def describe(self, normalization: tuple[list[float], list[float]]) -> None:
+        """Add metadata: the only input is normalized so."""
+        builder = flatbuffers.Builder(256)
+
+        def vector(values: list[int], write: Any = builder.PrependUOffsetTRelative) -> int:
+            builder.StartVector(4, len(values), 4)
+            for value in reversed(values):
+                write(value)
+            return builder.EndVector()
+
+        def table(size: int, **slots: int) -> int:
+            builder.StartObject(size)
+            for name, value in slots.items():
+                builder.PrependUOffsetTRelativeSlot(int(name[1:]), value, 0)
+            return builder.EndObject()
+
+        mean, std = (vector(values, builder.PrependFloat32) for values in normalization)
+        options = table(2, _0=mean, _1=std)
+        builder.StartObject(2)
+        builder.PrependUint8Slot(0, 1, 0)  # NormalizationOptions
+        builder.PrependUOffsetTRelativeSlot(1, options, 0)
+        units = vector([builder.EndObject()])
+        tensors = vector([table(7, _4=units)])
+        name = builder.CreateString("linear")
+        graphs = vector([table(8, _2=tensors)])
+        builder.Finish(table(8, _0=name, _3=graphs), b"M001")
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(bytes(builder.Output()), np.uint8)
+        entry.name, entry.buffer = "TFLITE_METADATA", len(self.model.buffers)
+        self.model.buffers.append(buffer)
+        self.model.metadata = [entry]
+
     def bytes(self, inputs: list[int], outputs: list[int]) -> bytes:
         self.graph.inputs, self.graph.outputs = inputs, outputs
         builder = flatbuffers.Builder(1024)
@@ -82,6 +114,7 @@ def linear(
     plain: bool = False,
     end: str | None = None,
     also: bool = False,
+    normalization: tuple[list[float], list[float]] | None = None,
 ) -> bytes:
     """Return the file of a model that takes tensors of a shape and answers weight @ image.
 
@@ -93,8 +126,11 @@ def linear(
         plain: Whether its integers are what they are, not steps of a scale.
         end: SOFTMAX, LOGISTIC, ARG_MAX or None.
         also: Whether it gives the sums before the end too, as `sums`.
+        normalization: Mean and std of pixels from 0 to 255, in the file's metadata.
     """
     graph, classes, batch = Graph(), len(weight), max(shape[0], 1)
+    if normalization is not None:
+        graph.describe(normalization)
     first = taken = graph.tensor("image", shape, dtype, scale=scale)
     if plain:
         options = schema.CastOptionsT()

@@ -20,7 +20,15 @@ from certdef.config.purifiers import LEAVES
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks import shipped
 from certdef.purifiers.networks.leaves import CROP
-from certdef.purifiers.networks.nim import MIM, NIM, MIMShape, NIMShape, nim_training, pretrain_nim
+from certdef.purifiers.networks.nim import (
+    MIM,
+    NIM,
+    MIMShape,
+    NIMShape,
+    PretrainOptions,
+    nim_training,
+    pretrain_nim,
+)
 from certdef.purifiers.networks.tiles import TiledNIM, TiledShape, random_squares
 
 FINER = 0.1  # of the rate, where the training starts from the shipped denoiser
@@ -65,7 +73,7 @@ def _build(plan: Plan, *, masked: bool = False, linear_head: bool = False) -> nn
 
 def _train(model: Any, run: TrainingRun) -> list[float]:
     config, law = run.config.nim, run.plan.law
-    shape, rate, options = run.plan.image_shape, config.base_learning_rate, {}
+    shape, rate, options = run.plan.image_shape, config.base_learning_rate, PretrainOptions()
     if config.weights == LEAVES:
         rate *= FINER
         options = {"squares": _squares(min(CROP, *shape[1:])), "distance": nn.functional.l1_loss}

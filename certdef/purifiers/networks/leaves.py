@@ -97,7 +97,8 @@ def pretrain_multiscale(
         clean = torch.where(gray, luminance(clean), clean)
         return F.l1_loss(model.reconstruct(clean + noise).float(), clean)
 
-    return fit(network, images, denoising, training, **{"seed": recipe.seed, **options})
+    options.setdefault("seed", recipe.seed)
+    return fit(network, images, denoising, training, **options)
 
 
 def random_crops(images: Tensor, generator: torch.Generator, side: int = CROP) -> Tensor:
@@ -125,8 +126,9 @@ def luminance(images: Tensor) -> Tensor:
 
 def _noise(clean: Tensor, recipe: LeavesTraining, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Noise with a sigma of each crop's own, (N, 3, H, W), and which crops are gray, (N, 1, 1, 1)."""
-    count, where = len(clean), {"generator": generator, "device": clean.device}
-    sigma = recipe.lowest + (recipe.highest - recipe.lowest) * torch.rand(count, 1, 1, 1, **where)
-    noise = sigma * torch.randn(clean.shape, **where)
-    gray = torch.rand(count, 1, 1, 1, **where) < recipe.gray
+    one_each, device = (len(clean), 1, 1, 1), clean.device
+    span = recipe.highest - recipe.lowest
+    sigma = recipe.lowest + span * torch.rand(one_each, generator=generator, device=device)
+    noise = sigma * torch.randn(clean.shape, generator=generator, device=device)
+    gray = torch.rand(one_each, generator=generator, device=device) < recipe.gray
     return torch.where(gray, noise[:, :1].expand_as(noise), noise), gray

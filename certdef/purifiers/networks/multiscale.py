@@ -138,7 +138,8 @@ class _Tiles(nn.Module):
             tokens: (N, width, h, w).
             offsets: (N, 2), whole numbers: how far the first tile begins above the image, and left of it.
         """
-        tiling = Tiling.at(offsets, *tokens.shape[2:], WINDOW)
+        height, breadth = tokens.shape[2:]
+        tiling = Tiling.at(offsets, height, breadth, WINDOW)
         tiles = tiling.cut(tokens)  # (N * T * U, WINDOW, WINDOW, width)
         features = self.blocks(tiles.flatten(1, 2) + self.position)
         return tiling.join(features.unflatten(1, (WINDOW, WINDOW)))

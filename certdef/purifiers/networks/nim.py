@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -220,6 +220,13 @@ def nim_training(epochs: int, batch_size: int, base_learning_rate: float, **opti
     (There: 1.5e-4, and 40 of 800 epochs with a rising rate.) `options` are those of Training: warmup, ema, precision.
     """
     return Training(epochs, batch_size, base_learning_rate * batch_size / 256, **options)
+
+
+class PretrainOptions(TypedDict, total=False):
+    """Options of `pretrain_nim` beside those of `fit`."""
+
+    squares: Callable[[Tensor, torch.Generator], Tensor] | None
+    distance: Callable[[Tensor, Tensor], Tensor]
 
 
 def pretrain_nim(

@@ -144,7 +144,8 @@ class TiledNIM(nn.Module):
 
     def reconstruct(self, noisy: Tensor) -> Tensor:
         """The clean image as predicted, (N, C, H, W), not clamped."""
-        tiling = Tiling.at(tile_offsets(noisy), *noisy.shape[2:], self.shape.tile)
+        height, width = noisy.shape[2:]
+        tiling = Tiling.at(tile_offsets(noisy), height, width, self.shape.tile)
         tiles = self.nim.reconstruct(tiling.cut(noisy).permute(0, 3, 1, 2))
         return tiling.join(tiles.permute(0, 2, 3, 1))
 

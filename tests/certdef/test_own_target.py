@@ -1,0 +1,254 @@
+"""A job on your own target without a preset: what is not set follows the images, and what is set stays."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import certdef
+from certdef.cli import main
+from certdef.config import own_target
+from certdef.config.checks import check
+from certdef.config.job import CertifyConfig, ConfigError, RunConfig, TargetConfig, flatten
+from certdef.config.load import load_config
+from certdef.config.noise_laws import noise_law
+from certdef.config.own_target import Facts, resolved
+from certdef.models.classifiers import build_classifier
+from certdef.stages.attack import check_attack_budget
+from certdef.stages.conditions import conditions, target_draws
+from certify import binomial_lower_bound
+from surrogates.distillation.inference import PASS_BYTES, images_at_once, predict
+
+OWN = RunConfig(preset="own", target=TargetConfig(uri="model.onnx"))
+SIZES = [
+    Facts((1, 8, 8), 1_797),
+    Facts((1, 28, 28), 70_000, tests=10_000),
+    Facts((3, 32, 32), 60),
+    Facts((3, 31, 45), 500),
+    Facts((3, 64, 64), 2_100),
+    Facts((3, 224, 224), 20),
+    Facts((3, 224, 224), 5_000),
+    Facts((3, 227, 227), 4),
+    Facts((1, 512, 512), 100),
+]
+
+
+class TestRules:
+    @pytest.mark.parametrize("facts", SIZES, ids=str)
+    @pytest.mark.parametrize("alone", [False, True])
+    def test_every_size_gives_a_job_that_can_be_done(self, facts, alone):
+        facts = replace(facts, alone=alone)
+        config = resolved(OWN, facts)
+        check(config)
+        heldout, pool = config.data.heldout_images, config.data.pool_images
+        assert heldout <= (facts.tests or facts.images)
+        assert heldout + pool <= facts.images
+        assert (pool == 0) == (config.surrogate.model == "none") == alone
+        assert target_draws(config) == config.certify.n  # the budget is what the votes may take
+        if not alone:
+            check_attack_budget(config, heldout)
+            build_classifier(config.surrogate.model, facts.shape, 5)
+            assert config.ledger.training <= pool
+            assert config.surrogate.query_batch <= config.ledger.training
+        assert 4 * math.prod(facts.shape) * config.certify.batch_size <= max(
+            PASS_BYTES, 32 * math.prod(facts.shape)
+        )
+
+    @pytest.mark.parametrize("facts", SIZES, ids=str)
+    def test_the_radii_are_within_reach(self, facts):
+        config = resolved(OWN, facts)
+        certify = config.certify
+        best = binomial_lower_bound(certify.n, certify.n, certify.alpha)
+        assert max(certify.radii) <= noise_law(certify.laws[0]).radius(best)
+
+    def test_a_budget_is_the_most_that_the_votes_can_take(self):
+        for purifier in ("gs", "none"):
+            config = resolved(replace(OWN, purifier=purifier), SIZES[5])
+            paid = sum(each.paid for each in conditions(config))
+            votes = config.certify.n0 + config.certify.n
+            assert config.ledger.certification == paid * config.certify.target_images * votes
+
+    def test_what_was_set_stays_and_the_rest_follows_it(self):
+        set_by_user = replace(OWN, certify=replace(OWN.certify, n=300, target_images=7))
+        config = resolved(set_by_user, SIZES[5])
+        assert (config.certify.n, config.certify.target_images) == (300, 7)
+        assert config.ledger.certification == 7 * 2 * (32 + 300)
+
+    def test_a_value_that_was_set_to_the_default_stays_where_the_parser_knows(self):
+        facts = SIZES[5]
+        assert resolved(OWN, facts).certify.n != CertifyConfig.n
+        assert resolved(OWN, facts, chosen={"certify.n"}).certify.n == CertifyConfig.n
+
+    def test_each_rule_names_an_option_and_a_reason(self):
+        keys = [rule.key for rule in own_target.RULES]
+        assert len(set(keys)) == len(keys)
+        assert set(keys) <= flatten(RunConfig().to_dict()).keys()
+        assert all(rule.reason for rule in own_target.RULES)
+
+    def test_a_named_preset_and_other_jobs_are_left_alone(self):
+        for config in (
+            RunConfig(target=TargetConfig(uri="model.onnx")),
+            load_config("digits", target__uri="model.onnx"),
+            load_config("cifar10", target__uri="model.onnx"),
+            load_config(),
+        ):
+            assert not own_target.applies(config)
+        assert own_target.applies(load_config(target__uri="model.onnx"))
+        assert not own_target.applies(load_config(target__uri="model.onnx", ducd__enabled=True))
+
+
+def test_large_images_go_through_a_network_in_small_batches():
+    assert images_at_once((3, 32, 32), 256) == 256
+    assert images_at_once((3, 224, 224), 256) == 32
+    assert images_at_once((3, 2000, 2000), 256) == 8
+    sizes = []
+
+    class Watching(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return images.flatten(1)[:, :2]
+
+    images = torch.rand(70, 3, 224, 224)
+    assert torch.equal(predict(Watching(), images, 256), images.flatten(1)[:, :2])
+    assert sizes == [32, 32, 6]
+
+
+@pytest.fixture(scope="module")
+def linear() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (40, 1, 8, 8), their labels, and the weights (64, 10) of a classifier of them."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    digits = load_digits()
+    images = (digits.images / 16).astype(np.float32)[:, None]
+    model = LogisticRegression(max_iter=300).fit(images[:900].reshape(900, -1), digits.target[:900])
+    return images[1000:1040], digits.target[1000:1040], model.coef_.T.astype(np.float32)
+
+
+@pytest.fixture
+def served(linear: Any, store: str, tmp_path: Path) -> list[str]:
+    """The options of a job on an ONNX file and an .npz, beside the verb."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    images, labels, weights = linear
+    np.savez(tmp_path / "images.npz", images=images, labels=labels, class_names=np.array([*"0123456789"]))
+    nodes = [helper.make_node("Flatten", ["x"], ["rows"]), helper.make_node("MatMul", ["rows", "w"], ["y"])]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])
+    held = [helper.make_tensor("w", TensorProto.FLOAT, weights.shape, weights.ravel())]
+    graph = helper.make_graph(nodes, "linear", [given], [answer], held)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
+        tmp_path / "model.onnx",
+    )
+    return [
+        "--target.uri=model.onnx",
+        "--target.output_kind=logits",
+        "--data.path=images.npz",
+        f"--tracking.uri={store}",
+        "--tracking.system_metrics=false",
+        "--purifier=gs",
+        "--certify.target_images=4",
+        "--certify.n=200",
+    ]
+
+
+class TestCertifyAlone:
+    def test_nothing_is_trained_and_the_same_command_pays_nothing(self, served, tmp_path, capsys):
+        assert main(["certify", *served, "--quiet"]) == 0
+        printed = capsys.readouterr()
+        assert "certified   target" in printed.out
+        assert "surrogate" not in printed.out
+        (folder,) = (tmp_path / "runs").iterdir()
+        stages = {each.name.rpartition("-")[0] for each in folder.iterdir() if each.is_dir()}
+        assert stages - {""} == {"target", "purifier-gs", "certify"}
+        page = (folder / "report.html").read_text()
+        assert "Nothing was trained" in page
+        assert "certificates-target" in page
+        records = sorted(each.name for each in next(folder.glob("certify-*")).glob("records/*.jsonl"))
+        assert records == ["target-constant-gs.jsonl", "target-constant-none.jsonl"]
+        assert main(["certify", *served, "--quiet"]) == 0
+        again = capsys.readouterr().out
+        assert "reused" in again
+        spent = [line for line in printed.out.splitlines() if line.startswith("queries")]
+        assert spent == [line for line in again.splitlines() if line.startswith("queries")]
+        assert "training" not in spent[0] or "training 0" in spent[0]
+
+    def test_an_option_of_the_surrogate_brings_it_back(self, served, capsys):
+        options = [*served, "--surrogate.epochs=5", "--certify.images=4", "--quiet"]
+        assert main(["certify", *options]) == 0
+        assert "certified   surrogate" in capsys.readouterr().out
+
+    def test_purifier_none(self, served, tmp_path, capsys):
+        options = [*(each for each in served if "purifier" not in each), "--purifier=none", "--quiet"]
+        assert main(["run", *options, "--surrogate.epochs=5", "--certify.images=4", "--attack.steps=2"]) == 0
+        printed = capsys.readouterr().out
+        assert "attack      PGD" in printed
+        assert "behind" not in printed
+        page = next((tmp_path / "runs").glob("*/report.html")).read_text()
+        assert "without a denoiser" in page
+        assert main(["purify", *options]) == 2
+        assert "purifier is none: there is nothing to purify with" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["attack", "--surrogate.model=none"], "attacks are computed on a surrogate"),
+            (["distill", "--surrogate.model=none"], "nothing is distilled"),
+            (["run", "--surrogate.model=none", "--ladder"], "attacks are computed on a surrogate"),
+            (["certify", "--surrogate.model=none", "--certify.guide=decide"], "a guide is a surrogate"),
+            (["run", "--surrogate.model=none", "--purifier=reversal"], "made for the surrogate"),
+        ],
+    )
+    def test_what_needs_a_surrogate_is_refused_before_anything_is_paid(
+        self, arguments, expected, served, tmp_path, capsys
+    ):
+        verb, *options = arguments
+        assert main([verb, *served, *options, "--quiet"]) == 2
+        assert expected in capsys.readouterr().err
+        assert not [*tmp_path.glob("runs/*/ledger.db")]
+
+
+class TestCommandLine:
+    def test_the_printed_configuration_has_what_follows_and_is_read_back_unchanged(
+        self, served, tmp_path, capsys
+    ):
+        assert main(["run", *served, "--print-config"]) == 0
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["preset"] == "own"
+        assert printed["certify"]["method"] == "group_sequential"
+        assert printed["data"]["heldout_images"] == 20
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(printed))
+        assert main(["run", "--config=mine.yaml", "--print-config"]) == 0
+        assert yaml.safe_load(capsys.readouterr().out) == printed
+
+    def test_a_named_preset_is_printed_as_it_is(self, served, capsys):
+        assert main(["run", "--preset=digits", *served, "--print-config"]) == 0
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["preset"] == "digits"
+        assert printed["certify"]["method"] == "fixed"
+        assert printed["data"]["heldout_images"] == 400
+
+    def test_without_a_target_the_preset_is_refused(self, store, capsys):
+        assert main(["run", "--preset=own", f"--tracking.uri={store}", "--quiet"]) == 2
+        assert "it is for a target of your own" in capsys.readouterr().err
+
+    def test_what_nothing_reads_is_named(self, served, capsys):
+        assert main(["certify", *served, "--nim.epochs=3", "--quiet"]) == 0
+        assert "nim.epochs is 3, which nothing reads" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_are_named_with_all_else(store):
+    config = certdef.load_config(
+        target__uri="nothing.onnx", data__path="nowhere", tracking__uri=store, certify__alpha=0.001
+    )
+    with pytest.raises(ConfigError) as raised:
+        certdef.run(config, progress=False)
+    assert "nowhere" in str(raised.value)
+    assert "nothing.onnx" in str(raised.value)
