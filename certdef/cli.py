@@ -62,10 +62,10 @@ EXAMPLES = {
     "purifiers": "certdef purifiers\n  certdef run --purifier gs",
     "report": "certdef report",
     "serve": 'certdef serve --port 5001\n  curl -d \'{"inputs": [...], "params": {"n": 2000}}\' -H \'Content-Type: application/json\' http://127.0.0.1:5001/invocations',
-    "plan": "certdef plan --target.uri models:/mine/1 --data.name npz --data.path images.npz --price 1.50\n"
-    "  certdef plan --target.uri net.onnx --data.name npz --data.path images.npz --target.pixel_range [0,255] --json\n"
+    "plan": "certdef plan --target.uri models:/mine/1 --data.path images.npz --price 1.50\n"
+    "  certdef plan --target.uri net.onnx --data.path images.npz --target.pixel_range [0,255] --json\n"
     "  certdef plan --preset fashion-mnist --data.root FOLDER",
-    "doctor": "certdef doctor\n  certdef doctor --target.uri net.onnx --data.name npz --data.path images.npz",
+    "doctor": "certdef doctor\n  certdef doctor --target.uri net.onnx --data.path images.npz",
     "cite": "certdef cite --preset fashion-mnist",
     "ledger": "certdef ledger runs/digits/ledger.db\n  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet",
 }

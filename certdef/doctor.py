@@ -125,7 +125,7 @@ def _job(config: RunConfig) -> list[Finding]:
     from certdef.stages.inspection import EXPECTED
 
     try:
-        lines = render(plan(config, ask=False), config).splitlines()
+        lines = render(plan(config, ask=False)).splitlines()
     except EXPECTED as error:
         return [(False, "job", line) for line in str(error).splitlines()]
     rows = [(line[:WIDTH].strip(), line[WIDTH:]) for line in lines]

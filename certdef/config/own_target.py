@@ -212,7 +212,7 @@ def resolved(config: RunConfig, facts: Facts, chosen: Collection[str] | None = N
 def changed(config: RunConfig) -> set[str]:
     """The options that differ from the defaults of RunConfig, dotted."""
     defaults = flatten(RunConfig().to_dict())
-    return {key for key, value in flatten(config.to_dict()).items() if value != defaults[key]}
+    return {key for key, value in flatten(config.to_dict()).items() if value != defaults.get(key)}
 
 
 def checkable(config: RunConfig) -> RunConfig:

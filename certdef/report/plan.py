@@ -30,16 +30,15 @@ def show_first_lines(job: Job, target: surrogates.Target, verb: str) -> None:
         return
     seen = look_at(job.config, job.data, job.ledger, target)
     if LOG.isEnabledFor(logging.INFO):
-        made = make_plan(
-            job.config, job.data, seen=seen, verb=verb, device=job.device, target=target, ledger=job.ledger
-        )
-        LOG.info(render(made, job.config))
+        about = {"device": job.device, "target": target, "ledger": job.ledger}
+        made = make_plan(job.config, job.data, seen=seen, verb=verb, **about)
+        LOG.info(render(made))
     elif seen is not None:
         for line in look_warnings(seen):
             LOG.warning(line)
 
 
-def render(plan: Plan, config: RunConfig) -> str:
+def render(plan: Plan) -> str:
     """The plan, a line or a table for each part."""
     lines = [f"job         {plan.job}", f"images      {_images(plan.images)}"]
     if plan.target:
@@ -59,13 +58,11 @@ def render(plan: Plan, config: RunConfig) -> str:
         lines.append(f"time        about {duration(sum(plan.seconds.values()))}: {parts}")
     if plan.reach:
         reached = ", ".join(f"{each.radius:.3f} under {each.law}" for each in plan.reach)
-        votes = f"n={plan.reach[0].n:,}, alpha {config.certify.alpha:g}"
+        votes = f"n={plan.reach[0].n:,}, alpha {plan.alpha:g}"
         lines.append(f"radius      at most {reached} noise ({votes})")
     for behind, shares in plan.foretold.items():
         title = "without a denoiser" if behind == "none" else f"behind {purifier_title(behind)}"
-        each = "  ".join(
-            f"r={r:g} {with_interval(s)}" for r, s in zip(config.certify.radii, shares, strict=True)
-        )
+        each = "  ".join(f"r={r:g} {with_interval(s)}" for r, s in zip(plan.radii, shares, strict=True))
         lines.append(f"foretold    {each}  ({title}, if the target votes as its surrogate does)")
     return "\n".join([*lines, *(f"warning     {line}" for line in warnings(plan))])
 
@@ -100,7 +97,7 @@ def show(
     if as_json:
         print(json.dumps({"plan": made.to_json(), "warnings": warnings(made)}, indent=2))
     else:
-        print(render(made, config))
+        print(render(made))
     return 0
 
 

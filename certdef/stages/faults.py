@@ -21,6 +21,7 @@ USEFUL = 0.9  # a target whose accuracy may reach this share is not suspected
 CHANCE = 0.01  # how surely it must be better than chance
 FAMILYWISE = 0.05  # how surely another form must be better, over all that are tried
 TRIES = 10  # about as many as are tried
+LISTED = 4  # labels that a message shows
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MNIST = ((0.1307,), (0.3081,))
 HALF = ((0.5,), (0.5,))
@@ -86,9 +87,8 @@ def label_fault(
         if is_better(shifted, right):
             one = "one more" if step == 1 else "one less"
             words = f"its classes are numbered from another one on: it answers {one} than your label"
-            first, last = (int(labels.min()), int(labels.max()))
-            mend = f"number your labels {first + step} to {last + step}, or name the classes that it answers (target.classes)"
-            return Fault(words, mend, int(shifted.sum()), int(right.sum()), len(labels))
+            moved = {int(label): int(label) + step for label in np.unique(labels)}
+            return Fault(words, _mapping(moved, names), int(shifted.sum()), int(right.sum()), len(labels))
     return _permutation(labels, answers, names)
 
 
@@ -111,17 +111,19 @@ def _permutation(
     if not is_better(foreseen, right):
         return None
     moved = {label: answer for label, answer in usual.items() if label != answer}
-    pairs = [
-        f"{names[label] if label < len(names) else label} is {answer}" for label, answer in moved.items()
-    ]
-    listed = f"{', '.join(pairs[:4])}{' ...' if len(pairs) > 4 else ''}"
     return Fault(
         "its classes are in another order than your labels",
-        f"number the labels as the target does ({listed})",
+        _mapping(moved, names),
         int(foreseen.sum()),
         int(right.sum()),
         len(rows),
     )
+
+
+def _mapping(moved: dict[int, int], names: tuple[str, ...]) -> str:
+    """How labels are given the numbers of the target's classes."""
+    lines = [f"{names[label] if label < len(names) else label}: {answer}" for label, answer in moved.items()]
+    return f"map them with --data.labels FILE ({', '.join(lines[:LISTED])}{' ...' if len(lines) > LISTED else ''})"
 
 
 def other_forms(pixels: PixelFormat, channels: int, family: str) -> list[Form]:

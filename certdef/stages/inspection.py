@@ -119,7 +119,10 @@ def inspect(
         own_target: Whether its own target is opened, where it has one.
         known: Lines on what is wrong already, by section.
     """
-    problems = Problems((known or {}) | failures(config))
+    found = failures(config)
+    for part, lines in (known or {}).items():
+        found[part] = [*lines, *found.get(part, [])]
+    problems = Problems(found)
     device = problems.attempt(choose_device, config.device, reads=["device"])
     data = problems.attempt(load, config, reads=["data", "seed"], part="data")
     for check in checks:

@@ -17,7 +17,7 @@ from certdef.stages.durations import Durations
 from certdef.stages.estimates import Reach, expected_queries, foretell, reaches
 from certdef.stages.job import Shelf
 from certdef.stages.ledger import open_ledger
-from certdef.stages.own_target import reopened, watch
+from certdef.stages.own_target import reopened
 from certdef.stages.preflight import Look, Sample, look
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import tracking_uri
@@ -70,8 +70,10 @@ class Plan:
         queries: By purpose.
         price: USD per 1,000 queries, where it is given.
         seconds: By part of the job.
+        alpha: Probability that a certificate is wrong.
         reach: The largest radius under each law.
-        foretold: Certified shares at the configured radii if the target votes as its surrogate does, by its denoiser.
+        radii: Those of the tables.
+        foretold: Certified shares at these radii if the target votes as its surrogate does, by its denoiser.
         warnings: One line each.
     """
 
@@ -82,7 +84,9 @@ class Plan:
     queries: dict[str, Purpose] = dataclasses.field(default_factory=dict)
     price: float | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    alpha: float = 0.0
     reach: tuple[Reach, ...] = ()
+    radii: tuple[float, ...] = ()
     foretold: dict[str, tuple[Share, ...]] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -154,7 +158,9 @@ def make_plan(
         queries=queries,
         price=price,
         seconds=seconds,
+        alpha=config.certify.alpha,
         reach=reach,
+        radii=config.certify.radii,
         foretold=foretold or {},
         warnings=tuple(warnings),
     )
@@ -184,7 +190,6 @@ def plan_of_own(
         return make_plan(config, data, device, target, None, price=price)
     asking = config if ask else replace(config, ledger=replace(config.ledger, preflight=0))
     with open_ledger(asking, path) as ledger:
-        watch(config, data, ledger, target)
         seen = look_at(asking, data, ledger, target)
         shelf = Shelf(
             config=config,

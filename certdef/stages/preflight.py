@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -244,8 +245,10 @@ def look(
                 return None
             answers = ask(target, sample)
     except surrogates.TargetError as error:
-        search = Search(ask, reopen, sample)
-        fault = search.run(target, None) if _may_be_the_form(error) else None
+        search, fault = Search(ask, reopen, sample), None
+        if _may_be_the_form(error):
+            with _unwatched(ledger):
+                fault = search.run(target, None)
         if fault is None:
             raise
         raise surrogates.TargetError(
@@ -258,8 +261,20 @@ def look(
         return seen
     fault = None if sample.labels is None else label_fault(sample.labels, answers, sample.names)
     search = Search(ask, reopen, sample)
-    fault = fault or search.run(target, right)
+    if fault is None:
+        with _unwatched(ledger):
+            fault = search.run(target, right)
     return replace(seen, poor=True, fault=fault, tried=tuple(search.tried.values()), cut=search.cut)
+
+
+@contextmanager
+def _unwatched(ledger: surrogates.QueryLedger) -> Iterator[None]:
+    """No canaries: under another pixel format they would be others, and on another bill."""
+    canaries, ledger.canaries = ledger.canaries, None
+    try:
+        yield
+    finally:
+        ledger.canaries = canaries
 
 
 def _may_be_the_form(error: surrogates.TargetError) -> bool:

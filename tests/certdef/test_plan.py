@@ -22,8 +22,10 @@ from certdef.stages.estimates import expected_queries, reaches
 from tests.conftest import TINY
 from tests.servers.faulty import Faults, faulty_server
 
-SMALL = TINY | {"data__heldout_images": 60, "ledger__training": 200, "surrogate__epochs": 5, "nim__epochs": 2}
-WRITTEN = [f"--{key.replace('__', '.')}={str(value).lower()}" for key, value in SMALL.items()]
+SMALL = TINY | {"data__heldout_images": 60, "ledger__training": 200, "surrogate__epochs": 5, "purifier": "gs"}
+WRITTEN = ["--preset=digits"] + [
+    f"--{key.replace('__', '.')}={str(value).lower()}" for key, value in SMALL.items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +74,18 @@ def test_six_wrong_settings_are_six_lines_before_any_query(
 
 
 def test_options_that_cannot_be_read_stand_beside_all_else_that_is_wrong(store: str, capsys: Any) -> None:
-    wrong = ["--certify.n=many", "--certify.alhpa=0.1", "--nim.heads=5", "--target.layout=nchw"]
+    wrong = [
+        "--certify.n=many",
+        "--certify.alhpa=0.1",
+        "--certify.n0=0",
+        "--nim.heads=5",
+        "--target.layout=nchw",
+    ]
     assert main(["plan", f"--tracking.uri={store}", *wrong, "--target.uri=net.onnx", "--json"]) == 2
     errors = json.loads(capsys.readouterr().out)["errors"]
     for words in (
         "certify.n is many",
+        "certify.n0 is 0",
         "unknown key 'certify.alhpa'",
         "nim.heads is 5",
         "layout must be one of",
@@ -120,6 +129,7 @@ def test_a_plan_pays_for_its_look_once_and_the_job_gets_that_for_nothing(
     assert plan["queries"]["preflight"] == {"expected": 50, "budget": 1_000, "answered": 50}
 
     config = certdef.load_config(
+        "digits",
         work_dir="work",
         tracking__uri=store,
         target__uri=url,
@@ -133,7 +143,7 @@ def test_a_plan_pays_for_its_look_once_and_the_job_gets_that_for_nothing(
     made = certdef.plan(config)
     assert faults.charged == 50 + 70 + 200
     ((behind, shares),) = made.foretold.items()
-    assert behind == "none"  # no denoiser is trained yet
+    assert behind == "gs"  # which needs no training
     assert [share.value for share in shares] == sorted((share.value for share in shares), reverse=True)
 
 
@@ -164,6 +174,7 @@ def test_a_job_begins_with_the_look_and_names_the_fault(
 def test_no_look_where_its_budget_is_0(service: Any, store: str, tmp_path: Path) -> None:
     url, faults = service
     config = certdef.load_config(
+        "digits",
         work_dir="work",
         tracking__uri=store,
         target__uri=url,
@@ -178,12 +189,12 @@ def test_no_look_where_its_budget_is_0(service: Any, store: str, tmp_path: Path)
 def test_doctor_pays_for_nothing(service: Any, store: str, tmp_path: Path, capsys: Any) -> None:
     url, faults = service
     options = {"tracking__uri": store, "target__uri": url, "target__num_classes": 10, "work_dir": "work"}
-    assert doctor(certdef.load_config(**options | SMALL)) == 0
+    assert doctor(certdef.load_config("digits", **options | SMALL)) == 0
     shown = capsys.readouterr().out
     assert "takes float32 (N, 1, 8, 8)" in shown
     assert faults.charged == 0
     assert not (tmp_path / "work").exists()
-    assert doctor(certdef.load_config(**options | SMALL | {"target__num_classes": 9})) == 1
+    assert doctor(certdef.load_config("digits", **options | SMALL | {"target__num_classes": 9})) == 1
     assert "MISSING  job" in capsys.readouterr().out
 
 
@@ -223,14 +234,14 @@ def test_an_evaluation_budget_that_is_too_small_is_refused_before_anything_is_pa
 
 
 def test_prices_and_times_as_a_person_says_them(store: str) -> None:
-    config = certdef.load_config(tracking__uri=store, **SMALL)
+    config = certdef.load_config("digits", tracking__uri=store, **SMALL)
     with pytest.raises(ConfigError, match="price must be USD per 1,000 queries above 0, got 0"):
         certdef.plan(config, price=0)
     assert [duration(seconds) for seconds in (0.2, 89, 600, 7_200)] == ["1 s", "89 s", "10 min", "2.0 h"]
 
 
 def test_a_plan_of_a_target_that_is_trained_here_has_times_and_no_look(store: str) -> None:
-    config = dataclasses.replace(certdef.load_config(tracking__uri=store, **SMALL))
+    config = dataclasses.replace(certdef.load_config("digits", tracking__uri=store, **SMALL), purifier="de3")
     made = certdef.plan(config, price=2.0)
     assert made.look is None
     assert made.target is None

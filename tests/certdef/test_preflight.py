@@ -121,12 +121,12 @@ FAULTS: dict[str, tuple[Callable[[Any], Callable], dict[str, Any], str]] = {
     "labels from 1": (
         lambda net: lambda images: np.roll(net(last(images) * 255), 1, axis=1),
         {},
-        "numbered from another one on: it answers one more than your label",
+        "it answers one more than your label: map them with --data.labels FILE (airplane: 1, automobile: 2",
     ),
     "labels in another order": (
         lambda net: lambda images: net(last(images) * 255)[:, ORDER],
         {},
-        "in another order than your labels: number the labels as the target does (airplane is 3, automobile is 2",
+        "in another order than your labels: map them with --data.labels FILE (airplane: 3, automobile: 2",
     ),
 }
 
