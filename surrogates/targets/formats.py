@@ -128,7 +128,7 @@ class PixelFormat:
             parts.append(f"{self.quantize} bits")
         if self.dtype not in ("float32", "float64"):
             parts.append(self.dtype)
-        # Version 0.3 and older had mean and std in units of pixel_range and named them behind it.
+        # Version 0.1 had mean and std in units of pixel_range and named them behind it.
         for name in ("mean", "std"):
             if getattr(self, name) is not None:
                 parts.append(f"{name} {'/'.join(map(repr, getattr(self, name)))}")
