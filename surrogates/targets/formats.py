@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -90,8 +89,7 @@ class PixelFormat:
                     f"pixels of {self.dtype} need pixel_range, what 0 and 1 become: give e.g. pixel_range={usual}"
                 )
         elif self.dtype in EIGHT_BITS and not lines:
-            # One number or one a channel; an array of one pixel has room for either.
-            channels = max(len(values or ()) for values in (self.mean, self.std, (1,)))
+            channels = max(np.size(self.mean or 0.0), np.size(self.std or 1.0))
             low, high = (self._normalized(np.full((channels, 1, 1), end, np.float64)) for end in (0, 1))
             least, most = EIGHT_BITS[self.dtype]
             clipped = CLIPPED * (np.max(high) - np.min(low))
@@ -251,16 +249,16 @@ class PixelFormat:
             np.clip(values, *EIGHT_BITS[self.dtype], out=values)
         return values
 
-    def _normalized(self, values: Any) -> Any:
-        """Return pixels (..., C, H, W) of [0, 1], or one number, after mean, std and pixel_range."""
+    def _normalized(self, values: np.ndarray) -> np.ndarray:
+        """Return pixels (..., C, H, W) of [0, 1], float64, after mean, std and pixel_range, in the same memory."""
         if self.mean is not None:
-            values = _in_place(np.subtract, values, self.mean)
+            values -= np.reshape(self.mean, (-1, 1, 1))
         if self.std is not None:
-            values = _in_place(np.divide, values, self.std)
-        low, high = self.ends if self.pixel_range is not None else (0.0, 1.0)
+            values /= np.reshape(self.std, (-1, 1, 1))
+        low, high = self.pixel_range or (0.0, 1.0)
         if (low, high) != (0.0, 1.0):
-            values = _in_place(np.multiply, values, high - low)
-            values = _in_place(np.add, values, low)
+            values *= high - low
+            values += low
         return values
 
     def _levels(self, values: np.ndarray) -> np.ndarray:
@@ -307,10 +305,3 @@ def channel_axis(sides: Sequence[int]) -> int | None:
     if min(sides) < 1 or (first < min(middle, last)) == (last < min(first, middle)):
         return None
     return 0 if first < last else 2
-
-
-def _in_place(operation: np.ufunc, values: Any, other: Any) -> Any:
-    """Return what an operation with one number, or a number a channel, makes of pixels; in their memory where they are an array."""
-    if isinstance(values, np.ndarray):
-        return operation(values, np.reshape(other, (-1, 1, 1)), out=values)
-    return operation(values, np.asarray(other))
