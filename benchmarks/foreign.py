@@ -7,8 +7,8 @@ MNIST network. Each stands bare, behind the shipped denoiser (purifier de3-leave
 own unlabeled pool, and behind the shipped one fine-tuned on that pool. Beside them, three networks that are trained on the
 same dead leaves for the same time: the shipped architecture, a DnCNN-like convolution and a plain ViT NIM of about its cost.
 
-Certificates: Gaussian noise, L2, alpha .001, group_sequential; sigma is chosen on other images than are certified, once for
-the radii .1 and .25 and once for .5 and .75. Intervals: 95%, Clopper-Pearson. No figure is paid for twice: every part is kept
+Certificates: Gaussian noise, L2, alpha .001, group_sequential; sigma and the share of the noise that is kept (nim.keep) are
+chosen on other images than are certified, once for the radii .1 and .25 and once for .5 and .75. Intervals: 95%, Clopper-Pearson. No figure is paid for twice: every part is kept
 as JSON in --work-dir, and an interrupted run goes on. About 25 minutes of two cores; --images, --minutes and --parts make it
 shorter.
 """
@@ -38,6 +38,11 @@ from surrogates.intervals import clopper_pearson
 
 ALPHA, SIGMAS = 0.001, (0.06, 0.12, 0.18, 0.25)
 RADII = ((0.1, 0.25), (0.5, 0.75))  # each group with a sigma of its own
+KEEPS, DEFAULT_KEEP = (
+    (0.0, 0.05, 0.15, 0.3),
+    0.05,
+)  # shares of the noise that a denoised image keeps (nim.keep)
+LARGE = "efficientnet"
 PSNR_SIGMAS = (0.12, 0.25, 0.5)
 OWN = {
     "bare": "bare",
@@ -54,19 +59,74 @@ def share(hits: np.ndarray) -> list[float]:
     return [float(hits.mean()), *clopper_pearson(int(hits.sum()), len(hits), 0.025)]
 
 
+def choice(bench: Bench, subject: Subject, name: str) -> Figures:
+    """How often the other images are right, by sigma and by the share of the noise that is kept: what is chosen by."""
+    front, mark = denoiser(bench, subject, name)
+    keeps = KEEPS if front else (0.0,)
+    votes = 16 if subject.name == LARGE else 64
+
+    def compute(found: Figures) -> None:
+        for sigma in SIGMAS:
+            right: dict[float, list[float]] = {keep: [] for keep in keeps}
+            if str(sigma) in found:
+                continue
+            for number, (image, label) in enumerate(zip(subject.others, subject.other_labels, strict=True)):
+                noise = torch.randn(votes, *image.shape, generator=torch.Generator().manual_seed(number))
+                noisy = image + sigma * noise
+                with torch.no_grad():
+                    clean = noisy if front is None else front(noisy)
+                for keep in keeps:
+                    given = clean if front is None else (clean + keep * (noisy - clean)).clamp(0, 1)
+                    labels = subject.target.query(given, bounded=front is not None).labels
+                    right[keep].append(float((labels == label).mean()))
+            found[str(sigma)] = {str(keep): shares for keep, shares in right.items()}
+            found.save()
+
+    return bench.kept(f"choice-{subject.name}-{name}", [subject.key, mark, SIGMAS, keeps, votes], compute)
+
+
+def kept_share(bench: Bench, subject: Subject, name: str, sigma: float) -> float:
+    """The share of kept noise with which most of the other images are right at this sigma."""
+    if name in EQUAL:
+        return DEFAULT_KEEP
+    found = choice(bench, subject, name)[str(sigma)]
+    return float(max(found, key=lambda keep: np.mean(found[keep])))
+
+
+def chosen(bench: Bench, subject: Subject, name: str, n: int) -> list[list[float] | None]:
+    """For each group of radii the sigma and kept share that promise most on the other images; None where none does.
+
+    Plain estimates: sigma times the normal quantile of the share of right votes, which n draws prove no further than a
+    unanimous vote.
+    """
+    found, most = choice(bench, subject, name), scipy.stats.norm.ppf(ALPHA ** (1 / n))
+    best: list[list[float] | None] = []
+    for group in RADII:
+        promised = {}
+        for sigma in SIGMAS:
+            for keep, shares in found[str(sigma)].items():
+                radius = sigma * np.minimum(scipy.stats.norm.ppf(np.clip(shares, 1e-9, 1 - 1e-9)), most)
+                promised[sigma, float(keep)] = np.mean([(radius >= each).mean() for each in group])
+        first = max(promised, key=lambda pair: promised[pair])
+        best.append([*first] if promised[first] > 0 else None)
+    return best
+
+
 def one_pass(bench: Bench, subject: Subject, name: str) -> Figures:
     """Right answers to one noisy image each."""
     front, mark = denoiser(bench, subject, name)
+    keeps = [kept_share(bench, subject, name, sigma) for sigma in SIGMAS]
 
     def compute(found: Figures) -> None:
-        chain = Chain(front, subject.target)
-        for sigma in SIGMAS:
+        for sigma, keep in zip(SIGMAS, keeps, strict=True):
+            chain = Chain(front, subject.target, keep)
             noise = torch.randn(subject.images.shape, generator=torch.Generator().manual_seed(SEED))
             noisy = (subject.images + sigma * noise).split(subject.batch)
             labels = np.concatenate([chain(batch) for batch in noisy])
             found[str(sigma)] = share(labels == subject.labels)
 
-    return bench.kept(f"one-pass-{subject.name}-{name}", [subject.key, mark, SIGMAS], compute)
+    found = bench.kept(f"one-pass-{subject.name}-{name}", [subject.key, mark, SIGMAS, keeps], compute)
+    return Figures(found.path, found | {"keeps": keeps})
 
 
 def smoothed(chain: Chain, sigma: float, subject: Subject) -> certify.SmoothedClassifier:
@@ -80,56 +140,20 @@ def smoothed(chain: Chain, sigma: float, subject: Subject) -> certify.SmoothedCl
     )
 
 
-def chosen_sigmas(chain: Chain, subject: Subject, n: int, votes: int) -> list[float | None]:
-    """For each group of radii the sigma that promises most on the other images; None where none promises any.
-
-    Plain estimates from a few votes: right, and sigma times the normal quantile of the right class's share, which no n proves
-    beyond that of a unanimous vote.
-    """
-    most = scipy.stats.norm.ppf(ALPHA ** (1 / n))
-    promised = {}
-    for sigma in SIGMAS:
-        engine = smoothed(chain, sigma, subject).engine
-        law = certify.Gaussian(sigma)
-        count = len(subject.others)
-        counts = np.asarray(
-            engine.count(
-                chain, subject.others, law, subject.target.num_classes, votes, indices=range(count), stage=9
-            )
-        )
-        right = counts[np.arange(count), subject.other_labels] / votes
-        radius = sigma * np.minimum(scipy.stats.norm.ppf(np.clip(right, 1e-9, 1 - 1e-9)), most)
-        promised[sigma] = [float(np.mean([(radius >= each).mean() for each in group])) for group in RADII]
-    best = []
-    for number in range(len(RADII)):
-        sigma = max(SIGMAS, key=lambda each: promised[each][number])
-        best.append(sigma if promised[sigma][number] > 0 else None)
-    return best
-
-
 def certified(bench: Bench, subject: Subject, name: str) -> Figures:
-    """Certified share by radius, at the sigmas that other images chose."""
-    large = subject.name == "efficientnet"
-    n0, n, votes = (32, 500, 16) if large else (100, 2_000, 64)
+    """Certified share by radius, at the sigmas and kept shares that other images chose."""
+    large = subject.name == LARGE
+    n0, n, size = (32, 500, 2) if large else (100, 2_000, 20)
     front, mark = denoiser(bench, subject, name)
-    chain = Chain(front, subject.target)
+    choices = chosen(bench, subject, name, n)
 
     def compute(found: Figures) -> None:
-        if "sigmas" not in found:
-            found["sigmas"] = chosen_sigmas(chain, subject, n, votes)
-            found.save()
-        for sigma in dict.fromkeys(each for each in found["sigmas"] if each is not None):
-            radii = [
-                radius
-                for own, group in zip(found["sigmas"], RADII, strict=True)
-                if own == sigma
-                for radius in group
-            ]
-            done = found.setdefault(f"sigma {sigma}", [])
-            classifier, size = smoothed(chain, sigma, subject), 2 if large else 20
-            for first in tqdm(
-                range(len(done), len(subject.images), size), desc=f"{subject.name}, {name}, sigma {sigma}"
-            ):
+        for pair in [each for number, each in enumerate(choices) if each and each not in choices[:number]]:
+            groups = [group for own, group in zip(choices, RADII, strict=True) if own == pair]
+            done = found.setdefault(str(pair), [])
+            classifier = smoothed(Chain(front, subject.target, pair[1]), pair[0], subject)
+            bar = tqdm(range(len(done), len(subject.images), size), desc=f"{subject.name}, {name}, {pair}")
+            for first in bar:
                 indices = list(range(first, min(first + size, len(subject.images))))
                 started = time.perf_counter()
                 proofs = classifier.certify(
@@ -138,7 +162,7 @@ def certified(bench: Bench, subject: Subject, name: str) -> Figures:
                     n=n,
                     alpha=ALPHA,
                     method="group_sequential",
-                    radii=radii,
+                    radii=[radius for group in groups for radius in group],
                     indices=indices,
                 )
                 seconds = (time.perf_counter() - started) / len(indices)
@@ -149,9 +173,9 @@ def certified(bench: Bench, subject: Subject, name: str) -> Figures:
                     )
                 found.save()
 
-    return bench.kept(
-        f"certify-{subject.name}-{name}", [subject.key, mark, SIGMAS, RADII, n0, n, votes, ALPHA], compute
-    )
+    settings = [subject.key, mark, choices, RADII, n0, n, ALPHA]
+    found = bench.kept(f"certify-{subject.name}-{name}", settings, compute)
+    return Figures(found.path, found | {"choices": choices})
 
 
 def on_photographs(bench: Bench, subject: Subject | None, name: str) -> Figures:
@@ -184,7 +208,7 @@ def speed(bench: Bench, subject: Subject) -> Figures:
     front, mark = denoiser(bench, subject, "shipped")
     small = subject.images.shape[-1] < 100
     votes, sizes = (1024, (64, 256, 1024)) if small else (32, (1, 4, 16))
-    chain, bare = Chain(front, subject.target), Chain(None, subject.target)
+    chain, bare = Chain(front, subject.target, DEFAULT_KEEP), Chain(None, subject.target)
 
     def compute(found: Figures) -> None:
         image = subject.images[:1]
@@ -253,7 +277,7 @@ def print_peak(bench: Bench, what: str) -> None:
     subject_name, _, name = what.partition("/")
     subject = SUBJECTS[subject_name](bench.data, 2)
     front, _ = denoiser(bench, subject, name)
-    chain = Chain(front, subject.target)
+    chain = Chain(front, subject.target, DEFAULT_KEEP)
     chain(subject.images[:1])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     classifier = smoothed(chain, 0.12, subject)
@@ -280,32 +304,34 @@ def print_one_pass(bench: Bench, subject: Subject) -> None:
     for name, title in names.items():
         found = one_pass(bench, subject, name)
         equal = f"{title}, {bench.minutes:g} min. of dead leaves" if name in EQUAL else title
-        rows.append([equal, *(cell(found[str(sigma)]) for sigma in SIGMAS)])
-    print(f"\n### {subject.title}: one pass, {len(subject.images)} images, % right\n")
+        cells = [cell(found[str(sigma)]) for sigma in SIGMAS]
+        if name != "bare":
+            cells = [f"{each} ({keep:g})" for each, keep in zip(cells, found["keeps"], strict=True)]
+        rows.append([equal, *cells])
+    print(
+        f"\n### {subject.title}: one pass, {len(subject.images)} images, % right (share of the noise kept)\n"
+    )
     table(["denoiser", *(f"sigma {sigma:g}" for sigma in SIGMAS)], rows)
 
 
 def print_certified(bench: Bench, subject: Subject) -> None:
     rows = []
     for name, title in OWN.items():
-        if subject.name == "efficientnet" and name not in CERTIFIED_LARGE:
+        if subject.name == LARGE and name not in CERTIFIED_LARGE:
             continue
         found = certified(bench, subject, name)
-        cells, spent = [], []
-        for sigma, group in zip(found["sigmas"], RADII, strict=True):
-            proofs = np.array(
-                found[f"sigma {sigma}"] if sigma is not None else [[0, 0, 0]] * len(subject.images)
-            )
+        cells, spent = [], {}
+        for pair, group in zip(found["choices"], RADII, strict=True):
+            proofs = np.array(found[str(pair)] if pair else [[0, 0, 0]] * len(subject.images))
             cells += [cell(share(proofs[:, 0] >= radius)) for radius in group]
-            spent.append(proofs[:, 1:].mean(axis=0))
-        sigmas = " / ".join("none" if sigma is None else f"{sigma:g}" for sigma in found["sigmas"])
-        apart = len(set(found["sigmas"])) == len(RADII)
-        votes = " / ".join(f"{each[0]:.0f}" for each in (spent if apart else spent[:1]))
-        seconds = " / ".join(f"{each[1]:.2f}" for each in (spent if apart else spent[:1]))
-        rows.append([title, sigmas, *cells, votes, seconds])
+            spent[str(pair)] = proofs[:, 1:].mean(axis=0)
+        pairs = [f"{each[0]:g}, {each[1]:g}" if each else "none" for each in found["choices"]]
+        votes = " / ".join(f"{each[0]:.0f}" for each in spent.values())
+        seconds = " / ".join(f"{each[1]:.2f}" for each in spent.values())
+        rows.append([title, " / ".join(dict.fromkeys(pairs)), *cells, votes, seconds])
     radii = [f"r = {radius:g}" for group in RADII for radius in group]
     print(f"\n### {subject.title}: certified right, {len(subject.images)} images, %, alpha {ALPHA:g}\n")
-    table(["denoiser", "sigma", *radii, "votes an image", "seconds an image"], rows)
+    table(["denoiser", "sigma, kept", *radii, "votes an image", "seconds an image"], rows)
 
 
 def print_photographs(bench: Bench, subjects: list[Subject]) -> None:
@@ -379,7 +405,7 @@ def main() -> None:
         print_peak(bench, arguments.peak)
         return
     subjects = [
-        SUBJECTS[name](bench.data, arguments.large_images if name == "efficientnet" else arguments.images)
+        SUBJECTS[name](bench.data, arguments.large_images if name == LARGE else arguments.images)
         for name in arguments.targets
     ]
     if "photographs" in arguments.parts:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import surrogates
+from certdef.purifiers.de3 import Kept
 
 SIDE = 224
 
@@ -53,7 +54,7 @@ def tiny(data: Path, count: int) -> Subject:
     with np.load(data / "cifar10/cifar10_lossless.npz") as arrays:
         test, labels, pool = arrays["x_test"], arrays["y_test"], arrays["x_train"]
     images = scaled(test)
-    apart = slice(len(images) - 100, None)
+    apart = slice(len(images) - 60, None)
     return Subject(
         "tiny",
         "MLPerf Tiny ResNet-8, int8, CIFAR-10; right: the true label",
@@ -105,7 +106,7 @@ def mnist(data: Path, count: int) -> Subject:
     large = [np.pad(np.asarray(Image.fromarray(each).resize((20, 20), Image.BICUBIC)), 4) for each in digits]
     images = torch.from_numpy(np.stack(large))[:, None].float() / 255
     labels = target.query(images).labels
-    others = slice(len(images) - 100, None)
+    others = slice(len(images) - 60, None)
     return Subject(
         "mnist",
         "fully connected MNIST network on enlarged digits; right: its own clean answer",
@@ -114,7 +115,7 @@ def mnist(data: Path, count: int) -> Subject:
         labels[:count],
         images[others],
         labels[others],
-        images[count : len(images) - 100],
+        images[count : len(images) - 60],
         batch=1024,
     )
 
@@ -144,10 +145,10 @@ def scaled(images: np.ndarray) -> Tensor:
 
 
 class Chain:
-    """Denoiser and target as one base classifier: noisy images -> labels."""
+    """Denoiser, with a share of the noise kept, and target as one base classifier: noisy images -> labels."""
 
-    def __init__(self, denoiser: nn.Module | None, target: surrogates.Target):
-        self.denoiser, self.target = denoiser, target
+    def __init__(self, denoiser: nn.Module | None, target: surrogates.Target, keep: float = 0.0):
+        self.denoiser, self.target = Kept(denoiser, keep) if denoiser and keep else denoiser, target
 
     @torch.no_grad()
     def __call__(self, noisy: Tensor) -> np.ndarray:

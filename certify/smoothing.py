@@ -262,7 +262,7 @@ class SmoothedClassifier:
             chosen = images[torch.arange(rows) % len(images)].to(device)
             return chosen + self.noise.sample(chosen.shape, generator)
 
-        self.engine.check_alone(self._plain, draw)
+        self.engine.check_alone(self._plain, draw, self.num_classes)
         self._checked = True
 
     @property

@@ -21,8 +21,9 @@ class TargetConfig:
         output_kind: Kind of its answers: labels, top_k, probabilities or logits; needed only where it can't be detected. A
             cnn that is trained here answers probabilities or logits.
         protocol: mlflow, mlflow-server, deployments, open-inference, onnx, tflite or json, where the URI doesn't tell.
-        output: Name of the output to read, where a model has several.
-        classes: Names of its classes in the order of the data's labels, where it answers names or numbers of its own.
+        output: Name or place (from 0) of the part of its output that is the answer, where there are several.
+        classes: Names of its classes in the order of the data's labels, for tables and the page; needed where it answers
+            names or numbers of its own.
         columns: Names of the columns that a scoring server's model of tables takes, one for each value of an image; asked
             for where layout is flat.
         resize: Height and width that it resizes images to, after the noise, e.g. 224 or [224,224]; antialiased bilinear.

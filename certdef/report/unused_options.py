@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from certdef.config.job import RunConfig, flatten, preset_path, without_password
-from certdef.config.purifiers import is_code
+from certdef.config.purifiers import LEAVES, is_code
 
 DATA_SETS_IN_A_FOLDER = ("fashion-mnist", "cifar10-part", "aerial")
 OF_FILES = ("columns", "images_key", "labels_key")  # which part of a file is meant
@@ -170,7 +170,15 @@ def _purifier_reason(config: RunConfig, verb: str, key: str, default: Any) -> st
         verb == "pretrain" or "nim" in (config.surrogate.model, config.surrogate.features)
     ):
         preset = replace(config.nim, **{name: default})
-        return None if preset.settings != config.nim.settings else "the shipped denoiser has sizes of its own"
+        if preset.settings != config.nim.settings:
+            return None
+        if verb == "pretrain":
+            shipped = config.nim.weights == LEAVES and name != "keep"
+            return (
+                "the shipped denoiser has sizes of its own"
+                if shipped
+                else "pre-training does not depend on it"
+            )
     value = tuple(default) if isinstance(default, list) else default
     other = replace(config, **{section: replace(getattr(config, section), **{name: value})})
     if _purifiers(config) != _purifiers(other):

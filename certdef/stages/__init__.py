@@ -32,7 +32,6 @@ from certdef.stages.plan import Plan, look_at, make_plan, plan_of_own
 from certdef.stages.purifier import (
     Purifier,
     check_purifier,
-    is_kept,
     prepare_purifier,
     purify_images,
 )
@@ -82,7 +81,6 @@ __all__ = [
     "evaluate_defense",
     "evaluate_ladder",
     "foretell",
-    "is_kept",
     "ladder_systems",
     "ledger_file",
     "load_photographs",

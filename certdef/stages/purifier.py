@@ -45,10 +45,10 @@ class PurifierResult(StageResult):
     """A purifier as a model in MLflow.
 
     Attributes:
-        uri: Of the model: images in, images out.
+        uri: Of the model: images in, images out; None for a module of the user's own, which nobody else could load.
     """
 
-    uri: str
+    uri: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def prepare_purifier(
 ) -> Purifier:
     """Train what the purifier needs and is not there yet, and log the whole as a model: images in, images out.
 
-    A module of your own is not logged: nobody else could load it. Without a surrogate a purifier sees no classifier.
+    Without a surrogate a purifier sees no classifier.
     """
     spec, config = find_purifier(name), job.config
     defended = Defended(surrogate, surrogate_stage) if surrogate and surrogate_stage else None
@@ -159,14 +159,9 @@ def prepare_purifier(
             purifier.stages.append(own[network.role].stage)
     if spec.tuning and defended:
         purifier.stages.append(_tune(job, purifier, spec.tuning, defended))
-    if is_kept(name):
+    if name != NONE:
         purifier.stages.append(_keep(job, purifier, defended))
     return purifier
-
-
-def is_kept(name: str) -> bool:
-    """Whether a purifier is saved and logged: none is nothing, and an object of this process can't be loaded again."""
-    return name != NONE and not is_object(name)
 
 
 def laws_of(network: NetworkSpec, config: RunConfig) -> tuple[SigmaLaw | None, ...]:
@@ -219,6 +214,8 @@ def _keep(job: Job, purifier: Purifier, defended: Defended | None) -> Stage[Puri
     )
 
     def compute() -> PurifierResult:
+        if is_object(purifier.name):
+            return PurifierResult(params={"purifier": purifier.name})
         folder = stage.path / "model"
         storage.save_purifier(folder, purifier.name, purifier.settings, purifier.networks())
         uri = serving.log_served(folder, "purifier", job.data.heldout_images[:2])

@@ -123,7 +123,7 @@ def _proposals(
         with torch.no_grad(), eval_mode(surrogate):
             # A copy: what a surrogate writes into its input must not reach the target.
             logits = surrogate(noisy.to(input_dtype(surrogate), copy=True))
-            return noisy, as_tensor(logits).float().cpu().numpy()
+            return noisy, as_tensor(logits, count).float().cpu().numpy()
 
     return propose
 

@@ -61,7 +61,7 @@ def certify_splitting(
         shifts = torch.arange(first, last, device=device) % total
         return split(image, offsets, shifts, total, levels)
 
-    engine.check_alone(base, lambda rows: draw(grid[0].to(device), 0, rows))
+    engine.check_alone(base, lambda rows: draw(grid[0].to(device), 0, rows), num_classes)
     noise = {
         "law": "splitting",
         "norm": "l1",

@@ -130,13 +130,17 @@ class VoteEngine:
         return tally.counts()[0]
 
     def check_alone(
-        self, classify: Callable[[torch.Tensor], Any], draw: Callable[[int], torch.Tensor]
+        self,
+        classify: Callable[[torch.Tensor], Any],
+        draw: Callable[[int], torch.Tensor],
+        num_classes: int | None = None,
     ) -> None:
         """Ask ``recheck`` noisy images in two ways; see ``foreign.check_alone``.
 
         Args:
             classify: As in ``count``.
             draw: draw(rows) gives noisy images (rows, C, H, W), where ``classify`` takes them.
+            num_classes: As in ``count``.
 
         Raises:
             CertifyError: The labels follow the batch.
@@ -146,7 +150,7 @@ class VoteEngine:
             return
 
         def answer(batch: torch.Tensor) -> torch.Tensor:
-            return as_tensor(classify(self._own(classify, batch)))
+            return as_tensor(classify(self._own(classify, batch)), len(batch), num_classes)
 
         noisy = draw(rows)
         with self._voting(classify, noisy.device):

@@ -1,6 +1,7 @@
 """From a classifier's answers to counts of votes."""
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,13 @@ from certify.certificate import Counts
 from certify.errors import CertifyError
 from certify.voting.checks import check_range
 
+NAMES = (
+    "logits",
+    "scores",
+    "probabilities",
+    "probs",
+    "labels",
+)  # of the part of an output that is the answer
 NO_TOP = -(2**63)  # stands for the label of a row of scores that name no class
 
 
@@ -59,7 +67,7 @@ def hard_labels(answers: Any, count: int, num_classes: int) -> torch.Tensor:
     Raises:
         CertifyError: ``answers`` is no array, has another shape, or labels that are no integers.
     """
-    answers = as_tensor(answers)
+    answers = as_tensor(answers, count, num_classes)
     if answers.shape == (count, num_classes):
         top, labels = answers.max(1)
         if not answers.is_floating_point():
@@ -78,18 +86,78 @@ def hard_labels(answers: Any, count: int, num_classes: int) -> torch.Tensor:
     return answers.to(torch.int64)
 
 
-def as_tensor(answers: Any) -> torch.Tensor:
-    """A classifier's answers as a tensor: of an output with ``logits``, an attribute or a key, these.
+def as_tensor(answers: Any, count: int | None = None, num_classes: int | None = None) -> torch.Tensor:
+    """A classifier's answers as a tensor: of an output with several parts the one that is meant.
+
+    That is a part named ``logits`` or as in ``NAMES``, an attribute or a key, else the only one with the shape of scores.
+
+    Args:
+        answers: An array, a dictionary, a data class, a named tuple, a tuple or a list of arrays.
+        count: Images that were asked about; a list of as many rows is one array.
+        num_classes: Columns of scores.
 
     Raises:
-        CertifyError: They are neither numbers nor such an output.
+        CertifyError: They are neither numbers nor such an output, or several parts may be meant.
     """
-    keys = list(answers) if isinstance(answers, Mapping) else []
-    logits = answers["logits"] if "logits" in keys else getattr(answers, "logits", answers)
+    parts = _parts(answers, count)
+    chosen = answers
+    if parts is not None:
+        name = next((each for each in NAMES if each in parts), None)
+        chosen = parts[name] if name is not None else _only(parts, (count, num_classes), answers)
     try:
-        return torch.as_tensor(logits)
+        return _stacked(chosen)
     except (TypeError, ValueError, RuntimeError):
-        kind = type(answers).__name__ + (f" with {', '.join(map(str, keys))}" if keys else "")
-        raise CertifyError(
-            f"the classifier returned a {kind}, expected an array of scores or labels: pick that part of its output"
-        ) from None
+        raise _no_array(answers, parts) from None
+
+
+def _parts(answers: Any, count: int | None) -> dict[Any, Any] | None:
+    """The parts of an output by name or place; None of what is one array."""
+    if isinstance(answers, Mapping):
+        return dict(answers)
+    if is_dataclass(answers) and not isinstance(answers, type):
+        return {each.name: getattr(answers, each.name) for each in fields(answers)}
+    if hasattr(answers, "logits"):
+        return {"logits": answers.logits}
+    if isinstance(answers, tuple) and hasattr(answers, "_fields"):
+        return dict(zip(answers._fields, answers, strict=True))
+    if not isinstance(answers, tuple | list) or not answers or not all(map(_shape, answers)):
+        return None
+    rows = (
+        isinstance(answers, list)
+        and len(answers) == count
+        and all(len(_shape(part)) == 1 for part in answers)
+    )
+    return None if rows else dict(enumerate(answers))
+
+
+def _only(parts: dict[Any, Any], wanted: tuple[int | None, int | None], answers: Any) -> Any:
+    """The only part with the shape of scores; where there is none, the only part."""
+    fitting = [
+        part
+        for part in parts.values()
+        if len(shape := _shape(part)) == 2
+        and all(side in (None, own) for side, own in zip(wanted, shape, strict=True))
+    ]
+    found = fitting or list(parts.values())
+    if len(found) != 1:
+        raise _no_array(answers, parts)
+    return found[0]
+
+
+def _stacked(values: Any) -> torch.Tensor:
+    """An array, or a list of rows, as a tensor."""
+    if isinstance(values, list) and values and all(isinstance(row, torch.Tensor) for row in values):
+        return torch.stack(values)
+    return torch.as_tensor(values)
+
+
+def _shape(part: Any) -> tuple[int, ...]:
+    return tuple(part.shape) if hasattr(part, "shape") else ()
+
+
+def _no_array(answers: Any, parts: dict[Any, Any] | None) -> CertifyError:
+    named = [f"{name} {_shape(part) or type(part).__name__}" for name, part in (parts or {}).items()]
+    kind = type(answers).__name__ + (f" with {', '.join(named[:8])}" if named else "")
+    return CertifyError(
+        f"the classifier returned a {kind}, expected an array of scores or labels: pick that part of its output"
+    )

@@ -84,10 +84,10 @@ def _input(model: Any, declared: Declared, what: str) -> ModelInput:
 
 def _output_names(model: Any) -> list[str]:
     """Return the names of its outputs, in order; empty where it was never built."""
-    shapes = getattr(model, "output_shape", None) if getattr(model, "outputs", None) else None
-    if isinstance(shapes, dict):
-        return list(shapes)
-    return list(getattr(model, "output_names", None) or []) if shapes is not None else []
+    if not getattr(model, "outputs", None):
+        return []
+    outputs = model.compute_output_spec(model.inputs[0]) if len(model.inputs) == 1 else None
+    return list(outputs) if isinstance(outputs, dict) else list(getattr(model, "output_names", None) or [])
 
 
 def _output(model: Any, declared: Declared, names: list[str], what: str) -> tuple[Any, int | None]:

@@ -161,7 +161,9 @@ class Mapping:
             return self.output_kind
         if self.scores is None:
             return "labels"
-        return None if self.labels is None else "top_k"
+        if self.labels is not None:
+            return "top_k"
+        return None if self.positive_class is None else "probabilities"  # of one number a kind cannot be told
 
     @property
     def known_classes(self) -> int | None:

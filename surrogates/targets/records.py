@@ -78,6 +78,8 @@ def numbers(values: Any) -> np.ndarray:
     Raises:
         TargetError: It holds anything else.
     """
+    if values is None:
+        raise TargetError("target answered nothing (None), expected numbers: let it return its answer")
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         array = (values.float() if values.is_floating_point() else values).numpy()

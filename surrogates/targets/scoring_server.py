@@ -4,7 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -95,7 +95,7 @@ class ScoringServer:
     """
 
     url: str
-    declared: Declared
+    declared: Declared = field(default_factory=Declared)
     columns: tuple[str, ...] | None = None
 
     def encode(self, pixels: np.ndarray) -> tuple[bytes, dict[str, str]]:

@@ -101,7 +101,7 @@ class TestDenoiser:
 
     def test_the_dial_is_that_of_de3(self):
         config = certdef.load_config(purifier="de3-leaves", attack__sigma_255=51.0)
-        assert build.settings("de3-leaves", config) == {"sigma": 0.2}
+        assert build.settings("de3-leaves", config) == {"sigma": 0.2, "keep": 0.05}
         images = torch.rand(2, 3, 24, 40)
         purifier = build.purifier(
             "de3-leaves", {"sigma": 0.2}, {"leaves": shipped_denoiser()}, torch.Generator().manual_seed(1)

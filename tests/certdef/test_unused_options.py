@@ -91,6 +91,12 @@ def test_a_verb_may_read_more_or_less():
     assert keys(unused_options(config)) == ["surrogate.rounds", "nim.epochs"]
     assert keys(unused_options(config, "pretrain")) == ["surrogate.rounds"]
     assert keys(unused_options(config, "budgets")) == ["nim.epochs"]
+    keep = load_config(nim__keep=0.1, surrogate__model="nim")
+    assert keys(unused_options(keep)) == []
+    assert keys(unused_options(keep, "pretrain")) == ["nim.keep"]
+    assert keys(unused_options(replace(keep, purifier="gs"))) == ["nim.keep"]
+    leaves = load_config(nim__keep=0.1, seed=3)
+    assert keys(unused_options(leaves, "leaves")) == ["nim.keep"]
     assert keys(unused_options(config, "serve")) == ["surrogate.rounds", "purifier", "nim.epochs"]
 
 

@@ -277,8 +277,9 @@ def test_an_onnx_file_is_known_by_its_bytes(net: Net, exported: Any) -> None:
         target.query(IMAGES).scores[:, 0] + 1,
         atol=1e-5,
     )
-    with pytest.raises(TargetError, match=r"expected probabilities in \[0, 1\]"):  # never taken silently
-        open_target(path).query(IMAGES)
+    assert open_target(path).output_kind == "logits"  # as its last operation says
+    with pytest.raises(TargetError, match=r"expected probabilities in \[0, 1\]"):
+        open_target(path, output_kind="probabilities").query(IMAGES)
     with pytest.raises(TargetError, match=r"output is 'labels', but model .* gives scores"):
         open_target(path, output="labels")
     with pytest.raises(TargetError, match=r"num_classes is 5, but the target says 4: leave num_classes out"):
@@ -511,7 +512,7 @@ BAD_ANSWERS = {
         {"num_classes": 2},
         r"answered 3.5, expected the probability of one of two classes: give output_kind: logits",
     ),
-    "logits": (lambda s: (s * 40).tolist(), {}, r"expected probabilities in \[0, 1\]"),
+    "logits": (lambda s: (s * 40).tolist(), {}, r"sum to 40, as percentages or counts do"),
 }
 
 

@@ -212,3 +212,32 @@ def _answers_as(target: Any, logistic: Any, seen: np.ndarray, images: np.ndarray
 def _write(path: Path, settings: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(settings))
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+@pytest.mark.parametrize("form", ["classifier", "booster"])
+def test_lightgbm_behind_the_scoring_server_of_mlflow(form: str, images: np.ndarray, tmp_path: Path) -> None:
+    """A classifier answers labels there and its booster probabilities: neither is declared."""
+    lightgbm = pytest.importorskip("lightgbm")
+    import mlflow
+    from mlflow.models import infer_signature
+
+    pixels, labels = load_digits(return_X_y=True)
+    model = lightgbm.LGBMClassifier(n_estimators=5, verbose=-1, n_jobs=1).fit(pixels[:800] / 16, labels[:800])
+    saved = model if form == "classifier" else model.booster_
+    signature = infer_signature(pixels[:2] / 16, saved.predict(pixels[:2] / 16))
+    mlflow.lightgbm.save_model(saved, tmp_path / "model", signature=signature, pip_requirements=["lightgbm"])
+    inside = open_target(tmp_path / "model")
+    expected = inside.query(images)
+    np.testing.assert_array_equal(expected.labels, model.predict(rows(images)))
+    kind = "labels" if form == "classifier" else "probabilities"
+    with mlflow_server(tmp_path / "model", tmp_path) as url:
+        target = open_target(url, num_classes=10, layout="flat", batch_size=20)
+        with QueryLedger(tmp_path / "ledger.db", budget=50) as ledger:
+            answers = ledger.attach(target).query(images)
+            assert ledger.bill()["training"].answered == 50
+    assert (inside.output_kind, target.output_kind) == (kind, kind)
+    np.testing.assert_array_equal(answers.labels, expected.labels)
+    if form == "booster":
+        np.testing.assert_array_equal(answers.scores, expected.scores)
