@@ -30,8 +30,9 @@ def show_first_lines(job: Job, target: surrogates.Target, verb: str) -> None:
         return
     seen = look_at(job.config, job.data, job.ledger, target)
     if LOG.isEnabledFor(logging.INFO):
-        about = {"device": job.device, "target": target, "ledger": job.ledger}
-        made = make_plan(job.config, job.data, seen=seen, verb=verb, **about)
+        made = make_plan(
+            job.config, job.data, seen=seen, verb=verb, device=job.device, target=target, ledger=job.ledger
+        )
         LOG.info(render(made))
     elif seen is not None:
         for line in look_warnings(seen):

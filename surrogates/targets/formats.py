@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -128,7 +127,7 @@ class PixelFormat:
             parts.append(f"{self.quantize} bits")
         if self.dtype not in ("float32", "float64"):
             parts.append(self.dtype)
-        # Version 0.3 and older had mean and std in units of pixel_range and named them behind it.
+        # Version 0.1 had mean and std in units of pixel_range and named them behind it.
         for name in ("mean", "std"):
             if getattr(self, name) is not None:
                 parts.append(f"{name} {'/'.join(map(repr, getattr(self, name)))}")
@@ -251,16 +250,16 @@ class PixelFormat:
             np.clip(values, *EIGHT_BITS[self.dtype], out=values)
         return values
 
-    def _normalized(self, values: Any) -> Any:
-        """Return pixels (..., C, H, W) of [0, 1], or one number, after mean, std and pixel_range."""
+    def _normalized(self, values: np.ndarray) -> np.ndarray:
+        """Return pixels (..., C, H, W) of [0, 1], float64, after mean, std and pixel_range, in the same memory."""
         if self.mean is not None:
-            values = _in_place(np.subtract, values, self.mean)
+            values -= np.reshape(self.mean, (-1, 1, 1))
         if self.std is not None:
-            values = _in_place(np.divide, values, self.std)
-        low, high = self.ends if self.pixel_range is not None else (0.0, 1.0)
+            values /= np.reshape(self.std, (-1, 1, 1))
+        low, high = self.pixel_range or (0.0, 1.0)
         if (low, high) != (0.0, 1.0):
-            values = _in_place(np.multiply, values, high - low)
-            values = _in_place(np.add, values, low)
+            values *= high - low
+            values += low
         return values
 
     def _levels(self, values: np.ndarray) -> np.ndarray:
@@ -307,10 +306,3 @@ def channel_axis(sides: Sequence[int]) -> int | None:
     if min(sides) < 1 or (first < min(middle, last)) == (last < min(first, middle)):
         return None
     return 0 if first < last else 2
-
-
-def _in_place(operation: np.ufunc, values: Any, other: Any) -> Any:
-    """Return what an operation with one number, or a number a channel, makes of pixels; in their memory where they are an array."""
-    if isinstance(values, np.ndarray):
-        return operation(values, np.reshape(other, (-1, 1, 1)), out=values)
-    return operation(values, np.asarray(other))

@@ -71,14 +71,13 @@ class ModelInput:
         """
         faults = Faults()
         if self.dtype not in DTYPES:
-            faults.add(
+            raise TargetError(
                 f"{self.what} takes {self.dtype}, expected one of {', '.join(DTYPES)}: open a function that calls it"
             )
-        else:
-            with faults.kept():
-                declared.agreed(dtype=self.dtype)
-            declared = replace(declared, dtype=self.dtype, color=declared.color or self.color)
-            declared = self._ranged(declared)
+        with faults.kept():
+            declared.agreed(dtype=self.dtype)
+        declared = replace(declared, dtype=self.dtype, color=declared.color or self.color)
+        declared = self._ranged(declared)
         with faults.kept():
             declared = self.placed(declared)._arranged_as(declared)
         with faults.kept():
@@ -212,7 +211,7 @@ class ModelInput:
         if order is None:
             raise TargetError(
                 f"{self.what} takes images of sides {sides}, but {_images(declared)}: "
-                f"{_remedy((1, *sides), seen) if len(sides) == 2 else 'give layout, the sides of one image'}"
+                f"{_remedy((1, *sides), seen) if len(sides) == 2 else 'give images that fill them'}"
             )
         layout = row_of(declared.layout or order)
         return replace(declared, layout=layout, order_is_known=declared.layout is None)

@@ -110,7 +110,7 @@ def test_names_of_receipts_that_are_there_hold(name: str, options: dict) -> None
 
 
 def test_a_mean_of_another_meaning_has_another_name() -> None:
-    """Up to version 0.3, mean and std were in units of pixel_range, and the range stood before them."""
+    """In version 0.1, mean and std were in units of pixel_range, and the range stood before them."""
     now = PixelFormat(mean=0.5, std=0.5, pixel_range=(0, 255)).name
     assert now == "mean 0.5, std 0.5, 0..255"
     assert now != "0..255, mean 0.5, std 0.5"
