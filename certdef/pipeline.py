@@ -5,6 +5,7 @@ Each verb of the command line is a function here, and each runs only what is not
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from certdef.config.threads import allowed_threads
 from certdef.data.arrays import read_images
 from certdef.data.sets import Splits, load_source, split
 from certdef.models import storage
-from certdef.objects.following import LOG, followed
+from certdef.objects.following import followed
 from certdef.objects.named import NO_OBJECTS, Objects, named
 from certdef.report import draw, ducd_page, page, target_page, udc_page
 from certdef.report import plan as plan_words
@@ -41,6 +42,8 @@ from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, tracking_uri
 from certdef.tracking.workspace import Stage, forget, locked
 from surrogates.files import replacing
+
+LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 
 
 @dataclass(frozen=True)
@@ -353,6 +356,8 @@ def open_job(
         if not failures(config):  # else nobody knows what the job would read
             _warn_of_unused(config, verb, objects)
         found.problems.raise_all()
+        if objects.in_words:
+            LOG.info("chosen      %s", objects.in_words)
         assert found.device is not None
         assert found.data is not None
         with locked(config.workspace), disk_errors(config.workspace):

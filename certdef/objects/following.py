@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -12,8 +11,6 @@ from certdef.data.sets import load_source
 from certdef.data.source import Progress, Source, no_bar
 from certdef.objects.named import NO_OBJECTS, Objects
 from certdef.purifiers.registry import needs_work
-
-LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 
 
 def as_it_runs(config: RunConfig, verb: str = "run", objects: Objects = NO_OBJECTS) -> RunConfig:
@@ -42,8 +39,8 @@ def followed(
     except ConfigError:
         return own_target.checkable(config), objects
     config = own_target.resolved(config, facts, chosen)
-    LOG.info("chosen      %s", own_target.in_words(config, facts))
-    return config, replace(objects, source=source, chosen=frozenset(chosen))
+    in_words = own_target.in_words(config, facts)
+    return config, replace(objects, source=source, chosen=frozenset(chosen), in_words=in_words)
 
 
 def _tests(source: Source) -> int:

@@ -149,7 +149,10 @@ class _Reader:
             owner = getattr(thing, "__self__", None)
             if owner is not None and not isinstance(owner, types.ModuleType):
                 self.read(owner)
-        elif isinstance(thing, np.ufunc) and getattr(np, name := _name(thing), None) is thing:
+        elif (
+            isinstance(thing, np.ufunc)
+            and getattr(np, name := str(getattr(thing, "__name__", "")), None) is thing
+        ):
             self._note("ufunc", name)
         elif isinstance(thing, nn.Module):
             self._module(thing)

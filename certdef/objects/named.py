@@ -44,10 +44,12 @@ class Objects:
     Attributes:
         source: The images, where they are no file.
         chosen: The options that were set on purpose, dotted; None where only the configuration tells.
+        in_words: What follows from the images, for whoever starts the job; empty where nothing does.
     """
 
     source: Source | None = None
     chosen: frozenset[str] | None = None
+    in_words: str = ""
     held: Any = None  # the objects themselves, which live as long as the call
 
 
@@ -90,7 +92,7 @@ def named(config: RunConfig | None, given: Mapping[str, Any]) -> tuple[RunConfig
     if is_object(config.target.uri) and config.preset == RunConfig.preset and "preset" not in options:
         config = replace(config, preset=own_target.PRESET)
     kept = None if chosen is None else frozenset(chosen)
-    return config, Objects(source, kept, given)
+    return config, Objects(source, kept, held=given)
 
 
 def _names(given: Mapping[str, Any]) -> dict[str, str]:

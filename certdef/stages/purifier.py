@@ -228,7 +228,7 @@ def purify_images(job: Job, purifier: Purifier, images: np.ndarray, path: Path) 
     """Write purified images (N, C, H, W) to an .npz; says how much they changed. The noise depends on the seed."""
     generator = torch.Generator(job.device).manual_seed(job.config.seed)
     module = purifier.defense(generator).to(job.device)
-    size = images_at_once(job.data.image_shape, BATCH)
+    size = images_at_once(images.shape[1:], BATCH)
     batches = job.progress(torch.from_numpy(images).split(size), desc=f"purify with {purifier.name}")
     with torch.inference_mode():
         purified = torch.cat([module(batch.to(job.device, copy=True)).cpu() for batch in batches]).numpy()

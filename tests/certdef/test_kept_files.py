@@ -5,6 +5,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage, forget
 from surrogates.files import replacing
+from tests.servers.faulty import faulty_server
 
 
 class TestReplacing:
@@ -308,14 +310,24 @@ class TestPrivate:
     """With a token the answers are one user's: others may read neither the ledger nor the records."""
 
     @pytest.mark.parametrize("token", ["TOKEN_OF_MINE", None])
-    def test_ledger_and_records(self, store, tmp_path, token):
+    def test_ledger_and_records(self, store, tmp_path, token, monkeypatch):
+        monkeypatch.setenv("TOKEN_OF_MINE", "secret")
+        with faulty_server(lambda images: np.eye(10)[np.zeros(len(images), int)]) as (url, _):
+            self.check(url, store, tmp_path, token)
+
+    def check(self, url, store, tmp_path, token):
         before = os.umask(0o022)
         try:
-            mine = (
-                {"target__uri": "http://127.0.0.1:9/invocations", "target__token_env": token} if token else {}
-            )
+            mine: dict[str, Any] = {
+                "target__uri": url,
+                "target__token_env": token,
+                "target__num_classes": 10,
+            }
             config = certdef.load_config(
-                work_dir=str(tmp_path / "w"), tracking__uri=store, certify__images=2, **mine
+                work_dir=str(tmp_path / "w"),
+                tracking__uri=store,
+                certify__images=2,
+                **(mine if token else {}),
             )
             with pipeline.open_job(config, progress=False) as job:
                 target = surrogates.open_target(

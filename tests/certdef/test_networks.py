@@ -340,7 +340,7 @@ def write_model(folder, described: dict, **spec) -> None:
 
 class TestSavedByVersion010:
     def test_every_name_is_among_them(self):
-        assert set(own_names()) == set(PURIFIERS)
+        assert set(own_names()) - {"de3-leaves", "none"} == set(PURIFIERS)  # these came later
 
     @pytest.mark.parametrize("name", PURIFIERS)
     def test_purifiers(self, name, tmp_path):

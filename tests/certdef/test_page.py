@@ -18,6 +18,7 @@ from certdef import stages
 from certdef.attacks.evaluation import AttackEvaluation
 from certdef.config.job import SigmaLaw, without_password
 from certdef.data.sets import load_data
+from certdef.report import certified
 from certdef.report import images as pictures
 from certdef.report import page as report
 from certdef.report.formats import radius_down
@@ -96,7 +97,7 @@ def test_every_picture_is_decoded_and_described(page):
     pictures_found = page.execute_script(
         "return [...document.images].map(each => [each.complete, each.naturalWidth, each.alt])"
     )
-    assert len(pictures_found) == 3 * report.STRIP + 4
+    assert len(pictures_found) == 3 * certified.STRIP + 4
     assert all(complete and width > 0 and len(alt) > 10 for complete, width, alt in pictures_found)
 
 

@@ -150,7 +150,8 @@ def test_a_denoiser_depends_on_no_more_than_it_states(name, config, networks):
     if part is None:
         return
     settings = build.settings(name, config)
-    stated = {key: settings[key] for key in (settings if part.settings is None else part.settings)}
+    named = settings if part.settings is None else part.settings
+    stated = {key: value for key, value in settings.items() if key in named}
     roles = networks[name] if part.networks is None else part.networks
     part.build(Parts(stated, {role: networks[name][role] for role in roles}))
 

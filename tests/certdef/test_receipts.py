@@ -60,7 +60,7 @@ def finished(service, migrated_store, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         bill = certdef.certify(
-            certdef.load_config(work_dir=str(folder / "work"), **options), progress=False
+            certdef.load_config("digits", work_dir=str(folder / "work"), **options), progress=False
         ).bill
     assert bill["certification"].spent == VOTES
     return folder, options
@@ -74,7 +74,7 @@ def certify_again(finished, tmp_path, monkeypatch) -> Certify:
     shutil.copytree(folder / "work", tmp_path / "work")
 
     def certify_again(**changes: Any):
-        config = certdef.load_config(work_dir=str(tmp_path / "work"), **options | changes)
+        config = certdef.load_config("digits", work_dir=str(tmp_path / "work"), **options | changes)
         return certdef.certify(config, progress=False).bill["certification"]
 
     return certify_again
@@ -163,7 +163,7 @@ def undecided(noise, votes):
 
 def test_receipts_are_looked_for_under_every_stage_that_version_0_1_left(tmp_path):
     """That version named them by the whole configuration: radii and alpha too."""
-    config = certdef.load_config(work_dir=str(tmp_path))
+    config = certdef.load_config("digits", work_dir=str(tmp_path))
     for name in ("certify-" + "1" * 16, "certify-" + "2" * 16, "certify-notes", "attack-" + "3" * 16):
         (tmp_path / name).mkdir()
     (tmp_path / ("certify-" + "2" * 16) / "formerly").write_text("4" * 16)  # renamed since

@@ -231,7 +231,7 @@ WRONG = {
     "booleans in records": (
         "alter",
         {"change": lambda rows: [{"prediction": True}] * 4},
-        r"answered True, expected numbers",
+        r"answered truth values, expected labels as numbers",
     ),
     "booleans in columns": (
         "alter",

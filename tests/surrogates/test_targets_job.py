@@ -200,7 +200,7 @@ def test_votes_of_a_target_that_changed_are_dropped(
     service: Any, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, faults = service
-    options = {"target__num_classes": 10, "target__canary_every": 500, "purifier": "gs"}
+    options = {"preset": "digits", "target__num_classes": 10, "target__canary_every": 500, "purifier": "gs"}
     config = configured(store, tmp_path, url, **options)
     known = faults.model
 
