@@ -330,7 +330,7 @@ class TestPrivate:
                 **(mine if token else {}),
             )
             with pipeline.open_job(config, progress=False) as job:
-                target = surrogates.open_target(
+                target = job.own_target or surrogates.open_target(
                     lambda images: (images[:, 0, 0, 3] > 0.5).astype(int), num_classes=2, output_kind="labels"
                 )
                 job.ledger.attach(target).query(job.data.pool[:3])
