@@ -46,6 +46,10 @@ def headline(config: RunConfig, summary: Summary) -> str:
             if charge.budget
         )
         lines.append(f"queries     {', '.join(spent)}")
+        if lost := bill.total.unknown:
+            lines.append(
+                f"lost        {lost:,} of these were sent and got no answer: they may have been charged"
+            )
         lines.append(f"ledger      {summary.ledger}")
     if summary.reused:
         lines.append(

@@ -59,10 +59,12 @@ def condition_title(condition: Condition) -> str:
 
 
 def of_target_alone(bill: Bill) -> Bill:
-    """The bill of a target that is certified alone: without budgets for what such a job never does, where nothing was paid."""
+    """The bill of a target that is certified alone: such a job has no budget for training and attack.
+
+    What a whole job on the same target paid for them before stays on it.
+    """
     charges = {
-        purpose: charge
+        purpose: replace(charge, budget=charge.largest) if purpose in ("training", "attack") else charge
         for purpose, charge in bill.charges.items()
-        if purpose not in ("training", "attack") or charge.largest
     }
-    return replace(bill, charges=charges)
+    return replace(bill, charges={purpose: each for purpose, each in charges.items() if each.budget})
