@@ -254,8 +254,8 @@ def _check_sizes(config: DataConfig, source: Source, sizes: dict[str, int]) -> N
                 f"data.{each}_images {count}" for each, count in wanted.items() if each != part and count
             ]
             trained = (
-                "; a target is trained on them here, unless --target.uri names your own"
-                if part == "target"
+                "; a target is trained here, unless --target.uri names your own"
+                if wanted.get("target")
                 else ""
             )
             raise ConfigError(
