@@ -261,6 +261,7 @@ def _readable(parser: Any, error: UnreadOptions) -> tuple[RunConfig, Any]:
 def _plan(verb: str, config: RunConfig, namespace: Any, unread: dict[str, list[str]] | None = None) -> int:
     """Print the plan of a job, or all that is wrong with it."""
     _quiet()
+    _show_first_lines(quiet=False)
     from certdef.pipeline import plan
     from certdef.report.plan import show
 
@@ -365,7 +366,7 @@ def build_parser(verb: str, preset: str) -> Any:
         print_config=None,  # we have one of our own
         usage=f"certdef {verb} [options]",
         formatter_class=Formatter,
-        description=description(verb),
+        description=f"{description(verb)}\n\n{_defaults_are(preset)}",
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
     for name, text in flags(verb).items():
@@ -374,6 +375,12 @@ def build_parser(verb: str, preset: str) -> Any:
         parser.add_argument(name, type=kind, default=default, help=text)
     add_config_arguments(parser, preset)
     return parser
+
+
+def _defaults_are(preset: str) -> str:
+    """Whose defaults the help shows: those of a job on one's own target are known with the images."""
+    own = "for your own target (--target.uri) they follow your images, and --print-config shows them"
+    return f"defaults below are those of preset {preset}; {own}"
 
 
 def flags(verb: str) -> dict[str, str]:

@@ -465,6 +465,7 @@ def _summary(job: Job, done: list[Stage]) -> Summary:
         run_id=job.tracker.run_id,
         bill=bill,
         ledger=Path(job.ledger.path),
+        purifier=job.config.purifier,
     )
 
 

@@ -33,7 +33,9 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "str": "a text",
+    "list": "a list, e.g. [224, 320]",
     "tuple": "a list, e.g. [0.25, 0.5]",
+    "names": "a list, e.g. [cat, dog]",
     "dict": "options, e.g. {n: 2000}",
     "NoneType": "null",
 }
@@ -328,7 +330,9 @@ def explain(message: str, known: list[str]) -> str:
 def _wrong_kind(line: str) -> str | None:
     """A value of another kind than its option takes, in words; None where the parser says something else."""
     key, value = re.search(r'"([\w.]+)": ', line), re.search(r"(?:Got|Given) value: ?(.*)$", line)
-    kinds = dict.fromkeys(re.findall(r"<class '(\w+)'>", re.split(r"Errors:|Got value", line)[0]))
+    types = re.sub(r"\b(?:list|tuple)\[str\b", "names[", re.split(r"Errors:|Got value", line)[0])
+    found = re.findall(r"<class '(\w+)'>|\b(names|list|tuple|dict)\[", types)
+    kinds = dict.fromkeys(simple or nested for simple, nested in found)
     if not (key and value and kinds) or not kinds.keys() <= KINDS.keys():
         return None
     return f"{key[1]} is {value[1] or 'empty'}: use {' or '.join(KINDS[kind] for kind in kinds)}"

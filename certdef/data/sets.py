@@ -253,9 +253,14 @@ def _check_sizes(config: DataConfig, source: Source, sizes: dict[str, int]) -> N
             others = [
                 f"data.{each}_images {count}" for each, count in wanted.items() if each != part and count
             ]
+            trained = (
+                "; a target is trained here, unless --target.uri names your own"
+                if wanted.get("target")
+                else ""
+            )
             raise ConfigError(
                 f"data.{part}_images is {wanted[part]}, but {source.name} has only {size} images left for it, of "
-                f"{len(source.images):,} in all{test}: lower it, or the other numbers of images ({', '.join(others)})"
+                f"{len(source.images):,} in all{test}: lower it, or the other numbers of images ({', '.join(others)}){trained}"
             )
 
 

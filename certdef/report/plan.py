@@ -20,6 +20,7 @@ from certdef.stages.target import target_stage
 LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 WIDTH = 12  # of what a line is about
 MOST_CLASSES = 4  # that are listed
+MOST_TRIED = 6
 COLUMNS = ("purpose", "at most", "answered", "budget")
 
 
@@ -127,7 +128,8 @@ def look_warnings(look: Look) -> list[str]:
         fault = look.fault
         better = f"{_share(fault.right, fault.images)} of {fault.images} in place of {_share(fault.instead, fault.images)}"
         return [f"{what}: likely {fault.words}: {fault.mend}: {better}"]
-    tried = f" ({', '.join(look.tried)})" if look.tried else ""
+    more = f" and {len(look.tried) - MOST_TRIED} more" if len(look.tried) > MOST_TRIED else ""
+    tried = f" ({', '.join(look.tried[:MOST_TRIED])}{more})" if look.tried else ""
     rest = "; ledger.preflight ended before all were tried" if look.cut else ""
     return [
         f"{what}: no other pixel format and no other order of labels is clearly better{tried}{rest}: look at the images and "

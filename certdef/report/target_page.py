@@ -10,7 +10,7 @@ from certdef.data.sets import Splits
 from certdef.purifiers.registry import find_purifier
 from certdef.report.certified import by_class, certificates, radii_in_words, strip
 from certdef.report.template import papers, template, uris
-from certdef.report.words import purifier_title
+from certdef.report.words import of_target_alone, purifier_title
 from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
@@ -45,7 +45,7 @@ def render(
         denoiser=purifier.denoiser.name if purifier.denoiser else None,
         by_class=by_class(config, data, stages["certify"].path) if data.named else [],
         strip=strip(config, data, stages),
-        bill=bill,
+        bill=of_target_alone(bill),
         papers=papers("smoothing", "denoised", *purifier.about.papers),
         **certificates(config, result["certify"], stages["certify"].path),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from certdef.config.job import RunConfig
 from certdef.report import udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
-from certdef.report.words import SUBJECT_NAMES, purifier_title, right_in_words
+from certdef.report.words import SUBJECT_NAMES, of_target_alone, purifier_title, right_in_words
 from certdef.stages.attack import AttackResult
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
@@ -32,16 +33,23 @@ from certdef.tracking.results import StageResult
 def headline(config: RunConfig, summary: Summary) -> str:
     """The summary of a finished verb, some lines a stage."""
     lines = [""]
+    config = replace(config, purifier=summary.purifier or config.purifier)
     for stage in summary.stages.values():
         lines += stage_lines(stage.result, config)
     lines += _purified_lines(summary.purified) if summary.purified else []
     if summary.bill:
+        alone = "certify" in summary.stages and "surrogate" not in summary.stages
+        bill = of_target_alone(summary.bill) if alone else summary.bill
         spent = (
             f"{purpose} {charge.spent:,} of {charge.budget:,}"
-            for purpose, charge in summary.bill.charges.items()
+            for purpose, charge in bill.charges.items()
             if charge.budget
         )
         lines.append(f"queries     {', '.join(spent)}")
+        if lost := bill.total.unknown:
+            lines.append(
+                f"lost        {lost:,} of these were sent and got no answer: they may have been charged"
+            )
         lines.append(f"ledger      {summary.ledger}")
     if summary.reused:
         lines.append(

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from certdef.config.job import SigmaLaw
 
 if TYPE_CHECKING:
     from certdef.stages.conditions import Condition
+    from surrogates import Bill
 
-__all__ = ["SUBJECT_NAMES", "condition_title", "law_in_words", "purifier_title", "right_in_words"]
+__all__ = [
+    "SUBJECT_NAMES",
+    "condition_title",
+    "law_in_words",
+    "of_target_alone",
+    "purifier_title",
+    "right_in_words",
+]
 
 SUBJECT_NAMES = {
     "surrogate": "surrogate",
@@ -47,3 +56,15 @@ def condition_title(condition: Condition) -> str:
     """A condition's noise and denoiser."""
     denoiser = purifier_title(condition.purifier) if condition.purifier else "no denoiser"
     return f"{condition.law} noise, {denoiser}"
+
+
+def of_target_alone(bill: Bill) -> Bill:
+    """The bill of a target that is certified alone: such a job has no budget for training and attack.
+
+    What a whole job on the same target paid for them before stays on it.
+    """
+    charges = {
+        purpose: replace(charge, budget=charge.largest) if purpose in ("training", "attack") else charge
+        for purpose, charge in bill.charges.items()
+    }
+    return replace(bill, charges={purpose: each for purpose, each in charges.items() if each.budget})

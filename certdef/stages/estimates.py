@@ -92,7 +92,8 @@ def expected_queries(
         checks = sum(expected.values()) // max(1, config.target.canary_every) + 2 * CHECKED_STAGES
         if target.charged_when_sent and config.target.canary_every:
             expected["canary"] = min(config.ledger.canary, CANARIES * checks)
-        expected["preflight"] = min(config.ledger.preflight, IMAGES, heldout)
+        each = 1 if data.labeled else 2  # without a label an image is seen again
+        expected["preflight"] = min(config.ledger.preflight, IMAGES, each * heldout)
     return expected
 
 

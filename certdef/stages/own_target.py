@@ -34,8 +34,9 @@ def open_own_target(config: RunConfig, data: Splits | None = None) -> tuple[surr
     try:
         target = _opened(config, None if data is None else data.image_shape, options)
     except surrogates.ClassesUnknown as error:
+        option = "target__num_classes=10" if is_object(config.target.uri) else "--target.num_classes 10"
         raise ConfigError(
-            f"target {address!r} does not tell its number of classes: give --target.num_classes"
+            f"target {address!r} does not tell its number of classes: give it, e.g. {option}"
         ) from error
     if data is None:
         return target, None

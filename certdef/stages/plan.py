@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from certdef.tracking.mlflow import tracking_uri
 from certdef.tracking.results import Share
 from surrogates.ledger.reader import seconds_per_query
 
+LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 LONG = 3_600  # seconds from which on a part of the job is named
 RESERVE = 0.8  # of the free memory that a batch may take
 
@@ -146,6 +148,7 @@ def make_plan(
         for purpose, count in expected.items()
     }
     reach = tuple(reaches(config)) if "certification" in expected else ()
+    LOG.info("time        a few images go through networks of the job's sizes")
     seconds, memory = _measured(config, data, device, target, ledger, expected)
     warnings = [*_radii(config, reach), *_pool(config, data, expected), *_long(seconds), *_memory(memory)]
     return Plan(
@@ -280,7 +283,7 @@ def _pool(config: RunConfig, data: Splits, expected: dict[str, int]) -> list[str
 def _long(seconds: dict[str, float]) -> list[str]:
     mends = {
         "the surrogate's votes": "lower certify.images or certify.n, or take --certify.method group_sequential",
-        "the target's answers": "raise target.concurrency or target.batch_size, or lower the budgets",
+        "the target's answers": "lower certify.target_images, certify.n or the budgets, or raise target.concurrency or target.batch_size",
         "attack": "lower attack.images or attack.steps, or take another purifier",
     }
     lines = []

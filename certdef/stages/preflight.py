@@ -7,6 +7,7 @@ answered here is kept, and evaluation gets it for nothing.
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import surrogates
 from certdef.stages.faults import Fault, Form, as_options, is_better, is_poor, label_fault, other_forms
 from certdef.tracking.results import Share
 
+LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 IMAGES = 50
 FIRST = 20  # images that another format is tried on; on the rest where it is no worse on these
 BLUR = 0.5  # pixels, of the same image seen again where no label says what is right
@@ -236,6 +238,7 @@ def look(
         return sample.answered(ledger.attach(target, purpose="preflight"))
 
     sample = sample.first(IMAGES // sample.queries)
+    LOG.info("look        %d images are asked of the target", len(sample.images))
     try:
         try:
             answers = ask(target, sample)
@@ -247,6 +250,7 @@ def look(
     except surrogates.TargetError as error:
         search, fault = Search(ask, reopen, sample), None
         if _may_be_the_form(error):
+            LOG.info("            it fails: other pixel formats are tried")
             with _unwatched(ledger):
                 fault = search.run(target, None)
         if fault is None:
@@ -262,6 +266,7 @@ def look(
     fault = None if sample.labels is None else label_fault(sample.labels, answers, sample.names)
     search = Search(ask, reopen, sample)
     if fault is None:
+        LOG.info("            %d of %d are right: other pixel formats are tried", right.sum(), len(right))
         with _unwatched(ledger):
             fault = search.run(target, right)
     return replace(seen, poor=True, fault=fault, tried=tuple(search.tried.values()), cut=search.cut)

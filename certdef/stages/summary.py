@@ -22,6 +22,7 @@ class Summary:
     bill: surrogates.Bill | None = None
     ledger: Path | None = None
     purified: dict[str, Any] = field(default_factory=dict)
+    purifier: str = ""  # of the job as it ran: what was not set follows the images
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:

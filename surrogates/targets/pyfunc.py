@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,11 @@ def load_pyfunc(uri: str) -> Any:
         return mlflow.pyfunc.load_model(uri)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if ":" not in uri and not Path(uri).is_dir():
+            raise TargetError(
+                f"{uri!r} is no folder of an MLflow model, and no NAME.onnx, NAME.tflite or NAME.yaml (a mapping): check "
+                "the path, or give an address (models:/, runs:/, http://, ...)"
+            ) from error
         raise TargetError(
             f"cannot load the MLflow model {uri!r} ({reason}): check the URI and MLFLOW_TRACKING_URI"
         ) from error

@@ -43,9 +43,16 @@ def test_the_printed_file_reads_back_as_the_same_configuration(tmp_path):
 
 
 BAD = [
+    ({"target__headers": "v2"}, "target.headers is v2", "use options, e.g. {n: 2000} or null"),
     ({"certify__radii": []}, "certify.radii", "at least one radius"),
     ({"certify__radii": 0.5}, "certify.radii is 0.5", "use a list, e.g. [0.25, 0.5]"),
     ({"certify__n": 1000.5}, "certify.n is 1000.5", "use a whole number"),
+    ({"target__classes": "cat"}, "target.classes is cat", "use a list, e.g. [cat, dog] or null"),
+    (
+        {"data__resize": "32x32"},
+        "data.resize is 32x32",
+        "use a whole number or a list, e.g. [0.25, 0.5] or null",
+    ),
     ({"target__concurrency": "x"}, "target.concurrency is x", "use a whole number or null"),
     ({"attack__eps": [0.1, 0.1]}, "attack.eps", "each distance once"),
     (

@@ -263,3 +263,11 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_decoded(zoo, monkey
         ConfigError, match=r"12 images of shape \(3, 12, 20\) need .* lower data.pool_images or data.resize"
     ):
         load(zoo, 5, 7)
+
+
+def test_images_without_a_target_of_ones_own_say_that_one_is_trained_on_them(zoo):
+    with pytest.raises(
+        ConfigError,
+        match=r"heldout_images is 400, but .*; a target is trained here, unless --target.uri",
+    ):
+        load_data(DataConfig(name="files", path=str(zoo)), 0)

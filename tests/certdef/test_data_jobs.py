@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -15,7 +16,10 @@ import certdef
 import certify
 from certdef import pipeline, stages
 from certdef.cli import main
+from certdef.config.load import load_config
 from certdef.report.terminal import headline
+from certdef.stages.summary import Summary
+from surrogates.ledger.bill import Bill, Charge
 from tests.conftest import TINY
 from tests.servers.faulty import faulty_server
 
@@ -227,3 +231,23 @@ def test_a_folder_and_an_address_are_enough_for_certificates(
     assert "own clean answer, which counts as right" in caption
     assert "Clean accuracy" not in page
     assert faults.charged == summary.bill.total.spent
+
+
+def test_the_summary_of_a_target_alone_has_no_budget_of_a_whole_job_and_names_lost_queries(
+    tmp_path: Path,
+) -> None:
+    charge = {"in_flight": 0, "recalled": 0}
+    charges = {
+        "training": Charge(1, 200, 0, **charge),
+        "certification": Charge(900, 100, 3, **charge),
+        "attack": Charge(50, 0, 0, **charge),
+    }
+    alone = {"certify": SimpleNamespace(result=None, reused=False)}
+    whole = alone | {"surrogate": alone["certify"]}
+    printed = [
+        headline(load_config(), Summary(stages, tmp_path, bill=Bill("a target", charges)))
+        for stages in (alone, whole)
+    ]
+    assert "queries     training 200 of 200, certification 103 of 900\n" in printed[0]
+    assert "queries     training 200 of 1, certification 103 of 900, attack 0 of 50\n" in printed[1]
+    assert all("lost        3 of these were sent and got no answer" in each for each in printed)

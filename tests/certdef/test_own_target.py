@@ -178,12 +178,20 @@ class TestCertifyAlone:
         assert "reused" in again
         spent = [line for line in printed.out.splitlines() if line.startswith("queries")]
         assert spent == [line for line in again.splitlines() if line.startswith("queries")]
-        assert "training" not in spent[0] or "training 0" in spent[0]
+        assert not {"training", "attack"} & {*spent[0].split()}  # budgets of what such a job never does
+        assert ">attack<" not in page
 
     def test_an_option_of_the_surrogate_brings_it_back(self, served, capsys):
         options = [*served, "--surrogate.epochs=5", "--certify.images=4", "--quiet"]
         assert main(["certify", *options]) == 0
         assert "certified   surrogate" in capsys.readouterr().out
+
+    def test_the_summary_names_the_purifier_that_followed_from_the_images(self, served, capsys):
+        options = [*(each for each in served if "purifier" not in each), "--quiet", "--attack.images=4"]
+        assert main(["run", *options, "--surrogate.epochs=5", "--certify.images=4", "--attack.steps=2"]) == 0
+        printed = capsys.readouterr().out
+        assert ", behind de3-leaves " in printed
+        assert "De^3" not in printed
 
     def test_purifier_none(self, served, tmp_path, capsys):
         options = [*(each for each in served if "purifier" not in each), "--purifier=none", "--quiet"]
@@ -234,6 +242,19 @@ class TestCommandLine:
         assert printed["preset"] == "digits"
         assert printed["certify"]["method"] == "fixed"
         assert printed["data"]["heldout_images"] == 400
+
+    def test_an_unknown_purifier_hides_nothing_and_adds_nothing(self, served, capsys):
+        assert main(["plan", *served, "--purifier=de4", "--device=tpu"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split(" is ")[0] for line in lines] == ["certdef: purifier", "certdef: device"]
+
+    def test_a_plan_says_what_it_waits_for_and_trains_nothing_that_is_shipped(self, served, capsys):
+        assert main(["plan", *(each for each in served if "purifier" not in each)]) == 0
+        printed = capsys.readouterr()
+        assert "look        20 images are asked of the target" in printed.err
+        assert "time        a few images go" in printed.err
+        assert "train the surrogate" in printed.out
+        assert "train de3-leaves" not in printed.out
 
     def test_without_a_target_the_preset_is_refused(self, store, capsys):
         assert main(["run", "--preset=own", f"--tracking.uri={store}", "--quiet"]) == 2

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import certdef
+import surrogates
 from certdef.cli import main
 from certdef.config.job import ConfigError
 from certdef.data.sets import load_data
@@ -216,6 +217,17 @@ def test_the_radius_of_a_plan_is_that_of_a_unanimous_vote(tiny_job: Any) -> None
     shares = curves[f"target-{first.law}-de3"]["accuracy"]
     assert all(share[0] == 0 for share, out in zip(shares, beyond, strict=True) if out)
     assert True in beyond
+
+
+def test_a_look_without_labels_asks_twice() -> None:
+    config = certdef.load_config(**SMALL | {"data__heldout_images": 20})
+    data = load_data(config.data, 0)
+    target = surrogates.open_target(lambda images: np.zeros(len(images), int), num_classes=10)
+    looks = [
+        expected_queries(config, each, target)["preflight"]
+        for each in (data, dataclasses.replace(data, labeled=False))
+    ]
+    assert looks == [20, 40]
 
 
 @pytest.mark.parametrize("verb", ["distill", "certify", "attack"])

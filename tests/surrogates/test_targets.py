@@ -379,6 +379,7 @@ def test_bad_answers_are_named(function: Any, kind: str, message: str) -> None:
         (ten_classes, {"num_classes": 10, "device": "cpu"}, r"device applies to torch modules"),
         ("https://example.com/model", {}, r"no protocol for"),
         (3, {}, r"cannot open a int"),
+        ("net.onx", {}, r"'net.onx' is no folder of an MLflow model, and no NAME.onnx"),
     ],
 )
 def test_what_cannot_be_opened(source: Any, options: dict[str, Any], message: str) -> None:
