@@ -93,7 +93,12 @@ def _items(images: Any, form: Form) -> tuple[np.ndarray, list[Any] | None]:
         done[index] = image
         labels.append(label)
     assert done is not None
-    return done, None if any(label is None for label in labels) else [_plain(label) for label in labels]
+    missing = [index for index, label in enumerate(labels) if label is None]
+    if 0 < len(missing) < count:
+        raise ConfigError(
+            f"{len(missing):,} of {count:,} images have no label, the first one at {missing[0]}: give labels to all, or to none"
+        )
+    return done, None if missing else [_plain(label) for label in labels]
 
 
 def _room(count: int, shape: tuple[int, ...]) -> np.ndarray:

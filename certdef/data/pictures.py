@@ -19,11 +19,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from certdef.config.job import ConfigError
-from certdef.data.pixels import COLORS, Form, covering, recolored
+from certdef.data.pixels import COLORS, MOST_PIXELS, Form, covering, recolored
 from certdef.data.source import Images, Progress, no_bar
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MOST_PIXELS = 89_478_485  # from here on Pillow too suspects a bomb
 SHOWN = 20  # files that an error names
 GRAY = ("1", "L", "LA", "La", "I", "F")  # and every I;16
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -214,6 +213,8 @@ def _opened(picture: Path | bytes) -> Iterator[Image.Image]:
                 yield image
     except BadPicture:
         raise
+    except ConfigError as error:
+        raise BadPicture(str(error)) from error
     except UnidentifiedImageError as error:
         raise BadPicture("is no JPEG, PNG, WebP or BMP picture: take it away or convert it") from error
     except Image.DecompressionBombError as error:

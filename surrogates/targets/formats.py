@@ -187,8 +187,9 @@ class PixelFormat:
         if self.dtype in EIGHT_BITS:
             return self._written(seen, "chw")
         if self.quantize is not None:
-            return np.rint(self._levels(seen.astype(np.float64))).astype(np.uint16)
-        return seen + np.float32(0)  # -0.0 becomes 0.0
+            levels = np.rint(self._levels(seen.astype(np.float64, order="C")))
+            return levels.astype(np.uint16)
+        return np.add(seen, np.float32(0), order="C")  # -0.0 becomes 0.0
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels (N, C, H, W) float32 as the target takes them, in memory of their own.

@@ -112,3 +112,9 @@ def test_what_is_no_data_set_is_one_line(images, labels, said):
     with pytest.raises(ConfigError, match=said) as error:
         source_of(images, labels)
     assert "\n" not in str(error.value)
+
+
+def test_labels_of_some_images_alone_are_refused():
+    items = [(image, label) for image, label in zip(LEVELS, [*LABELS[:4], None, None], strict=True)]
+    with pytest.raises(ConfigError, match="2 of 6 images have no label, the first one at 4"):
+        source_of(items)

@@ -146,6 +146,7 @@ def test_images_of_one_key_are_sent_as_the_same_bytes(options: dict, channels: i
     for batch in alike + others:
         for image in np.concatenate([batch, 1 - batch]):
             key = form.canonical(image[None])
+            assert key.flags.c_contiguous  # a ledger hashes its memory
             sent = form.encode(image[None])
             assert keys.setdefault(bytes(key) + str(key.shape).encode(), bytes(sent)) == bytes(sent)
     first = form.canonical(plain)
