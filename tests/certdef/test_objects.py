@@ -302,6 +302,14 @@ class TestTarget:
         with pytest.raises(ConfigError, match="open it with open_target"):
             certdef.certify(**job, target=nameless)
 
+    def test_an_open_target_in_another_form_is_another(self, job, logistic):
+        """Its identity is the same, and its answers are not: no finished stage of the first is the second's."""
+        first = certdef.certify(**job, target=surrogates.open_target(logistic))
+        second = certdef.certify(**job, target=surrogates.open_target(logistic, mean=0.3, std=0.2))
+        assert second.results["target"]["identity"] == first.results["target"]["identity"]
+        assert not second.stages["target"].reused
+        assert second.results["target"]["preprocessing"] != first.results["target"]["preprocessing"]
+
     def test_its_name_alone_does_not_open_it_again(self, job, logistic, tmp_path):
         import os
         import subprocess
