@@ -336,7 +336,9 @@ def _wrong_kind(line: str) -> str | None:
     """A value of another kind than its option takes, in words; None where the parser says something else."""
     key = re.search(r'"([\w.]+)": ', line)
     value = re.search(r"Given value: ?(.*)$", line) or re.search(r"Got value: ?(.*)$", line)
-    listed = re.split(r"Errors:|Got value", line)[0]  # of several kinds, those with types inside stand as they are written
+    listed = re.split(r"Errors:|Got value", line)[
+        0
+    ]  # of several kinds, those with types inside stand as they are written
     found = re.findall(r"<class '(\w+)'>|((?:tuple|list|dict)\[[\w., ]+\])", listed)
     kinds = dict.fromkeys(plain or full for plain, full in found)
     if not (key and value and kinds) or not kinds.keys() <= KINDS.keys():

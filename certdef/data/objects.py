@@ -132,9 +132,14 @@ def _split(item: Any) -> tuple[Any, Any]:
 def _image(item: Any, form: Form, index: int) -> np.ndarray:
     """One image as (C, H, W) float32 in [0, 1], in its form."""
     if isinstance(item, Image.Image):
-        from certdef.data.pictures import from_pil
+        from certdef.data.pictures import BadPicture, from_pil
 
-        return from_pil(item, form)
+        try:
+            return from_pil(item, form)
+        except BadPicture as error:
+            raise ConfigError(f"image {index} {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"image {index}: {error}") from error
     array = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item)
     try:
         return form.apply(as_images(array[None]))[0]

@@ -179,7 +179,14 @@ def from_pil(image: Image.Image, form: Form) -> np.ndarray:
 
     16-bit gray keeps its levels, transparency is dropped as torchvision does; without a color in the form, gray stays gray
     and all else becomes rgb.
+
+    Raises:
+        BadPicture: Its mode does not tell which level is white.
     """
+    if image.mode == "F" or (image.mode == "I" and image.format is None):
+        raise BadPicture(
+            f"has the mode {image.mode}, whose levels have no end that is white: give its pixels as an array, uint8 or floats in [0, 1]"
+        )
     color = form.color or ("gray" if is_gray(image) else "rgb")
     turned = ImageOps.exif_transpose(image)
     deep = turned.mode == "I" or turned.mode.startswith("I;16")
@@ -214,7 +221,7 @@ def _opened(picture: Path | bytes) -> Iterator[Image.Image]:
     except BadPicture:
         raise
     except ConfigError as error:
-        raise BadPicture(str(error)) from error
+        raise BadPicture(f"can't be scaled: {error}") from error
     except UnidentifiedImageError as error:
         raise BadPicture("is no JPEG, PNG, WebP or BMP picture: take it away or convert it") from error
     except Image.DecompressionBombError as error:

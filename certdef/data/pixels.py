@@ -88,8 +88,8 @@ def covering(image: Image.Image, sides: tuple[int, int]) -> Image.Image:
         scaled = (width, width * image.height // image.width)
     if scaled[0] * scaled[1] > MOST_PIXELS:
         raise ConfigError(
-            f"is {image.height} x {image.width}, and would be {scaled[1]:,} x {scaled[0]:,} before it is cut to "
-            f"{height} x {width}: crop it, or give a smaller data.resize"
+            f"{image.height} x {image.width} pixels would be {scaled[1]:,} x {scaled[0]:,} before they are cut to "
+            f"{height} x {width}: crop the image, or give a smaller data.resize"
         )
     if image.size != scaled:
         image = image.resize(scaled, SMOOTHLY)

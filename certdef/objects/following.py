@@ -50,5 +50,12 @@ def _tests(source: Source) -> int:
 def alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:
     """Whether the target is certified alone: by certify, if nothing of a surrogate was set and nothing must be trained."""
     asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guide != "off"
-    ready = "purifier" not in chosen or not needs_work(config.purifier, config)
-    return verb == "certify" and ready and not asked
+    return verb == "certify" and not asked and ("purifier" not in chosen or _is_ready(config))
+
+
+def _is_ready(config: RunConfig) -> bool:
+    """Whether the purifier can be used as it is; not one that does not exist, which the checks name with all else."""
+    try:
+        return not needs_work(config.purifier, config)
+    except ConfigError:
+        return False
