@@ -299,8 +299,8 @@ class _Reader:
         for name, part in module.named_modules(remove_duplicate=False):
             self._several(name, type(part))
             self.read({key: value for key, value in vars(part).items() if key not in OF_MODULES})
-            for key in sorted(part._non_persistent_buffers_set):
-                self._several(key, part._buffers.get(key))
+        for name, value in sorted(module.named_buffers()):  # also those that are never saved
+            self._several(name, value)
 
     def _instance(self, thing: Any) -> None:
         """Any other object: what would be kept of it if it were saved; one of a class of the user's own is read already."""
