@@ -142,7 +142,7 @@ def by_index(scores: np.ndarray, indices: np.ndarray, num_classes: int) -> np.nd
     if np.array_equal(indices, np.arange(num_classes)):
         return scores
     spread = np.zeros((len(scores), num_classes))
-    np.add.at(spread, (slice(None), indices), scores)
+    np.add.at(spread.T, indices, np.asarray(scores).T)
     return spread
 
 
