@@ -33,10 +33,15 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "str": "a text",
-    "list": "a list, e.g. [224, 320]",
     "tuple": "a list, e.g. [0.25, 0.5]",
-    "names": "a list, e.g. [cat, dog]",
     "dict": "options, e.g. {n: 2000}",
+    "tuple[float, float]": "two numbers, e.g. [0,255]",
+    "tuple[float, ...]": "a list of numbers, e.g. [0.5,0.5,0.5]",
+    "tuple[int, int]": "two whole numbers, e.g. [224,224]",
+    "list[int]": "a list of whole numbers, e.g. [224,224]",
+    "list[str]": "a list of texts, e.g. [cat,dog]",
+    "tuple[str, ...]": "a list of texts, e.g. [cat,dog]",
+    "dict[str, str]": "a mapping of texts, e.g. '{X-Model: v2}'",
     "NoneType": "null",
 }
 
@@ -329,10 +334,13 @@ def explain(message: str, known: list[str]) -> str:
 
 def _wrong_kind(line: str) -> str | None:
     """A value of another kind than its option takes, in words; None where the parser says something else."""
-    key, value = re.search(r'"([\w.]+)": ', line), re.search(r"(?:Got|Given) value: ?(.*)$", line)
-    types = re.sub(r"\b(?:list|tuple)\[str\b", "names[", re.split(r"Errors:|Got value", line)[0])
-    found = re.findall(r"<class '(\w+)'>|\b(names|list|tuple|dict)\[", types)
-    kinds = dict.fromkeys(simple or nested for simple, nested in found)
+    key = re.search(r'"([\w.]+)": ', line)
+    value = re.search(r"Given value: ?(.*)$", line) or re.search(r"Got value: ?(.*)$", line)
+    listed = re.split(r"Errors:|Got value", line)[
+        0
+    ]  # of several kinds, those with types inside stand as they are written
+    found = re.findall(r"<class '(\w+)'>|((?:tuple|list|dict)\[[\w., ]+\])", listed)
+    kinds = dict.fromkeys(plain or full for plain, full in found)
     if not (key and value and kinds) or not kinds.keys() <= KINDS.keys():
         return None
     return f"{key[1]} is {value[1] or 'empty'}: use {' or '.join(KINDS[kind] for kind in kinds)}"

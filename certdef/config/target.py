@@ -61,8 +61,8 @@ class TargetConfig:
     layout: list[int] | str | None = None
     dtype: str | None = None
     pixel_range: tuple[float, float] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | float | None = None
+    std: tuple[float, ...] | float | None = None
     color: str | None = None
     resize: int | list[int] | None = None
     quantize: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from certdef.config.job import ConfigError
 
 LARGEST = 100_000  # a class called 20240101 is a name
+WHOLE = r"[0-9]{1,18}(\.0*)?"
 
 
 class Labels(NamedTuple):
@@ -21,15 +23,17 @@ class Labels(NamedTuple):
 
 
 def labels_from_texts(texts: Sequence[str], known: Iterable[str] = ()) -> Labels:
-    """Labels that are written out: whole numbers stand for themselves, names are numbered in sorted order.
+    """Labels that are written out: whole numbers, also as 3.0, stand for themselves, names are numbered in sorted order.
 
     Args:
         texts: A label for each image.
         known: Further classes, of which there is no image.
     """
     names = sorted({*texts, *known})
-    if names and all(name.isascii() and name.isdigit() and int(name) <= LARGEST for name in names):
-        return Labels(np.array([int(text) for text in texts], np.int64), None, False)
+    # As numbers they sort otherwise: a table with 10.0 before 2.0 would have other classes than its numbers say.
+    numbers = {name: int(name.partition(".")[0]) for name in names if re.fullmatch(WHOLE, name)}
+    if names and len({*numbers.values()}) == len(names) and max(numbers.values()) <= LARGEST:
+        return Labels(np.array([numbers[text] for text in texts], np.int64), None, False)
     index = {name: number for number, name in enumerate(names)}
     return Labels(np.array([index[text] for text in texts], np.int64), tuple(names), True)
 
@@ -43,7 +47,11 @@ def labels_from_array(labels: np.ndarray, count: int, class_names: np.ndarray | 
     labels = np.asarray(labels)
     if labels.shape == (count, 1):
         labels = labels[:, 0]
-    if np.issubdtype(labels.dtype, np.floating) and np.array_equal(labels, np.rint(labels)):
+    if (
+        np.issubdtype(labels.dtype, np.floating)
+        and np.array_equal(labels, np.rint(labels))
+        and (abs(labels) <= 2**53).all()
+    ):
         labels = labels.astype(np.int64)
     text = labels.dtype.kind in "US"  # bytes or str
     if labels.shape != (count,) or not (text or np.issubdtype(labels.dtype, np.integer)):

@@ -48,6 +48,11 @@ def match_labels(
         return _renumbered(data, found, known, num_classes)
     if data.by_name:
         _check_order(data, known, num_classes)
+    elif data.named and known and (moved := _moved(data.classes, known)):
+        raise ConfigError(
+            f"{data.name} calls class {data.classes.index(moved)} {moved!r}, which is class {known.index(moved)} of the target: "
+            f"mend --target.classes, or {REMEDY}"
+        )
     elif num_classes < len(data.classes):
         raise ConfigError(
             f"it answers {num_classes} classes, but the labels of {data.name} go up to "
@@ -63,6 +68,14 @@ def _by_name(data: Splits, known: tuple[str, ...]) -> list[int] | None:
         ours = [same(name) for name in data.classes]
         if len(places) == len(known) and len(set(ours)) == len(ours) and {*ours} <= places.keys():
             return [places[name] for name in ours]
+    return None
+
+
+def _moved(ours: Sequence[str], known: Sequence[str]) -> str | None:
+    """The first of our names that the target has at another place; None where its numbers do not contradict ours."""
+    for number, name in enumerate(ours):
+        if name in known and known[number : number + 1] != (name,):
+            return name
     return None
 
 
@@ -133,7 +146,10 @@ def _entries(path: Path) -> dict[str, int | str]:
         return {str(name): number for number, name in enumerate(plain)}
     if not isinstance(plain, Mapping) or not all(isinstance(value, int | str) for value in plain.values()):
         raise ConfigError(f"data.labels {str(path)!r} maps no labels: write a line NAME: NUMBER for each")
-    return {str(name): int(value) if str(value).isdigit() else value for name, value in plain.items()}
+    return {
+        str(name): int(value) if re.fullmatch(r"[0-9]{1,18}", str(value)) else value
+        for name, value in plain.items()
+    }
 
 
 def _renumbered(

@@ -93,7 +93,12 @@ def _items(images: Any, form: Form) -> tuple[np.ndarray, list[Any] | None]:
         done[index] = image
         labels.append(label)
     assert done is not None
-    return done, None if any(label is None for label in labels) else [_plain(label) for label in labels]
+    missing = [index for index, label in enumerate(labels) if label is None]
+    if 0 < len(missing) < count:
+        raise ConfigError(
+            f"{len(missing):,} of {count:,} images have no label, the first one at {missing[0]}: give labels to all, or to none"
+        )
+    return done, None if missing else [_plain(label) for label in labels]
 
 
 def _room(count: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -127,9 +132,14 @@ def _split(item: Any) -> tuple[Any, Any]:
 def _image(item: Any, form: Form, index: int) -> np.ndarray:
     """One image as (C, H, W) float32 in [0, 1], in its form."""
     if isinstance(item, Image.Image):
-        from certdef.data.pictures import from_pil
+        from certdef.data.pictures import BadPicture, from_pil
 
-        return from_pil(item, form)
+        try:
+            return from_pil(item, form)
+        except BadPicture as error:
+            raise ConfigError(f"image {index} {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"image {index}: {error}") from error
     array = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item)
     try:
         return form.apply(as_images(array[None]))[0]

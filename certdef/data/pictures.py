@@ -19,11 +19,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from certdef.config.job import ConfigError
-from certdef.data.pixels import COLORS, Form, covering, recolored
+from certdef.data.pixels import COLORS, MOST_PIXELS, Form, covering, recolored
 from certdef.data.source import Images, Progress, no_bar
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MOST_PIXELS = 89_478_485  # from here on Pillow too suspects a bomb
 SHOWN = 20  # files that an error names
 GRAY = ("1", "L", "LA", "La", "I", "F")  # and every I;16
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -180,7 +179,14 @@ def from_pil(image: Image.Image, form: Form) -> np.ndarray:
 
     16-bit gray keeps its levels, transparency is dropped as torchvision does; without a color in the form, gray stays gray
     and all else becomes rgb.
+
+    Raises:
+        BadPicture: Its mode does not tell which level is white.
     """
+    if image.mode == "F" or (image.mode == "I" and image.format is None):
+        raise BadPicture(
+            f"has the mode {image.mode}, whose levels have no end that is white: give its pixels as an array, uint8 or floats in [0, 1]"
+        )
     color = form.color or ("gray" if is_gray(image) else "rgb")
     turned = ImageOps.exif_transpose(image)
     deep = turned.mode == "I" or turned.mode.startswith("I;16")
@@ -214,6 +220,8 @@ def _opened(picture: Path | bytes) -> Iterator[Image.Image]:
                 yield image
     except BadPicture:
         raise
+    except ConfigError as error:
+        raise BadPicture(f"can't be scaled: {error}") from error
     except UnidentifiedImageError as error:
         raise BadPicture("is no JPEG, PNG, WebP or BMP picture: take it away or convert it") from error
     except Image.DecompressionBombError as error:

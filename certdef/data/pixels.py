@@ -15,6 +15,7 @@ from surrogates.targets.formats import channel_axis
 
 COLORS = {"gray": 1, "rgb": 3}
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601, as PIL's mode L
+MOST_PIXELS = 89_478_485  # of one picture; from here on Pillow too suspects a bomb
 SMOOTHLY = Image.Resampling.BILINEAR  # over the area that a pixel covers: shrunken images do not alias
 
 
@@ -85,6 +86,11 @@ def covering(image: Image.Image, sides: tuple[int, int]) -> Image.Image:
         scaled = (height * image.width // image.height, height)
     else:
         scaled = (width, width * image.height // image.width)
+    if scaled[0] * scaled[1] > MOST_PIXELS:
+        raise ConfigError(
+            f"{image.height} x {image.width} pixels would be {scaled[1]:,} x {scaled[0]:,} before they are cut to "
+            f"{height} x {width}: crop the image, or give a smaller data.resize"
+        )
     if image.size != scaled:
         image = image.resize(scaled, SMOOTHLY)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)

@@ -7,11 +7,16 @@ must have another one, and one whose behavior can't be read off is refused until
 from __future__ import annotations
 
 import dis
+import functools
 import hashlib
+import importlib
+import importlib.util
 import sys
 import sysconfig
 import types
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -48,7 +53,8 @@ OF_MODULES = (
     "_modules",
     "training",
 )  # read by other ways, or set by whoever uses it
-GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
+GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
+HEAP_TYPE = 1 << 9  # of a class that was not written in C
 DEEPEST = 60
 
 
@@ -59,8 +65,9 @@ class _Unreadable(Exception):
 def identity_of(thing: Any, what: str) -> str:
     """`module.name:digest` of a function, a torch module, an estimator or any other object that is plain data and code.
 
-    Code counts by its bytecode, with the values that it reaches: defaults, closures, and the globals that it names. What an
-    installed package or the standard library defines counts by its name.
+    Code counts by its bytecode, with the values that it reaches: defaults, closures, the globals that it names, and what it
+    imports. What an installed package or the standard library defines counts by its name. Files that it reads when it is
+    called are not seen.
 
     Args:
         thing: The object.
@@ -71,8 +78,8 @@ def identity_of(thing: Any, what: str) -> str:
     """
     reader = _Reader()
     try:
-        reader.read(thing)
-    except _Unreadable as error:
+        reader.read_all(thing)
+    except (_Unreadable, RecursionError) as error:
         raise ConfigError(
             f"{what} {_name(thing)} has no identity of its own: it reaches {error}, whose behavior can't be told from "
             "outside. Give it a name that changes when it does: identity='...'"
@@ -93,10 +100,34 @@ class _Reader:
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []  # alive, so that no id is used twice
         self._depth = 0
+        self._modules: dict[str, types.ModuleType] = {}  # that code reaches, by name
+        self._entries: dict[str, None] = {}  # names of attributes that code asks for
+
+    def read_all(self, thing: Any) -> None:
+        """Feed an object, and of the modules that its code reaches all that it asks for."""
+        self.read(thing)
+        done: set[tuple[str, str]] = set()
+        while new := [
+            (module, entry)
+            for module in self._modules
+            for entry in self._entries
+            if (module, entry) not in done
+        ]:
+            for module, entry in new:
+                done.add((module, entry))
+                self._entry(self._modules[module], entry)
+
+    def _entry(self, module: types.ModuleType, entry: str) -> None:
+        """An entry of a module; of a library's only what somebody else has put there."""
+        if entry not in vars(module):
+            return
+        value = vars(module)[entry]
+        if not _is_library(module) or isinstance(value, types.ModuleType) or _is_own_function(value):
+            self._several(f"{module.__name__}.{entry}", value)
 
     def read(self, thing: Any) -> None:
         """Feed one object; of one that came before, where it came."""
-        if isinstance(thing, PLAIN):
+        if isinstance(thing, PLAIN) and _is_library(type(thing)):
             return self._note(type(thing).__name__, repr(thing))
         if id(thing) in self._seen:
             return self._note("again", str(self._seen[id(thing)]))
@@ -109,14 +140,18 @@ class _Reader:
         self._depth -= 1
 
     def _read(self, thing: Any) -> None:
-        if isinstance(thing, np.ndarray | np.generic):
+        if not _is_library(type(thing)):
+            self._class(type(thing))
+            self._attributes(thing)
+        if isinstance(thing, PLAIN):  # of a class of the user's own
+            self._note(next(kind for kind in PLAIN if isinstance(thing, kind)).__repr__(thing))
+        elif isinstance(thing, np.ndarray | np.generic):
             self._array(np.asarray(thing))
         elif isinstance(thing, torch.Tensor):
-            self._note("tensor", str(thing.dtype), str(tuple(thing.shape)))
-            self.digest.update(thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._tensor(thing)
         elif isinstance(thing, dict | types.MappingProxyType):
             self._mapping(thing)
-        elif isinstance(thing, list | tuple):
+        elif isinstance(thing, list | tuple | deque):
             self._note(type(thing).__name__, str(len(thing)))
             for each in thing:
                 self.read(each)
@@ -138,8 +173,11 @@ class _Reader:
             self._several(type(thing).__name__, thing.__func__)
         elif isinstance(thing, property):
             self._several("property", thing.fget, thing.fset)
+        elif isinstance(thing, functools.cached_property):
+            self._several("property", thing.func)
         elif isinstance(thing, types.ModuleType):
             self._note("module", thing.__name__)
+            self._modules.setdefault(thing.__name__, thing)
         elif isinstance(thing, type):
             self._class(thing)
         elif isinstance(
@@ -168,6 +206,13 @@ class _Reader:
         self._note(kind)
         for part in parts:
             self.read(part)
+
+    def _tensor(self, tensor: torch.Tensor) -> None:
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise _Unreadable("a tensor that is sparse, quantized or without values")
+        self._note("tensor", str(tensor.dtype), str(tuple(tensor.shape)))
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        self.digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
     def _array(self, array: np.ndarray) -> None:
         self._note("array", array.dtype.str, str(array.shape))
@@ -206,16 +251,15 @@ class _Reader:
             self._globals(function)
 
     def _globals(self, function: types.FunctionType) -> None:
-        """The globals that a function's code names; of a module of the user's own, those of its entries."""
-        known, entries = function.__globals__, _names(function.__code__, ATTRIBUTE)
+        """The globals that a function's code names, and the modules that it imports."""
+        known = function.__globals__
+        self._entries |= dict.fromkeys(_names(function.__code__, ATTRIBUTE))
         for name in _names(function.__code__, GLOBAL):
-            if name not in known:
-                continue
-            self._several(name, known[name])
-            if isinstance(known[name], types.ModuleType) and not _is_library(known[name]):
-                for entry in entries:
-                    if entry in vars(known[name]):
-                        self._several(entry, vars(known[name])[entry])
+            if name in known:
+                self._several(name, known[name])
+        for name in _imports(function.__code__):
+            if (module := _imported(name, known.get("__package__"))) is not None:
+                self.read(module)
 
     def _class(self, kind: type) -> None:
         self._note("class", _name(kind))
@@ -230,8 +274,22 @@ class _Reader:
                     "__doc__",
                     "__firstlineno__",
                     "__static_attributes__",
-                ):
+                    "__slots__",
+                ) and not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
                     self._several(name, value)
+
+    def _attributes(self, thing: Any) -> None:
+        """What an object of a class of the user's own holds, beside what a class of Python's keeps for it."""
+        if isinstance(thing, type | nn.Module):
+            return
+        if hasattr(thing, "__dict__"):  # without what is only kept so as not to be computed twice
+            kept = {name for name in vars(thing) if _is_cached(getattr(type(thing), name, None))}
+            self.read({name: value for name, value in vars(thing).items() if name not in kept})
+        for each in type(thing).__mro__:
+            for name, value in vars(each).items():
+                if isinstance(value, types.MemberDescriptorType) and not _is_library(each):
+                    with suppress(AttributeError):  # not set
+                        self._several(name, value.__get__(thing))
 
     def _module(self, module: nn.Module) -> None:
         """A network: classes, weights, and every setting that is no weight."""
@@ -241,17 +299,26 @@ class _Reader:
         for name, part in module.named_modules(remove_duplicate=False):
             self._several(name, type(part))
             self.read({key: value for key, value in vars(part).items() if key not in OF_MODULES})
+        for name, value in sorted(module.named_buffers()):  # also those that are never saved
+            self._several(name, value)
 
     def _instance(self, thing: Any) -> None:
-        """Any other object: its class and its attributes, or what would be kept of it if it were saved."""
+        """Any other object: what would be kept of it if it were saved; one of a class of the user's own is read already."""
+        if not _is_library(type(thing)) and all(
+            each is object or each.__flags__ & HEAP_TYPE for each in type(thing).__mro__
+        ):
+            return
         self._class(type(thing))
-        if not _is_library(type(thing)) and hasattr(thing, "__dict__"):
-            return self.read(vars(thing))
+        wrapped = getattr(thing, "__wrapped__", None)
+        if wrapped is not None:  # a cache around a function
+            self._several("wrapped", wrapped)
         try:
             state = thing.__reduce_ex__(4)
         except Exception as error:  # whatever a foreign class trips over
             raise _Unreadable(f"a {type(thing).__module__}.{type(thing).__qualname__}") from error
         if isinstance(state, str):
+            if isinstance(thing, np.ufunc) and "vectorized" in state:
+                raise _Unreadable("a function that numpy.frompyfunc made")
             return self._note("name", state)
         rebuild, arguments, *rest = state
         self._several(
@@ -270,9 +337,52 @@ def _names(code: types.CodeType, by: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys([*own, *(name for each in inner for name in _names(each, by))]))
 
 
+def _imports(code: types.CodeType) -> Iterator[str]:
+    """The modules that code, and the code inside it, imports; relative ones with their dots."""
+    before: list[Any] = []
+    name = ""
+    for each in dis.get_instructions(code):
+        if each.opname == "IMPORT_NAME":
+            level = before[-2] if len(before) > 1 and type(before[-2]) is int else 0
+            name = "." * level + each.argval
+            yield name
+        elif each.opname == "IMPORT_FROM":
+            yield f"{name}{'' if name.endswith('.') else '.'}{each.argval}"
+        before = [*before[-1:], each.argval]
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _imports(const)
+
+
+def _imported(name: str, package: str | None) -> types.ModuleType | None:
+    """The module of this name, imported where it is the user's own; None where there is none, or code has not reached it."""
+    try:
+        name = importlib.util.resolve_name(name, package)
+        if name in sys.modules:
+            return sys.modules[name]
+        found = importlib.util.find_spec(name)
+        if found is None or _in_library(name, found.origin):
+            return None
+        return importlib.import_module(name)
+    except Exception:  # nothing of that name, or whatever a module of the user's trips over: calling the function will say so
+        return None
+
+
+def _is_cached(attribute: Any) -> bool:
+    return isinstance(attribute, functools.cached_property)
+
+
+def _is_own_function(value: Any) -> bool:
+    return isinstance(value, types.FunctionType) and not _in_library(
+        value.__module__, value.__code__.co_filename
+    )
+
+
 def _is_library(thing: types.ModuleType | type) -> bool:
     """Whether a module or a class is of Python, of an installed package, or ours."""
     name = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
+    if name == "__main__":  # the user's, also where a notebook's or a test runner's own file was started
+        return False
     return _in_library(name, getattr(sys.modules.get(name), "__file__", None))
 
 

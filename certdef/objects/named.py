@@ -22,6 +22,7 @@ from certdef.data.objects import source_of
 from certdef.data.pixels import Form
 from certdef.data.source import Source
 from certdef.objects.identity import identity_of
+from certdef.tracking.checked_json import fingerprint
 
 OPTIONS = ("preset", "seed", "device", "threads", "work_dir")  # of the configuration that stand in no section
 NAMES = (
@@ -119,6 +120,18 @@ def _names(given: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
+def _form_mark(target: surrogates.Target) -> str:
+    """What the name of an open target has besides its identity: in another form it answers otherwise. Empty where it has none."""
+    reading, kind = target.reading, target.kind
+    form = (
+        target.preprocessing,
+        kind.key if kind.is_declared else "",
+        reading.class_names or (),
+        reading.output,
+    )
+    return f":{fingerprint(*form)[:8]}" if form[0] or any(form[2:]) or reading.output is not None else ""
+
+
 def _target_name(target: Any, identity: str | None) -> str:
     """An address as it is; an object's name."""
     if isinstance(target, str | Path):
@@ -131,7 +144,7 @@ def _target_name(target: Any, identity: str | None) -> str:
                 f"target is open already, as {target.identity!r}: open it with open_target(..., identity='a name that changes "
                 "when it does')"
             )
-        return remember(target.identity, target)
+        return remember(target.identity + _form_mark(target), target)
     if type(target).__module__.startswith("mlflow.pyfunc") and identity is None:
         identity = str(getattr(target.metadata, "model_id", None) or target.metadata.model_uuid)
     return remember(identity or identity_of(target, "target"), target)

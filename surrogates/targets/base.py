@@ -64,6 +64,9 @@ class Target(ABC):
         self.batch_size = batch_size
         self.pixels = pixels or PixelFormat()
         self.reading = reading or Reading()
+        self._column_order: list[
+            tuple[Any, ...] | None
+        ] = []  # as answers had it, where that is the classes' order
         if self.input_shape is not None:
             self.check_shape(self.input_shape)
 
@@ -177,7 +180,8 @@ class Target(ABC):
             TargetError: None of its parts is, or several can be.
         """
         kind = self.kind.name if self.kind.is_declared else None
-        return unpack(raw, self.reading.names, Expected(count, self.num_classes, kind, self.reading.output))
+        expected = Expected(count, self.num_classes, kind, self.reading.output, self._column_order)
+        return unpack(raw, self.reading.names, expected)
 
 
 def check_images(images: torch.Tensor | np.ndarray, *, bounded: bool = True, copy: bool = True) -> np.ndarray:

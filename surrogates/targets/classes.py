@@ -132,6 +132,8 @@ def class_indices(seen: Sequence[Any] | np.ndarray, names: ClassNames | None, wh
 def by_index(scores: np.ndarray, indices: np.ndarray, num_classes: int) -> np.ndarray:
     """Return probabilities (N, K) with a column for each index, 0 for the classes that the model does not know.
 
+    Where several of the model's classes have one index, it is one of them: their sum.
+
     Raises:
         TargetError: An index that is no class.
     """
@@ -140,7 +142,7 @@ def by_index(scores: np.ndarray, indices: np.ndarray, num_classes: int) -> np.nd
     if np.array_equal(indices, np.arange(num_classes)):
         return scores
     spread = np.zeros((len(scores), num_classes))
-    spread[:, indices] = scores
+    np.add.at(spread.T, indices, np.asarray(scores).T)
     return spread
 
 

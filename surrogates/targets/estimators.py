@@ -71,8 +71,14 @@ class EstimatorTarget(Target):
             return labels
         order = np.argsort(self._classes)  # `classes_` is sorted in scikit-learn, not in every look-alike
         labels = np.asarray(labels).reshape(len(pixels))
-        found = self._indices[order[np.searchsorted(self._classes, labels, sorter=order)]]
-        return self.parse_values(found, len(pixels))
+        places = np.searchsorted(self._classes, labels, sorter=order)
+        found = order[np.minimum(places, len(order) - 1)]
+        odd = self._classes[found] != labels
+        if odd.any():
+            raise TargetError(
+                f"target answered label {labels[odd][0].item()!r}, which is not among its classes_: open its predict as a function"
+            )
+        return self.parse_values(self._indices[found], len(pixels))
 
     def _kind(self, estimator: Any, declared: Declared) -> OutputKind:
         """Return what it answers: probabilities or labels; without classes of its own, its first answer tells."""

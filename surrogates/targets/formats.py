@@ -82,6 +82,8 @@ class PixelFormat:
                     f"{name} has {len(values)} values, but color {self.color!r} has {COLORS[self.color]} channels: "
                     "give one for each"
                 )
+        if "float" in self.dtype and max(map(abs, self.pixel_range or (0, 1))) > np.finfo(self.dtype).max:
+            lines.append(f"pixel_range of {self.dtype} is {self.pixel_range!r}, more than it holds")
         if self.pixel_range is None:
             if self.dtype in ("int8", "int32", "int64") and not lines:
                 usual = (-128, 127) if self.dtype == "int8" else (0, 255)
@@ -187,8 +189,9 @@ class PixelFormat:
         if self.dtype in EIGHT_BITS:
             return self._written(seen, "chw")
         if self.quantize is not None:
-            return np.rint(self._levels(seen.astype(np.float64))).astype(np.uint16)
-        return seen + np.float32(0)  # -0.0 becomes 0.0
+            levels = np.rint(self._levels(seen.astype(np.float64, order="C")))
+            return levels.astype(np.uint16)
+        return np.add(seen, np.float32(0), order="C")  # -0.0 becomes 0.0
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels (N, C, H, W) float32 as the target takes them, in memory of their own.

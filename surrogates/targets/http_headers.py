@@ -15,12 +15,15 @@ OWN_HEADERS = re.compile(
     r"host|content-length|transfer-encoding|connection|keep-alive|accept-encoding|expect|upgrade|te|trailer|proxy-.*|inference-header-content-length",
     re.IGNORECASE,
 )
-SECRET_HEADER = re.compile(
-    r"(.*[-_])?(api|access|auth)?(key|token|secret|sig|signature|password|auth|authorization|credentials?|cookie|session)"
-    r"([-_].*)?",
+SECRET_HEADER = re.compile(  # short words stand alone, long ones anywhere: X-Sig and X-Design, X-UserToken and X-Tokenizer
+    r"(.*[-_])?(key|sig|auth|pwd|pass|jwt|sid)([-_].*)?"
+    r"|.*((api|access|auth|secret|private|client|session|subscription)[-_]?key|token(?!i[sz])|secret|signature|passw"
+    r"|authori[sz]|credential|cookie|session|bearer).*",
     re.IGNORECASE,
 )
-SECRET_SCHEME = re.compile(r"(bearer|basic|token|digest)\s", re.IGNORECASE)
+SECRET_SCHEME = re.compile(
+    r"(bearer|basic|token|digest)\s|eyJ[\w-]+\.[\w-]+\.", re.IGNORECASE
+)  # or a JSON Web Token
 
 
 def check_headers(headers: Any) -> None:

@@ -91,7 +91,9 @@ class OnnxTarget(Target):
             charged_when_sent=False,
             input_shape=declared.input_shape,
             num_features=taken.num_features,
-            batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
+            batch_size=min(
+                (size for size in (taken.batch, declared.batch_size) if size is not None), default=None
+            ),
             pixels=declared.pixels,
             reading=Reading(declared.names),
         )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,15 @@ class Expected:
         num_classes: Number of classes.
         kind: What was declared or is known of the answers; None where they tell.
         output: Name or place of the part that the caller wants.
+        order: The names of the columns that were taken for the classes in their order, of each answer so far; None for an
+            answer whose rows have them in several orders.
     """
 
     count: int
     num_classes: int
     kind: str | None = None
     output: str | int | None = None
+    order: list[tuple[Any, ...] | None] = field(default_factory=list)
 
 
 def unpack(answer: Any, names: ClassNames | None = None, expected: Expected | None = None) -> Any:
@@ -57,6 +60,8 @@ def unpack(answer: Any, names: ClassNames | None = None, expected: Expected | No
     elif isinstance(answer, list) and answer and all(isinstance(record, dict) for record in answer):
         if any(record.keys() != answer[0].keys() for record in answer):
             raise TargetError("the model answered records with different fields, expected the same in each")
+        if expected is not None and any([*record] != [*answer[0]] for record in answer):
+            expected.order.append(None)  # of columns, if it turns out to be the order of the classes
         answer = {name: [record[name] for record in answer] for name in answer[0]}
     if expected is not None and expected.kind == "top_k" and type(answer) is tuple and len(answer) == 2:
         return _pair(plain(answer[0]), plain(answer[1]), names)
@@ -141,7 +146,7 @@ def _column(columns: dict[Any, Any], names: ClassNames | None, expected: Expecte
     # A whole number beside fractions is no score but a class, a count or a time.
     alike = len({array.shape for array in arrays}) == 1
     if alike and (kinds <= {"f"} or kinds <= {"i", "u"} or (names is not None and kinds <= set("fiu"))):
-        return np.stack([arrays[place] for place in _order(list(columns), names)], axis=1)
+        return np.stack([arrays[place] for place in _order(list(columns), names, expected)], axis=1)
     if expected is not None and any(array.ndim > 1 for array in arrays):
         return _labels(by_shape(columns, expected.count, expected.num_classes), names)
     raise TargetError(
@@ -166,7 +171,7 @@ def _pair(labels: Any, scores: Any, names: ClassNames | None) -> tuple[Any, Any]
     return (labels if names is None else text_labels(labels, names).reshape(labels.shape)), scores
 
 
-def _order(columns: list[Any], names: ClassNames | None) -> list[int]:
+def _order(columns: list[Any], names: ClassNames | None, expected: Expected | None) -> list[int]:
     """Return the place of each class's column, from class 0 on."""
     if names is not None:
         found = [names.index(column) for column in columns]
@@ -174,6 +179,8 @@ def _order(columns: list[Any], names: ClassNames | None) -> list[int]:
         matches = [re.fullmatch(r"(.*?)(\d+)", str(column), re.DOTALL) for column in columns]
         parts = [match.groups() for match in matches if match is not None]
         if len(parts) < len(columns) or len({prefix for prefix, _ in parts}) > 1:
+            if expected is not None:
+                _keep_order(columns, expected.order)
             return list(range(len(columns)))
         found = [int(number) for _, number in parts]
     if sorted(found) != list(range(len(columns))):
@@ -182,6 +189,15 @@ def _order(columns: list[Any], names: ClassNames | None) -> list[int]:
             + (REMEDY if names is None else "list all of them in classes")
         )
     return [found.index(index) for index in range(len(columns))]
+
+
+def _keep_order(columns: list[Any], order: list[tuple[Any, ...] | None]) -> None:
+    """Refuse columns that are the classes in their order where that is not the order of every answer."""
+    if any(former != tuple(columns) for former in order):
+        raise TargetError(
+            f"the model answered fields {columns[:4]} in more than one order, and they are the classes: {REMEDY}"
+        )
+    order[:] = [tuple(columns)]
 
 
 def _labels(values: Any, names: ClassNames | None) -> Any:

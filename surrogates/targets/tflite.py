@@ -201,7 +201,11 @@ class TfliteTarget(Target):
             operator = None
         if operator in ("ARG_MAX", "ARG_MIN"):
             return None, "labels"
-        columns = self._outputs(_black(self._taken, declared))
+        try:
+            columns = self._outputs(_black(self._taken, declared))
+        except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
+            reason = shortened((str(error).splitlines() or [type(error).__name__])[0], 200)
+            raise TargetError(f"cannot run {what} on a black image ({reason}): check the file") from error
         width = columns.shape[1] if columns.ndim == 2 else 1
         kind = None if operator is None else kind_of_op(operator, width)
         return (width if width > 1 else 2 if kind == "probabilities" else None), kind

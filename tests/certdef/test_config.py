@@ -54,6 +54,10 @@ BAD = [
         "use a whole number or a list, e.g. [0.25, 0.5] or null",
     ),
     ({"target__concurrency": "x"}, "target.concurrency is x", "use a whole number or null"),
+    ({"target__pixel_range": 255}, "target.pixel_range is 255", "use two numbers, e.g. [0,255] or null"),
+    ({"target__classes": "cat"}, "target.classes is cat", "use a list of texts, e.g. [cat,dog] or null"),
+    ({"target__headers": "{X: 1}"}, "target.headers is {'X': 1}", "use a mapping of texts"),
+    ({"target__mean": "[nan, 0]"}, "target.mean is ['nan', 0]", "use a list of numbers"),
     ({"attack__eps": [0.1, 0.1]}, "attack.eps", "each distance once"),
     (
         {"certify__laws": [{"label": "a", "scale_255": 3}, {"label": "A", "scale_255": 6}]},

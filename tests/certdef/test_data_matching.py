@@ -170,3 +170,18 @@ def test_what_is_as_it_was_has_the_digest_that_it_had():
     assert match_labels(numbered, TARGET, 4).heldout_digest == numbered.heldout_digest
     assert match_labels(data(), ("ant", "cat", "dog"), 3).heldout_digest == data().heldout_digest
     assert match_labels(data(), TARGET, 4).heldout_digest != data().heldout_digest
+
+
+def test_numbered_classes_whose_names_contradict_the_targets_are_refused():
+    """Numbers are taken as they are; but not where the data and the target each say which class a number is."""
+    labels, ours = [0, 1, 2] * 4, ("cat", "dog", "fox")
+    with pytest.raises(ConfigError, match="calls class 0 'cat', which is class 1 of the target: mend"):
+        match_labels(data(labels, ours), ("dog", "cat", "wolf"), 3)
+    kept = match_labels(data(labels, ours), ("cat", "hound", "fox"), 3)
+    np.testing.assert_array_equal(kept.heldout_labels, data(labels, ours).heldout_labels)
+
+
+def test_a_digit_that_is_no_number_is_one_line(tmp_path):
+    (tmp_path / "map.json").write_text('{"cat": "\u00b2", "dog": 1, "ant": 0}')
+    with pytest.raises(ConfigError, match="cat is mapped to '\u00b2', which is no class"):
+        match_labels(data(), None, 3, str(tmp_path / "map.json"))

@@ -112,3 +112,19 @@ def test_what_is_no_data_set_is_one_line(images, labels, said):
     with pytest.raises(ConfigError, match=said) as error:
         source_of(images, labels)
     assert "\n" not in str(error.value)
+
+
+def test_labels_of_some_images_alone_are_refused():
+    items = [(image, label) for image, label in zip(LEVELS, [*LABELS[:4], None, None], strict=True)]
+    with pytest.raises(ConfigError, match="2 of 6 images have no label, the first one at 4"):
+        source_of(items)
+
+
+@pytest.mark.parametrize("pixels", [np.float32, np.int32])
+def test_pictures_whose_mode_does_not_say_what_is_white_are_refused(pixels):
+    """As Image.fromarray makes them of floats in [0, 1], or of levels that are no bytes: they would be black."""
+    scale = 1 if pixels is np.int32 else 255
+    pictures = [Image.fromarray((level[:, :, 0] / scale).astype(pixels)) for level in LEVELS]
+    assert pictures[0].mode in ("F", "I")
+    with pytest.raises(ConfigError, match=r"image 0 has the mode [FI].*give its pixels as an array"):
+        source_of(pictures)

@@ -214,3 +214,10 @@ def test_a_hundred_broken_files_are_counted():
     with pytest.raises(ConfigError, match="and 80 more such files") as error:
         Pictures([f"{number}.png" for number in range(100)], lambda _: b"", Form())
     assert len(str(error.value).splitlines()) == 21
+
+
+def test_a_line_of_pixels_is_refused_before_it_is_scaled_to_gigabytes():
+    strip = encoded(Image.new("RGB", (60_000, 1)))
+    assert look(strip).sides == (1, 60_000)
+    with pytest.raises(BadPicture, match="can't be scaled: 1 x 60000 pixels would be 224 x 13,440,000"):
+        decode(strip, Form((224, 224)))

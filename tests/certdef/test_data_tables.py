@@ -111,3 +111,13 @@ def test_a_table_that_is_no_text_is_one_line(folder):
     (folder / "t.csv").write_bytes(b"path,label\n\xff\xfe\x00")
     with pytest.raises(ConfigError, match="give a table in UTF-8"):
         load(folder / "t.csv")
+
+
+def test_numbers_that_a_spreadsheet_wrote_as_fractions_are_numbers(folder):
+    """As texts 10.0 sorts before 2.0, and would be the first class."""
+    rows = [(f"pictures/p{number}.png", f"{label}.0") for number, label in enumerate([10, 2, 2, 10, 3, 2])]
+    (folder / "t.csv").write_text("path,label\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    found = load(folder / "t.csv")
+    assert [found.heldout_labels[at] for at in range(4)] == [
+        int(float(rows[number][1])) for number in numbers(found)
+    ]

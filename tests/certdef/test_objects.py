@@ -1,6 +1,9 @@
 """Objects in the place of names: the same call again pays nothing, and another object is never taken for the first."""
 
+import collections
 import functools
+import importlib
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,97 @@ class TestIdentity:
         assert identity_of(made(1), "target") == identity_of(made(1), "target")
         assert identity_of(made(1), "target") != identity_of(made(2), "target")
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "import helping\n    return helping.inner.f(x)",
+            "from helping.inner import f\n    return f(x)",
+            "from helping import inner\n    return inner.f(x)",
+            "return helping.inner.f(x)",
+        ],
+        ids=["import", "from", "from the package", "a chain"],
+    )
+    def test_modules_of_ones_own_are_looked_into(self, tmp_path, monkeypatch, body):
+        package = tmp_path / "helping"
+        package.mkdir()
+        (package / "__init__.py").write_text("from . import inner\n")
+        (package / "inner.py").write_text("SCALE = 2\ndef f(x):\n    return SCALE * x\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        for name in ("helping", "helping.inner"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        helping = importlib.import_module("helping")
+        space: dict[str, Any] = {"__name__": "__main__", "helping": helping}
+        exec(f"def call(x):\n    {body}", space)
+        before = identity_of(space["call"], "target")
+        assert identity_of(space["call"], "target") == before
+        monkeypatch.setattr(helping.inner, "SCALE", 3)
+        assert identity_of(space["call"], "target") != before
+
+    def test_a_patched_library_counts(self, monkeypatch):
+        def call(images):
+            return np.clip(images, 0, 1)
+
+        before = identity_of(call, "target")
+        monkeypatch.setattr(np, "clip", lambda images, *_: images)
+        assert identity_of(call, "target") != before
+
+    @pytest.mark.parametrize("kind", [dict, list, collections.deque, float])
+    def test_what_derives_from_a_type_of_python_has_code_and_attributes(self, kind):
+        def made(factor: int, held: int = 1, given: int = 1):
+            space: dict[str, Any] = {"kind": kind, "__name__": "__main__"}
+            exec(f"class Own(kind):\n def __call__(self, x):\n  return {factor} * x", space)
+            values: Any = {"a": given} if kind is dict else float(given) if kind is float else [given]
+            own = space["Own"](values)
+            own.held = held
+            return identity_of(own, "target")
+
+        assert made(1) == made(1)
+        assert len({made(1), made(2), made(1, held=2), made(1, given=2)}) == 4
+
+    def test_slots_caches_and_buffers_that_are_not_saved(self):
+        class Slot:
+            __slots__ = ("factor",)
+
+        class Both(Slot):
+            pass
+
+        def slotted(factor):
+            both = Both()
+            both.factor, both.other = factor, 0
+            return lambda images: both.factor * images
+
+        def cached(factor):
+            return functools.lru_cache(lambda key: key * factor)
+
+        def buffered(factor):
+            module = Strided(1)
+            module.register_buffer("mask", torch.tensor(float(factor)), persistent=False)
+            return module
+
+        for made in (slotted, cached, buffered):
+            assert identity_of(made(1), "target") == identity_of(made(1), "target")
+            assert identity_of(made(1), "target") != identity_of(made(2), "target"), made
+
+    def test_a_value_that_is_computed_once_is_no_other_object(self):
+        class Lazy:
+            @functools.cached_property
+            def weights(self):
+                return np.ones(3)
+
+            def __call__(self, images):
+                return images * self.weights
+
+        lazy = Lazy()
+        before = identity_of(lazy, "target")
+        lazy(np.ones(3))
+        assert identity_of(lazy, "target") == before
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_tensors_of_odd_kinds_are_refused(self):
+        sparse = torch.eye(3).to_sparse()
+        with pytest.raises(ConfigError, match="a tensor that is sparse"):
+            identity_of(lambda images: images @ sparse, "target")
+
     def test_what_cannot_be_told_from_outside_is_refused(self):
         lock = threading.Lock()
         with pytest.raises(ConfigError, match=r"reaches a _thread.lock.*identity='...'"):
@@ -143,7 +237,6 @@ class TestIdentity:
 
     def test_it_is_the_same_in_another_process(self, tmp_path):
         import subprocess
-        import sys
 
         code = "def f(x):\n    names = {'a', 'b', 'c'}\n    return x if 'a' in names else {1: (2, 3)}\n"
         (tmp_path / "mine.py").write_text(code)
@@ -216,10 +309,16 @@ class TestTarget:
         with pytest.raises(ConfigError, match="open it with open_target"):
             certdef.certify(**job, target=nameless)
 
+    def test_an_open_target_in_another_form_is_another(self, job, logistic):
+        """Its identity is the same, and its answers are not: no finished stage of the first is the second's."""
+        first = certdef.certify(**job, target=surrogates.open_target(logistic))
+        second = certdef.certify(**job, target=surrogates.open_target(logistic, mean=0.3, std=0.2))
+        assert second.results["target"]["identity"] == first.results["target"]["identity"]
+        assert not second.stages["target"].reused
+
     def test_its_name_alone_does_not_open_it_again(self, job, logistic, tmp_path):
         import os
         import subprocess
-        import sys
 
         summary = certdef.certify(**job, target=logistic)
         uri = summary.results["target"]["uri"]

@@ -260,6 +260,13 @@ class TestCommandLine:
         assert main(["run", "--preset=own", f"--tracking.uri={store}", "--quiet"]) == 2
         assert "it is for a target of your own" in capsys.readouterr().err
 
+    def test_a_purifier_that_does_not_exist_is_all_that_is_wrong(self, served, capsys):
+        """Not also the numbers of images of a preset that nobody chose."""
+        assert main(["certify", *served, "--purifier=nope", "--quiet"]) == 2
+        assert capsys.readouterr().err.splitlines() == [
+            "certdef: purifier is 'nope': certdef purifiers lists them"
+        ]
+
     def test_what_nothing_reads_is_named(self, served, capsys):
         assert main(["certify", *served, "--nim.epochs=3", "--quiet"]) == 0
         assert "nim.epochs is 3, which nothing reads" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surrogates import TargetError
 from surrogates.targets.formats import PixelFormat, luminance
 from surrogates.targets.layouts import joined_order, order_of
 from surrogates.targets.resizing import resized
@@ -146,6 +147,7 @@ def test_images_of_one_key_are_sent_as_the_same_bytes(options: dict, channels: i
     for batch in alike + others:
         for image in np.concatenate([batch, 1 - batch]):
             key = form.canonical(image[None])
+            assert key.flags.c_contiguous  # a ledger hashes its memory
             sent = form.encode(image[None])
             assert keys.setdefault(bytes(key) + str(key.shape).encode(), bytes(sent)) == bytes(sent)
     first = form.canonical(plain)
@@ -165,3 +167,10 @@ def test_encoding_is_the_same_in_any_batch_and_leaves_the_images_alone(options: 
         assert form.encode(given[rows]).tobytes() == whole[rows].tobytes()
     whole[...] = 0  # a model may write into what it gets
     np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 1e5), ("float32", 1e40)])
+def test_a_range_that_its_numbers_do_not_hold_is_refused(dtype: str, most: float) -> None:
+    """It would go out as infinities."""
+    with pytest.raises(TargetError, match=f"pixel_range of {dtype} is .* more than it holds"):
+        PixelFormat(dtype=dtype, pixel_range=(0, most))

@@ -444,3 +444,55 @@ def test_open_inference_answers_names_as_bytes(cut: int) -> None:
 )
 def test_the_last_operation_tells_the_kind(op: str, columns: int, kind: str | None) -> None:
     assert kind_of_op(op, columns) == kind
+
+
+class Fitted:
+    """An estimator as people write them: names in classes_, and what its methods answer given."""
+
+    def __init__(
+        self, classes: list[str], answer: Callable[[int], Any], shares: list[float] | None = None
+    ) -> None:
+        self.classes_, self._answer = np.array(classes), answer
+        if shares is not None:
+            self.predict_proba = lambda rows: np.tile(shares, (len(rows), 1))
+
+    def fit(self, rows: Any) -> "Fitted":
+        return self
+
+    def predict(self, rows: np.ndarray) -> Any:
+        return self._answer(len(rows))
+
+
+@pytest.mark.parametrize("label", [1, "cow"])
+def test_an_estimator_that_answers_what_is_not_among_its_classes_is_refused(label: Any) -> None:
+    """The next class in the alphabet would be a wrong label without a word."""
+    model = Fitted(["cat", "dog"], lambda count: np.array([label] * count))
+    target = open_target(model, classes=["cat", "dog"], layout="flat", identity="odd")
+    with pytest.raises(TargetError, match=f"answered label {label!r}, which is not among its classes_"):
+        target.query(IMAGES)
+
+
+def test_classes_of_one_index_are_added_up() -> None:
+    model = Fitted(["cat", "dog", "kitten"], lambda count: np.array(["cat"] * count), [0.4, 0.3, 0.3])
+    target = open_target(model, classes={"cat": 0, "kitten": 0, "dog": 1}, layout="flat", identity="two")
+    np.testing.assert_allclose(target.query(IMAGES).scores, np.tile([0.7, 0.3], (7, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_unnamed_classes_in_a_changing_order_are_refused(rows: int) -> None:
+    """Services list the best class first; without `classes` the order of the fields is that of the classes."""
+    first, second = {"cat": 0.7, "dog": 0.2, "eel": 0.1}, {"dog": 0.6, "cat": 0.3, "eel": 0.1}
+
+    def answer(images: np.ndarray) -> Any:
+        return [first, second] if len(images) == 2 else [first if images.mean() < 0.5 else second]
+
+    batches = [IMAGES[:2]] if rows == 2 else [np.zeros_like(IMAGES[:1]), np.ones_like(IMAGES[:1])]
+    target = open_target(answer, num_classes=3, identity="ranked")
+    *before, last = batches
+    for batch in before:
+        target.query(batch)
+    with pytest.raises(TargetError, match="in more than one order, and they are the classes: give classes"):
+        target.query(last)
+    named = open_target(answer, classes=["dog", "cat", "eel"], identity="named")
+    answers = np.concatenate([named.query(batch).labels for batch in batches])
+    np.testing.assert_array_equal(answers, [1, 0])

@@ -151,6 +151,12 @@ def test_a_batch_fixed_in_the_graph_is_filled_up(count: int, tmp_path: Path) -> 
     np.testing.assert_array_equal(small.query(IMAGES[:count]).labels, answers.labels)
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_size_that_is_none_is_refused(size: int, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=f"batch_size must be a positive integer, got {size}"):
+        open_target(saved(tmp_path / "m.onnx", linear()), output_kind="logits", batch_size=size)
+
+
 def test_half_precision_rounds_the_pixels_and_says_so(tmp_path: Path) -> None:
     half = onnx.TensorProto.FLOAT16
     target = open_target(saved(tmp_path / "half.onnx", linear(WEIGHT / 8, dtype=half)), output_kind="logits")

@@ -586,6 +586,8 @@ BAD_MAPPINGS = {
         {"headers": {"X-Api-Key": "hush"}},
         r"header X-Api-Key is a secret.*give token_env, its name, and token_header, 'X-Api-Key:'",
     ),
+    "a secret without a dash": ({"headers": {"idToken": "hush"}}, r"header idToken is a secret"),
+    "a web token": ({"headers": {"X-Id": "eyJhbGciOi.eyJzdWIi.c2ln"}}, r"header X-Id is a secret"),
     "a token in a header": ({"headers": {"X-Id": "Bearer hush"}}, r"header X-Id is a secret"),
     "a header of ours": ({"headers": {"Host": "elsewhere"}}, r"header Host is written by certdef itself"),
     "a header twice": ({"headers": {"X-A": "1", "x-a": "2"}}, r"header x-a is written by certdef itself, or"),
