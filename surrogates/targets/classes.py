@@ -62,15 +62,15 @@ class ClassNames:
     def index(self, label: Any) -> int:
         """Return the index of a label: a text is looked up as it stands, a number or truth value by its value.
 
-        Where no name is a number, a whole number is an index. Of two classes of which none is called true, yes or on, or
-        the contrary, truth values are the numbers 0 and 1.
+        Where no name is a number, a whole number is an index. Of two classes that are called by numbers, truth values
+        are 0 and 1.
 
         Raises:
             TargetError: It is not listed.
         """
         if isinstance(label, bool | np.bool_):
             names = [name for name in self.indices if name.lower() in WORDS[bool(label)]]
-            if self.count == 2 and not any(map(_is_truth, self.indices)):
+            if self.count == 2 and all(map(_is_number, self.indices)):
                 return self.index(int(label))
         elif isinstance(label, int | float | np.number):
             names = [name for name in self.indices if _number(name) == label]
@@ -169,10 +169,6 @@ def _plain(label: Any) -> Any:
 def _is_name(label: Any) -> bool:
     """Whether a label is one value: `- cat: 0` in a list is a map of its own."""
     return not isinstance(label, dict | list | tuple | set | np.ndarray)
-
-
-def _is_truth(text: str) -> bool:
-    return any(text.lower() in words for words in WORDS.values())
 
 
 def _is_number(text: str) -> bool:
