@@ -27,6 +27,10 @@ MAPPINGS = {"--config": ""} | {
     f"--{section}": f"{section}." for section in dict.fromkeys(alias.partition(".")[0] for alias in ALIASES)
 }
 
+# The options that hold names: what stands in them without quotes is one all the same, as `no`, 007 and 1.10.
+NAMES = ("target.classes", "target.columns")
+TEXT = "tag:yaml.org,2002:str"
+
 # What the parser calls the kinds of values, for a user.
 KINDS = {
     "int": "a whole number",
@@ -34,7 +38,6 @@ KINDS = {
     "bool": "true or false",
     "str": "a text",
     "tuple": "a list, e.g. [0.25, 0.5]",
-    "dict": "options, e.g. {n: 2000}",
     "tuple[float, float]": "two numbers, e.g. [0,255]",
     "tuple[float, ...]": "a list of numbers, e.g. [0.5,0.5,0.5]",
     "tuple[int, int]": "two whole numbers, e.g. [224,224]",
@@ -42,6 +45,9 @@ KINDS = {
     "list[str]": "a list of texts, e.g. [cat,dog]",
     "tuple[str, ...]": "a list of texts, e.g. [cat,dog]",
     "dict[str, str]": "a mapping of texts, e.g. '{X-Model: v2}'",
+    "dict[str, int]": "a mapping of texts to numbers, e.g. {cat: 0, dog: 1}",
+    "list": "a list, e.g. [a, b]",
+    "dict": "a map, e.g. {n: 2000}",
     "NoneType": "null",
 }
 
@@ -175,7 +181,54 @@ def _spelled(arguments: list[str], own: list[str]) -> list[str]:
     names = {name: key for name, key in option_names().items() if name not in own}
     names |= {f"--{name[2:].replace('-', '_')}": name for name in own}
     split = [argument.partition("=") for argument in with_contents(files_first(arguments))]
-    return [names.get(name, name) + equals + value for name, equals, value in split]
+    return _as_written([names.get(name, name) + equals + value for name, equals, value in split])
+
+
+def _as_written(arguments: list[str]) -> list[str]:
+    """The arguments, with the names in the options that hold some in quotes."""
+    holders = {f"--{name}{more}" for name in NAMES for more in ("", "+")}
+    given: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if given and given[-1] in holders:
+            given.append(quoted_names(argument))
+        else:
+            given.append(f"{name}={quoted_names(value)}" if equals and name in holders else argument)
+    return given
+
+
+def quoted_names(text: str) -> str:
+    """A YAML list of names, or map of them, with each name in quotes; unchanged where none needs them."""
+    import yaml
+
+    try:
+        tree = yaml.compose(text)
+    except yaml.YAMLError:
+        return text  # the parser says what is wrong with it
+    return yaml.serialize(tree, width=float("inf")).strip() if _quote(tree) else text
+
+
+def _quote(tree: Any) -> bool:
+    """Put the names in a YAML list, or the keys of a map, in quotes; returns whether any of them needed it."""
+    import yaml
+
+    if isinstance(tree, yaml.MappingNode):
+        nodes = [key for key, _ in tree.value]
+    else:
+        nodes = tree.value if isinstance(tree, yaml.SequenceNode) else []
+    plain = [node for node in nodes if isinstance(node, yaml.ScalarNode) and node.style is None]
+    odd = [node for node in plain if node.tag != TEXT or _is_number(node.value)]
+    for node in odd:
+        node.tag, node.style = TEXT, "'"
+    return bool(odd)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_texts(arguments: list[str]) -> None:
@@ -224,7 +277,7 @@ def option_names() -> dict[str, str]:
 
 
 def with_contents(arguments: list[str]) -> list[str]:
-    """The same arguments; of a file or mapping that has an alias, the text with its key in the place of the value."""
+    """The same arguments; of a file or mapping with an alias or odd names, the text with what is meant in their place."""
     given: list[str] = []
     for argument, (name, value) in zip(arguments, _pairs(arguments), strict=True):
         if given and given[-1] in MAPPINGS:
@@ -243,7 +296,7 @@ def _content(option: str, value: str) -> str:
 
 
 def renamed(text: str, prefix: str = "") -> str:
-    """YAML with the names of its aliases replaced; empty where it has none, or is no mapping."""
+    """YAML with aliases replaced and odd names in quotes; empty where it has neither, or is no mapping."""
     import yaml
 
     try:
@@ -254,7 +307,7 @@ def renamed(text: str, prefix: str = "") -> str:
 
 
 def _rename(tree: Any, prefix: str) -> bool:
-    """Rename the keys of a YAML mapping in place; returns whether there were any."""
+    """Rename the keys of a YAML mapping in place, and quote names; returns whether there was anything to do."""
     import yaml
 
     any_renamed = False
@@ -262,7 +315,9 @@ def _rename(tree: Any, prefix: str) -> bool:
         name = f"{prefix}{key.value}"
         if name in ALIASES:
             key.value, any_renamed = ALIASES[name].removeprefix(prefix), True
-        if isinstance(value, yaml.MappingNode):
+        if name in NAMES:
+            any_renamed |= _quote(value)
+        elif isinstance(value, yaml.MappingNode):
             any_renamed |= _rename(value, f"{name}.")
     return any_renamed
 
@@ -334,13 +389,10 @@ def explain(message: str, known: list[str]) -> str:
 
 def _wrong_kind(line: str) -> str | None:
     """A value of another kind than its option takes, in words; None where the parser says something else."""
-    key = re.search(r'"([\w.]+)": ', line)
-    value = re.search(r"Given value: ?(.*)$", line) or re.search(r"Got value: ?(.*)$", line)
-    listed = re.split(r"Errors:|Got value", line)[
-        0
-    ]  # of several kinds, those with types inside stand as they are written
-    found = re.findall(r"<class '(\w+)'>|((?:tuple|list|dict)\[[\w., ]+\])", listed)
-    kinds = dict.fromkeys(plain or full for plain, full in found)
+    key, value = re.search(r'"([\w.]+)": ', line), re.search(r".*(?:Got|Given) value: ?(.*)$", line)
+    types = re.split(r"Errors:|Got value", line)[0]
+    found = re.findall(r"<class '(\w+)'>|((tuple|list|dict)\[[\w., ]+\])", types)
+    kinds = dict.fromkeys(plain or (full if full in KINDS else outer) for plain, full, outer in found)
     if not (key and value and kinds) or not kinds.keys() <= KINDS.keys():
         return None
     return f"{key[1]} is {value[1] or 'empty'}: use {' or '.join(KINDS[kind] for kind in kinds)}"

@@ -22,8 +22,8 @@ class TargetConfig:
             cnn that is trained here answers probabilities or logits.
         protocol: mlflow, mlflow-server, deployments, open-inference, onnx, tflite or json, where the URI doesn't tell.
         output: Name or place (from 0) of the part of its output that is the answer, where there are several.
-        classes: Names of its classes in the order of the data's labels, for tables and the page; needed where it answers
-            names or numbers of its own.
+        classes: Names of its classes in the order of the data's labels, or a map of names to labels, for tables and the page;
+            needed where it answers names or numbers of its own.
         columns: Names of the columns that a scoring server's model of tables takes, one for each value of an image; asked
             for where layout is flat.
         resize: Height and width that it resizes images to, after the noise, e.g. 224 or [224,224]; antialiased bilinear.
@@ -56,7 +56,7 @@ class TargetConfig:
     output_kind: str | None = None
     protocol: str | None = None
     output: str | None = None
-    classes: list[str] | None = None
+    classes: list[str] | dict[str, int] | None = None
     columns: list[str] | None = None
     layout: list[int] | str | None = None
     dtype: str | None = None

@@ -10,7 +10,7 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.data.sets import load_source
 from certdef.data.source import Progress, Source, no_bar
 from certdef.objects.named import NO_OBJECTS, Objects
-from certdef.purifiers.registry import needs_work
+from certdef.purifiers.registry import is_ready
 
 
 def as_it_runs(config: RunConfig, verb: str = "run", objects: Objects = NO_OBJECTS) -> RunConfig:
@@ -50,12 +50,4 @@ def _tests(source: Source) -> int:
 def alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:
     """Whether the target is certified alone: by certify, if nothing of a surrogate was set and nothing must be trained."""
     asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guide != "off"
-    return verb == "certify" and not asked and ("purifier" not in chosen or _ready(config))
-
-
-def _ready(config: RunConfig) -> bool:
-    """Whether the purifier is used as it is; an unknown one, which is named with all else that is wrong, is too."""
-    try:
-        return not needs_work(config.purifier, config)
-    except ConfigError:
-        return True
+    return verb == "certify" and not asked and ("purifier" not in chosen or is_ready(config.purifier, config))

@@ -144,7 +144,8 @@ class _Reader:
             self._class(type(thing))
             self._attributes(thing)
         if isinstance(thing, PLAIN):  # of a class of the user's own
-            self._note(next(kind for kind in PLAIN if isinstance(thing, kind)).__repr__(thing))
+            plain: Any = next(kind for kind in PLAIN if isinstance(thing, kind))
+            self._note(plain.__repr__(thing))
         elif isinstance(thing, np.ndarray | np.generic):
             self._array(np.asarray(thing))
         elif isinstance(thing, torch.Tensor):

@@ -55,6 +55,14 @@ def needs_work(name: str, config: RunConfig) -> bool:
     return bool(trained or spec.tuning or spec.sees_classifier)
 
 
+def is_ready(name: str, config: RunConfig) -> bool:
+    """Whether a purifier is used as it is; an unknown one, which is named with all else that is wrong, counts as such."""
+    try:
+        return not needs_work(name, config)
+    except ConfigError:
+        return True
+
+
 def check_code(name: str, code: str | None) -> None:
     """Refuse to run code that a file names and the user did not.
 

@@ -13,7 +13,7 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.config.objects import is_object
 from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, check_known, surrogate_model
-from certdef.purifiers.registry import needs_work
+from certdef.purifiers.registry import is_ready
 from certdef.stages.attack import check_attack_budget
 from certdef.stages.conditions import target_draws
 from certdef.stages.ducd.certificates import check_choice
@@ -117,7 +117,7 @@ def _check_purifiers(config: RunConfig, data: Splits) -> None:
 
 def _check_pool(config: RunConfig, data: Splits) -> None:
     given = is_object(config.surrogate.model) or _is_alone(config)
-    if not len(data.pool) and not (given and not needs_work(config.purifier, config)):
+    if not len(data.pool) and not (given and is_ready(config.purifier, config)):
         raise ConfigError(
             "data.pool_images is 0, and surrogate and denoiser are trained on the images of the pool: use at least 1"
         )

@@ -80,6 +80,8 @@ def check_alone(answer: Callable[[torch.Tensor], torch.Tensor], noisy: torch.Ten
         CertifyError: Answers follow the batch.
     """
     together = answer(noisy)
+    if together.shape[:1] != noisy.shape[:1]:
+        return  # the vote refuses the shape
     beside = torch.cat(
         [answer(torch.cat([half, torch.zeros_like(half)]))[: len(half)] for half in noisy.chunk(2)]
     )
@@ -93,15 +95,13 @@ def check_alone(answer: Callable[[torch.Tensor], torch.Tensor], noisy: torch.Ten
 
 def _differ(answers: torch.Tensor, others: torch.Tensor) -> int:
     """How many rows differ: labels, or scores by more than rounding."""
-    if answers.shape != others.shape:
+    if answers.shape != others.shape or not answers.numel():
         return 0  # the vote refuses the shape
-    if not answers.is_floating_point():
-        return (
-            int((answers != others).flatten(1).any(1).sum())
-            if answers.ndim > 1
-            else int((answers != others).sum())
-        )
-    return int(((answers - others).abs() > CLOSE * answers.std()).flatten(1).any(1).sum())
+    if answers.is_floating_point():
+        apart = (answers - others).abs() > CLOSE * answers.std()
+    else:
+        apart = answers != others
+    return int(apart.reshape(len(answers), -1).any(1).sum())
 
 
 def _is_target(thing: Any) -> bool:

@@ -120,7 +120,11 @@ def _parts(answers: Any, count: int | None) -> dict[Any, Any] | None:
         return {"logits": answers.logits}
     if isinstance(answers, tuple) and hasattr(answers, "_fields"):
         return dict(zip(answers._fields, answers, strict=True))
-    if not isinstance(answers, tuple | list) or not answers or not all(map(_shape, answers)):
+    if not isinstance(answers, tuple | list):
+        return None
+    shaped = [bool(_shape(part)) for part in answers]
+    # A tuple may have a loss, a dictionary or nothing beside its scores.
+    if not (any(shaped) if isinstance(answers, tuple) else shaped and all(shaped)):
         return None
     rows = (
         isinstance(answers, list)
@@ -145,10 +149,15 @@ def _only(parts: dict[Any, Any], wanted: tuple[int | None, int | None], answers:
 
 
 def _stacked(values: Any) -> torch.Tensor:
-    """An array, or a list of rows, as a tensor."""
+    """An array, or a list of rows, as a dense tensor of numbers that have an order."""
     if isinstance(values, list) and values and all(isinstance(row, torch.Tensor) for row in values):
-        return torch.stack(values)
-    return torch.as_tensor(values)
+        values = torch.stack(values)
+    values = torch.as_tensor(values)
+    if values.is_complex():
+        raise TypeError("complex numbers have no order")
+    if values.is_quantized:
+        return values.dequantize()
+    return values if values.layout == torch.strided else values.to_dense()
 
 
 def _shape(part: Any) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class ClassNames:
             TargetError: Neither, or a name stands for two classes.
         """
         indices: dict[str, int] = {}
-        if isinstance(classes, list | tuple | np.ndarray):
+        if isinstance(classes, list | tuple | np.ndarray) and all(map(_is_name, classes)):
             indices = {name_of(name): index for index, name in enumerate(classes)}
         elif isinstance(classes, dict) and all(
             type(index) is int and 0 <= index <= LARGEST_INDEX for index in classes.values()
@@ -62,13 +62,16 @@ class ClassNames:
     def index(self, label: Any) -> int:
         """Return the index of a label: a text is looked up as it stands, a number or truth value by its value.
 
-        Where no name is a number, a whole number is an index.
+        Where no name is a number, a whole number is an index. Of two classes that are called by numbers, truth values
+        are 0 and 1.
 
         Raises:
             TargetError: It is not listed.
         """
         if isinstance(label, bool | np.bool_):
             names = [name for name in self.indices if name.lower() in WORDS[bool(label)]]
+            if self.count == 2 and all(map(_is_number, self.indices)):
+                return self.index(int(label))
         elif isinstance(label, int | float | np.number):
             names = [name for name in self.indices if _number(name) == label]
             if not any(map(_is_number, self.indices)) and label in range(self.count):
@@ -163,6 +166,11 @@ def text_labels(labels: np.ndarray, names: ClassNames | None) -> np.ndarray:
 def _plain(label: Any) -> Any:
     """Return a label of numpy's as one of Python's."""
     return label.item() if isinstance(label, np.generic) else label
+
+
+def _is_name(label: Any) -> bool:
+    """Whether a label is one value: `- cat: 0` in a list is a map of its own."""
+    return not isinstance(label, dict | list | tuple | set | np.ndarray)
 
 
 def _is_number(text: str) -> bool:

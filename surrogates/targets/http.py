@@ -46,13 +46,14 @@ QUOTABLE, QUOTED = 65_536, 200  # bytes of what a service says that are looked a
 LONGEST_MESSAGE = 1000  # characters
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "gzip", "User-Agent": "certdef"}
 JITTER = random.Random()  # needs no seed: it changes when a request is sent, never its content
+SHAPE_REMEDY = "check input_shape, layout, dtype and pixel_range; a model of tables takes layout='flat'"
 REMEDIES = {
-    400: "check input_shape, layout, dtype and pixel_range",
+    400: SHAPE_REMEDY,
     404: "check the address",
     408: "try again, or lower batch_size",
     413: "lower batch_size",
     415: "check the address and the protocol",
-    422: "check input_shape, layout, dtype and pixel_range",
+    422: SHAPE_REMEDY,
     429: "lower rate or concurrency, or raise attempts or max_wait",
     503: "try again later, or raise attempts or max_wait",
 }

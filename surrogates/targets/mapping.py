@@ -200,7 +200,11 @@ class Mapping:
         for name in YOUNGER:
             if meaning[name] == getattr(Mapping, name):
                 del meaning[name]
-        return hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        try:
+            text = json.dumps(meaning, sort_keys=True, default=str)
+        except TypeError:  # keys of several types have no order of their own
+            text = json.dumps(_by_kind(meaning), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_mapping(path: str | Path) -> Mapping:
@@ -250,6 +254,13 @@ def _is_json(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _by_kind(value: Any) -> Any:
+    """Return a value with the keys of its maps as texts, 1 and "1" apart."""
+    if isinstance(value, dict):
+        return {f"{type(key).__name__} {key}": _by_kind(part) for key, part in value.items()}
+    return list(map(_by_kind, value)) if isinstance(value, list | tuple) else value
 
 
 def _matches(pattern: str, value: Any) -> bool:

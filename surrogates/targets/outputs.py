@@ -10,6 +10,7 @@ import torch
 from surrogates.errors import TargetError
 
 Parts = dict[Any, Any]  # by name or position
+NUMPYS = (torch.float16, torch.float32, torch.float64)  # numpy has no other fractions
 
 
 def parts_of(answer: Any, count: int | None = None) -> Parts | None:
@@ -81,11 +82,28 @@ def ambiguous(parts: Parts) -> TargetError:
 
 
 def plain(value: Any) -> Any:
-    """Return a tensor as an array in main memory; anything else unchanged."""
+    """Return a tensor as an array in main memory, and a list of tensors as one of arrays; anything else unchanged.
+
+    Raises:
+        TargetError: A tensor that is no array of real numbers.
+    """
+    if isinstance(value, list) and value and all(isinstance(row, torch.Tensor) for row in value):
+        return [plain(row) for row in value]
     if not isinstance(value, torch.Tensor):
         return value
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if value.is_complex():
+        raise TargetError(
+            f"target answered {value.dtype}, expected real numbers: return their size or real part"
+        )
+    try:
+        value = value.detach().cpu()
+        value = value.dequantize() if value.is_quantized else value
+        value = value if value.layout == torch.strided else value.to_dense()
+        return (value if value.dtype in NUMPYS or not value.is_floating_point() else value.float()).numpy()
+    except (TypeError, RuntimeError) as error:
+        raise TargetError(
+            f"target answered a tensor that is no array ({type(error).__name__}): return a dense one"
+        ) from error
 
 
 def _is_array(value: Any) -> bool:

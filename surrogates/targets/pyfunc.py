@@ -106,7 +106,11 @@ class PyfuncTarget(Target):
             return pixels
         import pandas
 
-        return pandas.DataFrame(pixels, columns=self._inputs.input_names())
+        table = pandas.DataFrame(pixels, columns=self._inputs.input_names())
+        kinds = [COLUMN_TYPES.get(column.type.name, self.pixels.dtype) for column in self._inputs.inputs]
+        if set(kinds) > {self.pixels.dtype}:  # MLflow makes no float of a double
+            table = table.astype(dict(zip(table.columns, kinds, strict=True)))
+        return table
 
 
 def load_pyfunc(uri: str) -> Any:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from surrogates.errors import TargetError
 from surrogates.targets.classes import REMEDY, ClassNames, text_labels
@@ -67,6 +66,8 @@ def unpack(answer: Any, names: ClassNames | None = None, expected: Expected | No
         return _pair(plain(answer[0]), plain(answer[1]), names)
     parts = parts_of(answer, None if expected is None else expected.count)
     if expected is not None and expected.output is not None:
+        if parts is None and _are_heads(answer, expected.count):
+            parts = dict(enumerate(answer))
         if parts is None:
             raise TargetError(f"output is {expected.output!r}, but the model answers one array: leave it out")
         return _labels(named(parts, expected.output), names)
@@ -77,6 +78,15 @@ def unpack(answer: Any, names: ClassNames | None = None, expected: Expected | No
     return _column({name: plain(part) for name, part in parts.items()}, names, expected)
 
 
+def _are_heads(answer: Any, count: int) -> bool:
+    """Whether nested lists are the parts of a tuple that became JSON, each with a row an image, and not rows themselves."""
+    if not isinstance(answer, list) or not all(
+        isinstance(part, list) and len(part) == count for part in answer
+    ):
+        return False
+    return len(answer) != count or any(isinstance(part[0], list) for part in answer)
+
+
 def numbers(values: Any) -> np.ndarray:
     """Return an answer as an array of numbers or truth values; texts that look like numbers are none.
 
@@ -85,16 +95,13 @@ def numbers(values: Any) -> np.ndarray:
     """
     if values is None:
         raise TargetError("target answered nothing (None), expected numbers: let it return its answer")
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        array = (values.float() if values.is_floating_point() else values).numpy()
-    elif isinstance(values, tuple) and any(np.ndim(part) for part in values):
+    values = plain(values)
+    if isinstance(values, tuple) and any(np.ndim(part) for part in values):
         raise TargetError(
             f"target answered a tuple of {len(values)}, expected numbers: open a function that returns one of them"
         )
     else:
-        plain = values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
-        odd = _odd(plain)
+        odd = _odd(values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values)
         try:
             array = np.asarray(values)
             if array.dtype == object and odd is None:  # nothing for a number is NaN

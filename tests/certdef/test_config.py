@@ -3,7 +3,7 @@ import os
 import pytest
 
 import certify
-from certdef.config import threads
+from certdef.config import load, threads
 from certdef.config.job import ConfigError, RunConfig, preset_names
 from certdef.config.load import ALIASES, explain, known_keys, load_config
 from certdef.config.noise_laws import noise_law
@@ -42,20 +42,77 @@ def test_the_printed_file_reads_back_as_the_same_configuration(tmp_path):
     assert load_config(file=tmp_path / "all.yaml") == config
 
 
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("[no, yes]", ["no", "yes"]),
+        ("[007, 010, 1.10]", ["007", "010", "1.10"]),
+        ("[null, ~, 1e3, 2024-01-01, .inf, 12:30]", ["null", "~", "1e3", "2024-01-01", ".inf", "12:30"]),
+        ("[0, '1', cat]", ["0", "1", "cat"]),
+        ("{no: 0, 010: 1}", {"no": 0, "010": 1}),
+    ],
+)
+def test_names_are_what_was_written(tmp_path, written, names):
+    from certdef.cli import as_yaml
+
+    given = load_config(target__uri="x.yaml", target__classes=written)
+    assert given.target.classes == names
+    for number, text in enumerate(
+        (
+            f"target:\n  uri: x.yaml\n  classes: {written}\n",
+            f"target.uri: x.yaml\ntarget.classes: {written}\n",
+        )
+    ):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        assert load_config(file=tmp_path / f"{number}.yaml").target.classes == names
+    (tmp_path / "all.yaml").write_text(as_yaml(given))
+    assert load_config(file=tmp_path / "all.yaml").target.classes == names
+    if isinstance(names, list):
+        columns = load_config(target__uri="x.yaml", target__columns=written).target.columns
+        assert columns == names
+
+
+def test_names_are_taken_as_written_beside_an_alias_and_under_a_short_name(tmp_path):
+    (tmp_path / "job.yaml").write_text("target: {uri: x.yaml, quantise: 8, classes: [off, on]}\n")
+    assert load_config(file=tmp_path / "job.yaml").target.classes == ["off", "on"]
+    parser = load.config_parser("digits")
+    for option in (
+        ["--classes", "[off, on]"],
+        ["--target-classes=[off, on]"],
+        ["--target={classes: [off, on]}"],
+    ):
+        assert load.parse(parser, option).target.classes == ["off", "on"]
+    assert load.parse(parser, ["--target.classes+=no", "--target.classes+=x"]).target.classes == ["no", "x"]
+
+
 BAD = [
-    ({"target__headers": "v2"}, "target.headers is v2", "use options, e.g. {n: 2000} or null"),
+    (
+        {"target__headers": "v2"},
+        "target.headers is v2",
+        "use a mapping of texts, e.g. '{X-Model: v2}' or null",
+    ),
+    (
+        {"target__classes": "cat,dog"},
+        "target.classes is cat,dog",
+        "use a list of texts, e.g. [cat,dog] or a mapping",
+    ),
+    (
+        {"target__classes": "[cat: 0, dog: 1]"},
+        "target.classes is [{",
+        "use a list of texts, e.g. [cat,dog] or a mapping",
+    ),
     ({"certify__radii": []}, "certify.radii", "at least one radius"),
     ({"certify__radii": 0.5}, "certify.radii is 0.5", "use a list, e.g. [0.25, 0.5]"),
     ({"certify__n": 1000.5}, "certify.n is 1000.5", "use a whole number"),
-    ({"target__classes": "cat"}, "target.classes is cat", "use a list, e.g. [cat, dog] or null"),
+    ({"target__classes": "cat"}, "target.classes is cat", "use a list of texts, e.g. [cat,dog] or a mapping"),
     (
         {"data__resize": "32x32"},
         "data.resize is 32x32",
-        "use a whole number or a list, e.g. [0.25, 0.5] or null",
+        "use a whole number or two whole numbers, e.g. [224,224] or null",
     ),
     ({"target__concurrency": "x"}, "target.concurrency is x", "use a whole number or null"),
     ({"target__pixel_range": 255}, "target.pixel_range is 255", "use two numbers, e.g. [0,255] or null"),
-    ({"target__classes": "cat"}, "target.classes is cat", "use a list of texts, e.g. [cat,dog] or null"),
+    ({"target__classes": "cat"}, "target.classes is cat", "use a list of texts, e.g. [cat,dog] or a mapping"),
     ({"target__headers": "{X: 1}"}, "target.headers is {'X': 1}", "use a mapping of texts"),
     ({"target__mean": "[nan, 0]"}, "target.mean is ['nan', 0]", "use a list of numbers"),
     ({"attack__eps": [0.1, 0.1]}, "attack.eps", "each distance once"),

@@ -100,7 +100,7 @@ def test_a_number_of_classes_that_is_not_told_is_asked_for_as_python_has_it(job)
     with pytest.raises(
         ConfigError, match=r"does not tell its number of classes: give it, e[.]g[.] target__num_classes=10"
     ):
-        certdef.certify(target=scaled, progress=False, **job)
+        certdef.certify(target=scaled, **job)
 
 
 class TestIdentity:

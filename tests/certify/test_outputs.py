@@ -46,6 +46,10 @@ FORMS: dict[str, Callable[[torch.Tensor], Any]] = {
     "labels and scores": lambda z: (z.argmax(1), z.softmax(1)),
     "list of rows": list,
     "list of one": lambda z: [z],
+    "tuple with a loss": lambda z: (torch.tensor(1.0), z),
+    "tuple with nothing": lambda z: (z, None),
+    "tuple with a dictionary": lambda z: (z, {"aux": z}),
+    "sparse": lambda z: z.to_sparse(),
 }
 
 
@@ -67,6 +71,11 @@ def test_the_scores_are_found_in_an_output(form: Any) -> None:
         (lambda z: {"a": z, "b": z}, r"a dict with a \(\d+, 4\), b"),
         (lambda z: None, r"a NoneType, expected an array"),
         (lambda z: "cat", r"a str, expected an array"),
+        (lambda z: (), r"got shape \(0,\): check num_classes=4"),
+        (lambda z: z.sum(), r"got shape \(\): check num_classes=4"),
+        (lambda z: z.argmax(1).float(), r"labels must be integers, got torch.float32"),
+        (lambda z: z.to(torch.complex64), r"a Tensor, expected an array"),
+        (lambda z: z.t(), r"got shape \(4, \d+\): check num_classes=4"),
     ],
 )
 def test_what_may_be_any_of_several_parts_is_refused(form: Any, message: str) -> None:

@@ -42,6 +42,9 @@ def written(path: Path, text: str) -> Path:
         ("[false, true]", True),
         ("{no: 0, off: 0, yes: 1}", "yes"),
         ("{LABEL_0: 0, LABEL_1: 1}", "LABEL_1"),
+        ("[0, 1]", True),
+        ("{cat: 0, 1: 1}", 1),
+        ("{cat: 0, null: 1, '': 0}", "null"),
     ],
 )
 def test_class_names_are_what_the_file_says(classes: str, said: Any, tmp_path: Path) -> None:
@@ -51,6 +54,24 @@ def test_class_names_are_what_the_file_says(classes: str, said: Any, tmp_path: P
     for other in ("nothing like it", None, 7.5, [1]):
         with pytest.raises(TargetError, match="which classes does not list"):
             mapping.names.index(other)
+
+
+def test_keys_of_several_types_have_an_identity_of_their_own(tmp_path: Path) -> None:
+    texts = ["{cat: 0, 1: 1}", "{cat: 0, '1': 1}", "{cat: 1, 1: 0}"]
+    requests = ["{1: a, i: $images}", "{'1': a, i: $images}", "{null: a, 1: b, true: c, i: $images}"]
+    names = [f"{HEAD}labels: l\nclasses: {text}\n" for text in texts]
+    bodies = [f"url: http://127.0.0.1:9/x\nrequest: {text}\nlabels: l\nnum_classes: 2\n" for text in requests]
+    found = [open_target(written(tmp_path, text)).identity for text in names + bodies]
+    assert len(set(found)) == len(found)
+    assert (
+        found[0] == open_target(written(tmp_path, names[0].replace("cat: 0, 1: 1", "1: 1, cat: 0"))).identity
+    )
+
+
+def test_a_truth_value_is_a_number_of_two_classes_called_by_numbers_alone() -> None:
+    for names, said in ((["yes", "other"], False), (["a", "b"], True), (["0", "1", "2"], True)):
+        with pytest.raises(TargetError, match="which classes does not list"):
+            ClassNames.of(names).index(said)
 
 
 def test_a_number_that_two_names_may_mean_is_no_label() -> None:
@@ -79,6 +100,9 @@ BAD_FILES = {
     "a key twice": (HEAD + "labels: a\nlabels: b\n", r"has 'labels' twice"),
     "a class twice": (HEAD + "labels: a\nclasses: {cat: 0, cat: 1}\n", r"has 'cat' twice"),
     "a name twice": (HEAD + "labels: a\nclasses: [no, 'no']\n", r"classes is \['no', 'no'\]: list the label"),
+    "a map as a name": (HEAD + "labels: a\nclasses: [null, {'': null, 0: null}]\n", r"list the label names"),
+    "maps as names": (HEAD + "labels: a\nclasses: [cat: 0, dog: 1]\n", r"or map each name to its index"),
+    "lists as names": (HEAD + "labels: a\nclasses: [[a], [b]]\n", r"list the label names"),
     "counts": (
         HEAD + "labels: a\nclasses: [a, b]\nnum_classes: 3\n",
         r"num_classes is 3, but classes lists 2",

@@ -17,6 +17,7 @@ from surrogates.targets.classes import ClassNames
 from surrogates.targets.http import Reply
 from surrogates.targets.kinds import kind_of_op
 from surrogates.targets.open_inference import OpenInference
+from surrogates.targets.records import Expected, unpack
 from tests.servers.loopback import Handler, serving
 from tests.servers.open_inference import Model, open_inference_server
 
@@ -137,6 +138,24 @@ def test_every_form_is_the_model_behind_it(form: Any, kind: str, source: str) ->
     np.testing.assert_array_equal(target.query(IMAGES[:1]).labels, TRUTH[:1])
 
 
+TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "sparse": lambda z: z.to_sparse(),
+    "quantized": lambda z: torch.quantize_per_tensor(z.float(), 0.01, 0, torch.qint32),
+    "bfloat16": lambda z: z.bfloat16(),
+    "with a gradient": lambda z: z.clone().requires_grad_(),
+    "rows with a gradient": lambda z: list(z.clone().requires_grad_()),
+    "a row each with a gradient": lambda z: [row[None] for row in z.clone().requires_grad_()],
+}
+
+
+@pytest.mark.parametrize("form", TENSORS.values(), ids=TENSORS.keys())
+def test_every_tensor_is_an_array(form: Any) -> None:
+    target = open_target(
+        lambda images: form(torch.tensor(logits(images))), num_classes=CLASSES, identity="it"
+    )
+    np.testing.assert_array_equal(target.query(IMAGES).labels, TRUTH)
+
+
 def form_max(form: Any) -> np.ndarray:
     """The largest score of each image."""
     output = form(logits(IMAGES))
@@ -181,6 +200,7 @@ REFUSED: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
     "names": (lambda z: [NAMES[k] for k in z.argmax(1)], r"got '\w+': if these are names, give classes"),
     "fractions of labels": (lambda z: z[:, 0], r"label .*, expected an integer in \[0, 4\)"),
     "nothing": (lambda z: None, r"expected numbers"),
+    "complex": (lambda z: torch.tensor(z).to(torch.complex64), r"complex64, expected real numbers"),
 }
 
 
@@ -222,6 +242,15 @@ def test_a_declared_kind_wins_and_is_checked() -> None:
         target.query(IMAGES)
     with pytest.raises(TargetError, match="output_kind must be one of"):
         open_target(logits, num_classes=CLASSES, output_kind="scores")
+
+
+def test_the_head_that_is_wanted_of_a_tuple_that_became_json() -> None:
+    heads = [[[0.2, 0.8], [0.9, 0.1]], [[1, 2, 3], [3, 2, 1]]]
+    for output in (0, "0"):
+        assert unpack(heads, None, Expected(2, 2, None, output)) == heads[0]
+    assert unpack([[1, 0, 1], [0.9, 0.8, 0.7]], None, Expected(3, 2, None, 0)) == [1, 0, 1]
+    with pytest.raises(TargetError, match="the model answers one array: leave it out"):
+        unpack([[0.2, 0.8], [0.9, 0.1]], None, Expected(2, 2, None, 0))
 
 
 def test_the_part_that_is_wanted() -> None:

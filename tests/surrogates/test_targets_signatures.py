@@ -88,6 +88,16 @@ TAKEN = {
     "layout wins": (tensor("float32", -1, -1, -1, -1), {"layout": "hwc"}, IMAGES.transpose(0, 2, 3, 1)),
     "columns": (columns("double", 60), {}, IMAGES.reshape(7, 60).astype(np.float64)),
     "float columns": (columns("float", 60), {}, IMAGES.reshape(7, 60)),
+    "columns of both": (
+        columns("float", 30) + [ColSpec("double", f"b{place}") for place in range(30)],
+        {},
+        IMAGES.reshape(7, 60).astype(np.float64),
+    ),
+    "columns of both, unnamed": (
+        [ColSpec("double")] + [ColSpec("float") for place in range(59)],
+        {},
+        IMAGES.reshape(7, 60).astype(np.float64),
+    ),
     "whole columns": (
         columns("long", 60),
         {"pixel_range": (0, 16)},
