@@ -145,8 +145,13 @@ def pretrain_leaves(
     path, device = Path(folder), choose_device(config.device)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{str(path)!r} is no folder: name one for the network (--leaves FOLDER)")
-    with threads(config.threads), disk_errors(path):
+    try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {str(path)!r} can't be made ({error.strerror}): name another one (--leaves FOLDER)"
+        ) from error
+    with threads(config.threads), disk_errors(path):
         checkpoint = path / "checkpoint.pt"
         if fresh:
             checkpoint.unlink(missing_ok=True)
