@@ -55,7 +55,7 @@ class PixelFormat:
         faults = Faults()
         for name in READERS:
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name in ("layout", "dtype"):  # these have no unset
                 with faults.kept():
                     object.__setattr__(self, name, read_option(name, value))
         faults.refuse()

@@ -178,8 +178,11 @@ def test_a_pyfunc_model_of_unknown_code_may_charge(mlflow_uris: Any, tmp_path: P
 
 
 def test_an_unknown_uri_is_named(mlflow_uris: Any) -> None:
-    for uri in ("models:/nothing/1", "/no/such/model"):
-        with pytest.raises(TargetError, match=rf"{uri}.*check the URI and MLFLOW_TRACKING_URI") as caught:
+    for uri, remedy in (
+        ("models:/nothing/1", "the URI and MLFLOW_TRACKING_URI"),
+        ("/no/such/model", "the path"),
+    ):
+        with pytest.raises(TargetError, match=rf"{uri}.*check {remedy}") as caught:
             open_target(uri)
         assert "\n" not in str(caught.value)
 

@@ -124,7 +124,7 @@ def test_another_pixel_format_is_another_target(service: Any, store: str, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give --target.num_classes"),
+        ([], "give it, e.g. --target.num_classes 10"),
         (["--target.num_classes=10", "--target.token_env=NOT_SET"], "NOT_SET (token_env) is not set"),
         (
             ["--target.num_classes=10", '--target.headers={"Authorization": "Bearer 0815"}'],
@@ -185,7 +185,10 @@ def test_a_wrong_number_of_classes_is_not_taken_for_a_missing_one(
         assert "num_classes is 12, but the target says 10: leave num_classes out" in capsys.readouterr().err
         model.outputs = []
         assert main(arguments) == 2
-        assert "does not tell its number of classes: give --target.num_classes" in capsys.readouterr().err
+        assert (
+            "does not tell its number of classes: give it, e.g. --target.num_classes 10"
+            in capsys.readouterr().err
+        )
     assert model.served == 0
 
 
