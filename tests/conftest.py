@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ TINY = {
     "attack__steps": 2,
     "tracking__system_metrics": False,
 }
+
+
+@pytest.fixture(autouse=True)
+def _registry_beside_the_runs():
+    """No test leaves MLflow a registry of its own: unset, it is where the runs are."""
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_registry_uri(None)
 
 
 @pytest.fixture(scope="session")
