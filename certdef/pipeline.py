@@ -5,45 +5,32 @@ Each verb of the command line is a function here, and each runs only what is not
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
 import surrogates
 from certdef import stages
 from certdef.config import own_target
-from certdef.config.checks import failures
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.objects import is_object
-from certdef.config.threads import allowed_threads
+from certdef.config.threads import torch_threads
 from certdef.data.arrays import read_images
-from certdef.data.sets import Splits, load_source, split
-from certdef.models import storage
 from certdef.objects.following import followed
-from certdef.objects.named import NO_OBJECTS, Objects, named
-from certdef.report import draw, ducd_page, page, target_page, udc_page
-from certdef.report import plan as plan_words
-from certdef.report.unused_options import UnusedOption, unused_options
+from certdef.objects.named import Objects, named
+from certdef.opening import load_images, open_job
+from certdef.report import ducd_page, page, target_page, udc_page
 from certdef.stages import Job, job_checks
-from certdef.stages.inspection import Check, choose_device, inspect
+from certdef.stages.inspection import inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
-from certdef.tracking.disk_errors import disk_errors
-from certdef.tracking.legacy import Legacy
-from certdef.tracking.mlflow import Tracker, tracking_uri
-from certdef.tracking.workspace import Stage, forget, locked
+from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
-
-LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 
 
 @dataclass(frozen=True)
@@ -108,67 +95,6 @@ def pretrain(
     config, objects = named(config, given)
     with open_job(config, progress, fresh, verb="pretrain", objects=objects) as job:
         return _summary(job, [stages.pretrain_denoiser(job, law)[1] for law in job.config.certify.laws])
-
-
-def pretrain_leaves(
-    config: RunConfig,
-    folder: str | Path,
-    *,
-    images: int | None = None,
-    epochs: int | None = None,
-    progress: bool = True,
-    fresh: bool = False,
-) -> str:
-    """Train the shipped denoiser again: the same recipe and seed give the same weights on the same kind of computer.
-
-    Args:
-        config: Its seed, device and threads.
-        folder: Where the network goes, as the package has it; an interrupted training goes on from there.
-        images, epochs: Others than the shipped one's.
-        progress: Show bars.
-        fresh: Begin anew.
-
-    Returns:
-        A line that says what is where.
-
-    Raises:
-        ConfigError, surrogates.SurrogateError: A folder that can't be written, or a number out of range.
-    """
-    from certdef.purifiers.networks.leaves import LeavesTraining, train_on_leaves
-
-    shipped = LeavesTraining(seed=config.seed)
-    recipe = replace(
-        shipped,
-        images=shipped.images if images is None else images,
-        epochs=shipped.epochs if epochs is None else epochs,
-    )
-    path, device = Path(folder), choose_device(config.device)
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{str(path)!r} is no folder: name one for the network (--leaves FOLDER)")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"the folder {str(path)!r} can't be made ({error.strerror}): name another one (--leaves FOLDER)"
-        ) from error
-    with threads(config.threads), disk_errors(path):
-        checkpoint = path / "checkpoint.pt"
-        if fresh:
-            checkpoint.unlink(missing_ok=True)
-        bar = tqdm if progress else _silent
-        network = train_on_leaves(
-            recipe,
-            drawn=partial(bar, desc="draw dead leaves", unit="image"),
-            device=device,
-            checkpoint=checkpoint,
-            progress=partial(bar, desc="train on dead leaves"),
-        )
-        storage.save_network(path, network, training=asdict(recipe))
-        checkpoint.unlink()
-    weights = sum(each.numel() for each in network.parameters())
-    return (
-        f"trained     {path}: {weights:,} weights, {recipe.images:,} dead-leaves images, seed {recipe.seed}"
-    )
 
 
 def distill(
@@ -289,13 +215,13 @@ def plan(
     if price is not None and not 0 < price < float("inf"):
         raise ConfigError(f"price must be USD per 1,000 queries above 0, got {price:g}: try --price 1.50")
     config, objects = named(config, given)
-    with threads(config.threads), given_back():
+    with torch_threads(config.threads), given_back():
         config, objects = followed(config, "run", objects)
         load = stages.load_photographs if config.udc.enabled else partial(load_images, objects=objects)
         found = inspect(
             config,
             job_checks.every(config),
-            partial(load, progress=_silent),
+            partial(load, progress=partial(tqdm, disable=True)),
             own_target=not config.udc.enabled,
             known=known,
         )
@@ -329,84 +255,6 @@ def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
         evaluated = stages.evaluate_defense(job, photographs, defense)
         summary = _report(job, [*defense.stages, evaluated], udc_page.render)
         return replace(summary, bill=None, ledger=None)
-
-
-def load_images(config: RunConfig, progress: Callable[..., Any], objects: Objects = NO_OBJECTS) -> Splits:
-    """The images of a job: as configured, or as given."""
-    own = config.target.uri is not None
-    source = objects.source or load_source(config.data, progress)
-    return split(source, config.data, config.seed, own_target=own, progress=progress)
-
-
-@contextmanager
-def open_job(
-    config: RunConfig,
-    progress: bool = True,
-    fresh: bool = False,
-    *,
-    verb: str = "run",
-    checks: Sequence[Check] | None = None,
-    load: Callable[[RunConfig, Callable[..., Any]], Splits] | None = None,
-    objects: Objects = NO_OBJECTS,
-) -> Iterator[Job]:
-    """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once."""
-    with threads(config.threads), given_back() as callers_uri:
-        own = verb != "pretrain" and not config.udc.enabled
-        bar = tqdm if progress else _silent
-        config, objects = followed(config, verb, objects, bar)
-        rules = job_checks.main(config, verb) if checks is None else checks
-        read = load or partial(load_images, objects=objects)
-        loading: Callable[[RunConfig], Splits] = lambda config: read(config, bar)  # noqa: E731
-        found = inspect(config, rules, loading, own_target=own)
-        if not failures(config):  # else nobody knows what the job would read
-            _warn_of_unused(config, verb, objects)
-        found.problems.raise_all()
-        if objects.in_words:
-            LOG.info("chosen      %s", objects.in_words)
-        assert found.device is not None
-        assert found.data is not None
-        with locked(config.workspace), disk_errors(config.workspace):
-            if fresh:
-                forget(config.workspace)
-            tracker = Tracker(config, callers_uri)
-            legacy = Legacy(config, found.device.type, tracking_uri(config))
-            path = stages.ledger_file(config, found.data, legacy)
-            with stages.open_ledger(config, path) as ledger, tracker.job(found.data):
-                job = Job(
-                    config=config,
-                    data=found.data,
-                    device=found.device,
-                    legacy=legacy,
-                    tracker=tracker,
-                    ledger=ledger,
-                    progress=bar,
-                    draw=partial(draw.draw, config=config, data=found.data),
-                    own_target=found.target,
-                )
-                if found.target is not None:
-                    plan_words.show_first_lines(job, found.target, verb)
-                yield job
-
-
-def _warn_of_unused(config: RunConfig, verb: str, objects: Objects) -> None:
-    """Name the options that nothing reads."""
-    for line in unused_options(config, verb, objects.chosen):
-        if own_target.applies(config):  # the command line could not know yet
-            LOG.warning(line)
-        else:
-            warnings.warn(line, UnusedOption, stacklevel=4)
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads, by default as many as are allowed; afterwards as many as before."""
-    before = torch.get_num_threads()
-    # one that can't be used is refused later, with all else that is wrong
-    torch.set_num_threads(max(1, count or min(before, allowed_threads())))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _parts(job: Job) -> Parts:
@@ -472,7 +320,3 @@ def _summary(job: Job, done: list[Stage]) -> Summary:
         ledger=Path(job.ledger.path),
         purifier=job.config.purifier,
     )
-
-
-def _silent(iterable: Any = None, **_: Any) -> Any:
-    return tqdm(iterable, disable=True)

@@ -1,8 +1,10 @@
-"""How many processor threads this process may use, as far as limits from outside go."""
+"""How many processor threads this process may use, as far as limits from outside go, and torch with so many."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: quota and period in microseconds
@@ -16,6 +18,20 @@ def allowed_threads() -> int:
         processors = os.cpu_count() or 1
     limits = [processors, _quota(processors), _environment(processors)]
     return max(1, min(limits))
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads, by default as many as are allowed; afterwards as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    # one that can't be used is refused later, with all else that is wrong
+    torch.set_num_threads(max(1, count or min(before, allowed_threads())))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _quota(default: int) -> int:

@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from certdef.cli import EXAMPLES, JOBS, OPTIONS, OTHERS, main
+from certdef.cli import main
+from certdef.verbs import EXAMPLES, JOBS, OPTIONS, OTHERS
 from tests.conftest import TINY
 
 SMALL = [f"--{key.replace('__', '.')}={value}".replace("=False", "=false") for key, value in TINY.items()]
@@ -43,6 +44,20 @@ def test_help_names_every_verb(capsys):
     shown = capsys.readouterr().out
     assert all(f"\n  {verb} " in shown for verb in JOBS | OTHERS)
     assert set(EXAMPLES) == set(JOBS | OTHERS)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["purifiers"]])
+def test_a_reader_that_has_enough_is_no_error(arguments):
+    """certdef ... | head: nobody reads the rest."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "certdef.cli", *arguments]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode in (0, 141)  # argparse takes a closed pipe as written
 
 
 @pytest.mark.parametrize("verb", sorted(JOBS | OTHERS))

@@ -15,13 +15,13 @@ from certdef.config.noise_laws import noise_law
 from certdef.data.dead_leaves import dead_leaves
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier
-from certdef.pipeline import pretrain_leaves
 from certdef.purifiers import build
 from certdef.purifiers.networks import shipped
 from certdef.purifiers.networks.multiscale import MultiscaleNIM
 from certdef.purifiers.networks.shipped import FOLDER, shipped_denoiser
 from certdef.report.unused_options import unused_options
 from certdef.stages import check_purifier
+from certdef.stages.leaves import pretrain_leaves
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")

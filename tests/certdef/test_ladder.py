@@ -11,10 +11,10 @@ import surrogates
 from certdef.attacks import threat_ladder as ladder
 from certdef.attacks.evaluation import CONTROLS, THREAT_MODELS, AttackEvaluation, markdown_table, worst_case
 from certdef.attacks.gradient_masking import check_gradient_masking
-from certdef.cli import with_ladder
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, LadderConfig
 from certdef.report.terminal import headline as headline_of
+from certdef.verbs import with_ladder
 from tests.conftest import TINY, run_once
 from tests.trained import digits_mlp
 

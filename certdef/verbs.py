@@ -1,0 +1,181 @@
+"""The verbs of the command line: their help, their options beside those of the configuration, and their parsers."""
+
+from __future__ import annotations
+
+from argparse import RawDescriptionHelpFormatter
+from typing import Any
+
+from certdef.config.load import add_config_arguments
+
+OVERVIEW = """\
+Certify a classifier whose weights are out of reach.
+
+  certdef run                              the whole job on the digits that ship with scikit-learn
+  certdef run --preset fashion-mnist --data.root FOLDER
+  certdef run --preset ducd-fashion-mnist  certify a surrogate in the target's place; membership inference on both
+  certdef run --preset udc                 attack, purify and fine-tune a restoration of photographs under a display
+  certdef run --target.uri models:/mine@prod --data.path photos/    or a .csv, .npz, ...: docs/data.md
+  certdef certify --target.uri models:/mine@prod --data.path photos/   your target alone: nothing is trained
+  certdef certify --certify.n 2000         one stage, and whatever it needs first
+  certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
+"""
+JOBS = {
+    "run": "the whole job: target, surrogate, purifier, certificates, attack, report",
+    "pretrain": "pre-train the denoiser of De^3 on the unlabeled pool",
+    "distill": "query the target within its budget and distill the surrogate",
+    "certify": "certify target and surrogate by randomized smoothing; your own target alone, if nothing of a surrogate is set",
+    "attack": "PGD on the surrogate, transferred to the target, with and without the purifier; --ladder for the threat ladder",
+    "purify": "purify images of your own, or the held-out ones, with the job's purifier",
+    "report": "write the page of the job again",
+}
+OTHERS = {
+    "purifiers": "every purifier by name: what it does, its source, and the threat model that it was proposed for",
+    "serve": "serve the registered certified classifier with MLflow's scoring server",
+    "plan": "what is wrong with a job, what it will cost and reach; a look at your own target on 50 images",
+    "doctor": "versions, devices, tracking store, and what is missing; with your own target or images, what is known of them",
+    "cite": "the papers behind the options of a run",
+    "ledger": "the query bill of a ledger: queries by purpose, their cost, and their export",
+}
+EXAMPLES = {
+    "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
+    "pretrain": "certdef pretrain --nim.epochs 100\n  certdef pretrain --nim.weights leaves --nim.epochs 30\n  certdef pretrain --leaves FOLDER",
+    "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
+    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.path photos/",
+    "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 70000",
+    "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
+    "purifiers": "certdef purifiers\n  certdef run --purifier gs",
+    "report": "certdef report",
+    "serve": 'certdef serve --port 5001\n  curl -d \'{"inputs": [...], "params": {"n": 2000}}\' -H \'Content-Type: application/json\' http://127.0.0.1:5001/invocations',
+    "plan": "certdef plan --target.uri models:/mine/1 --data.path images.npz --price 1.50\n"
+    "  certdef plan --target.uri net.onnx --data.path images.npz --target.pixel_range [0,255] --json\n"
+    "  certdef plan --preset fashion-mnist --data.root FOLDER",
+    "doctor": "certdef doctor\n  certdef doctor --target.uri net.onnx --data.path images.npz",
+    "cite": "certdef cite --preset fashion-mnist",
+    "ledger": "certdef ledger runs/digits/ledger.db\n  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet",
+}
+
+
+# Options of single verbs, beside those of the configuration: name, type, default, help.
+OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
+    "pretrain": [
+        (
+            "--leaves",
+            str | None,
+            None,
+            "Train the shipped denoiser (purifier de3-leaves) again, on dead-leaves images from --seed, into this folder.",
+        ),
+        (
+            "--leaves-images",
+            int | None,
+            None,
+            "With --leaves: another number of images than the shipped one's.",
+        ),
+        ("--leaves-epochs", int | None, None, "With --leaves: another number of passes."),
+    ],
+    "distill": [
+        (
+            "--budgets",
+            str | None,
+            None,
+            "Agreement against queries: a surrogate for each of these query budgets, e.g. 100,300,600.",
+        ),
+        ("--strategies", str, "random", "With --budgets: strategies, e.g. random,kcenter."),
+        ("--seeds", int, 1, "With --budgets: seeds of each strategy."),
+    ],
+    "purify": [
+        (
+            "--images",
+            str | None,
+            None,
+            "An .npz file with the array images, as for data.path; default the job's held-out images.",
+        ),
+        ("--out", str | None, None, "The .npz file to write; default purified.npz in the work directory."),
+    ],
+    "plan": [("--price", float | None, None, "Price of 1,000 queries in USD, for the cost.")],
+    "serve": [
+        ("--model", str | None, None, "MLflow model URI; default the latest registered version."),
+        ("--host", str, "127.0.0.1", "Address to listen on."),
+        ("--port", int, 5001, "Port to listen on; 0 takes a free one."),
+        ("--max-n", int, 100_000, "Largest n that a request may ask for."),
+        ("--max-votes", int, 2_000_000, "Most votes of a request: images x (n0 + n)."),
+    ],
+}
+
+
+def overview() -> str:
+    """The help of certdef without a verb."""
+    verbs = JOBS | OTHERS
+    width = max(map(len, verbs))
+    lines = [OVERVIEW, "verbs:", *(f"  {verb:<{width}}  {text}" for verb, text in verbs.items())]
+    return "\n".join(
+        [*lines, "", "certdef VERB --help shows the options of a verb; certdef --version the version."]
+    )
+
+
+def build_parser(verb: str, preset: str) -> Any:
+    """The parser of a verb of the job, on the defaults of a preset."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """Keeps the examples as they are written."""
+
+    parser = ArgumentParser(
+        prog=f"certdef {verb}",
+        exit_on_error=False,
+        allow_abbrev=False,
+        add_help=False,
+        print_config=None,  # we have one of our own
+        usage=f"certdef {verb} [options]",
+        formatter_class=Formatter,
+        description=f"{description(verb)}\n\n{_defaults_are(preset)}",
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    for name, text in flags(verb).items():
+        parser.add_argument(name, action="store_true", help=text)
+    for name, kind, default, text in OPTIONS.get(verb, []):
+        parser.add_argument(name, type=kind, default=default, help=text)
+    add_config_arguments(parser, preset)
+    return parser
+
+
+def _defaults_are(preset: str) -> str:
+    """Whose defaults the help shows: those of a job on one's own target are known with the images."""
+    own = "for your own target (--target.uri) they follow your images, and --print-config shows them"
+    return f"defaults below are those of preset {preset}; {own}"
+
+
+def flags(verb: str) -> dict[str, str]:
+    """The switches of a verb, with their help."""
+    every = {"--print-config": "Print the resolved configuration as YAML and stop."}
+    if verb in JOBS:
+        every |= {"--fresh": "Train and certify anew; paid answers are kept.", "--quiet": "No progress bars."}
+    if verb == "plan":
+        every |= {"--json": "Print the plan as JSON."}
+    if verb == "serve":
+        every |= {
+            "--allow-seed": "Let a request name the seed; who knows it can search for images whose votes mislead."
+        }
+    return every
+
+
+def own_options(verb: str) -> list[str]:
+    """Every option that a verb has beside those of the configuration."""
+    return ["--help", *flags(verb), *(name for name, *_ in OPTIONS.get(verb, []))]
+
+
+def description(verb: str, more: str = "") -> str:
+    """What a verb does, with examples."""
+    text = (JOBS | OTHERS)[verb]
+    return f"{text[0].upper()}{text[1:]}. {more}".rstrip() + f"\n\nexamples:\n  {EXAMPLES[verb]}"
+
+
+def with_ladder(arguments: list[str]) -> list[str]:
+    """The arguments with a bare --ladder written out: --ladder.enabled true."""
+    following = [*arguments[1:], "-"][: len(arguments)]
+    bare = [a == "--ladder" and b.startswith("-") for a, b in zip(arguments, following, strict=True)]
+    return ["--ladder.enabled=true" if each else a for a, each in zip(arguments, bare, strict=True)]
+
+
+def wants_help(arguments: list[str]) -> bool:
+    """Whether the help of a verb is asked for."""
+    return any(argument in ("-h", "--help") for argument in arguments)
