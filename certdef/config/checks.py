@@ -171,7 +171,7 @@ def _vote(preset: str) -> dict[str, Any]:
 
 def _changed_vote(certify: CertifyConfig) -> Rules:
     from certify.bounds import smallest_n  # loads torch: not for the help, nor for a preset
-    from certify.smoothing import METHODS
+    from certify.sampling import METHODS
 
     yield "method", certify.method in METHODS, f"use one of {', '.join(METHODS)}"
     if 0 < certify.alpha < 0.5:

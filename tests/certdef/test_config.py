@@ -170,7 +170,7 @@ def test_the_methods_and_the_smallest_n_are_those_of_certify():
     assert load_config(certify__n=smallest, certify__alpha=0.01).certify.n == smallest
     with pytest.raises(ConfigError, match=rf"certify\.n is {smallest - 1}: .* below n={smallest}"):
         load_config(certify__n=smallest - 1, certify__alpha=0.01)
-    for method in certify.smoothing.METHODS:
+    for method in certify.sampling.METHODS:
         assert load_config(certify__method=method).certify.method == method
     with pytest.raises(ConfigError, match="use one of fixed, two_sided"):
         load_config(certify__method="fixd")
@@ -185,7 +185,7 @@ def test_a_preset_is_read_without_torch():
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_can_certify(preset):  # it is not checked when it is loaded, which needs no torch
     config = load_config(preset).certify
-    assert config.method in certify.smoothing.METHODS
+    assert config.method in certify.sampling.METHODS
     assert config.n >= certify.bounds.smallest_n(0.5000001, config.alpha)
 
 
