@@ -20,8 +20,7 @@ from certdef.config.load import (
     parse,
     preset_of,
 )
-from certdef.report.unused_options import UnusedOption, unused_options
-from certdef.verbs import (
+from certdef.config.verbs import (
     JOBS,
     OPTIONS,
     OTHERS,
@@ -32,6 +31,7 @@ from certdef.verbs import (
     wants_help,
     with_ladder,
 )
+from certdef.report.unused_options import UnusedOption, unused_options
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 import certdef
 import certify
-from certdef import opening, stages
+from certdef import pipeline, stages
 from certdef.cli import main
 from certdef.config.load import load_config
 from certdef.report.terminal import headline
@@ -74,7 +74,7 @@ def test_without_labels_right_is_the_targets_own_clean_answer(
     folder = write_digits(tmp_path / "pictures", classes=False)
     config = configured(store, tmp_path / "work", url, folder, ladder__enabled=True, **LADDER)
     summary = certdef.run(config, progress=False)
-    with opening.open_job(config, progress=False) as job:
+    with pipeline.open_job(config, progress=False) as job:
         stages.open_target(job)
         data = job.data
     answers = model.predict(data.heldout_images.reshape(30, -1))

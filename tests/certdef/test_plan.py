@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import certdef
@@ -21,24 +19,12 @@ from certdef.doctor import doctor
 from certdef.report.plan import duration
 from certdef.stages.estimates import expected_queries, reaches
 from tests.conftest import TINY
-from tests.servers.faulty import Faults, faulty_server
+from tests.servers.faulty import faulty_server
 
 SMALL = TINY | {"data__heldout_images": 60, "ledger__training": 200, "surrogate__epochs": 5, "purifier": "gs"}
 WRITTEN = ["--preset=digits"] + [
     f"--{key.replace('__', '.')}={str(value).lower()}" for key, value in SMALL.items()
 ]
-
-
-@pytest.fixture(scope="module")
-def logistic() -> LogisticRegression:
-    pixels, labels = load_digits(return_X_y=True)
-    return LogisticRegression(max_iter=300).fit(pixels[:900] / 16, labels[:900])
-
-
-@pytest.fixture
-def service(logistic: LogisticRegression) -> Iterator[tuple[str, Faults]]:
-    with faulty_server(lambda images: logistic.predict_proba(images.reshape(len(images), -1))) as made:
-        yield made
 
 
 def spent(folder: Path) -> dict[str, int]:

@@ -23,7 +23,7 @@ from certdef.config.threads import torch_threads
 from certdef.data.arrays import read_images
 from certdef.objects.following import followed
 from certdef.objects.named import Objects, named
-from certdef.opening import load_images, open_job
+from certdef.pipeline.opening import load_images, open_job
 from certdef.report import ducd_page, page, target_page, udc_page
 from certdef.stages import Job, job_checks
 from certdef.stages.inspection import inspect
