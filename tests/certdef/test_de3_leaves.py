@@ -154,8 +154,8 @@ class TestTrainedAgain:
                     raise Stop
                 yield number
 
-        monkeypatch.setattr(leaves, "tqdm", stops)
-        with pytest.raises(Stop):
+        with monkeypatch.context() as patched, pytest.raises(Stop):
+            patched.setattr(leaves, "tqdm", stops)
             pretrain_leaves(config, tmp_path / "broken", **SMALL | {"progress": True})
         assert [path.name for path in (tmp_path / "broken").iterdir()] == ["checkpoint.pt"]
         pretrain_leaves(config, tmp_path / "broken", **SMALL)
