@@ -154,9 +154,10 @@ class TestTrainedAgain:
                     raise Stop
                 yield number
 
-        with monkeypatch.context() as patched, pytest.raises(Stop):
+        with monkeypatch.context() as patched:
             patched.setattr(leaves, "tqdm", stops)
-            pretrain_leaves(config, tmp_path / "broken", **SMALL | {"progress": True})
+            with pytest.raises(Stop):
+                pretrain_leaves(config, tmp_path / "broken", **SMALL | {"progress": True})
         assert [path.name for path in (tmp_path / "broken").iterdir()] == ["checkpoint.pt"]
         pretrain_leaves(config, tmp_path / "broken", **SMALL)
         whole, resumed = (
