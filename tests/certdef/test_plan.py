@@ -247,3 +247,12 @@ def test_a_plan_of_a_target_that_is_trained_here_has_times_and_no_look(store: st
     assert all(value > 0 for value in made.seconds.values())
     assert made.total.expected == sum(each.expected for each in made.queries.values())
     assert json.loads(json.dumps(made.to_json()))["price"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("training", "model", "warned"), [(19, "mlp", True), (20, "mlp", False), (19, "none", False)]
+)
+def test_a_surrogate_of_few_answers_is_warned_of(store: str, training: int, model: str, warned: bool) -> None:
+    options = SMALL | {"ledger__training": training, "surrogate__query_batch": 10, "surrogate__model": model}
+    plan = certdef.plan(certdef.load_config("digits", tracking__uri=store, **options))
+    assert ("19 answers for 10 classes" in " ".join(plan.warnings)) == warned
