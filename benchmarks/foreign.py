@@ -148,7 +148,7 @@ def smoothed(chain: Chain, sigma: float, subject: Subject) -> certify.SmoothedCl
 def certified(bench: Bench, subject: Subject, name: str) -> Figures:
     """Certified share by radius, at the sigmas and kept shares that other images chose."""
     large = subject.name == LARGE
-    n0, n, size = (32, 500, 2) if large else (100, 2_000, 20)
+    n0, n, size = (32, 500, 2) if large else (100, 5_000, 20)
     front, mark = denoiser(bench, subject, name)
     choices = chosen(bench, subject, name, n)
     images = subject.images[: CERTIFIED_PHOTOGRAPHS if large else None]
