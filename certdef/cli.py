@@ -149,9 +149,7 @@ def _job(verb: str, config: RunConfig, namespace: Any) -> int:
         summary = pipeline.purify(config, namespace.images, namespace.out, **options)
     else:
         summary = getattr(pipeline, verb)(config, **options)
-    from certdef.report.terminal import headline
-
-    print(headline(config, summary))
+    print(f"\n{summary}")
     return 0
 
 
