@@ -310,8 +310,10 @@ def table(head: list[str], rows: list[list[str]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
-def print_one_pass(bench: Bench, subject: Subject) -> None:
-    names = OWN | (EQUAL if subject.images.shape[1] == 3 else {})
+def print_one_pass(bench: Bench, subject: Subject, denoisers: list[str]) -> None:
+    names = {name: title for name, title in OWN.items() if name in denoisers}
+    if len(names) == len(OWN) and subject.images.shape[1] == 3:
+        names |= EQUAL
     rows = []
     for name, title in names.items():
         found = one_pass(bench, subject, name)
@@ -409,9 +411,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.5, help="Processor minutes of each training.")
     parser.add_argument("--targets", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument(
-        "--denoisers", nargs="+", choices=OWN, default=list(OWN), help="Of the certified shares."
-    )
+    parser.add_argument("--denoisers", nargs="+", choices=OWN, default=list(OWN), help="Of the shares.")
     parser.add_argument("--threads", type=int, default=2, help="Processor threads of torch.")
     parser.add_argument("--peak", metavar="TARGET/DENOISER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -428,7 +428,7 @@ def main() -> None:
         print_photographs(bench, subjects)
     for subject in subjects:
         if "one-pass" in arguments.parts:
-            print_one_pass(bench, subject)
+            print_one_pass(bench, subject, arguments.denoisers)
         if "certify" in arguments.parts:
             print_certified(bench, subject, arguments.denoisers)
     costs = [part for part in ("speed", "memory") if part in arguments.parts]
