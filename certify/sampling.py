@@ -8,12 +8,14 @@ import numpy as np
 import certify.core as core
 from certify.bounds.binomial import smallest_n
 from certify.bounds.sequential import UNIT, Plan, make_plan
+from certify.bounds.sequential_two_sided import METHOD as TWO_SIDED
+from certify.bounds.sequential_two_sided import PairPlan, make_pair_plan
 from certify.bounds.two_sided import certify_two_sided, check_two_sided
 from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise.base import NoiseLaw
 
-METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
+METHODS = ("fixed", "two_sided", "sequential", "group_sequential", TWO_SIDED)
 BOUNDS = ("clopper_pearson", "randomized")
 
 
@@ -26,7 +28,8 @@ class Sampling:
         n: Draws that bound its probability: all of them ("fixed", "two_sided"), or at most.
         alpha: Probability of a wrong certificate, in (0, 0.5).
         method: "fixed" (Cohen et al. 2019), "two_sided" (bounds the runner-up too), "sequential" or
-            "group_sequential" (stop as soon as every one of ``radii`` is decided or out of reach of n draws).
+            "group_sequential" (stop as soon as every one of ``radii`` is decided or out of reach of n draws),
+            "group_sequential_two_sided" (which bounds the runner-up too).
         radii: Of the methods that stop early; default 0, 0.25, 0.5, ...
         bound: Of "fixed": "clopper_pearson", or "randomized" (Stevens 1950), which is never shorter and takes a uniform
             draw of the image's own.
@@ -61,12 +64,14 @@ class Sampling:
         """Whether the bound takes a uniform draw."""
         return self.bound == "randomized"
 
-    def plan(self, noise: NoiseLaw, unit: int = UNIT) -> Plan | None:
+    def plan(self, noise: NoiseLaw, unit: int = UNIT) -> Plan | PairPlan | None:
         """The sequential test; None for a fixed number of votes.
 
         Raises:
             CertifyError: n is too small to certify anything, or the law lacks what the method needs.
         """
+        if self.method == TWO_SIDED:
+            return make_pair_plan(noise, self.radii, self.n, self.alpha, unit)
         if self.method in ("sequential", "group_sequential"):
             return make_plan(noise, self.radii, self.n, self.alpha, self.method, unit)
         if self.radii is not None:
@@ -103,7 +108,7 @@ class Votes:
 
 
 def certificate_of(
-    votes: Votes, noise: NoiseLaw, sampling: Sampling, plan: Plan | None, subject: str
+    votes: Votes, noise: NoiseLaw, sampling: Sampling, plan: Plan | PairPlan | None, subject: str
 ) -> Certificate:
     """What the votes prove, by the method of ``sampling`` (and its ``plan``) that drew them."""
     counts0, counts, known = votes.counts0, votes.counts, votes.known_class

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import certify.core as core
 from certify.bounds.sequential import UNIT, Outcome, Plan
+from certify.bounds.sequential_two_sided import PairPlan
 from certify.certificate import Certificate, Counts, class_to_bound
 from certify.errors import CertifyError, check_alpha, check_count, with_options
 from certify.noise.base import NoiseLaw
@@ -275,7 +276,7 @@ class SmoothedClassifier:
         indices: list[int],
         tops: Counts,
         n: int,
-        plan: Plan | None,
+        plan: Plan | PairPlan | None,
         progress: Any,
     ) -> Outcome:
         """The estimation votes: n an image, or as many as the plan needs."""

@@ -110,7 +110,7 @@ class CertifyConfig:
         radii: L2 radii of the tables, in [0,1] pixel units.
         batch_size: Noisy images a forward pass.
         method: fixed (n draws), two_sided, or one that stops as soon as radius 0 and the radii are decided: sequential,
-            group_sequential.
+            group_sequential, group_sequential_two_sided.
         known_class: Certify the class that counts as right, instead of one that n0 draws choose: saves these. A certificate
             then says that this class wins, and an image where another wins is not certified.
         bound: Of method fixed: clopper_pearson, or randomized (Stevens 1950), which is never shorter; its uniform draw is
@@ -131,7 +131,7 @@ class CertifyConfig:
     alpha: float = 0.001
     radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     batch_size: int = 2048
-    method: str = "group_sequential"
+    method: str = "group_sequential_two_sided"
     known_class: bool = False
     bound: str = "clopper_pearson"
     guide: str = "off"
@@ -159,7 +159,7 @@ class CertifyConfig:
     @property
     def stops_early(self) -> bool:
         """Whether n is a cap: the draws of an image end as soon as the radii are decided."""
-        return self.guide != "off" or self.method in ("sequential", "group_sequential")
+        return self.guide != "off" or "sequential" in self.method
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _attack_queries(facts: Facts, config: RunConfig) -> int:
 RULES = (
     Rule("purifier", lambda f, c: "de3-leaves", "the shipped denoiser needs no training and takes images of any size"),
     Rule("certify.laws", _law, "one Gaussian: each law costs votes of its own; a classifier of natural images stands less noise"),
-    Rule("certify.method", lambda f, c: "fixed" if c.certify.guide != "off" else "group_sequential", "stops as soon as the radii are decided"),
+    Rule("certify.method", lambda f, c: "fixed" if c.certify.guide != "off" else "group_sequential_two_sided", "stops as soon as the radii are decided"),
     Rule("certify.n0", lambda f, c: 32 if f.large else 100, "enough to choose a class that can be certified at all"),
     Rule("certify.n", lambda f, c: 1_000 if f.large else 5_000, "proves 2.4 (3.0) sigma where the vote is unanimous"),
     Rule("certify.radii", _radii, "within reach of that many votes"),

@@ -11,7 +11,7 @@ from certdef.config.own_target import NONE
 from certdef.config.purifiers import plain_name
 from certdef.purifiers.registry import find_purifier
 from certify.bounds import smallest_n
-from certify.bounds.two_sided import check_two_sided
+from certify.bounds.two_sided import TOP_SHARE, check_two_sided
 from certify.guided import reachable_radii
 
 
@@ -80,7 +80,7 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
         CertifyError: A noise law that the method has no radius for.
     """
     if paid is None:
-        if config.certify.method == "two_sided":
+        if "two_sided" in config.certify.method:
             for condition in conditions(config):
                 check_two_sided(condition.noise)
         paid = sum(condition.paid for condition in conditions(config))
@@ -89,7 +89,8 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
     images = config.certify.target_images * paid
     n0 = config.certify.selection
     n = min(config.certify.n, config.ledger.certification // images - n0)
-    least = smallest_n(0.5, config.certify.alpha)
+    share = TOP_SHARE if "two_sided" in config.certify.method else 1.0
+    least = smallest_n(0.5, share * config.certify.alpha)
     if n < least:
         raise ConfigError(
             f"ledger.certification is {config.ledger.certification}: {paid} smoothed targets x "

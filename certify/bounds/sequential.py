@@ -177,7 +177,7 @@ def make_plan(
     """
     sizes = analysis_sizes(n, unit)
     levels: list[Level] = []
-    for radius in _increasing(radii):
+    for radius in increasing_radii(radii):
         p = noise.p_required(radius)
         boundaries = _boundaries(method, p, alpha, tuple(sizes.tolist())) if p < 1 else None
         if boundaries is None:
@@ -191,7 +191,8 @@ def make_plan(
     return Plan(method, alpha, sizes, tuple(levels))
 
 
-def _increasing(radii: Sequence[float] | None) -> Iterable[float]:
+def increasing_radii(radii: Sequence[float] | None) -> Iterable[float]:
+    """The radii in order, each once (None: 0, 0.25, 0.5, ...); CertifyError for a negative one or none."""
     if radii is None:
         return (STEP * step for step in range(10_000))  # make_plan stops at the first out of reach
     try:
@@ -211,7 +212,7 @@ def _boundaries(
     sizes = np.array(analyses, dtype=np.int64)
     if method == "sequential":
         upper = betting_upper(p, alpha, sizes)
-        lower = _futile(sizes, upper)
+        lower = futile(sizes, upper)
     else:
         goal = required_successes(p, analyses[-1], alpha)
         if goal is None:
@@ -219,7 +220,7 @@ def _boundaries(
         # Giving up is binding, so its paths spend no alpha; giving up still more, below, only loses claims.
         lower = _unlikely(sizes, goal)
         upper = spending_upper(p, alpha * np.sqrt(sizes / sizes[-1]), sizes, lower)
-        lower = np.maximum(lower, _futile(sizes, upper))
+        lower = np.maximum(lower, futile(sizes, upper))
     return (upper, lower) if np.any(upper <= sizes) else None
 
 
@@ -298,7 +299,7 @@ def spending_upper(p: float, spend: NDArray[np.float64], sizes: Counts, lower: C
 # --- giving up ----------------------------------------------------------------------------------------------
 
 
-def _futile(sizes: Counts, upper: Counts) -> Counts:
+def futile(sizes: Counts, upper: Counts) -> Counts:
     """Most successes (L,) at which a level is given up."""
     # The most failures with which some later analysis (or this one) can still be won.
     allowed = np.maximum.accumulate((sizes - upper)[::-1])[::-1]

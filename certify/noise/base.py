@@ -116,6 +116,11 @@ class NoiseLaw(ABC):
         """
         return None
 
+    def wins(self, p_top: float, p_rival: float, radius: float) -> bool:
+        """Whether ``two_sided_radius`` is at least ``radius``."""
+        found = self.two_sided_radius(p_top, p_rival) if p_top >= p_rival else None
+        return found is not None and found * (1 - 4 * ROUNDING) >= radius
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """A JSON-able dict that identifies the law completely."""

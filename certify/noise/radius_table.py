@@ -90,12 +90,13 @@ class RadiusTable:
     def two_sided_radius(self, p_top: float, p_rival: float) -> float:
         """Radius where the top class has at least ``p_top`` and every other at most ``p_rival``: step 3, verified."""
 
-        def stays(r: float) -> bool:
-            return kept(1 - p_top, r, self.law) + kept(p_rival, r, self.law) > 1
-
         surer = max(p_top, 1 - p_rival)  # the more certain of the two can be in the lead no longer than this
         high = 1.01 * float(self.radius(np.array([max(surer, 0.5 + 1e-12)]))[0])
-        return largest(stays, 0.0, high, steps=25)
+        return largest(lambda r: self.wins(p_top, p_rival, r), 0.0, high, steps=25)
+
+    def wins(self, p_top: float, p_rival: float, r: float) -> bool:
+        """Whether a class of at least ``p_top`` stays above a rival of at most ``p_rival`` within ``r`` > 0: step 3."""
+        return kept(1 - p_top, r, self.law) + kept(p_rival, r, self.law) > 1
 
     def _verified(self, z: FloatArray) -> FloatArray:
         q = ndtr(-z)

@@ -103,6 +103,9 @@ class GaussianScaleMixture(NoiseLaw):
     def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
         return _table(self).two_sided_radius(p_top, p_rival)
 
+    def wins(self, p_top: float, p_rival: float, radius: float) -> bool:
+        return p_top >= p_rival if radius == 0 else _table(self).wins(p_top, p_rival, radius)
+
     def draw(
         self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:

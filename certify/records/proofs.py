@@ -36,7 +36,7 @@ def unproven(records: Records, method: str, noise: NoiseLaw | dict[str, Any]) ->
     if method == EXACT:
         return wrong | _wrong_exact_radii(records, noise)
     law = noise if isinstance(noise, NoiseLaw) else open_law(noise)
-    if law is None or method == "stratified":
+    if law is None or method in ("stratified", "group_sequential_two_sided"):
         return wrong
     return wrong | _wrong_radii(records, method, law)
 

@@ -10,7 +10,7 @@ from certify.errors import CertifyError
 
 INT64 = 2**63 - 1
 EXACT = "deterministic"  # every vote there is: no alpha, no selection
-STOPPING = ("sequential", "group_sequential")
+STOPPING = ("sequential", "group_sequential", "group_sequential_two_sided")
 DRAWN = ("fixed", "two_sided", *STOPPING)  # n0 selection draws, then n or at most n
 
 Row = dict[str, Any]

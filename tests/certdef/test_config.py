@@ -192,7 +192,7 @@ def test_kinds_of_certificates_that_do_not_go_together_are_refused(settings, wor
 
 
 def test_kinds_of_certificates_that_go_together_are_taken_and_unset_ones_leave_no_trace():
-    for method in ("fixed", "group_sequential"):
+    for method in ("fixed", "group_sequential_two_sided"):
         assert load_config(certify__guide="decide", certify__method=method).certify.stops_early
     options = load_config(
         certify__known_class=True, certify__bound="randomized", certify__method="fixed"
@@ -201,7 +201,7 @@ def test_kinds_of_certificates_that_go_together_are_taken_and_unset_ones_leave_n
     assert {"known_class", "bound"} <= options.settings.keys()
     plain = load_config(certify__method="fixed").certify
     assert not {"known_class", "bound"} & plain.settings.keys()
-    assert load_config().certify.method == "group_sequential"
+    assert load_config().certify.method == "group_sequential_two_sided"
 
 
 def test_the_bounds_are_those_of_certify():

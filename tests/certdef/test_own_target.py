@@ -234,7 +234,7 @@ class TestCommandLine:
         assert main(["run", *served, "--print-config"]) == 0
         printed = yaml.safe_load(capsys.readouterr().out)
         assert printed["preset"] == "own"
-        assert printed["certify"]["method"] == "group_sequential"
+        assert printed["certify"]["method"] == "group_sequential_two_sided"
         assert printed["data"]["heldout_images"] == 20
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(printed))
         assert main(["run", "--config=mine.yaml", "--print-config"]) == 0
@@ -244,7 +244,7 @@ class TestCommandLine:
         assert main(["run", "--preset=digits", *served, "--print-config"]) == 0
         printed = yaml.safe_load(capsys.readouterr().out)
         assert printed["preset"] == "digits"
-        assert printed["certify"]["method"] == "fixed"
+        assert printed["certify"]["method"] == RunConfig().certify.method
         assert printed["data"]["heldout_images"] == 400
 
     def test_an_unknown_purifier_hides_nothing_and_adds_nothing(self, served, capsys):

@@ -261,9 +261,9 @@ def test_the_target_gets_what_its_budget_allows():
         == config.ledger.certification // (5 * config.certify.target_images) - config.certify.n0
     )
     assert stages.target_draws(certdef.load_config(ledger__certification=10**8)) == config.certify.n
-    with pytest.raises(ConfigError, match="at least 27500"):
-        stages.target_draws(certdef.load_config(ledger__certification=27499))
-    assert stages.target_draws(certdef.load_config(ledger__certification=27500)) == 10
+    with pytest.raises(ConfigError, match="at least 27750"):
+        stages.target_draws(certdef.load_config(ledger__certification=27749))
+    assert stages.target_draws(certdef.load_config(ledger__certification=27750)) == 11
 
 
 def test_python_entry_points_are_documented():

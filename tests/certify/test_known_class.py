@@ -22,7 +22,7 @@ from certify import (
 )
 
 ALPHA, N = 0.05, 60
-METHODS = ["fixed", "two_sided", "sequential", "group_sequential"]
+METHODS = ["fixed", "two_sided", "sequential", "group_sequential", "group_sequential_two_sided"]
 
 
 def claim(known: int, k: int) -> bool:
