@@ -33,9 +33,10 @@ from scipy.special import ndtri
 
 import certdef
 import certify
-from certdef import opening, stages
+from certdef import stages
 from certdef.data.sets import load_data
 from certdef.models import storage
+from certdef.pipeline.opening import open_job
 from certify.voting.engine import VoteEngine
 
 ALPHA, SHARE = 0.001, 0.1  # in all, and the router's share of it
@@ -282,7 +283,7 @@ def from_votes(title: str, votes: dict[str, NDArray], labels: NDArray, choice: N
 def of_job(config: certdef.RunConfig, progress: bool = False) -> tuple[Classifier, Classifier]:
     """The target of a job behind De^3, and its surrogate behind the same."""
     config = replace(config, certify=replace(config.certify, laws=config.certify.laws[:1]))
-    with opening.open_job(config, progress=progress) as job:
+    with open_job(config, progress=progress) as job:
         target, _ = stages.open_target(job)
         surrogate, stage = stages.distill(job, target)
         denoiser = stages.prepare_purifier(job, "de3", surrogate, stage).denoiser()
