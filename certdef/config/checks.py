@@ -30,6 +30,7 @@ from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
+BOUNDS = ("clopper_pearson", "randomized")
 
 # What is a file name and a metric name as it stands; a space too.
 LONGEST_LABEL = 50
@@ -151,9 +152,16 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "radii", len(certify.radii) >= 1, "name at least one radius, e.g. [0.25, 0.5]"
     yield "radii", all(radius >= 0 for radius in certify.radii), "use radii of 0 or more"
     yield "guide", certify.guide in GUIDES, f"use one of {', '.join(GUIDES)}"
-    guided = certify.guide != "off" and certify.method != CertifyConfig.method
+    guided = certify.guide != "off"
+    own = not guided or certify.method in ("fixed", CertifyConfig.method)
     remedy = f"a guide stops by a rule of its own, not by method {certify.method}: choose one of the two"
-    yield "guide", not guided, remedy
+    yield "guide", own, remedy
+    chosen = "a guide chooses the class by free votes: set certify.guide off, or leave this out"
+    yield "known_class", not (guided and certify.known_class), chosen
+    yield "bound", certify.bound in BOUNDS, f"use one of {', '.join(BOUNDS)}"
+    plain = certify.bound == CertifyConfig.bound or (certify.method == "fixed" and not guided)
+    remedy = "it is known for a fixed number of votes: add --certify.method fixed, and no guide"
+    yield "bound", plain, remedy
     yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
     yield "workers", certify.workers >= 1, "use at least 1"
     if any(getattr(certify, name) != value for name, value in _vote(preset).items()):
@@ -171,7 +179,7 @@ def _vote(preset: str) -> dict[str, Any]:
 
 def _changed_vote(certify: CertifyConfig) -> Rules:
     from certify.bounds import smallest_n  # loads torch: not for the help, nor for a preset
-    from certify.smoothing import METHODS
+    from certify.sampling import METHODS
 
     yield "method", certify.method in METHODS, f"use one of {', '.join(METHODS)}"
     if 0 < certify.alpha < 0.5:

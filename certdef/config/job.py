@@ -105,11 +105,16 @@ class CertifyConfig:
         target_images: Held-out images certified for the target (paid).
         n0: Draws that choose the class.
         n: Draws that bound its probability, for the surrogate; for the target as many as its budget allows, at most these.
+            A cap for the methods that stop early.
         alpha: Probability that a certificate is wrong.
         radii: L2 radii of the tables, in [0,1] pixel units.
         batch_size: Noisy images a forward pass.
-        method: fixed (n draws), two_sided, or one that stops early at the radii: sequential, group_sequential;
-            n is then a cap.
+        method: fixed (n draws), two_sided, or one that stops as soon as radius 0 and the radii are decided: sequential,
+            group_sequential.
+        known_class: Certify the class that counts as right, instead of one that n0 draws choose: saves these. A certificate
+            then says that this class wins, and an image where another wins is not certified.
+        bound: Of method fixed: clopper_pearson, or randomized (Stevens 1950), which is never shorter; its uniform draw is
+            in the records.
         guide: Certify the target with the surrogate as guide, for fewer paid votes: off, decide (one of the radii an
             image, by as few votes as decide it) or budget (ledger.certification is spent where it certifies most images).
         backend: Certify the surrogate on several workers: loky (this computer), dask or ray; unset, in this process.
@@ -126,7 +131,9 @@ class CertifyConfig:
     alpha: float = 0.001
     radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     batch_size: int = 2048
-    method: str = "fixed"
+    method: str = "group_sequential"
+    known_class: bool = False
+    bound: str = "clopper_pearson"
     guide: str = "off"
     backend: str | None = None
     workers: int = 2
@@ -134,12 +141,25 @@ class CertifyConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that a count depends on: all but where the work is done."""
+        """The options that a count depends on: all but where the work is done, and later ones that are unset."""
+        unset = [
+            name for name in ("known_class", "bound") if getattr(self, name) == getattr(CertifyConfig, name)
+        ]
         return {
             key: value
             for key, value in asdict(self).items()
-            if key not in ("backend", "workers", "scheduler")
+            if key not in ("backend", "workers", "scheduler", *unset)
         }
+
+    @property
+    def selection(self) -> int:
+        """Draws that choose the class of an image: n0, or none where it is known."""
+        return 0 if self.known_class else self.n0
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether n is a cap: the draws of an image end as soon as the radii are decided."""
+        return self.guide != "off" or self.method in ("sequential", "group_sequential")
 
 
 @dataclass(frozen=True)

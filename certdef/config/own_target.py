@@ -144,7 +144,7 @@ def smoothed_targets(config: RunConfig) -> int:
 
 def _certification(facts: Facts, config: RunConfig) -> int:
     certify = config.certify
-    return max(1, certify.target_images) * smoothed_targets(config) * (certify.n0 + certify.n)
+    return max(1, certify.target_images) * smoothed_targets(config) * (certify.selection + certify.n)
 
 
 def _attack_queries(facts: Facts, config: RunConfig) -> int:
@@ -230,7 +230,7 @@ def in_words(config: RunConfig, facts: Facts) -> str:
     noise = f"sigma {law.scale_255 / 255:.2f}" if law.family == "constant" else f"noise {law.label}"
     parts = [
         f"{facts.images} images of {channels}x{height}x{width}: {config.data.heldout_images} held out",
-        f"{min(certify.target_images, config.data.heldout_images)} certified by up to {certify.n0 + certify.n:,} votes each",
+        f"{min(certify.target_images, config.data.heldout_images)} certified by up to {certify.selection + certify.n:,} votes each",
         noise,
         f"purifier {config.purifier}",
     ]

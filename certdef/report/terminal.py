@@ -99,7 +99,8 @@ def _(result: BudgetsResult, config: RunConfig) -> list[str]:
 def _(result: CertifyResult, config: RunConfig) -> list[str]:
     curves = (curve for curve in result.curves.values() if curve.headline)
     right = right_in_words(result.params)
-    return [_certified_line(f"{curve.subject:<9}", result.radii, curve, right) for curve in curves]
+    capped = config.certify.stops_early
+    return [_certified_line(f"{curve.subject:<9}", result.radii, curve, capped, right) for curve in curves]
 
 
 @stage_lines.register
@@ -154,7 +155,8 @@ def _(result: ComparisonResult, config: RunConfig) -> list[str]:
             "from the target's training set)"
         )
     for subject, key in result.conditions.items():
-        lines.append(_certified_line(f"{SUBJECT_NAMES[subject]:<22}", result.radii, result.curves[key]))
+        curve, capped = result.curves[key], config.certify.stops_early
+        lines.append(_certified_line(f"{SUBJECT_NAMES[subject]:<22}", result.radii, curve, capped))
     return lines
 
 
@@ -176,11 +178,17 @@ def _(result: UDCResult, config: RunConfig) -> list[str]:
     return lines
 
 
-def _certified_line(subject: str, radii: Sequence[float], curve: CertifiedCurve, right: str = "") -> str:
+def _certified_line(
+    subject: str, radii: Sequence[float], curve: CertifiedCurve, capped: bool, right: str = ""
+) -> str:
+    """Certified shares, with the votes that they took: n of every image, or on average where n is a cap."""
     shares = "  ".join(
         f"r={r:g} {with_interval(share)}" for r, share in zip(radii, curve.accuracy, strict=True)
     )
-    return f"certified   {subject} {shares}   ({curve.images} images, n={curve.n:,}{right})"
+    votes = f"n={curve.n:,}"
+    if capped:
+        votes = f"n at most {curve.n:,}, {curve.samples_per_image:,.0f} votes on average"
+    return f"certified   {subject} {shares}   ({curve.images} images, {votes}{right})"
 
 
 def _purified_lines(purified: dict[str, Any]) -> list[str]:

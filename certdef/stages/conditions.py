@@ -87,13 +87,14 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
     if config.certify.guide == "budget":  # the budget is the set's, not the image's
         return _within_reach(config, config.certify.n)
     images = config.certify.target_images * paid
-    n = min(config.certify.n, config.ledger.certification // images - config.certify.n0)
+    n0 = config.certify.selection
+    n = min(config.certify.n, config.ledger.certification // images - n0)
     least = smallest_n(0.5, config.certify.alpha)
     if n < least:
         raise ConfigError(
             f"ledger.certification is {config.ledger.certification}: {paid} smoothed targets x "
-            f"{config.certify.target_images} images need {config.certify.n0} + {least} draws each, at least "
-            f"{images * (config.certify.n0 + least)}; raise it or lower certify.target_images"
+            f"{config.certify.target_images} images need {n0} + {least} draws each, at least "
+            f"{images * (n0 + least)}; raise it or lower certify.target_images"
         )
     return _within_reach(config, n)
 
@@ -108,7 +109,7 @@ def certification_queries(config: RunConfig, heldout: int, paid: int | None = No
         paid = sum(condition.paid for condition in conditions(config))
     if config.certify.guide == "budget":
         return config.ledger.certification // paid * paid
-    selection = config.certify.n0 if config.certify.guide == "off" else 0
+    selection = config.certify.selection if config.certify.guide == "off" else 0
     return min(config.certify.target_images, heldout) * paid * (selection + target_draws(config, paid))
 
 

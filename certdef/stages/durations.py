@@ -141,7 +141,7 @@ class Durations:
         """The surrogate's votes, and the work on this computer for the target's."""
         config, free, denoising = self.config.certify, 0.0, 0.0
         every = conditions(self.config)
-        draws = min(config.images, len(self.data.heldout_images)) * (config.n0 + config.n)
+        draws = min(config.images, len(self.data.heldout_images)) * (config.selection + config.n)
         measured: dict[tuple[str, bool], float] = {}
         for condition in every:
             key = (condition.subject, condition.denoised)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import certify
 import surrogates
-from certdef.config.job import ConfigError
+from certdef.config.job import CertifyConfig, ConfigError
 from certdef.stages.conditions import Condition, guided_budget
 from certdef.stages.job import Job, versions
 from certdef.tracking.checked_json import fingerprint
@@ -26,7 +26,6 @@ from certdef.tracking.results import Share
 from certdef.tracking.workspace import Stage
 from surrogates.distillation.inference import images_at_once
 
-STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
 CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
 
 
@@ -120,7 +119,7 @@ def certify_condition(
             records.unlink()
         raise
     labels = job.data.heldout_labels
-    return _curve(condition, log, labels, classifier.n, 0 if guided else config.n0, config.radii)
+    return _curve(condition, log, labels, classifier.n, 0 if guided else config.selection, config.radii)
 
 
 def _record(
@@ -154,14 +153,18 @@ def _record(
 def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
     """What the records say of how they were drawn."""
     config = job.config.certify
+    known = {"known_class": True} if config.known_class else {}
+    bound = {"bound": config.bound} if config.bound != CertifyConfig.bound else {}
     return {
         "subject": condition.subject,
         "denoiser": condition.purifier or "none",
         "noise": condition.noise.describe(),
-        "n0": config.n0,
+        "n0": config.selection,
         "n": classifier.n,
         "alpha": config.alpha,
         "method": "guided" if classifier.guide else config.method,
+        **known,
+        **bound,
         "seed": job.config.seed,
         "chunk_size": CHUNK,
         "stage": stage.fingerprint,
@@ -229,9 +232,11 @@ def _certify_smoothed(
         "n": classifier.n,
         "alpha": config.alpha,
         "method": config.method,
+        "bound": config.bound,
+        "known_class": job.data.heldout_labels[left] if config.known_class else None,
     }
-    if config.method in STOPPING:
-        options["radii"] = config.radii
+    if config.stops_early:
+        options["radii"] = (0.0, *config.radii)  # the tables begin at radius 0
     if config.backend and not condition.paid:  # the ledger pays in this process
         cluster: dict[str, Any] = {
             "backend": config.backend,

@@ -31,6 +31,7 @@ NEWER = {
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
     "nim": ("tile", "keep"),
+    "certify": ("known_class", "bound"),
 }
 CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
@@ -255,7 +256,7 @@ class Legacy:
         return constant | {law.label: noise_law(law).describe() for law in self.config.certify.laws}
 
     def _certify(self) -> dict[str, Any]:
-        plain = asdict(self.config.certify)
+        plain = _section(self.config, "certify")
         return {key: value for key, value in plain.items() if key not in CERTIFY_ELSEWHERE}
 
     def _weights(self, section: str) -> dict[str, Any]:

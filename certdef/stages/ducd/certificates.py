@@ -123,6 +123,10 @@ def check_choice(config: RunConfig, data: Splits) -> None:
         raise ConfigError(
             f"certify.guide is {config.certify.guide!r}: the DUCD job compares votes without a guide; use off"
         )
+    if config.certify.known_class:
+        raise ConfigError(
+            "certify.known_class is True: the DUCD job asks which class the surrogate's vote chooses; use false"
+        )
     held_out = len(data.heldout_images)
     need = config.certify.images + config.ducd.choice_images
     if need > held_out:
