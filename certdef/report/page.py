@@ -21,6 +21,7 @@ from certdef.report.words import purifier_title, right_in_words
 from certdef.stages.attack import AttackResult
 from certdef.stages.ladder import Evaluation, LadderResult
 from certdef.stages.networks import NetworkResult
+from certdef.stages.students import CertifiedSurrogateResult
 from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
@@ -51,6 +52,14 @@ def render(
         image=radii_in_words(data, config.certify.radii),
         target=result["target"],
         surrogate=result["surrogate"],
+        student=next(
+            (
+                each
+                for each in result.values()
+                if isinstance(each, CertifiedSurrogateResult) and each.headline
+            ),
+            None,
+        ),
         served=result.get("served"),
         uris=uris(result),
         networks={

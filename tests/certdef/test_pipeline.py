@@ -42,7 +42,9 @@ def test_the_bill_adds_up(tiny_job):
     charges = summary.bill.charges
     draws = summary.results["certify"]["draws_target"]
     assert charges["training"].answered == 600
-    assert charges["evaluation"].answered == 2 * config.data.heldout_images  # clean, and under the noise
+    assert (
+        charges["evaluation"].answered == 3 * config.data.heldout_images
+    )  # clean, noisy, and noisy and denoised
     assert charges["certification"].answered == 5 * config.certify.target_images * (config.certify.n0 + draws)
     assert charges["attack"].answered == config.attack.images * (2 * len(config.attack.eps) + 1)
     assert all(charge.unknown == charge.in_flight == 0 for charge in charges.values())
