@@ -22,10 +22,11 @@ from torch import nn
 import certdef
 import certify
 import surrogates
-from certdef import opening, stages
+from certdef import stages
 from certdef.config.job import SigmaLaw
 from certdef.config.noise_laws import noise_law
 from certdef.models import storage
+from certdef.pipeline import open_job
 from certdef.stages import surrogate as distillation
 from certdef.tracking.results import Share
 from certdef.tracking.workspace import Stage
@@ -126,7 +127,7 @@ def main() -> None:
     config = certdef.load_config(preset=options.preset, tracking__system_metrics=False, **root)
     head = ["noise", "behind", "trained", *(f"r = {r:g}" for r in (0.0, *RADII)), "agreement", "seconds"]
     print(line(head), line(["---"] * 3 + ["---:"] * (len(head) - 3)), sep="\n", flush=True)
-    with opening.open_job(config, progress=False) as job:
+    with open_job(config, progress=False) as job:
         target, _ = stages.open_target(job)
         measure = partial(row, job, target)
         for behind in options.behind:
