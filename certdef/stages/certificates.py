@@ -14,6 +14,7 @@ from certdef.config.job import RunConfig
 from certdef.stages.conditions import conditions, guided_budget, subjects, target_draws
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
+from certdef.stages.students import Students
 from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition, paid_classifier
 from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
@@ -33,16 +34,16 @@ class CertifyResult(StageResult):
 def certify_subjects(
     job: Job,
     target: surrogates.Target,
-    surrogate: nn.Module | None,
+    students: Students,
     purifier: Purifier,
     depends_on: list[Stage],
 ) -> Stage[CertifyResult]:
-    """Certify every condition; those of the target alone without a surrogate."""
+    """Certify every condition, each surrogate's by the student that was trained for it; without a surrogate the target's alone."""
     config, draws = job.config.certify, target_draws(job.config)
     job.legacy.draws = draws
-    classifier = [target.subject, *(other.fingerprint for other in depends_on)]
+    classifier = [target.subject, *(other.fingerprint for other in (*depends_on, *students.stages))]
     stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier)
-    return job.run(stage, lambda: _certify_subjects(job, target, surrogate, purifier, stage))
+    return job.run(stage, lambda: _certify_subjects(job, target, students, purifier, stage))
 
 
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
@@ -73,20 +74,21 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
 
 
 def _certify_subjects(
-    job: Job, target: surrogates.Target, surrogate: nn.Module | None, purifier: Purifier, stage: Stage
+    job: Job, target: surrogates.Target, students: Students, purifier: Purifier, stage: Stage
 ) -> CertifyResult:
     config, draws = job.config.certify, target_draws(job.config)
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
     for condition in conditions(job.config):
         denoiser = purifier.denoiser(condition.law) if condition.denoised else None
-        white_box = nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
         if condition.paid:
             key = purifier.denoiser_key(condition.law) if denoiser else "none"
             paid = paid_classifier(job, target, stage, condition, denoiser, key)
-            guide = white_box if config.guide != "off" else None
+            # A guide has to answer as the target does: the surrogate that agrees with it.
+            guide = _behind(denoiser, students.surrogate) if config.guide != "off" else None
             classifier = BaseClassifier(paid, target.num_classes, draws, guide)
         else:
+            white_box = _behind(denoiser, students.of(condition))
             assert white_box is not None
             classifier = BaseClassifier(white_box, target.num_classes, config.n)
         curve = certify_condition(job, condition, classifier, stage)
@@ -103,6 +105,10 @@ def _certify_subjects(
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )
+
+
+def _behind(denoiser: nn.Module | None, surrogate: nn.Module | None) -> nn.Module | None:
+    return nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
 
 
 def cost_metrics(curve: CertifiedCurve) -> dict[str, float]:
