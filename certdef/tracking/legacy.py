@@ -31,8 +31,9 @@ NEWER = {
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
     "nim": ("tile", "keep"),
+    "certify": ("engine",),
 }
-CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler")
+CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
 CURVE = ("smoothed_images", "smoothed_draws")
 
@@ -124,6 +125,8 @@ class Legacy:
                 )
                 return [asdict(config.surrogate), config.ledger.training, self.target, asdict(law), *encoder]
             case "certify":
+                if config.certify.engine != "plain":
+                    return None  # version 0.1.0 knew no other
                 return [self._certify(), self.draws, *self._before(config.purifier)]
             case "attack":
                 return [asdict(config.attack), *self._before(config.purifier)]
