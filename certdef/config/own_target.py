@@ -164,7 +164,7 @@ RULES = (
     Rule("surrogate.model", _student, "the largest that a processor trains in minutes; none where only the target is certified"),
     Rule("data.pool_images", _pool, "the other images, as far as they fit in 128 MiB; none where nothing is trained"),
     Rule("certify.target_images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 50), "each costs hundreds of paid votes"),
-    Rule("certify.images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 100), "free, but each takes hundreds of passes"),
+    Rule("certify.images", lambda f, c: min(c.data.heldout_images, 10 if f.large else 100), "free, but each takes up to 1,000 passes, at a tenth of a second where they are large"),
     Rule("certify.batch_size", lambda f, c: f.fitting(PASS_BYTES, 2048), "20 MiB of images, some 400 MiB with what a network keeps of them"),
     Rule("ledger.training", _training, "every image of the pool once, up to 600"),
     Rule("surrogate.query_batch", lambda f, c: min(c.ledger.training, f.fitting(PASS_BYTES, 100)), "a part of that budget"),
