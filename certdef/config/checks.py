@@ -165,6 +165,7 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "bound", plain, remedy
     yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
     yield "workers", certify.workers >= 1, "use at least 1"
+    yield "engine", certify.engine in ("plain", "auto"), "use plain or auto"
     if any(getattr(certify, name) != value for name, value in _vote(preset).items()):
         yield from _changed_vote(certify)
 

@@ -12,6 +12,7 @@ import certify
 import surrogates
 from certdef.config.job import RunConfig
 from certdef.stages.conditions import conditions, guided_budget, subjects, target_draws
+from certdef.stages.engines import Engines, choose_engines
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.stages.students import Students
@@ -42,8 +43,10 @@ def certify_subjects(
     config, draws = job.config.certify, target_draws(job.config)
     job.legacy.draws = draws
     classifier = [target.subject, *(other.fingerprint for other in (*depends_on, *students.stages))]
-    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier)
-    return job.run(stage, lambda: _certify_subjects(job, target, students, purifier, stage))
+    engines = choose_engines(job, {"denoiser": purifier.denoiser(), "surrogate": students.surrogate})
+    arithmetic = [engines.chosen] if engines.chosen else []
+    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *arithmetic)
+    return job.run(stage, lambda: _certify_subjects(job, target, students, purifier, engines, stage))
 
 
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
@@ -74,24 +77,34 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
 
 
 def _certify_subjects(
-    job: Job, target: surrogates.Target, students: Students, purifier: Purifier, stage: Stage
+    job: Job,
+    target: surrogates.Target,
+    students: Students,
+    purifier: Purifier,
+    engines: Engines,
+    stage: Stage,
 ) -> CertifyResult:
     config, draws = job.config.certify, target_draws(job.config)
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
     for condition in conditions(job.config):
-        denoiser = purifier.denoiser(condition.law) if condition.denoised else None
+        plain = purifier.denoiser(condition.law) if condition.denoised else None
+        denoiser = engines.computed("denoiser", plain)
         if condition.paid:
-            key = purifier.denoiser_key(condition.law) if denoiser else "none"
+            key = engines.key("denoiser", purifier.denoiser_key(condition.law)) if denoiser else "none"
             paid = paid_classifier(job, target, stage, condition, denoiser, key)
             # A guide has to answer as the target does: the surrogate that agrees with it.
-            guide = _behind(denoiser, students.surrogate) if config.guide != "off" else None
+            guide = (
+                _behind(denoiser, engines.computed("surrogate", students.surrogate))
+                if config.guide != "off"
+                else None
+            )
             classifier = BaseClassifier(paid, target.num_classes, draws, guide)
         else:
-            white_box = _behind(denoiser, students.of(condition))
+            white_box = _behind(denoiser, engines.computed("surrogate", students.of(condition)))
             assert white_box is not None
             classifier = BaseClassifier(white_box, target.num_classes, config.n)
-        curve = certify_condition(job, condition, classifier, stage)
+        curve = certify_condition(job, condition, classifier, stage, engines.chosen)
         curves[condition.key] = curve
         figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
         if condition.headline and condition.subject == subjects(job.config)[-1]:
@@ -101,7 +114,7 @@ def _certify_subjects(
         draws_surrogate=config.n,
         curves=curves,
         radii=config.radii,
-        params=config.settings | {"n_target": draws} | job.data.remarks,
+        params=config.settings | {"n_target": draws, "engine": config.engine} | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )

@@ -32,10 +32,10 @@ NEWER = {
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
     "nim": ("tile", "keep"),
-    "certify": ("known_class", "bound"),
+    "certify": ("known_class", "bound", "engine"),
     "surrogate": ("noise", "consistency", "entropy"),
 }
-CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler")
+CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine")
 # What rests on the certified surrogate, which was then the one that agrees.
 OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
@@ -136,6 +136,8 @@ class Legacy:
                 )
                 return [config.surrogate.agreeing, config.ledger.training, self.target, asdict(law), *encoder]
             case "certify":
+                if config.certify.engine != "plain":
+                    return None  # version 0.1.0 knew no other
                 return [self._certify(), self.draws, *self._before(config.purifier)]
             case "attack":
                 return [asdict(config.attack), *self._before(config.purifier)]
