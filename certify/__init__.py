@@ -45,6 +45,7 @@ from certify.threats.splitting import certify_splitting
 from certify.threats.stratified import certify_stratified
 from certify.voting.engine import VoteEngine
 from certify.voting.parallel import certify_parallel
+from certify.voting.tuning import fastest_engine
 
 generalised_normal = generalized_normal  # its name in the first versions
 
@@ -78,6 +79,7 @@ __all__ = [
     "certify_votes_guided",
     "choose_noise",
     "curves",
+    "fastest_engine",
     "generalized_normal",
     "nim_noise",
     "randomized_lower_bound",

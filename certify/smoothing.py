@@ -7,7 +7,7 @@ drawing as soon as the answer is known.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from certify.voting.checks import (
 )
 from certify.voting.chunks import BOUND, ESTIMATION, PREDICTION, SELECTION, hash32, seed_of
 from certify.voting.engine import VoteEngine
+from certify.voting.tuning import fastest_engine
 
 
 def certify_votes(
@@ -98,8 +99,8 @@ class SmoothedClassifier:
         noise: Added to the images.
         num_classes: K.
         subject: What is certified: a certificate of a surrogate says nothing of its target.
-        compile: Run a torch module through torch.compile.
-        engine: How votes are drawn and computed.
+        engine: How votes are drawn and computed; "auto" measures for a second or two, before the first vote, which
+            arithmetic is fastest for a torch module (``fastest_engine``), and keeps to it: see ``settle``.
         options: Fields of ``VoteEngine`` (``batch_size``, ``device``, ``seed``, ...) that replace the engine's.
 
     Raises:
@@ -113,8 +114,7 @@ class SmoothedClassifier:
         num_classes: int,
         *,
         subject: str = "model",
-        compile: bool = False,
-        engine: VoteEngine | None = None,
+        engine: VoteEngine | Literal["auto"] | None = None,
         **options: Any,
     ) -> None:
         if not callable(base):
@@ -123,15 +123,34 @@ class SmoothedClassifier:
             )
         if not isinstance(noise, NoiseLaw):
             raise CertifyError(f"noise must be a noise law, got {noise!r}: try certify.Gaussian(0.25)")
-        if compile and not isinstance(base, torch.nn.Module):
-            raise CertifyError(f"compile needs a torch module, got {type(base).__name__}: leave it out")
-        engine = with_options(engine or VoteEngine(), options)
-        self.engine = replace(engine, device=resolve_device(base, engine.device))
-        self.base = torch.compile(base) if compile else base
+        self._auto = engine == "auto"
+        given = VoteEngine() if engine is None or isinstance(engine, str) else engine
+        if isinstance(engine, str) and not self._auto:
+            raise CertifyError(f"engine must be a VoteEngine or 'auto', got {engine!r}: try engine='auto'")
+        given = with_options(given, options)
+        for name, asked in (("compile", given.compile), ("engine='auto'", self._auto)):
+            if asked and not isinstance(base, torch.nn.Module):
+                raise CertifyError(f"{name} needs a torch module, got {type(base).__name__}: leave it out")
         self._plain, self._checked = base, False
+        self._use(replace(given, device=resolve_device(base, given.device)))
         self.noise = noise
         self.num_classes = check_count("num_classes", num_classes, 2)
         self.subject = subject
+
+    def settle(self, images: Any) -> VoteEngine:
+        """Fix the engine, before the first vote: of ``engine="auto"`` the fastest, measured once; else the given one.
+
+        Its ``arithmetic`` is a part of the certified model. Write it into the header of the records, and give it back
+        when they are resumed: ``SmoothedClassifier(..., **arithmetic)``.
+
+        Args:
+            images: (N, C, H, W) in [0, 1]; a few are enough.
+        """
+        if self._auto:
+            assert isinstance(self._plain, torch.nn.Module)
+            self._use(fastest_engine(self._plain, images, self.noise, engine=self.engine).engine)
+            self._auto = False
+        return self.engine
 
     def certify(
         self,
@@ -172,6 +191,7 @@ class SmoothedClassifier:
         images = check_images(images)
         indices = check_indices(indices, len(images))
         known = None if known_class is None else check_known(known_class, len(images), self.num_classes)
+        self.settle(images)
         self.check_alone(images)
         certificates: list[Certificate] = []
         # Few selection draws fill a batch only together; estimation in smaller groups finishes images early.
@@ -227,6 +247,7 @@ class SmoothedClassifier:
         check_count("n", n)
         images = check_images(images)
         indices = check_indices(indices, len(images))
+        self.settle(images)
         self.check_alone(images)
         votes = self._votes(images, indices, PREDICTION, n, progress)
         return np.array([core.predict(counts, alpha) for counts in votes], dtype=np.int64)
@@ -248,6 +269,10 @@ class SmoothedClassifier:
 
         self.engine.check_alone(self._plain, draw, self.num_classes)
         self._checked = True
+
+    def _use(self, engine: VoteEngine) -> None:
+        self.engine = engine
+        self.base = torch.compile(self._plain) if engine.compile else self._plain
 
     @property
     def _unit(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import nextafter
+from math import inf, nextafter
 from typing import Any
 
 from certdef.config import own_target
@@ -27,6 +27,7 @@ from certdef.config.job import (
 )
 from certdef.config.objects import is_object
 from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
+from certdef.config.target import NOISES
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
@@ -164,6 +165,7 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "bound", plain, remedy
     yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
     yield "workers", certify.workers >= 1, "use at least 1"
+    yield "engine", certify.engine in ("plain", "auto"), "use plain or auto"
     if any(getattr(certify, name) != value for name, value in _vote(preset).items()):
         yield from _changed_vote(certify)
 
@@ -263,6 +265,9 @@ def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     )
     yield "features", surrogate.features in ("student", "nim"), "use student or nim"
     yield "committee", surrogate.committee >= 0, "use 0 or more"
+    yield "noise", surrogate.noise in NOISES, f"use one of {', '.join(NOISES)}"
+    yield "consistency", 0 <= surrogate.consistency < inf, "use a weight of 0 (off) or more, e.g. 5"
+    yield "entropy", 0 <= surrogate.entropy < inf, "use a weight of 0 (off) or more, e.g. 0.5"
 
 
 def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:

@@ -121,6 +121,9 @@ class CertifyConfig:
             The counts are the same.
         workers: How many workers.
         scheduler: Address of a running dask or ray cluster.
+        engine: In which arithmetic denoiser and surrogate vote: plain (float32), or auto, the fastest of float32 and bfloat16
+            in either memory layout, measured once on this machine and kept in work_dir: the counts are those of this
+            machine then. The target's is never changed.
     """
 
     laws: tuple[SigmaLaw, ...] = (SigmaLaw(), SigmaLaw(label="wide", scale_255=6.0))
@@ -138,17 +141,21 @@ class CertifyConfig:
     backend: str | None = None
     workers: int = 2
     scheduler: str | None = None
+    engine: str = "plain"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that a count depends on: all but where the work is done, and later ones that are unset."""
+        """The options that a count depends on: all but where the work is done, and later ones that are unset.
+
+        What `engine` chose is a key of its own.
+        """
         unset = [
             name for name in ("known_class", "bound") if getattr(self, name) == getattr(CertifyConfig, name)
         ]
         return {
             key: value
             for key, value in asdict(self).items()
-            if key not in ("backend", "workers", "scheduler", *unset)
+            if key not in ("backend", "workers", "scheduler", "engine", *unset)
         }
 
     @property

@@ -79,14 +79,16 @@ def run(
         return _run_udc(config, progress, fresh)
     with open_job(config, progress, fresh, objects=objects) as job:
         parts = _parts(job)
-        done = [*parts.all, _certified(job, parts)]
-        if parts.surrogate is None:
+        students = _students(job, parts)
+        done = [*parts.all, *students.stages, _certified(job, parts, students)]
+        if students.headline is None:
             return _report(job, done, target_page.render)
         done.append(_attacked(job, parts))
         if storable(job.config):
+            certified = [*parts.defense, *students.headline_stages]
             num_classes = parts.target.num_classes
-            done.append(stages.register(job, num_classes, parts.surrogate, parts.purifier, parts.defense))
-        return _report(job, [*done, *_ladder(job, parts)], page.render)
+            done.append(stages.register(job, num_classes, students.headline, parts.purifier, certified))
+        return _report(job, [*done, *_ladder(job, parts, students)], page.render)
 
 
 def pretrain(
@@ -137,7 +139,8 @@ def certify(
     config, objects = named(config, given)
     with open_job(config, progress, fresh, verb="certify", objects=objects) as job:
         parts = _parts(job)
-        done = [*parts.all, _certified(job, parts)]
+        students = _students(job, parts)
+        done = [*parts.all, *students.stages, _certified(job, parts, students)]
         return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
 
 
@@ -148,7 +151,11 @@ def attack(
     config, objects = named(config, given)
     with open_job(config, progress, fresh, verb="attack", objects=objects) as job:
         parts = _parts(job)
-        return _summary(job, [*parts.all, _attacked(job, parts), *_ladder(job, parts)])
+        done = [*parts.all, _attacked(job, parts)]
+        if not job.config.ladder.enabled:
+            return _summary(job, done)
+        students = _students(job, parts)
+        return _summary(job, [*done, *students.stages, *_ladder(job, parts, students)])
 
 
 def purify(
@@ -235,11 +242,12 @@ def plan(
 
 
 def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) -> Summary:
-    """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
+    """DUCD: target -> pilot -> one noise for all images -> surrogates -> certificates side by side -> membership inference."""
     with open_job(config, progress, fresh, checks=job_checks.DUCD, objects=objects) as job:
         target, target_stage = stages.open_target(job)
-        students = stages.distill_students(job, target)
-        choice = stages.choose_noise(job, students[0], target.num_classes)
+        pilot = stages.distill_pilot(job, target)
+        choice = stages.choose_noise(job, pilot, target.num_classes)
+        students = stages.distill_students(job, target, choice.noise)
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
         done: list[Stage] = [target_stage, *(student.stage for student in students), choice.stage, compared]
         if config.target.uri is None:  # else nobody here knows what it was trained on
@@ -267,8 +275,12 @@ def _parts(job: Job) -> Parts:
     return Parts(target, target_stage, purifier, surrogate, surrogate_stage)
 
 
-def _certified(job: Job, parts: Parts) -> Stage:
-    return stages.certify_subjects(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+def _students(job: Job, parts: Parts) -> stages.Students:
+    return stages.train_students(job, parts.target, parts.surrogate, parts.surrogate_stage, parts.purifier)
+
+
+def _certified(job: Job, parts: Parts, students: stages.Students) -> Stage:
+    return stages.certify_subjects(job, parts.target, students, parts.purifier, parts.defense)
 
 
 def _attacked(job: Job, parts: Parts) -> Stage:
@@ -281,7 +293,7 @@ def storable(config: RunConfig) -> bool:
     return not (is_object(config.surrogate.model) or is_object(config.purifier))
 
 
-def _ladder(job: Job, parts: Parts) -> list[Stage]:
+def _ladder(job: Job, parts: Parts, students: stages.Students) -> list[Stage]:
     """Where it is enabled, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
@@ -294,7 +306,7 @@ def _ladder(job: Job, parts: Parts) -> list[Stage]:
             systems[name] = parts.purifier
         elif name not in systems:
             systems[name] = stages.prepare_purifier(job, name, surrogate, surrogate_stage)
-    return [stages.evaluate_ladder(job, parts.target, surrogate, surrogate_stage, systems)]
+    return [stages.evaluate_ladder(job, parts.target, surrogate, surrogate_stage, systems, students)]
 
 
 def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:

@@ -21,6 +21,7 @@ from certdef.stages.certificates import CertifyResult
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
+from certdef.stages.students import CertifiedSurrogateResult
 from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
 from certdef.stages.target import TargetResult
@@ -83,6 +84,20 @@ def _(result: SurrogateResult, config: RunConfig) -> list[str]:
     clean, noisy = with_interval(result.agreement_clean), with_interval(result.agreement_noisy)
     how = f"{result.queries} queries" if result.queries else "given, nothing was distilled"
     return [f"surrogate   agreement with the target {clean} clean, {noisy} under the noise ({how})"]
+
+
+@stage_lines.register
+def _(result: CertifiedSurrogateResult, config: RunConfig) -> list[str]:
+    """Of the headline's; the others are in MLflow."""
+    if not result.headline:
+        return []
+    clean, under = with_interval(result.agreement_with_clean), f"under {result.law} noise"
+    if result.purifier:
+        under += f" behind {purifier_title(result.purifier)}"
+    same = ""
+    if result.agreement_same_input:
+        same = f", {with_interval(result.agreement_same_input)} with that to the same input"
+    return [f"as certified agreement {under} {clean} with the target's clean answer{same}"]
 
 
 @stage_lines.register

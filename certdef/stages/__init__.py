@@ -21,7 +21,7 @@ from certdef.stages.ducd.membership import (
     check_audit,
     train_references,
 )
-from certdef.stages.ducd.surrogates import StudentResult, check_pools, distill_students
+from certdef.stages.ducd.surrogates import StudentResult, check_pools, distill_pilot, distill_students
 from certdef.stages.estimates import foretell
 from certdef.stages.job import Job, Shelf
 from certdef.stages.ladder import LadderResult, check_ladder_budget, evaluate_ladder, ladder_systems
@@ -36,6 +36,7 @@ from certdef.stages.purifier import (
     purify_images,
 )
 from certdef.stages.served import ServedResult, register
+from certdef.stages.students import CertifiedSurrogateResult, Students, train_students
 from certdef.stages.surrogate import SurrogateResult, distill, recipe_of, selection_of
 from certdef.stages.target import TargetResult, ledger_file, open_target, target_stage
 from certdef.stages.udc.evaluation import UDCResult, evaluate_defense
@@ -45,6 +46,7 @@ from certdef.stages.udc.photographs import load_photographs, photographs_through
 __all__ = [
     "AttackResult",
     "BudgetsResult",
+    "CertifiedSurrogateResult",
     "CertifyResult",
     "ComparisonResult",
     "Condition",
@@ -58,6 +60,7 @@ __all__ = [
     "ServedResult",
     "Shelf",
     "StudentResult",
+    "Students",
     "SurrogateResult",
     "TargetResult",
     "Trained",
@@ -77,6 +80,7 @@ __all__ = [
     "compare_subjects",
     "conditions",
     "distill",
+    "distill_pilot",
     "distill_students",
     "evaluate_defense",
     "evaluate_ladder",
@@ -102,6 +106,7 @@ __all__ = [
     "train_defense",
     "train_network",
     "train_references",
+    "train_students",
     "trained_once",
     "watch",
 ]

@@ -12,8 +12,10 @@ import certify
 import surrogates
 from certdef.config.job import RunConfig
 from certdef.stages.conditions import conditions, guided_budget, subjects, target_draws
+from certdef.stages.engines import Engines, choose_engines
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
+from certdef.stages.students import Students
 from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition, paid_classifier
 from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
@@ -33,16 +35,18 @@ class CertifyResult(StageResult):
 def certify_subjects(
     job: Job,
     target: surrogates.Target,
-    surrogate: nn.Module | None,
+    students: Students,
     purifier: Purifier,
     depends_on: list[Stage],
 ) -> Stage[CertifyResult]:
-    """Certify every condition; those of the target alone without a surrogate."""
+    """Certify every condition, each surrogate's by the student that was trained for it; without a surrogate the target's alone."""
     config, draws = job.config.certify, target_draws(job.config)
     job.legacy.draws = draws
-    classifier = [target.subject, *(other.fingerprint for other in depends_on)]
-    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier)
-    return job.run(stage, lambda: _certify_subjects(job, target, surrogate, purifier, stage))
+    classifier = [target.subject, *(other.fingerprint for other in (*depends_on, *students.stages))]
+    engines = choose_engines(job, {"denoiser": purifier.denoiser(), "surrogate": students.surrogate})
+    arithmetic = [engines.chosen] if engines.chosen else []
+    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *arithmetic)
+    return job.run(stage, lambda: _certify_subjects(job, target, students, purifier, engines, stage))
 
 
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
@@ -73,23 +77,34 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
 
 
 def _certify_subjects(
-    job: Job, target: surrogates.Target, surrogate: nn.Module | None, purifier: Purifier, stage: Stage
+    job: Job,
+    target: surrogates.Target,
+    students: Students,
+    purifier: Purifier,
+    engines: Engines,
+    stage: Stage,
 ) -> CertifyResult:
     config, draws = job.config.certify, target_draws(job.config)
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
     for condition in conditions(job.config):
-        denoiser = purifier.denoiser(condition.law) if condition.denoised else None
-        white_box = nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
+        plain = purifier.denoiser(condition.law) if condition.denoised else None
+        denoiser = engines.computed("denoiser", plain)
         if condition.paid:
-            key = purifier.denoiser_key(condition.law) if denoiser else "none"
+            key = engines.key("denoiser", purifier.denoiser_key(condition.law)) if denoiser else "none"
             paid = paid_classifier(job, target, stage, condition, denoiser, key)
-            guide = white_box if config.guide != "off" else None
+            # A guide has to answer as the target does: the surrogate that agrees with it.
+            guide = (
+                _behind(denoiser, engines.computed("surrogate", students.surrogate))
+                if config.guide != "off"
+                else None
+            )
             classifier = BaseClassifier(paid, target.num_classes, draws, guide)
         else:
+            white_box = _behind(denoiser, engines.computed("surrogate", students.of(condition)))
             assert white_box is not None
             classifier = BaseClassifier(white_box, target.num_classes, config.n)
-        curve = certify_condition(job, condition, classifier, stage)
+        curve = certify_condition(job, condition, classifier, stage, engines.chosen)
         curves[condition.key] = curve
         figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
         if condition.headline and condition.subject == subjects(job.config)[-1]:
@@ -99,10 +114,14 @@ def _certify_subjects(
         draws_surrogate=config.n,
         curves=curves,
         radii=config.radii,
-        params=config.settings | {"n_target": draws} | job.data.remarks,
+        params=config.settings | {"n_target": draws, "engine": config.engine} | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )
+
+
+def _behind(denoiser: nn.Module | None, surrogate: nn.Module | None) -> nn.Module | None:
+    return nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
 
 
 def cost_metrics(curve: CertifiedCurve) -> dict[str, float]:

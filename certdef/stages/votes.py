@@ -24,6 +24,7 @@ from certdef.stages.job import Job, versions
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import Share
 from certdef.tracking.workspace import Stage
+from certify.voting import Computed
 from surrogates.distillation.inference import images_at_once
 
 CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
@@ -73,11 +74,12 @@ def paid_classifier(
 ) -> Callable[[Tensor], np.ndarray]:
     """The target as a base classifier. A receipt is kept for what decides the noisy pixels, whoever draws them."""
     decides = (job.config.seed, job.device.type, condition.noise.describe(), denoiser_key)
+    plain = not isinstance(denoiser, Computed)  # as every denoiser of version 0.1.0
     paid = job.ledger.attach(
         target,
         purpose="certification",
         experiment=f"certification/{fingerprint(*decides)}",
-        formerly=job.legacy.experiment(stage.name, condition.key),
+        formerly=job.legacy.experiment(stage.name, condition.key) if plain else [],
     )
 
     def answer(noisy: Tensor) -> np.ndarray:
@@ -97,11 +99,16 @@ def paid_classifier(
 
 
 def certify_condition(
-    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage
+    job: Job,
+    condition: Condition,
+    classifier: BaseClassifier,
+    stage: Stage,
+    arithmetic: dict[str, dict[str, Any]] | None = None,
 ) -> CertifiedCurve:
     """Certify the held-out images that are not recorded yet; returns the figures of all of them.
 
     With a guide every image is certified again: what the ledger kept costs nothing, and each calibrates the next.
+    `arithmetic` is that of the classifier's parts, for the records; unset, plain float32.
 
     Raises:
         DriftError: The target has changed. Nothing stays recorded of it: what is good is in the ledger.
@@ -111,7 +118,7 @@ def certify_condition(
     private = job.config.target.is_private
     stem.parent.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
     try:
-        log = _record(job, condition, classifier, stage, stem)
+        log = _record(job, condition, classifier, stage, stem, arithmetic or {})
         if condition.paid and job.ledger.canaries is not None:
             job.ledger.canaries.finish()  # they vouch for all of these votes
     except surrogates.DriftError:
@@ -123,12 +130,18 @@ def certify_condition(
 
 
 def _record(
-    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage, stem: Path
+    job: Job,
+    condition: Condition,
+    classifier: BaseClassifier,
+    stage: Stage,
+    stem: Path,
+    arithmetic: dict[str, dict[str, Any]],
 ) -> certify.RecordLog:
     """Record the images of a condition that are not recorded yet; returns the log, closed."""
     config, data, guided = job.config.certify, job.data, classifier.guide is not None
     count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
-    with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
+    header = _header(job, condition, classifier, stage) | ({"arithmetic": arithmetic} if arithmetic else {})
+    with certify.RecordLog(stem, header) as log:
         if job.config.target.is_private:
             for path in (log.path, log.tsv_path):
                 path.chmod(0o600)

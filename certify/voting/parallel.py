@@ -68,6 +68,8 @@ def certify_parallel(
         raise CertifyError(f"backend 'loky' has no scheduler, got {scheduler!r}: use 'dask' or 'ray'")
     images = check_images(images)
     names = check_indices(indices, len(images))
+    if hasattr(smoothed, "settle"):
+        smoothed.settle(images)  # once, and not by each worker's clock
     parts = [slice(start, start + shard) for start in range(0, len(images), shard)]
     known = None if known_class is None else np.asarray(known_class)
     if known is not None and known.shape != (len(images),):

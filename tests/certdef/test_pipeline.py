@@ -45,7 +45,9 @@ def test_the_bill_adds_up(tiny_job):
     paid = [certify.read_records(path) for path in folder.glob("target-*.jsonl")]
     votes = sum(int(each.n0.sum() + each.counts.sum()) for each in paid)
     assert charges["training"].answered == 600
-    assert charges["evaluation"].answered == 2 * config.data.heldout_images  # clean, and under the noise
+    assert (
+        charges["evaluation"].answered == 3 * config.data.heldout_images
+    )  # clean, noisy, noisy and denoised
     assert charges["certification"].answered == votes <= 5 * config.certify.target_images * cap
     assert charges["attack"].answered == config.attack.images * (2 * len(config.attack.eps) + 1)
     assert all(charge.unknown == charge.in_flight == 0 for charge in charges.values())

@@ -254,6 +254,10 @@ def _agreement(
     job: Job, target: surrogates.Target, student: Student, noise: certify.NoiseLaw
 ) -> dict[str, Agreement]:
     measured = measure_agreement(job, target, student.model, noise)
+    paid = job.ledger.attach(target, purpose="evaluation")
+    measured["noisy_with_clean"] = surrogates.fidelity(
+        student.model, paid, job.data.heldout_images, noise, reference="clean", seed=job.config.seed
+    )
     return {
         name: Agreement(share_of(each), each.disagreement_upper, each.n) for name, each in measured.items()
     }
