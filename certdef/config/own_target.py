@@ -182,7 +182,7 @@ RULES = (
     Rule("attack.images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 200), "each costs seven queries"),
     Rule("attack.steps", lambda f, c: 10 if f.large else 20, "each is a pass through the surrogate and back"),
     Rule("attack.sigma_255", lambda f, c: c.certify.laws[0].scale_255 if c.certify.laws[0].family == "constant" else 75.0, "the noise of the vote"),
-    Rule("ledger.evaluation", lambda f, c: 8 * max(25, c.data.heldout_images), "the held-out images clean and noisy, for up to four jobs"),
+    Rule("ledger.evaluation", lambda f, c: 8 * max(25, c.data.heldout_images), "the held-out images clean, noisy and denoised, for two jobs or three"),
     Rule("ledger.certification", _certification, "n0 + n votes for every image and smoothed target, at most"),
     Rule("ledger.attack", _attack_queries, "every image at every distance, bare and purified, for up to four jobs"),
 )  # fmt: skip

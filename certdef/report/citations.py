@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from certdef.config.job import RunConfig
+from certdef.config.own_target import NONE
 from certdef.report.words import law_in_words
 
 PAPERS = {
     "smoothing": "Cohen, Rosenfeld, Kolter. Certified Adversarial Robustness via Randomized Smoothing. ICML 2019. arXiv 1902.02918",
     "bound": "Clopper, Pearson. The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial. Biometrika 26, 1934",
     "denoised": "Salman, Sun, Yang, Kapoor, Kolter. Denoised Smoothing: A Provable Defense for Pretrained Classifiers. NeurIPS 2020. arXiv 2003.01908",
+    "consistency": "Jeong, Shin. Consistency Regularization for Certified Robustness of Smoothed Classifiers. NeurIPS 2020. arXiv 2006.04062",
     "nim": "You, Liu, Han, Xu. Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense. NeurIPS 2023. arXiv 2302.01056",
     "dead-leaves": "Lee, Mumford, Huang. Occlusion Models for Natural Images: A Statistical Study of a Scale-Invariant Dead Leaves Model. IJCV 41, 2001",
     "synthetic-images": "Achddou, Gousseau, Ladjal. Synthetic Images as a Regularity Prior for Image Restoration Neural Networks. SSVM 2021",
@@ -78,6 +80,7 @@ def _main(config: RunConfig) -> dict[str, str]:
         "nim": f"the noise, sigma ~ {law_in_words(law)}" + (", and De^3" if "nim" in papers else ""),
         **{paper: f"the purifier {config.purifier}" for paper in papers if paper != "nim"},
         "ducd": f"the surrogate ({config.surrogate.model}), distilled from {config.ledger.training} answers",
+        **_consistency(config),
         "pgd": f"the attack, {config.attack.steps} steps",
         "torchattacks": "the attack's implementation",
         "timm": "transformer blocks, and every model by name",
@@ -89,6 +92,7 @@ def _ducd(config: RunConfig) -> dict[str, str]:
     surrogates = f"{len(config.ducd.overlaps)} surrogates ({config.surrogate.model})"
     return SMOOTHING | {
         "ducd": f"the job; {surrogates}",
+        **_consistency(config),
         "unicr": "the noise, chosen among several on held-out images",
         "rmia": "membership inference by likelihood ratios, offline",
         "lira": "membership inference by a normal law of reference models, offline",
@@ -96,6 +100,12 @@ def _ducd(config: RunConfig) -> dict[str, str]:
         "delong": "the intervals of its AUC",
         _images(config): "the images",
     }
+
+
+def _consistency(config: RunConfig) -> dict[str, str]:
+    surrogate = config.surrogate
+    used = surrogate.noise == "certified" and surrogate.consistency > 0 and surrogate.model != NONE
+    return {"consistency": "the training of the certified surrogate"} if used else {}
 
 
 def _images(config: RunConfig) -> str:

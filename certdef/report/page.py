@@ -42,16 +42,13 @@ def render(
     stages = {each.name: each for each in done}
     result = {each.name: each.result for each in done}
     shared = of_target(config, data, done, run_id, device)
+    trained = (each for each in result.values() if isinstance(each, CertifiedSurrogateResult))
+    student = next((each for each in trained if each.headline), None)
+    by_consistency = ["consistency"] if student and config.surrogate.consistency else []
+    about = find_purifier(config.purifier).about.papers
     return template("report.html").render(
         surrogate=result["surrogate"],
-        student=next(
-            (
-                each
-                for each in result.values()
-                if isinstance(each, CertifiedSurrogateResult) and each.headline
-            ),
-            None,
-        ),
+        student=student,
         served=result.get("served"),
         networks={
             name: each.parameters for name, each in sorted(result.items()) if isinstance(each, NetworkResult)
@@ -61,7 +58,7 @@ def render(
         attack=_attack(config, data, result["attack"], shared["purifier"]),
         ladder=_ladder(stages["ladder"]) if "ladder" in stages else None,
         bill=bill,
-        papers=papers("smoothing", "denoised", *find_purifier(config.purifier).about.papers, "ducd", "pgd"),
+        papers=papers("smoothing", "denoised", *about, "ducd", *by_consistency, "pgd"),
         **shared,
     )
 

@@ -19,9 +19,10 @@ from certdef.data.sets import load_data
 from certdef.models.storage import load_model
 from certdef.report.terminal import headline
 from certdef.report.unused_options import unused_options
-from certdef.stages import Students, conditions
+from certdef.stages import Students, certificates, conditions
 from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import certified_recipe, queried_images, recipe_of
+from certdef.tracking.results import Share
 from surrogates.distillation.student import Recipe
 
 STUDENTS = ["student-nim-de3", "student-nim-none", "student-wide-de3", "student-wide-none"]
@@ -239,3 +240,26 @@ def test_images_of_a_surrogate_of_an_earlier_version(tmp_path):
         queried_images(job, stage)
     (tmp_path / "queried.json").write_text('{"pool_indices": [3, 1]}')
     assert np.array_equal(queried_images(job, stage), pool[[3, 1]])
+
+
+def test_the_guide_is_the_surrogate_that_agrees_and_votes_are_the_students(monkeypatch):
+    """Behind the denoiser of the condition both."""
+    config = certdef.load_config("digits", certify__guide="decide")
+    given, share = {}, Share(0.5, 0.4, 0.6)
+
+    def keep(job, condition, classifier, stage):
+        given[condition.key] = classifier
+        return SimpleNamespace(shares=[share] * 5, samples_per_image=0.0, seconds_per_image=0.0)
+
+    monkeypatch.setattr(certificates, "certify_condition", keep)
+    monkeypatch.setattr(certificates, "paid_classifier", lambda *_: "paid")
+    denoiser, agreeing, own = nn.Flatten(), nn.Identity(), nn.ReLU()
+    students = Students(agreeing, "nim", {("nim", True): own})
+    purifier = SimpleNamespace(denoiser=lambda law: denoiser, denoiser_key=lambda law: "key")
+    job = SimpleNamespace(config=config, data=SimpleNamespace(remarks={}))
+    certificates._certify_subjects(job, SimpleNamespace(num_classes=10), students, purifier, None)
+    target, surrogate = given["target-nim-de3"], given["surrogate-nim-de3"]
+    assert target.base == "paid"
+    assert [*target.guide] == [denoiser, agreeing]
+    assert [*surrogate.base] == [denoiser, own]
+    assert given["target-nim-none"].guide is given["surrogate-nim-none"].base is agreeing
