@@ -20,7 +20,7 @@ from certdef.tracking.results import Share
 from surrogates import Bill
 
 BEGIN, END = "<!-- numbers: from the run's result.json files -->\n", "<!-- end of numbers -->\n"
-NAMES = {"nim": "NIM", "gaussian": "Gaussian"}
+NAMES = {"nim": "NIM"}
 SUBJECTS = {"target": "by paid queries", "surrogate": "without queries"}
 
 
@@ -70,8 +70,9 @@ def certificates(config: RunConfig, result: CertifyResult, subject: str) -> list
 
 
 def certificate_line(row: CertificateRow, radii: list[float]) -> str:
-    name = NAMES.get(row.curve.law, row.curve.law)
+    name = "Gaussian" if row.law is None else NAMES.get(row.curve.law, row.curve.law)
     noise = f"{name}, sigma ~ {row.law}" if row.law else f"{name}, sigma {row.mean_sigma:.3f}"
+    noise += ", chosen" if row.chosen else ""
     shares = [
         percent(share) if radius <= row.largest_radius else "–"
         for radius, share in zip(radii, row.curve.shares, strict=True)

@@ -78,13 +78,19 @@ def run(
         return _run_udc(config, progress, fresh)
     with open_job(config, progress, fresh, objects=objects) as job:
         parts = _parts(job)
-        done = [*parts.all, _certified(job, parts)]
+        certified = _certified(job, parts)
+        done = [*parts.all, *certified]
         if parts.surrogate is None:
             return _report(job, done, target_page.render)
         done.append(_attacked(job, parts))
         if storable(job.config):
-            num_classes = parts.target.num_classes
-            done.append(stages.register(job, num_classes, parts.surrogate, parts.purifier, parts.defense))
+            num_classes, law = (
+                parts.target.num_classes,
+                stages.headline_law(job.config, certified[-1].result, "surrogate"),
+            )
+            done.append(
+                stages.register(job, num_classes, parts.surrogate, parts.purifier, parts.defense, law)
+            )
         return _report(job, [*done, *_ladder(job, parts)], page.render)
 
 
@@ -136,7 +142,7 @@ def certify(
     config, objects = named(config, given)
     with open_job(config, progress, fresh, verb="certify", objects=objects) as job:
         parts = _parts(job)
-        done = [*parts.all, _certified(job, parts)]
+        done = [*parts.all, *_certified(job, parts)]
         return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
 
 
@@ -266,8 +272,12 @@ def _parts(job: Job) -> Parts:
     return Parts(target, target_stage, purifier, surrogate, surrogate_stage)
 
 
-def _certified(job: Job, parts: Parts) -> Stage:
-    return stages.certify_subjects(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+def _certified(job: Job, parts: Parts) -> list[Stage]:
+    """The choice of the noise, where there is one, and the certificates."""
+    subject = (job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+    choice = stages.choose_headline(*subject)
+    certified = stages.certify_subjects(*subject, choice.result.laws if choice else None)
+    return [choice, certified] if choice else [certified]
 
 
 def _attacked(job: Job, parts: Parts) -> Stage:

@@ -61,13 +61,13 @@ def render(
         purifier_stage=f"purifier-{plain_name(config.purifier)}",
         purified=config.purifier != "none",
         denoiser=purifier.denoiser.name if purifier.denoiser else None,
-        by_class=by_class(config, data, stages["certify"].path) if data.named else [],
+        by_class=by_class(config, data, stages["certify"]) if data.named else [],
         strip=strip(config, data, stages),
         attack=_attack(config, data, result["attack"]),
         ladder=_ladder(stages["ladder"]) if "ladder" in stages else None,
         bill=bill,
         papers=papers("smoothing", "denoised", *purifier.about.papers, "ducd", "pgd"),
-        **certificates(config, result["certify"], stages["certify"].path),
+        **certificates(config, stages),
     )
 
 

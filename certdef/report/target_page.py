@@ -43,9 +43,9 @@ def render(
         purifier=purifier_title(config.purifier).replace("^3", "³"),
         about=purifier.about,
         denoiser=purifier.denoiser.name if purifier.denoiser else None,
-        by_class=by_class(config, data, stages["certify"].path) if data.named else [],
+        by_class=by_class(config, data, stages["certify"]) if data.named else [],
         strip=strip(config, data, stages),
         bill=of_target_alone(bill),
         papers=papers("smoothing", "denoised", *purifier.about.papers),
-        **certificates(config, result["certify"], stages["certify"].path),
+        **certificates(config, stages),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef.config.job import RunConfig
-from certdef.stages.conditions import conditions, guided_budget, subjects, target_draws
+from certdef.config.job import RunConfig, SigmaLaw
+from certdef.stages.conditions import conditions, denoising, guided_budget, place_of, subjects, target_draws
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition, paid_classifier
@@ -22,12 +23,17 @@ from certdef.tracking.workspace import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyResult(StageResult):
-    """A curve for each condition, by its key; radii in [0,1] pixel units."""
+    """A curve for each condition, by its key; radii in [0,1] pixel units.
+
+    Attributes:
+        chosen: The laws that were chosen for the headline, by place (place_of); none where the choice is off.
+    """
 
     draws_target: int
     draws_surrogate: int
     curves: dict[str, CertifiedCurve]
     radii: tuple[float, ...]
+    chosen: dict[str, SigmaLaw] = field(default_factory=dict)
 
 
 def certify_subjects(
@@ -36,13 +42,26 @@ def certify_subjects(
     surrogate: nn.Module | None,
     purifier: Purifier,
     depends_on: list[Stage],
+    chosen: Mapping[str, SigmaLaw] | None = None,
 ) -> Stage[CertifyResult]:
-    """Certify every condition; those of the target alone without a surrogate."""
+    """Certify every condition; those of the target alone without a surrogate.
+
+    Args:
+        job: What is certified.
+        target: By paid queries.
+        surrogate: For free.
+        purifier: What stands between noise and classifier.
+        depends_on: The stages that made these.
+        chosen: The laws that were chosen for the headline, by place; none where the choice is off.
+    """
     config, draws = job.config.certify, target_draws(job.config)
     job.legacy.draws = draws
     classifier = [target.subject, *(other.fingerprint for other in depends_on)]
-    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier)
-    return job.run(stage, lambda: _certify_subjects(job, target, surrogate, purifier, stage))
+    choice = (
+        [{place: law.parameters for place, law in chosen.items()}, config.choice_images] if chosen else []
+    )
+    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *choice)
+    return job.run(stage, lambda: _certify_subjects(job, target, surrogate, purifier, stage, chosen or {}))
 
 
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
@@ -73,12 +92,17 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
 
 
 def _certify_subjects(
-    job: Job, target: surrogates.Target, surrogate: nn.Module | None, purifier: Purifier, stage: Stage
+    job: Job,
+    target: surrogates.Target,
+    surrogate: nn.Module | None,
+    purifier: Purifier,
+    stage: Stage,
+    chosen: Mapping[str, SigmaLaw],
 ) -> CertifyResult:
     config, draws = job.config.certify, target_draws(job.config)
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
-    for condition in conditions(job.config):
+    for condition in conditions(job.config, chosen):
         denoiser = purifier.denoiser(condition.law) if condition.denoised else None
         white_box = nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
         if condition.paid:
@@ -99,10 +123,17 @@ def _certify_subjects(
         draws_surrogate=config.n,
         curves=curves,
         radii=config.radii,
+        chosen=dict(chosen),
         params=config.settings | {"n_target": draws} | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )
+
+
+def headline_law(config: RunConfig, result: CertifyResult, subject: str) -> SigmaLaw:
+    """The law of a subject's first row: the chosen one, or the first of the job."""
+    place = place_of(subject, denoising(config)[0])
+    return result.chosen.get(place, config.certify.laws[0])
 
 
 def cost_metrics(curve: CertifiedCurve) -> dict[str, float]:

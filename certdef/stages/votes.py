@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import certify
 import surrogates
 from certdef.config.job import ConfigError
-from certdef.stages.conditions import Condition, guided_budget
+from certdef.stages.conditions import Condition, certifiable, guided_budget
 from certdef.stages.job import Job, versions
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import Share
@@ -71,13 +71,17 @@ def paid_classifier(
     condition: Condition,
     denoiser: nn.Module | None = None,
     denoiser_key: str = "none",
+    kind: str = "certification",
 ) -> Callable[[Tensor], np.ndarray]:
-    """The target as a base classifier. A receipt is kept for what decides the noisy pixels, whoever draws them."""
+    """The target as a base classifier. A receipt is kept for what decides the noisy pixels, whoever draws them.
+
+    Those of another kind than certificates are apart: a certificate never has votes that chose its noise.
+    """
     decides = (job.config.seed, job.device.type, condition.noise.describe(), denoiser_key)
     paid = job.ledger.attach(
         target,
         purpose="certification",
-        experiment=f"certification/{fingerprint(*decides)}",
+        experiment=f"{kind}/{fingerprint(*decides)}",
         formerly=job.legacy.experiment(stage.name, condition.key),
     )
 
@@ -128,7 +132,8 @@ def _record(
 ) -> certify.RecordLog:
     """Record the images of a condition that are not recorded yet; returns the log, closed."""
     config, data, guided = job.config.certify, job.data, classifier.guide is not None
-    count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
+    most = certifiable(job.config, len(data.heldout_images))
+    count = min(config.target_images if condition.paid else config.images, most)
     with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
         if job.config.target.is_private:
             for path in (log.path, log.tsv_path):

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from certdef.config.candidates import OFF
 from certdef.config.job import RunConfig
 from certdef.tracking.checked_json import fingerprint, read_json
 from certdef.tracking.workspace import Stage
@@ -31,8 +32,9 @@ NEWER = {
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
     "nim": ("tile", "keep"),
+    "certify": ("choose", "choice_images", "choice_n"),
 }
-CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler")
+CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", *NEWER["certify"])
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
 CURVE = ("smoothed_images", "smoothed_draws")
 
@@ -112,6 +114,8 @@ class Legacy:
 
     def _key(self, name: str) -> list[Any] | None:
         config, law = self.config, self.config.certify.laws[0]
+        if config.certify.choose != OFF and name in ("certify", "served"):
+            return None  # that version chose no noise: what it certified is not what this job does
         match name.split("-")[0]:
             case "target":
                 own = [config.target.uri, _form(config)]
