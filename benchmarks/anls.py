@@ -25,7 +25,7 @@ from scene_attacks import ATTACKS, scene_attack
 from torch import nn
 
 import certdef
-from certdef import opening, stages
+from certdef import pipeline, stages
 from certdef.attacks import gradient as attacks
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier, train_classifier
@@ -240,7 +240,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work_dir = str(arguments.work_dir / "aerial")
     config = certdef.load_config("aerial", data__root=arguments.data_root, work_dir=work_dir, threads=1)
-    with opening.open_job(config) as job:
+    with pipeline.open_job(config) as job:
         networks, parts = trained_networks(job)
         depends_on = [arguments.images, STEPS, EPS, list(GRID), *(stage.fingerprint for stage in parts)]
         images = torch.from_numpy(job.data.heldout_images[: arguments.images])

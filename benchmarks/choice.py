@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import certdef
-from certdef import opening, stages
+from certdef import stages
 from certdef.config.candidates import candidate_laws
 from certdef.config.noise_laws import noise_law
+from certdef.pipeline import opening
 from certdef.report.formats import with_interval
 from certdef.stages.choice import choose_headline
 from certdef.stages.conditions import Condition, place_of

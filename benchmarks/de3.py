@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import certdef
 import certify
-from certdef import opening, stages
+from certdef import pipeline, stages
 from certdef.attacks import gradient as attacks
 from certdef.config.job import SigmaLaw
 from certdef.config.noise_laws import noise_law
@@ -341,7 +341,7 @@ def main() -> None:
         threads=1,
         nim__epochs=arguments.epochs,
     )
-    with opening.open_job(config) as job:
+    with pipeline.open_job(config) as job:
         _, target_stage = stages.open_target(job)
         target = storage.load_model(target_stage.path / "model", job.device)
         nets, parts = networks(job)

@@ -20,7 +20,7 @@ from torch import nn
 
 import certdef
 import certify
-from certdef import opening, stages
+from certdef import pipeline, stages
 from certdef.config.noise_laws import noise_law
 from certdef.models import storage
 from certdef.purifiers.base import Parts
@@ -116,7 +116,7 @@ def main() -> None:
             threads=1,
             **epochs,
         )
-        with opening.open_job(config) as job:
+        with pipeline.open_job(config) as job:
             stage = measure(job)
             print(
                 f"\n{job.data.name}: {arguments.images} images, n = {arguments.n}, alpha = {config.certify.alpha}, {stage.path}"

@@ -157,10 +157,10 @@ def knockoff(strategy: str, budget: int, seed: int, epochs: int) -> nn.Module:
 def train_target(root: str) -> str:
     """The target of the preset, trained and logged by the pipeline itself; the folder of its model."""
     import certdef
-    from certdef import opening, stages
+    from certdef import pipeline, stages
 
     config = certdef.load_config(preset="fashion-mnist", data__root=root)
-    with opening.open_job(config) as job:
+    with pipeline.open_job(config) as job:
         return str(stages.open_target(job)[1].path / "model")
 
 

@@ -65,7 +65,7 @@ def choice(bench: Bench, subject: Subject, name: str) -> Figures:
     """How often the other images are right, by sigma and by the share of the noise that is kept: what is chosen by."""
     front, mark = denoiser(bench, subject, name)
     keeps = KEEPS if front else (0.0,)
-    votes = 16 if subject.name == LARGE else 64
+    votes = 48 if subject.name == LARGE else 192
 
     def compute(found: Figures) -> None:
         for sigma in SIGMAS:
@@ -98,16 +98,16 @@ def kept_share(bench: Bench, subject: Subject, name: str, sigma: float) -> float
 def chosen(bench: Bench, subject: Subject, name: str, n: int) -> list[list[float] | None]:
     """For each group of radii the sigma and kept share that promise most on the other images; None where none does.
 
-    Plain estimates: sigma times the normal quantile of the share of right votes, which n draws prove no further than a
-    unanimous vote.
+    Promised is what n votes would prove if the share of right votes among them were that of the few that were drawn.
     """
-    found, most = choice(bench, subject, name), scipy.stats.norm.ppf(ALPHA ** (1 / n))
+    found = choice(bench, subject, name)
     best: list[list[float] | None] = []
     for group in RADII:
         promised = {}
         for sigma in SIGMAS:
             for keep, shares in found[str(sigma)].items():
-                radius = sigma * np.minimum(scipy.stats.norm.ppf(np.clip(shares, 1e-9, 1 - 1e-9)), most)
+                counts = np.round(n * np.array(shares)).astype(int)
+                radius = sigma * scipy.stats.norm.ppf(certify.binomial_lower_bound(counts, n, ALPHA))
                 promised[sigma, float(keep)] = np.mean([(radius >= each).mean() for each in group])
         first = max(promised, key=lambda pair: promised[pair])
         best.append([*first] if promised[first] > 0 else None)
@@ -148,7 +148,7 @@ def smoothed(chain: Chain, sigma: float, subject: Subject) -> certify.SmoothedCl
 def certified(bench: Bench, subject: Subject, name: str) -> Figures:
     """Certified share by radius, at the sigmas and kept shares that other images chose."""
     large = subject.name == LARGE
-    n0, n, size = (32, 500, 2) if large else (100, 2_000, 20)
+    n0, n, size = (32, 500, 2) if large else (100, 5_000, 20)
     front, mark = denoiser(bench, subject, name)
     choices = chosen(bench, subject, name, n)
     images = subject.images[: CERTIFIED_PHOTOGRAPHS if large else None]
@@ -310,8 +310,10 @@ def table(head: list[str], rows: list[list[str]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
-def print_one_pass(bench: Bench, subject: Subject) -> None:
-    names = OWN | (EQUAL if subject.images.shape[1] == 3 else {})
+def print_one_pass(bench: Bench, subject: Subject, denoisers: list[str]) -> None:
+    names = {name: title for name, title in OWN.items() if name in denoisers}
+    if len(names) == len(OWN) and subject.images.shape[1] == 3:
+        names |= EQUAL
     rows = []
     for name, title in names.items():
         found = one_pass(bench, subject, name)
@@ -326,11 +328,11 @@ def print_one_pass(bench: Bench, subject: Subject) -> None:
     table(["denoiser", *(f"sigma {sigma:g}" for sigma in SIGMAS)], rows)
 
 
-def print_certified(bench: Bench, subject: Subject) -> None:
+def print_certified(bench: Bench, subject: Subject, denoisers: list[str]) -> None:
     rows = []
     count = min(len(subject.images), CERTIFIED_PHOTOGRAPHS if subject.name == LARGE else len(subject.images))
     for name, title in OWN.items():
-        if subject.name == LARGE and name not in CERTIFIED_LARGE:
+        if name not in denoisers or (subject.name == LARGE and name not in CERTIFIED_LARGE):
             continue
         found = certified(bench, subject, name)
         cells, spent = [], {}
@@ -409,6 +411,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.5, help="Processor minutes of each training.")
     parser.add_argument("--targets", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--denoisers", nargs="+", choices=OWN, default=list(OWN), help="Of the shares.")
     parser.add_argument("--threads", type=int, default=2, help="Processor threads of torch.")
     parser.add_argument("--peak", metavar="TARGET/DENOISER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -425,9 +428,9 @@ def main() -> None:
         print_photographs(bench, subjects)
     for subject in subjects:
         if "one-pass" in arguments.parts:
-            print_one_pass(bench, subject)
+            print_one_pass(bench, subject, arguments.denoisers)
         if "certify" in arguments.parts:
-            print_certified(bench, subject)
+            print_certified(bench, subject, arguments.denoisers)
     costs = [part for part in ("speed", "memory") if part in arguments.parts]
     if costs:
         print_costs(bench, subjects, costs, arguments)

@@ -29,7 +29,7 @@ from kept import Figures, kept, trained
 from torch import nn
 
 import certdef
-from certdef import opening, stages
+from certdef import pipeline, stages
 from certdef.attacks import gradient as attacks
 from certdef.data.named import data_root
 from certdef.data.natural import natural_crops
@@ -56,7 +56,7 @@ def smoothing(sigma: float) -> GaussianSmoothing:
 
 def open_job(preset: str, arguments: argparse.Namespace) -> AbstractContextManager[stages.Job]:
     work_dir = str(arguments.work_dir / preset)
-    return opening.open_job(
+    return pipeline.open_job(
         certdef.load_config(preset=preset, data__root=arguments.data_root, work_dir=work_dir, threads=1)
     )
 

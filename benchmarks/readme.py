@@ -11,7 +11,6 @@ from certdef.config.job import RunConfig
 from certdef.config.load import load_config
 from certdef.report.certificates import CertificateRow, certificate_rows
 from certdef.report.formats import radius_down
-from certdef.report.terminal import headline
 from certdef.report.words import purifier_title
 from certdef.stages.attack import AttackResult
 from certdef.stages.certificates import CertifyResult
@@ -52,7 +51,7 @@ def numbers(config: RunConfig, summary: Summary) -> str:
 
 def printed(config: RunConfig, summary: Summary) -> list[str]:
     """The summary in the terminal, as the first run prints it."""
-    lines = [line for line in headline(config, summary).splitlines() if not line.startswith("reused")]
+    lines = [line for line in str(summary).splitlines() if not line.startswith("reused")]
     store = "runs        mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"
     return ["The summary in the terminal:", "", "```text", *lines[1:-1], store, "```"]
 

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 import certdef
 import certify
-from certdef import opening, stages
+from certdef import pipeline, stages
 from certdef.attacks import gradient as attacks
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers import (
@@ -267,7 +267,7 @@ def main() -> None:
         work_dir=str(arguments.work_dir / "reversal"),
         threads=1,
     )
-    with opening.open_job(config) as job:
+    with pipeline.open_job(config) as job:
         denoiser, denoiser_stage = trained_denoiser(job)
         for name in arguments.bases:
             base, base_stage = trained_base(job, name)

@@ -20,8 +20,7 @@ from certdef.config.load import (
     parse,
     preset_of,
 )
-from certdef.report.unused_options import UnusedOption, unused_options
-from certdef.verbs import (
+from certdef.config.verbs import (
     JOBS,
     OPTIONS,
     OTHERS,
@@ -32,6 +31,7 @@ from certdef.verbs import (
     wants_help,
     with_ladder,
 )
+from certdef.report.unused_options import UnusedOption, unused_options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,9 +149,7 @@ def _job(verb: str, config: RunConfig, namespace: Any) -> int:
         summary = pipeline.purify(config, namespace.images, namespace.out, **options)
     else:
         summary = getattr(pipeline, verb)(config, **options)
-    from certdef.report.terminal import headline
-
-    print(headline(config, summary))
+    print(f"\n{summary}")
     return 0
 
 

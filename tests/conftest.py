@@ -100,6 +100,25 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
+def logistic():
+    """A logistic regression of scikit-learn's digits."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    pixels, labels = load_digits(return_X_y=True)
+    return LogisticRegression(max_iter=300).fit(pixels[:900] / 16, labels[:900])
+
+
+@pytest.fixture
+def service(logistic):
+    """The same as a service that can fail: (address, Faults)."""
+    from tests.servers.faulty import faulty_server
+
+    with faulty_server(lambda images: logistic.predict_proba(images.reshape(len(images), -1))) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory):
     """Headless Chromium that calls nowhere; skips where there is none, unless CERTDEF_REQUIRE_BROWSER is 1."""
     chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")

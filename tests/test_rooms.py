@@ -185,7 +185,7 @@ def test_the_number_of_rooms():
         ("certify/voting/engine.py", "def f():\n    from certdef.data import load_data"),
         ("surrogates/ledger/ledger.py", "from certify.noise import Gaussian"),
         ("certify/voting/engine.py", "import mlflow"),
-        ("certdef/pipeline.py", "def f():\n    import torchattacks"),
+        ("certdef/pipeline/verbs.py", "def f():\n    import torchattacks"),
         ("certdef/stages/surrogate.py", "from timm.models import vision_transformer"),
         ("certdef/report/page.py", "from matplotlib import pyplot"),
     ],

@@ -187,7 +187,7 @@ RULES = (
     Rule("certify.choose", _candidates, "a sigma that suits the target certifies more, for a tenth of the votes"),
     Rule("certify.choice_images", lambda f, c: max(1, min(30, c.data.heldout_images // 4)), "enough to tell sigmas that differ by a third"),
     Rule("certify.target_images", _certified(lambda f: 20 if f.large else 50), "each costs hundreds of paid votes"),
-    Rule("certify.images", _certified(lambda f: 20 if f.large else 100), "free, but each takes hundreds of passes"),
+    Rule("certify.images", _certified(lambda f: 10 if f.large else 100), "free, but each takes up to 1,000 passes, at a tenth of a second where they are large"),
     Rule("certify.batch_size", lambda f, c: f.fitting(PASS_BYTES, 2048), "20 MiB of images, some 400 MiB with what a network keeps of them"),
     Rule("ledger.training", _training, "every image of the pool once, up to 600"),
     Rule("surrogate.query_batch", lambda f, c: min(c.ledger.training, f.fitting(PASS_BYTES, 100)), "a part of that budget"),

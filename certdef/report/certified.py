@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,47 @@ from certdef.purifiers.base import Parts
 from certdef.purifiers.registry import find_purifier
 from certdef.report import images
 from certdef.report.certificates import certificate_rows
+from certdef.report.template import uris
+from certdef.report.words import purifier_title
 from certdef.stages.certificates import CertifyResult, headline_law
 from certdef.stages.conditions import conditions, subjects
 from certdef.tracking.workspace import Stage
 
 STRIP = 8  # held-out images among the pictures: the first ones, not picked
 MOST_CLASSES = 30  # rows of the table by class
+
+
+def of_target(
+    config: RunConfig, data: Splits, done: Sequence[Stage], run_id: str, device: str
+) -> dict[str, Any]:
+    """What the pages of a certified target show alike.
+
+    Args:
+        config: The job.
+        data: Its images.
+        done: Its finished stages; target and certify are among them.
+        run_id: MLflow run of the job, if it is to be named.
+        device: Device the job ran on, if it is to be named.
+    """
+    purifier = find_purifier(config.purifier)
+    stages = {each.name: each for each in done}
+    result = {each.name: each.result for each in done}
+    return {
+        "config": config,
+        "config_json": json.dumps(config.public_dict(), indent=2),
+        "data": data,
+        "device": device,
+        "run_id": run_id,
+        "image": radii_in_words(data, config.certify.radii),
+        "target": result["target"],
+        "uris": uris(result),
+        "purifier": purifier_title(config.purifier).replace("^3", "³"),
+        "about": purifier.about,
+        "denoiser": purifier.denoiser.name if purifier.denoiser else None,
+        "by_class": by_class(config, data, stages["certify"]) if data.named else [],
+        "strip": strip(config, data, stages),
+        **certificates(config, stages),
+    }
 
 
 def radii_in_words(data: Splits, radii: Sequence[float]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Every figure is taken from a stage's result, its records or the query bill; none
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,9 @@ from certdef.config.purifiers import plain_name
 from certdef.data.sets import Splits
 from certdef.purifiers.registry import find_purifier
 from certdef.report import figures, images
-from certdef.report.certified import by_class, certificates, radii_in_words, strip
-from certdef.report.template import papers, template, uris
-from certdef.report.words import purifier_title, right_in_words
+from certdef.report.certified import of_target
+from certdef.report.template import papers, template
+from certdef.report.words import right_in_words
 from certdef.stages.attack import AttackResult
 from certdef.stages.ladder import Evaluation, LadderResult
 from certdef.stages.networks import NetworkResult
@@ -39,43 +38,26 @@ def render(
         run_id: MLflow run of the job, if it is to be named.
         device: Device the job ran on, if it is to be named.
     """
-    purifier = find_purifier(config.purifier)
     stages = {each.name: each for each in done}
     result = {each.name: each.result for each in done}
+    shared = of_target(config, data, done, run_id, device)
     return template("report.html").render(
-        config=config,
-        config_json=json.dumps(config.public_dict(), indent=2),
-        data=data,
-        device=device,
-        run_id=run_id,
-        image=radii_in_words(data, config.certify.radii),
-        target=result["target"],
         surrogate=result["surrogate"],
         served=result.get("served"),
-        uris=uris(result),
         networks={
             name: each.parameters for name, each in sorted(result.items()) if isinstance(each, NetworkResult)
         },
-        purifier=_title(config),
-        about=purifier.about,
         purifier_stage=f"purifier-{plain_name(config.purifier)}",
         purified=config.purifier != "none",
-        denoiser=purifier.denoiser.name if purifier.denoiser else None,
-        by_class=by_class(config, data, stages["certify"]) if data.named else [],
-        strip=strip(config, data, stages),
-        attack=_attack(config, data, result["attack"]),
+        attack=_attack(config, data, result["attack"], shared["purifier"]),
         ladder=_ladder(stages["ladder"]) if "ladder" in stages else None,
         bill=bill,
-        papers=papers("smoothing", "denoised", *purifier.about.papers, "ducd", "pgd"),
-        **certificates(config, stages),
+        papers=papers("smoothing", "denoised", *find_purifier(config.purifier).about.papers, "ducd", "pgd"),
+        **shared,
     )
 
 
-def _title(config: RunConfig) -> str:
-    return purifier_title(config.purifier).replace("^3", "³")
-
-
-def _attack(config: RunConfig, data: Splits, result: AttackResult) -> dict[str, Any]:
+def _attack(config: RunConfig, data: Splits, result: AttackResult, purifier: str) -> dict[str, Any]:
     """The rows, the picture, and at which eps the purifier helped or hurt by intervals that do not overlap."""
     rows = result.rows
     return {
@@ -96,7 +78,7 @@ def _attack(config: RunConfig, data: Splits, result: AttackResult) -> dict[str, 
         "steps": config.attack.steps,
         "sigma": config.attack.sigma_255 / 255,
         "sigma_255": config.attack.sigma_255,
-        "plot": images.data_uri(figures.attack_plot(rows, _title(config), right_in_words(data.remarks))),
+        "plot": images.data_uri(figures.attack_plot(rows, purifier, right_in_words(data.remarks))),
     }
 
 

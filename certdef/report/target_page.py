@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
 from certdef.purifiers.registry import find_purifier
-from certdef.report.certified import by_class, certificates, radii_in_words, strip
-from certdef.report.template import papers, template, uris
-from certdef.report.words import of_target_alone, purifier_title
+from certdef.report.certified import of_target
+from certdef.report.template import papers, template
+from certdef.report.words import of_target_alone
 from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
@@ -28,24 +27,8 @@ def render(
         run_id: MLflow run of the job, if it is to be named.
         device: Device the job ran on, if it is to be named.
     """
-    purifier = find_purifier(config.purifier)
-    stages = {each.name: each for each in done}
-    result = {each.name: each.result for each in done}
     return template("target.html").render(
-        config=config,
-        config_json=json.dumps(config.public_dict(), indent=2),
-        data=data,
-        device=device,
-        run_id=run_id,
-        image=radii_in_words(data, config.certify.radii),
-        target=result["target"],
-        uris=uris(result),
-        purifier=purifier_title(config.purifier).replace("^3", "³"),
-        about=purifier.about,
-        denoiser=purifier.denoiser.name if purifier.denoiser else None,
-        by_class=by_class(config, data, stages["certify"]) if data.named else [],
-        strip=strip(config, data, stages),
         bill=of_target_alone(bill),
-        papers=papers("smoothing", "denoised", *purifier.about.papers),
-        **certificates(config, stages),
+        papers=papers("smoothing", "denoised", *find_purifier(config.purifier).about.papers),
+        **of_target(config, data, done, run_id, device),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,8 @@ from certdef.tracking.results import StageResult
 
 
 def headline(config: RunConfig, summary: Summary) -> str:
-    """The summary of a finished verb, some lines a stage."""
-    lines = [""]
-    config = replace(config, purifier=summary.purifier or config.purifier)
+    """The summary of a finished verb, some lines a stage; the configuration is that of the job as it ran."""
+    lines: list[str] = []
     for stage in summary.stages.values():
         lines += stage_lines(stage.result, config)
     lines += _purified_lines(summary.purified) if summary.purified else []

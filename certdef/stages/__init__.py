@@ -1,7 +1,7 @@
 """The stages of a job, one a file. Each reads its stage folder if it is done, else does the work and leaves it there.
 
 A stage's `result.json` holds its typed result in plain form. The order, and what depends on what, is in
-`certdef/pipeline.py`.
+`certdef/pipeline/verbs.py`.
 """
 
 from certdef.stages.attack import AttackResult, attack, check_attack_budget

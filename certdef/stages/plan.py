@@ -28,6 +28,7 @@ from surrogates.ledger.reader import seconds_per_query
 
 LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 LONG = 3_600  # seconds from which on a part of the job is named
+FEW = 2  # answers a class, fewer than which teach a surrogate next to nothing
 RESERVE = 0.8  # of the free memory that a batch may take
 
 
@@ -162,7 +163,13 @@ def make_plan(
     reach = tuple(reaches(config)) if "certification" in expected else ()
     LOG.info("time        a few images go through networks of the job's sizes")
     seconds, memory = _measured(config, data, device, target, ledger, expected)
-    warnings = [*_radii(config, reach), *_pool(config, data, expected), *_long(seconds), *_memory(memory)]
+    classes = len(data.classes) if target is None else target.num_classes
+    warnings = [
+        *_radii(config, reach),
+        *_pool(config, data, expected, classes),
+        *_long(seconds),
+        *_memory(memory),
+    ]
     return Plan(
         job=config.name,
         images=Images(
@@ -291,12 +298,19 @@ def _radii(config: RunConfig, reach: tuple[Reach, ...]) -> list[str]:
     ]
 
 
-def _pool(config: RunConfig, data: Splits, expected: dict[str, int]) -> list[str]:
-    if "training" not in expected or config.ledger.training <= len(data.pool):
+def _pool(config: RunConfig, data: Splits, expected: dict[str, int], classes: int) -> list[str]:
+    """What the pool is too small for: the budget, and a surrogate that is like the target."""
+    if not expected.get("training"):
         return []
-    return [
-        f"ledger.training is {config.ledger.training:,}, and the pool has {len(data.pool):,} images: no more are queried"
-    ]
+    lines, budget, pool = [], config.ledger.training, len(data.pool)
+    if budget > pool:
+        lines.append(f"ledger.training is {budget:,}, and the pool has {pool:,} images: no more are queried")
+    if min(budget, pool) < FEW * classes:
+        lines.append(
+            f"{min(budget, pool):,} answers for {classes:,} classes: a surrogate of so few will hardly agree with the "
+            "target; give more images, or certify the target alone (--surrogate.model none)"
+        )
+    return lines
 
 
 def _long(seconds: dict[str, float]) -> list[str]:

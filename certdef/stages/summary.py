@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from certdef.tracking.workspace import Stage
 
 @dataclass(frozen=True)
 class Summary:
-    """What a verb leaves behind: the finished stages by name, and where to look."""
+    """What a verb leaves behind: the finished stages by name, and where to look. Printed, it is the job in a few lines."""
 
     stages: dict[str, Stage]
     workspace: Path
@@ -22,7 +23,10 @@ class Summary:
     bill: surrogates.Bill | None = None
     ledger: Path | None = None
     purified: dict[str, Any] = field(default_factory=dict)
-    purifier: str = ""  # of the job as it ran: what was not set follows the images
+    in_words: Callable[[Summary], str] = field(default=repr, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.in_words(self)
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:

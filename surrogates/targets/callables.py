@@ -26,10 +26,8 @@ class CallableTarget(Target):
             declared.classes_of(type(function).__name__),
             declared.kind("probabilities"),
             charged_when_sent=True,
-            input_shape=declared.input_shape,
             batch_size=declared.batch_size,
-            pixels=declared.pixels,
-            reading=declared.reading,
+            **declared.handed,
         )
         self._function = function
 
@@ -59,10 +57,8 @@ class TorchTarget(Target):
             declared.classes_of(type(module).__name__),
             declared.kind("logits"),
             charged_when_sent=False,
-            input_shape=declared.input_shape,
             batch_size=declared.batch_size,
-            pixels=declared.pixels,
-            reading=declared.reading,
+            **declared.handed,
         )
         parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
         self._dtype = parameters[0].dtype if parameters else None

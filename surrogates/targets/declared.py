@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from surrogates.errors import ClassesUnknown, TargetError
 from surrogates.targets.classes import ClassNames
@@ -13,6 +13,14 @@ from surrogates.targets.kinds import OUTPUT_KINDS, OutputKind
 from surrogates.targets.reading import Reading
 
 INTEGERS = ("uint8", "int8", "int32", "int64")
+
+
+class Handed(TypedDict):
+    """What every target gets as it was declared: arguments of `Target`."""
+
+    input_shape: tuple[int, int, int] | None
+    pixels: PixelFormat
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,11 @@ class Declared:
         if self.output_kind is not None:
             return OutputKind(self.output_kind)
         return OutputKind(assumed, assumed=True, possible=possible)
+
+    @property
+    def handed(self) -> Handed:
+        """What every target hands on to `Target` as it is."""
+        return {"input_shape": self.input_shape, "pixels": self.pixels, "reading": self.reading}
 
     @property
     def pixels(self) -> PixelFormat:

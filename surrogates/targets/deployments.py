@@ -103,10 +103,8 @@ class DeploymentTarget(Target):
             declared.classes_of(f"endpoint {name!r} of {where}"),
             declared.kind("probabilities"),
             charged_when_sent=True,
-            input_shape=declared.input_shape,
             batch_size=declared.batch_size,
-            pixels=declared.pixels,
-            reading=declared.reading,
+            **declared.handed,
         )
         self._client = _plugin_client(where, name)
         self._name = name

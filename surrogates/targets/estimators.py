@@ -49,11 +49,9 @@ class EstimatorTarget(Target):
             num_classes,
             kind,
             charged_when_sent=False,
-            input_shape=declared.input_shape,
             num_features=None if features is None else int(features),
             batch_size=declared.batch_size,
-            pixels=declared.pixels,
-            reading=declared.reading,
+            **declared.handed,
         )
         self._estimator = estimator
         self._columns = getattr(estimator, "feature_names_in_", None)

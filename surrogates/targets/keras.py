@@ -51,11 +51,9 @@ class KerasTarget(Target):
             declared.classes_of(what),
             declared.kind("probabilities"),
             charged_when_sent=False,
-            input_shape=declared.input_shape,
             num_features=taken.num_features,
             batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
-            pixels=declared.pixels,
-            reading=declared.reading,
+            **declared.handed,
         )
         self._taken, self._model = taken, model
 

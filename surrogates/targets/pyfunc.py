@@ -74,11 +74,9 @@ class PyfuncTarget(Target):
             declared.classes_of("the model's signature"),
             declared.kind(kind or "probabilities"),
             charged_when_sent=not inside,
-            input_shape=declared.input_shape,
             num_features=taken.num_features,
             batch_size=min(filter(None, (taken.batch, declared.batch_size)), default=None),
-            pixels=declared.pixels,
-            reading=declared.reading,
+            **declared.handed,
         )
         if self.output_kind == "logits" and order_mark(self._indices):
             raise TargetError(LACKING)

@@ -66,11 +66,9 @@ class HttpTarget(Target):
             declared.classes_of(f"target {client.url}", PROBE_REMEDY),
             declared.kind(assumed),
             charged_when_sent=True,
-            input_shape=declared.input_shape,
             num_features=num_features,
             batch_size=self.request_size * client.options.concurrency,
-            pixels=declared.pixels,
-            reading=declared.reading,
+            **declared.handed,
         )
         self._wire = wire
         self._client = client

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from certdef.cli import main
-from certdef.verbs import EXAMPLES, JOBS, OPTIONS, OTHERS
+from certdef.config.verbs import EXAMPLES, JOBS, OPTIONS, OTHERS
 from tests.conftest import TINY
 
 SMALL = [f"--{key.replace('__', '.')}={value}".replace("=False", "=false") for key, value in TINY.items()]

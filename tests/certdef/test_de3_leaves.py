@@ -140,7 +140,7 @@ class TestTrainedAgain:
         assert isinstance(storage.load_model(tmp_path / "one"), MultiscaleNIM)
 
     def test_an_interrupted_training_ends_at_the_same_bytes(self, tmp_path, monkeypatch):
-        from certdef import pipeline
+        from certdef.stages import leaves
 
         config = RunConfig(threads=1, device="cpu")
         pretrain_leaves(config, tmp_path / "whole", **SMALL)
@@ -154,9 +154,10 @@ class TestTrainedAgain:
                     raise Stop
                 yield number
 
-        monkeypatch.setattr(pipeline, "tqdm", stops)
-        with pytest.raises(Stop):
-            pretrain_leaves(config, tmp_path / "broken", **SMALL | {"progress": True})
+        with monkeypatch.context() as patched:
+            patched.setattr(leaves, "tqdm", stops)
+            with pytest.raises(Stop):
+                pretrain_leaves(config, tmp_path / "broken", **SMALL | {"progress": True})
         assert [path.name for path in (tmp_path / "broken").iterdir()] == ["checkpoint.pt"]
         pretrain_leaves(config, tmp_path / "broken", **SMALL)
         whole, resumed = (

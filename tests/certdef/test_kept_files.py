@@ -14,7 +14,7 @@ import torch
 import certdef
 import certify
 import surrogates
-from certdef import opening
+from certdef import pipeline
 from certdef.cli import as_yaml, main
 from certdef.config.job import ConfigError
 from certdef.models import storage
@@ -329,7 +329,7 @@ class TestPrivate:
                 certify__images=2,
                 **(mine if token else {}),
             )
-            with opening.open_job(config, progress=False) as job:
+            with pipeline.open_job(config, progress=False) as job:
                 target = job.own_target or surrogates.open_target(
                     lambda images: (images[:, 0, 0, 3] > 0.5).astype(int), num_classes=2, output_kind="labels"
                 )

@@ -13,8 +13,8 @@ from certdef.attacks.evaluation import CONTROLS, THREAT_MODELS, AttackEvaluation
 from certdef.attacks.gradient_masking import check_gradient_masking
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, LadderConfig
+from certdef.config.verbs import with_ladder
 from certdef.report.terminal import headline as headline_of
-from certdef.verbs import with_ladder
 from tests.conftest import TINY, run_once
 from tests.trained import digits_mlp
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import certdef
-from certdef import opening
+from certdef import pipeline
 from certdef.config.job import ConfigError, SigmaLaw
 from certdef.config.purifiers import own_names
 from certdef.models import storage
@@ -48,7 +48,7 @@ def job(store, tmp_path):
     config = certdef.load_config(
         work_dir=str(tmp_path / "w"), tracking__uri=store, **TINY | {"nim__epochs": 2}
     )
-    with opening.open_job(config, progress=False) as job:
+    with pipeline.open_job(config, progress=False) as job:
         yield job
 
 

@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import certdef
@@ -21,24 +19,12 @@ from certdef.doctor import doctor
 from certdef.report.plan import duration
 from certdef.stages.estimates import expected_queries, reaches
 from tests.conftest import TINY
-from tests.servers.faulty import Faults, faulty_server
+from tests.servers.faulty import faulty_server
 
 SMALL = TINY | {"data__heldout_images": 60, "ledger__training": 200, "surrogate__epochs": 5, "purifier": "gs"}
 WRITTEN = ["--preset=digits"] + [
     f"--{key.replace('__', '.')}={str(value).lower()}" for key, value in SMALL.items()
 ]
-
-
-@pytest.fixture(scope="module")
-def logistic() -> LogisticRegression:
-    pixels, labels = load_digits(return_X_y=True)
-    return LogisticRegression(max_iter=300).fit(pixels[:900] / 16, labels[:900])
-
-
-@pytest.fixture
-def service(logistic: LogisticRegression) -> Iterator[tuple[str, Faults]]:
-    with faulty_server(lambda images: logistic.predict_proba(images.reshape(len(images), -1))) as made:
-        yield made
 
 
 def spent(folder: Path) -> dict[str, int]:
@@ -261,3 +247,12 @@ def test_a_plan_of_a_target_that_is_trained_here_has_times_and_no_look(store: st
     assert all(value > 0 for value in made.seconds.values())
     assert made.total.expected == sum(each.expected for each in made.queries.values())
     assert json.loads(json.dumps(made.to_json()))["price"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("training", "model", "warned"), [(19, "mlp", True), (20, "mlp", False), (19, "none", False)]
+)
+def test_a_surrogate_of_few_answers_is_warned_of(store: str, training: int, model: str, warned: bool) -> None:
+    options = SMALL | {"ledger__training": training, "surrogate__query_batch": 10, "surrogate__model": model}
+    plan = certdef.plan(certdef.load_config("digits", tracking__uri=store, **options))
+    assert ("19 answers for 10 classes" in " ".join(plan.warnings)) == warned

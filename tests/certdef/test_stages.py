@@ -10,7 +10,7 @@ import torch
 
 import certdef
 import certify
-from certdef import opening, pipeline, stages
+from certdef import pipeline, stages
 from certdef.config.job import ConfigError, SigmaLaw
 from certdef.tracking.legacy import NEWER, Legacy, runs_file
 from certdef.tracking.results import Share, StageResult
@@ -87,7 +87,7 @@ def test_torch_keeps_the_threads_of_its_caller(store, tmp_path):
     config = certdef.load_config(
         work_dir=str(tmp_path / "work"), tracking__uri=store, tracking__system_metrics=False, threads=1
     )
-    with opening.open_job(config):
+    with pipeline.open_job(config):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
 

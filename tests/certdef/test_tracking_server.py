@@ -15,7 +15,7 @@ import pytest
 
 from certdef.config.job import ConfigError
 from certdef.config.load import load_config
-from certdef.opening import open_job
+from certdef.pipeline.opening import open_job
 from certdef.tracking import StageResult, server_watch
 from certdef.tracking.mlflow import check_store, connect
 from tests.servers.loopback import Handler, serving

@@ -1,35 +1,20 @@
 """A service as the job's target: opened by address, billed truly, watched for changes, its secrets kept."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import certdef
 import surrogates
 from certdef.cli import main
 from tests.conftest import TINY
-from tests.servers.faulty import Faults, faulty_server
 from tests.servers.open_inference import Model, open_inference_server
 
 TOKEN = "hush-hush-0815"
 SMALL = TINY | {"data__heldout_images": 60, "ledger__training": 200, "surrogate__epochs": 5}
-
-
-@pytest.fixture(scope="module")
-def logistic() -> LogisticRegression:
-    pixels, labels = load_digits(return_X_y=True)
-    return LogisticRegression(max_iter=300).fit(pixels[:900] / 16, labels[:900])
-
-
-@pytest.fixture
-def service(logistic: LogisticRegression) -> Iterator[tuple[str, Faults]]:
-    with faulty_server(lambda images: logistic.predict_proba(images.reshape(len(images), -1))) as made:
-        yield made
 
 
 def configured(store: str, folder: Path, url: str, **options: Any) -> certdef.RunConfig:

@@ -23,8 +23,9 @@ from certdef.config.threads import torch_threads
 from certdef.data.arrays import read_images
 from certdef.objects.following import followed
 from certdef.objects.named import Objects, named
-from certdef.opening import load_images, open_job
+from certdef.pipeline.opening import load_images, open_job
 from certdef.report import ducd_page, page, target_page, udc_page
+from certdef.report.terminal import headline
 from certdef.stages import Job, job_checks
 from certdef.stages.inspection import inspect
 from certdef.stages.summary import Summary
@@ -328,5 +329,5 @@ def _summary(job: Job, done: list[Stage]) -> Summary:
         run_id=job.tracker.run_id,
         bill=bill,
         ledger=Path(job.ledger.path),
-        purifier=job.config.purifier,
+        in_words=partial(headline, job.config),
     )
