@@ -2,8 +2,8 @@
 
     python benchmarks/choice.py --presets digits fashion-mnist --data-root FOLDER
 
-The target behind the preset's denoiser is certified under each candidate by votes that stop early (group_sequential), and the
-chosen one is marked. What the choice has cost is printed below. Everything is kept in the work directory, resumable.
+The target behind the preset's denoiser is certified under each candidate, by votes that stop early unless told otherwise, and
+the chosen one is marked. What the choice has cost is printed below. Everything is kept in the work directory, resumable.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import certdef
 from certdef import stages
 from certdef.config.candidates import candidate_laws
 from certdef.config.noise_laws import noise_law
-from certdef.pipeline import opening
+from certdef.pipeline import open_job
 from certdef.report.formats import with_interval
 from certdef.stages.choice import choose_headline
 from certdef.stages.conditions import Condition, place_of
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--certified", nargs="*", help="labels of the candidates that are certified; unset, all"
     )
+    parser.add_argument("--method", default="group_sequential", help="of the certificates")
     arguments = parser.parse_args()
     for preset in arguments.presets:
         config = certdef.load_config(
@@ -105,11 +106,11 @@ def main() -> None:
             certify__target_images=arguments.images,
             certify__n=arguments.n,
             certify__radii=arguments.radii,
-            certify__method="group_sequential",
+            certify__method=arguments.method,
             ledger__certification=10_000_000,
             threads=1,
         )
-        with opening.open_job(config, verb="certify") as job:
+        with open_job(config, verb="certify") as job:
             print(
                 f"\n**{preset}**, {arguments.images} images, n at most {arguments.n:,}, alpha {config.certify.alpha:g}\n"
             )

@@ -53,7 +53,7 @@ def printed(config: RunConfig, summary: Summary) -> list[str]:
     """The summary in the terminal, as the first run prints it."""
     lines = [line for line in str(summary).splitlines() if not line.startswith("reused")]
     store = "runs        mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"
-    return ["The summary in the terminal:", "", "```text", *lines[1:-1], store, "```"]
+    return ["The summary in the terminal:", "", "```text", *lines[:-1], store, "```"]
 
 
 def certificates(config: RunConfig, result: CertifyResult, subject: str) -> list[str]:
