@@ -31,7 +31,8 @@ def measure(job: stages.Job, certified: list[str] | None) -> list[str]:
     purifier = stages.prepare_purifier(job, name, surrogate, surrogate_stage)
     parts = [surrogate_stage, *purifier.stages]
     started = time.perf_counter()
-    choice = choose_headline(job, target, surrogate, purifier, parts)
+    students = stages.train_students(job, target, surrogate, surrogate_stage, purifier)
+    choice = choose_headline(job, target, students, purifier, parts)
     assert choice is not None  # candidates are set below
     seconds, result = time.perf_counter() - started, choice.result
     chosen = result.chosen[place_of("target", name)]

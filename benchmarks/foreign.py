@@ -43,6 +43,7 @@ KEEPS, DEFAULT_KEEP = (
     0.05,
 )  # shares of the noise that a denoised image keeps (nim.keep)
 PASSES = {True: 4, False: 1}  # noisy versions of each image, of few large images and of many small ones
+VOTES = {True: 48, False: 192}  # of each image that sigma is chosen on
 LARGE = "efficientnet"
 PSNR_SIGMAS = (0.12, 0.25, 0.5)
 OWN = {
@@ -65,7 +66,7 @@ def choice(bench: Bench, subject: Subject, name: str) -> Figures:
     """How often the other images are right, by sigma and by the share of the noise that is kept: what is chosen by."""
     front, mark = denoiser(bench, subject, name)
     keeps = KEEPS if front else (0.0,)
-    votes = 48 if subject.name == LARGE else 192
+    votes = VOTES[subject.name == LARGE]
 
     def compute(found: Figures) -> None:
         for sigma in SIGMAS:
@@ -98,15 +99,16 @@ def kept_share(bench: Bench, subject: Subject, name: str, sigma: float) -> float
 def chosen(bench: Bench, subject: Subject, name: str, n: int) -> list[list[float] | None]:
     """For each group of radii the sigma and kept share that promise most on the other images; None where none does.
 
-    Promised is what n votes would prove if the share of right votes among them were that of the few that were drawn.
+    Promised is what n votes would prove if they were right as often as the few that were drawn foretell, by Laplace's rule
+    of succession: few that are all right do not promise that all are.
     """
-    found = choice(bench, subject, name)
+    found, few = choice(bench, subject, name), VOTES[subject.name == LARGE]
     best: list[list[float] | None] = []
     for group in RADII:
         promised = {}
         for sigma in SIGMAS:
             for keep, shares in found[str(sigma)].items():
-                counts = np.round(n * np.array(shares)).astype(int)
+                counts = np.round(n * (few * np.array(shares) + 1) / (few + 2)).astype(int)
                 radius = sigma * scipy.stats.norm.ppf(certify.binomial_lower_bound(counts, n, ALPHA))
                 promised[sigma, float(keep)] = np.mean([(radius >= each).mean() for each in group])
         first = max(promised, key=lambda pair: promised[pair])

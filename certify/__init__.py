@@ -2,9 +2,10 @@
 
 core          the theorem: CERTIFY and PREDICT of Cohen et al. 2019, from counts
 smoothing     SmoothedClassifier, certify_votes: draw, count, call core
+sampling      how many votes, by which method and bound
 certificate   Certificate: what is claimed, and of whom
 noise/        what is added to the pixels, and the radius it proves
-bounds/       exact binomial bounds; the runner-up too; stopping early; scores instead of votes
+bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
 voting/       the vote engine, alone or on many workers
 guided/       a surrogate as guide: fewer paid votes for the same certificate
 threats/      strata of sigma; deterministic noise with exact votes
@@ -12,7 +13,12 @@ records/      append-only records, other certificates from the same votes, curve
 selection     choose a law on held-out images; what a few votes promise
 """
 
-from certify.bounds.binomial import binomial_interval, binomial_lower_bound, binomial_upper_bound
+from certify.bounds.binomial import (
+    binomial_interval,
+    binomial_lower_bound,
+    binomial_upper_bound,
+    randomized_lower_bound,
+)
 from certify.bounds.scores import score_lower_bound, score_radius, score_upper_bound
 from certify.bounds.two_sided import top_k_radius
 from certify.certificate import ABSTAIN, Certificate
@@ -39,6 +45,7 @@ from certify.threats.splitting import certify_splitting
 from certify.threats.stratified import certify_stratified
 from certify.voting.engine import VoteEngine
 from certify.voting.parallel import certify_parallel
+from certify.voting.tuning import fastest_engine
 
 generalised_normal = generalized_normal  # its name in the first versions
 
@@ -73,8 +80,10 @@ __all__ = [
     "choose_noise",
     "curves",
     "expected_accuracy",
+    "fastest_engine",
     "generalized_normal",
     "nim_noise",
+    "randomized_lower_bound",
     "read_records",
     "recertify",
     "recover_successes",

@@ -23,7 +23,7 @@ class Certificate:
         norm: "l1", "l2" or "linf".
         p_lower: Lower bound on the probability of the selected class.
         counts: Votes of the ``n`` estimation draws, one entry a class.
-        n0: Other draws, which selected the class.
+        n0: Other draws, which selected the class; 0 where it was known.
         n: Draws of the estimation.
         alpha: Probability of a wrong certificate.
         method: How the votes were drawn and bounded.
@@ -31,6 +31,9 @@ class Certificate:
         subject: Whose class it is: a certificate of a surrogate says nothing of its target.
         sound: Whether the radius is proven rather than approximate.
         selected: The class that was bounded, also where the prediction is ABSTAIN.
+        known_class: The class was named before any vote, so that no selection can be wrong. The claim is "this class
+            wins"; an abstention says that it was not proven, also where another class would have been.
+        uniform: The draw of a randomized bound (Stevens 1950), made before the votes; None for Clopper and Pearson's.
     """
 
     prediction: int
@@ -46,6 +49,8 @@ class Certificate:
     subject: str
     sound: bool
     selected: int = ABSTAIN
+    known_class: bool = False
+    uniform: float | None = None
 
     @property
     def abstained(self) -> bool:
@@ -65,6 +70,8 @@ class Certificate:
         alpha: float,
         method: str,
         subject: str,
+        known_class: bool = False,
+        uniform: float | None = None,
     ) -> Self:
         """The certificate of class ``selected`` within ``radius``, or an abstention where that is None.
 
@@ -84,4 +91,11 @@ class Certificate:
             subject=subject,
             sound=noise.sound,
             selected=selected,
+            known_class=known_class,
+            uniform=uniform,
         )
+
+
+def class_to_bound(counts0: Counts, known_class: int | None = None) -> int:
+    """The class of most selection votes (K,), of equals the lowest; or the one that is known without them."""
+    return int(np.argmax(counts0)) if known_class is None else known_class

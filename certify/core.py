@@ -13,13 +13,20 @@ p_A is unknown: it is bounded from below by votes, and the bound is wrong with p
 import numpy as np
 from scipy.stats import binomtest
 
-from certify.bounds.binomial import binomial_lower_bound
-from certify.certificate import ABSTAIN, Certificate, Counts
+from certify.bounds.binomial import binomial_lower_bound, randomized_lower_bound
+from certify.certificate import ABSTAIN, Certificate, Counts, class_to_bound
 from certify.noise.base import NoiseLaw
 
 
 def certify(
-    counts0: Counts, counts: Counts, noise: NoiseLaw, alpha: float, *, subject: str = "model"
+    counts0: Counts,
+    counts: Counts,
+    noise: NoiseLaw,
+    alpha: float,
+    *,
+    subject: str = "model",
+    known_class: int | None = None,
+    uniform: float | None = None,
 ) -> Certificate:
     """CERTIFY: the class of the smoothed classifier and its radius, or ABSTAIN; wrong w.p. at most ``alpha``.
 
@@ -32,14 +39,29 @@ def certify(
         noise: The law that both were drawn under.
         alpha: Probability of a wrong certificate, in (0, 0.5).
         subject: Whose votes they are.
+        known_class: The class, if it was named before any vote: then counts0 is not looked at.
+        uniform: U in [0, 1) of the randomized bound, drawn apart from the votes.
     """
     # c_A <- top index in counts0: a guess, by draws that the bound does not see
-    c_A = int(np.argmax(counts0))
-    # p_A <- LOWERCONFBOUND(counts[c_A], n, 1 - alpha): one-sided, Clopper and Pearson
-    p_A = binomial_lower_bound(int(counts[c_A]), int(counts.sum()), alpha)
+    c_A = class_to_bound(counts0, known_class)
+    # p_A <- LOWERCONFBOUND(counts[c_A], n, 1 - alpha): one-sided, Clopper and Pearson, or Stevens
+    votes = int(counts[c_A]), int(counts.sum()), alpha
+    p_A = binomial_lower_bound(*votes) if uniform is None else randomized_lower_bound(*votes, uniform)
     # if p_A > 1/2 return prediction c_A and radius R, else return ABSTAIN
     R = noise.radius(p_A) if p_A > 0.5 else None
-    return Certificate.of(c_A, R, p_A, counts0, counts, noise, alpha=alpha, method="fixed", subject=subject)
+    return Certificate.of(
+        c_A,
+        R,
+        p_A,
+        counts0,
+        counts,
+        noise,
+        alpha=alpha,
+        method="fixed",
+        subject=subject,
+        known_class=known_class is not None,
+        uniform=uniform,
+    )
 
 
 def predict(counts: Counts, alpha: float) -> int:

@@ -6,74 +6,29 @@ drawing as soon as the answer is known.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 import certify.core as core
-from certify.bounds.binomial import smallest_n
-from certify.bounds.sequential import UNIT, Outcome, Plan, make_plan
-from certify.bounds.two_sided import certify_two_sided, check_two_sided
-from certify.certificate import Certificate, Counts
+from certify.bounds.sequential import UNIT, Outcome, Plan
+from certify.certificate import Certificate, Counts, class_to_bound
 from certify.errors import CertifyError, check_alpha, check_count, with_options
 from certify.noise.base import NoiseLaw
-from certify.voting.checks import check_images, check_indices, check_labels, resolve_device
-from certify.voting.chunks import ESTIMATION, PREDICTION, SELECTION, hash32
+from certify.sampling import Sampling, Votes, certificate_of
+from certify.voting.checks import (
+    check_images,
+    check_indices,
+    check_known,
+    check_labels,
+    resolve_device,
+)
+from certify.voting.chunks import BOUND, ESTIMATION, PREDICTION, SELECTION, hash32, seed_of
 from certify.voting.engine import VoteEngine
-
-METHODS = ("fixed", "two_sided", "sequential", "group_sequential")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How many votes of an image are drawn, and what they are to prove; refused where it could certify nothing.
-
-    Attributes:
-        n0: Draws that select the class.
-        n: Draws that bound its probability: all of them ("fixed", "two_sided"), or at most.
-        alpha: Probability of a wrong certificate, in (0, 0.5).
-        method: "fixed" (Cohen et al. 2019), "two_sided" (bounds the runner-up too), "sequential" or
-            "group_sequential" (stop as soon as every one of ``radii`` is decided or out of reach of n draws).
-        radii: Of the methods that stop early; default 0, 0.25, 0.5, ...
-    """
-
-    n0: int = 100
-    n: int = 100_000
-    alpha: float = 0.001
-    method: str = "fixed"
-    radii: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        check_count("n0", self.n0)
-        check_count("n", self.n)
-        object.__setattr__(self, "alpha", check_alpha(self.alpha))
-        if self.method not in METHODS:
-            known = ", ".join(METHODS)
-            raise CertifyError(f"method must be one of {known}, got {self.method!r}: try method='fixed'")
-
-    def plan(self, noise: NoiseLaw, unit: int = UNIT) -> Plan | None:
-        """The sequential test; None for a fixed number of votes.
-
-        Raises:
-            CertifyError: n is too small to certify anything, or the law lacks what the method needs.
-        """
-        if self.method in ("sequential", "group_sequential"):
-            return make_plan(noise, self.radii, self.n, self.alpha, self.method, unit)
-        if self.radii is not None:
-            raise CertifyError(
-                f"radii is not used by method={self.method!r}, got {self.radii!r}: leave it out"
-            )
-        if self.method == "two_sided":
-            check_two_sided(noise)
-        enough = smallest_n(np.nextafter(0.5, 1), self.alpha)
-        if self.n < enough:
-            raise CertifyError(
-                f"n={self.n} is too small to certify anything at alpha={self.alpha:g}: use n >= {enough}"
-            )
-        return None
+from certify.voting.tuning import fastest_engine
 
 
 def certify_votes(
@@ -86,6 +41,9 @@ def certify_votes(
     alpha: float = 0.001,
     method: str = "fixed",
     radii: Sequence[float] | None = None,
+    bound: str = "clopper_pearson",
+    generator: torch.Generator | None = None,
+    known_class: int | None = None,
     subject: str = "callable",
 ) -> Certificate:
     """Certify one image from votes alone.
@@ -96,28 +54,36 @@ def certify_votes(
             and "two_sided", analysis after analysis by the methods that stop early.
         noise: The law that the labels are drawn under.
         num_classes: Labels are in [0, num_classes).
-        n0, n, alpha, method, radii: See ``Sampling``.
+        n0, n, alpha, method, radii, bound: See ``Sampling``.
+        generator: Gives the uniform draw of the randomized bound, before the first vote. Another one than of the noise,
+            and a fresh one for each certificate: a draw that is repeated until it is lucky proves nothing.
+        known_class: See ``SmoothedClassifier.certify``; of one image.
         subject: Whose votes they are.
 
     Raises:
         CertifyError: Bad arguments (before the first draw), or bad labels.
     """
     check_count("num_classes", num_classes, 2)
-    sampling = Sampling(n0, n, alpha, method, radii)
+    sampling = Sampling(n0, n, alpha, method, radii, bound)
     plan = sampling.plan(noise)
+    known = None if known_class is None else int(check_known([known_class], 1, num_classes)[0])
+    if sampling.randomized != (generator is not None):
+        remedy = "pass torch.Generator().manual_seed(...)" if sampling.randomized else "leave it out"
+        raise CertifyError(f"generator is for bound='randomized', got {generator!r} for {bound!r}: {remedy}")
+    uniform = None if generator is None else _uniform(generator)
 
     def count(draws: int) -> Counts:
         return np.bincount(check_labels(draw(draws), draws, num_classes), minlength=num_classes)
 
-    counts0 = count(n0)
+    counts0 = count(n0) if known is None else np.zeros(num_classes, dtype=np.int64)
     if plan is None:
         counts, claimed = count(n), 0
     else:
-        outcome = plan.run(
-            np.array([counts0.argmax()]), lambda _, first, last: count(last - first)[None], num_classes
-        )
+        top = np.array([class_to_bound(counts0, known)])
+        outcome = plan.run(top, lambda _, first, last: count(last - first)[None], num_classes)
         counts, claimed = outcome.counts[0], int(outcome.claimed[0])
-    return _certificate(counts0, counts, claimed, noise, sampling, plan, subject)
+    votes = Votes(counts0, counts, claimed, known, uniform)
+    return certificate_of(votes, noise, sampling, plan, subject)
 
 
 class SmoothedClassifier:
@@ -132,8 +98,8 @@ class SmoothedClassifier:
         noise: Added to the images.
         num_classes: K.
         subject: What is certified: a certificate of a surrogate says nothing of its target.
-        compile: Run a torch module through torch.compile.
-        engine: How votes are drawn and computed.
+        engine: How votes are drawn and computed; "auto" measures for a second or two, before the first vote, which
+            arithmetic is fastest for a torch module (``fastest_engine``), and keeps to it: see ``settle``.
         options: Fields of ``VoteEngine`` (``batch_size``, ``device``, ``seed``, ...) that replace the engine's.
 
     Raises:
@@ -147,8 +113,7 @@ class SmoothedClassifier:
         num_classes: int,
         *,
         subject: str = "model",
-        compile: bool = False,
-        engine: VoteEngine | None = None,
+        engine: VoteEngine | Literal["auto"] | None = None,
         **options: Any,
     ) -> None:
         if not callable(base):
@@ -157,15 +122,34 @@ class SmoothedClassifier:
             )
         if not isinstance(noise, NoiseLaw):
             raise CertifyError(f"noise must be a noise law, got {noise!r}: try certify.Gaussian(0.25)")
-        if compile and not isinstance(base, torch.nn.Module):
-            raise CertifyError(f"compile needs a torch module, got {type(base).__name__}: leave it out")
-        engine = with_options(engine or VoteEngine(), options)
-        self.engine = replace(engine, device=resolve_device(base, engine.device))
-        self.base = torch.compile(base) if compile else base
+        self._auto = engine == "auto"
+        given = VoteEngine() if engine is None or isinstance(engine, str) else engine
+        if isinstance(engine, str) and not self._auto:
+            raise CertifyError(f"engine must be a VoteEngine or 'auto', got {engine!r}: try engine='auto'")
+        given = with_options(given, options)
+        for name, asked in (("compile", given.compile), ("engine='auto'", self._auto)):
+            if asked and not isinstance(base, torch.nn.Module):
+                raise CertifyError(f"{name} needs a torch module, got {type(base).__name__}: leave it out")
         self._plain, self._checked = base, False
+        self._use(replace(given, device=resolve_device(base, given.device)))
         self.noise = noise
         self.num_classes = check_count("num_classes", num_classes, 2)
         self.subject = subject
+
+    def settle(self, images: Any) -> VoteEngine:
+        """Fix the engine, before the first vote: of ``engine="auto"`` the fastest, measured once; else the given one.
+
+        Its ``arithmetic`` is a part of the certified model. Write it into the header of the records, and give it back
+        when they are resumed: ``SmoothedClassifier(..., **arithmetic)``.
+
+        Args:
+            images: (N, C, H, W) in [0, 1]; a few are enough.
+        """
+        if self._auto:
+            assert isinstance(self._plain, torch.nn.Module)
+            self._use(fastest_engine(self._plain, images, self.noise, engine=self.engine).engine)
+            self._auto = False
+        return self.engine
 
     def certify(
         self,
@@ -176,6 +160,8 @@ class SmoothedClassifier:
         alpha: float = 0.001,
         method: str = "fixed",
         radii: Sequence[float] | None = None,
+        bound: str = "clopper_pearson",
+        known_class: ArrayLike | None = None,
         indices: Sequence[int] | None = None,
         on_certificate: Callable[[int, Certificate, float], None] | None = None,
         progress: Any = None,
@@ -184,8 +170,13 @@ class SmoothedClassifier:
 
         Args:
             images: (N, C, H, W) in [0, 1].
-            n0, n, alpha, method, radii: See ``Sampling``; the methods that stop early draw more only for the
+            n0, n, alpha, method, radii, bound: See ``Sampling``; the methods that stop early draw more only for the
                 images that are still undecided.
+            known_class: (N,), the class of each image that is to be certified, such as its label: for certified accuracy.
+                The n0 votes that select a class are left out. A class that is named before any vote needs no selection
+                that could be wrong: all of alpha is for the claim that this class wins. If another class wins, the
+                certificate abstains, where without labels it might have certified the wrong class: both count as
+                wrong.
             indices: Names of the images (default 0, 1, ...), which seed their noise.
             on_certificate: Called as ``on_certificate(index, certificate, seconds)``, in order, as soon as an
                 image (or the small group that shares its batches) is done.
@@ -194,27 +185,39 @@ class SmoothedClassifier:
         Raises:
             CertifyError: Bad arguments, before the first vote, or a base whose answers follow the batch.
         """
-        sampling = Sampling(n0, n, alpha, method, radii)
+        sampling = Sampling(n0, n, alpha, method, radii, bound)
         plan = sampling.plan(self.noise, self._unit)
         images = check_images(images)
         indices = check_indices(indices, len(images))
+        known = None if known_class is None else check_known(known_class, len(images), self.num_classes)
+        self.settle(images)
         self.check_alone(images)
         certificates: list[Certificate] = []
         # Few selection draws fill a batch only together; estimation in smaller groups finishes images early.
-        for group in _spans(len(images), self._images_per_batch(n0 if plan is None else min(n0, self._unit))):
+        first_draws = n if known is not None else n0
+        for group in _spans(
+            len(images), self._images_per_batch(first_draws if plan is None else min(first_draws, self._unit))
+        ):
             start = time.perf_counter()
-            selection = self._votes(images[group], indices[group], SELECTION, n0, progress)
+            selection = self._select(images[group], indices[group], n0, known, progress)
             seconds = (time.perf_counter() - start) / len(selection)
             together = self._images_per_batch(n) if plan is None else len(selection)
             for part in _spans(len(selection), together):
                 start = time.perf_counter()
                 names, counts0 = indices[group][part], selection[part]
-                outcome = self._estimate(images[group][part], names, counts0, n, plan, progress)
+                tops = counts0.argmax(axis=1) if known is None else known[group][part]
+                outcome = self._estimate(images[group][part], names, tops, n, plan, progress)
                 total = seconds + (time.perf_counter() - start) / len(names)
                 for row, index in enumerate(names):
-                    votes = counts0[row], outcome.counts[row], int(outcome.claimed[row])
+                    votes = Votes(
+                        counts0[row],
+                        outcome.counts[row],
+                        int(outcome.claimed[row]),
+                        None if known is None else int(tops[row]),
+                        self._uniform(index) if sampling.randomized else None,
+                    )
                     certificates.append(
-                        self._on_grid(_certificate(*votes, self.noise, sampling, plan, self.subject))
+                        self._on_grid(certificate_of(votes, self.noise, sampling, plan, self.subject))
                     )
                     if on_certificate is not None:
                         on_certificate(index, certificates[-1], total)
@@ -243,6 +246,7 @@ class SmoothedClassifier:
         check_count("n", n)
         images = check_images(images)
         indices = check_indices(indices, len(images))
+        self.settle(images)
         self.check_alone(images)
         votes = self._votes(images, indices, PREDICTION, n, progress)
         return np.array([core.predict(counts, alpha) for counts in votes], dtype=np.int64)
@@ -265,6 +269,10 @@ class SmoothedClassifier:
         self.engine.check_alone(self._plain, draw, self.num_classes)
         self._checked = True
 
+    def _use(self, engine: VoteEngine) -> None:
+        self.engine = engine
+        self.base = torch.compile(self._plain) if engine.compile else self._plain
+
     @property
     def _unit(self) -> int:
         """Sample sizes of interim analyses are multiples of it: a chunk, so that counts can be continued."""
@@ -274,11 +282,23 @@ class SmoothedClassifier:
         packs = self.engine.batch_size > self.engine.chunk_size
         return max(1, self.engine.batch_size // draws) if packs else 1
 
+    def _select(
+        self, images: torch.Tensor, indices: list[int], n0: int, known: Counts | None, progress: Any
+    ) -> Counts:
+        """The selection votes (N, K); none where the classes are known."""
+        if known is not None:
+            return np.zeros((len(images), self.num_classes), dtype=np.int64)
+        return self._votes(images, indices, SELECTION, n0, progress)
+
+    def _uniform(self, index: int) -> float:
+        """The uniform draw of an image: by its own seed, so that no vote and no other draw changes it."""
+        return _uniform(torch.Generator().manual_seed(seed_of(self.engine.seed, index, BOUND)))
+
     def _estimate(
         self,
         images: torch.Tensor,
         indices: list[int],
-        counts0: Counts,
+        tops: Counts,
         n: int,
         plan: Plan | None,
         progress: Any,
@@ -295,7 +315,7 @@ class SmoothedClassifier:
             names = [indices[position] for position in which]
             return self._votes(images[which], names, ESTIMATION, last - first, progress, engine, first)
 
-        return plan.run(np.argmax(counts0, axis=1), more, self.num_classes)
+        return plan.run(tops, more, self.num_classes)
 
     def _votes(
         self,
@@ -316,21 +336,8 @@ class SmoothedClassifier:
         return replace(certificate, noise={**certificate.noise, "grid": self.engine.grid})
 
 
-def _certificate(
-    counts0: Counts,
-    counts: Counts,
-    claimed: int,
-    noise: NoiseLaw,
-    sampling: Sampling,
-    plan: Plan | None,
-    subject: str,
-) -> Certificate:
-    """What the votes (K,) of two disjoint sets of draws prove, by the method that drew them."""
-    if plan is not None:
-        return plan.certificate(counts0, counts, claimed, noise, subject=subject)
-    if sampling.method == "two_sided":
-        return certify_two_sided(counts0, counts, noise, sampling.alpha, subject=subject)
-    return core.certify(counts0, counts, noise, sampling.alpha, subject=subject)
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator, device=generator.device, dtype=torch.float64))
 
 
 def _spans(count: int, size: int) -> Iterator[slice]:

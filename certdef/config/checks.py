@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import nextafter
+from math import inf, nextafter
 from typing import Any
 
 from certdef.config import own_target
@@ -28,9 +28,11 @@ from certdef.config.job import (
 )
 from certdef.config.objects import is_object
 from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
+from certdef.config.target import NOISES
 from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
+BOUNDS = ("clopper_pearson", "randomized")
 
 # What is a file name and a metric name as it stands; a space too.
 LONGEST_LABEL = 50
@@ -171,13 +173,21 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "radii", len(certify.radii) >= 1, "name at least one radius, e.g. [0.25, 0.5]"
     yield "radii", all(radius >= 0 for radius in certify.radii), "use radii of 0 or more"
     yield "guide", certify.guide in GUIDES, f"use one of {', '.join(GUIDES)}"
-    guided = certify.guide != "off" and certify.method != CertifyConfig.method
+    guided = certify.guide != "off"
+    own = not guided or certify.method in ("fixed", CertifyConfig.method)
     remedy = f"a guide stops by a rule of its own, not by method {certify.method}: choose one of the two"
-    yield "guide", not guided, remedy
+    yield "guide", own, remedy
+    chosen = "a guide chooses the class by free votes: set certify.guide off, or leave this out"
+    yield "known_class", not (guided and certify.known_class), chosen
+    yield "bound", certify.bound in BOUNDS, f"use one of {', '.join(BOUNDS)}"
+    plain = certify.bound == CertifyConfig.bound or (certify.method == "fixed" and not guided)
+    remedy = "it is known for a fixed number of votes: add --certify.method fixed, and no guide"
+    yield "bound", plain, remedy
     yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
     yield "choice_images", certify.choice_images >= 1, "use at least 1"
     yield "choice_n", certify.choice_n >= 1, "use at least 1, e.g. 200"
     yield "workers", certify.workers >= 1, "use at least 1"
+    yield "engine", certify.engine in ("plain", "auto"), "use plain or auto"
     if any(getattr(certify, name) != value for name, value in _vote(preset).items()):
         yield from _changed_vote(certify)
 
@@ -193,7 +203,7 @@ def _vote(preset: str) -> dict[str, Any]:
 
 def _changed_vote(certify: CertifyConfig) -> Rules:
     from certify.bounds import smallest_n  # loads torch: not for the help, nor for a preset
-    from certify.smoothing import METHODS
+    from certify.sampling import METHODS
 
     yield "method", certify.method in METHODS, f"use one of {', '.join(METHODS)}"
     if 0 < certify.alpha < 0.5:
@@ -277,6 +287,9 @@ def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     )
     yield "features", surrogate.features in ("student", "nim"), "use student or nim"
     yield "committee", surrogate.committee >= 0, "use 0 or more"
+    yield "noise", surrogate.noise in NOISES, f"use one of {', '.join(NOISES)}"
+    yield "consistency", 0 <= surrogate.consistency < inf, "use a weight of 0 (off) or more, e.g. 5"
+    yield "entropy", 0 <= surrogate.entropy < inf, "use a weight of 0 (off) or more, e.g. 0.5"
 
 
 def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:

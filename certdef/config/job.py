@@ -105,17 +105,25 @@ class CertifyConfig:
         target_images: Held-out images certified for the target (paid).
         n0: Draws that choose the class.
         n: Draws that bound its probability, for the surrogate; for the target as many as its budget allows, at most these.
+            A cap for the methods that stop early.
         alpha: Probability that a certificate is wrong.
         radii: L2 radii of the tables, in [0,1] pixel units.
         batch_size: Noisy images a forward pass.
-        method: fixed (n draws), two_sided, or one that stops early at the radii: sequential, group_sequential;
-            n is then a cap.
+        method: fixed (n draws), two_sided, or one that stops as soon as radius 0 and the radii are decided: sequential,
+            group_sequential.
+        known_class: Certify the class that counts as right, instead of one that n0 draws choose: saves these. A certificate
+            then says that this class wins, and an image where another wins is not certified.
+        bound: Of method fixed: clopper_pearson, or randomized (Stevens 1950), which is never shorter; its uniform draw is
+            in the records.
         guide: Certify the target with the surrogate as guide, for fewer paid votes: off, decide (one of the radii an
             image, by as few votes as decide it) or budget (ledger.certification is spent where it certifies most images).
         backend: Certify the surrogate on several workers: loky (this computer), dask or ray; unset, in this process.
             The counts are the same.
         workers: How many workers.
         scheduler: Address of a running dask or ray cluster.
+        engine: In which arithmetic denoiser and surrogate vote: plain (float32), or auto, the fastest of float32 and bfloat16
+            in either memory layout, measured once on this machine and kept in work_dir: the counts are those of this
+            machine then. The target's is never changed.
         choose: Candidates for the headline's noise, of which target and surrogate each get the one that promises the highest
             certified accuracy, averaged over the radii: constant sigmas (8-bit levels), labels of laws, whole or cut to
             sigmas of an interval, e.g. [45,60,90,nim,nim@60-90]. Constant laws of certify.laws are candidates too, and no
@@ -132,20 +140,39 @@ class CertifyConfig:
     alpha: float = 0.001
     radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     batch_size: int = 2048
-    method: str = "fixed"
+    method: str = "group_sequential"
+    known_class: bool = False
+    bound: str = "clopper_pearson"
     guide: str = "off"
     backend: str | None = None
     workers: int = 2
     scheduler: str | None = None
+    engine: str = "plain"
     choose: tuple[float | str, ...] | str = "off"
     choice_images: int = 60
     choice_n: int = 100
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that a count depends on: all but where the work is done, and how its law was chosen."""
-        elsewhere = ("backend", "workers", "scheduler", "choose", "choice_images", "choice_n")
-        return {key: value for key, value in asdict(self).items() if key not in elsewhere}
+        """The options that a count depends on: all but where the work is done, how its law was chosen, and later ones that are unset.
+
+        What `engine` and `choose` chose are keys of their own.
+        """
+        elsewhere = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
+        unset = [
+            name for name in ("known_class", "bound") if getattr(self, name) == getattr(CertifyConfig, name)
+        ]
+        return {key: value for key, value in asdict(self).items() if key not in (*elsewhere, *unset)}
+
+    @property
+    def selection(self) -> int:
+        """Draws that choose the class of an image: n0, or none where it is known."""
+        return 0 if self.known_class else self.n0
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether n is a cap: the draws of an image end as soon as the radii are decided."""
+        return self.guide != "off" or self.method in ("sequential", "group_sequential")
 
 
 @dataclass(frozen=True)

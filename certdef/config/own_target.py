@@ -23,7 +23,6 @@ LARGE = 3 * 64 * 64  # values of an image: above, a vote costs tenths of a secon
 HELD_BYTES = 2**27  # of images held out, and of those in the pool
 PASS_BYTES = 20 * 2**20  # of the images of one pass: a network's activations take some twenty times as much
 TRAINED_VALUES = 3e8  # pixels that a student is trained on: a minute or two
-CHOOSING = 60  # held-out images from which on some of them choose the noise
 TOKENS = 256  # of an image, at most, for a transformer: its attention grows with their square
 
 
@@ -77,13 +76,6 @@ class Rule(NamedTuple):
 def _law(facts: Facts, config: RunConfig) -> tuple[SigmaLaw, ...]:
     small = facts.gray and facts.side <= 32
     return (SigmaLaw("constant", "constant", (), 60.0 if small else 30.0),)
-
-
-def _candidates(facts: Facts, config: RunConfig) -> tuple[float, ...] | str:
-    """Levels around that of the one law; none beside a law that was set, nor where votes or images are dear."""
-    if facts.large or config.data.heldout_images < CHOOSING or config.certify.laws != _law(facts, config):
-        return OFF
-    return (30.0, 45.0, 60.0, 90.0, 120.0) if facts.gray and facts.side <= 32 else (15.0, 30.0, 45.0, 60.0)
 
 
 def _certified(most: Callable[[Facts], int]) -> Callable[[Facts, RunConfig], int]:
@@ -165,7 +157,8 @@ def smoothed_targets(config: RunConfig) -> int:
 def _certification(facts: Facts, config: RunConfig) -> int:
     certify = config.certify
     choice = choice_votes(certify, 1 + (config.purifier != NONE))
-    return choice + max(1, certify.target_images) * smoothed_targets(config) * (certify.n0 + certify.n)
+    votes = certify.selection + certify.n
+    return choice + max(1, certify.target_images) * smoothed_targets(config) * votes
 
 
 def _attack_queries(facts: Facts, config: RunConfig) -> int:
@@ -184,8 +177,6 @@ RULES = (
     Rule("data.heldout_images", _heldout, "half of the images, or the test set, as far as they fit in 128 MiB"),
     Rule("surrogate.model", _student, "the largest that a processor trains in minutes; none where only the target is certified"),
     Rule("data.pool_images", _pool, "the other images, as far as they fit in 128 MiB; none where nothing is trained"),
-    Rule("certify.choose", _candidates, "a sigma that suits the target certifies more, for a tenth of the votes"),
-    Rule("certify.choice_images", lambda f, c: max(1, min(30, c.data.heldout_images // 4)), "enough to tell sigmas that differ by a third"),
     Rule("certify.target_images", _certified(lambda f: 20 if f.large else 50), "each costs hundreds of paid votes"),
     Rule("certify.images", _certified(lambda f: 10 if f.large else 100), "free, but each takes up to 1,000 passes, at a tenth of a second where they are large"),
     Rule("certify.batch_size", lambda f, c: f.fitting(PASS_BYTES, 2048), "20 MiB of images, some 400 MiB with what a network keeps of them"),
@@ -255,7 +246,7 @@ def in_words(config: RunConfig, facts: Facts) -> str:
         noise = f"noise chosen of {len(candidate_laws(certify))} on {certify.choice_images} others"
     parts = [
         f"{facts.images} images of {channels}x{height}x{width}: {config.data.heldout_images} held out",
-        f"{min(certify.target_images, config.data.heldout_images)} certified by up to {certify.n0 + certify.n:,} votes each",
+        f"{min(certify.target_images, config.data.heldout_images)} certified by up to {certify.selection + certify.n:,} votes each",
         noise,
         f"purifier {config.purifier}",
     ]

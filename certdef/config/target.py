@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+NOISES = ("certified", "uniform", "none")  # what the certified surrogate is trained under
+AS_CERTIFIED = (
+    "noise",
+    "consistency",
+    "entropy",
+)  # options of the surrogates that are trained as they are certified
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,12 @@ class SurrogateConfig:
         weight_decay: Weight decay of AdamW.
         shift: Random shifts of the training images by up to this many pixels.
         noise_255: Upper end of the uniform sigma (8-bit levels) of the noise on training images; 0 is off.
+        noise: What the certified surrogate is trained under. certified: for each law its own noise, and behind its
+            denoiser, a network each, from the same answers; the one above agrees with the target, attacks it and guides its
+            votes. uniform: the one above is certified too. none: the same without noise.
+        consistency: Weight of the divergence between a certified surrogate's predictions on two noisy views of an image
+            (Jeong & Shin, NeurIPS 2020); 0 is off.
+        entropy: Weight of the entropy of their mean, where consistency is on.
         loss: auto, or one that suits the answers: l1, soft_cross_entropy, kl, cross_entropy, partial.
         strategy: Which images are queried: random, kcenter, margin, entropy, dfal, kcenter_margin, margin_kcenter or
             dfal_kcenter.
@@ -179,6 +192,9 @@ class SurrogateConfig:
     weight_decay: float = 0.01
     shift: int = 0
     noise_255: float = 75.0
+    noise: str = "certified"
+    consistency: float = 5.0
+    entropy: float = 0.5
     loss: str = "auto"
     strategy: str = "random"
     rounds: int = 5
@@ -192,3 +208,9 @@ class SurrogateConfig:
     committee: int = 0
     unlabelled_weight: float = 1.0
     unlabelled_ratio: int = 4
+
+    @property
+    def agreeing(self) -> dict[str, Any]:
+        """The options that decide the surrogate which attacks and guides; those of its certified siblings are left out."""
+        plain = {name: value for name, value in asdict(self).items() if name not in AS_CERTIFIED}
+        return plain | ({"noise_255": 0.0} if self.noise == "none" else {})

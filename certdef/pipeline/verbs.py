@@ -79,20 +79,15 @@ def run(
         return _run_udc(config, progress, fresh)
     with open_job(config, progress, fresh, objects=objects) as job:
         parts = _parts(job)
-        certified = _certified(job, parts)
-        done = [*parts.all, *certified]
-        if parts.surrogate is None:
+        students = _students(job, parts)
+        certified = _certified(job, parts, students)
+        done = [*parts.all, *students.stages, *certified]
+        if students.headline is None:
             return _report(job, done, target_page.render)
         done.append(_attacked(job, parts))
         if storable(job.config):
-            num_classes, law = (
-                parts.target.num_classes,
-                stages.headline_law(job.config, certified[-1].result, "surrogate"),
-            )
-            done.append(
-                stages.register(job, num_classes, parts.surrogate, parts.purifier, parts.defense, law)
-            )
-        return _report(job, [*done, *_ladder(job, parts)], page.render)
+            done.append(_registered(job, parts, students, certified[-1].result))
+        return _report(job, [*done, *_ladder(job, parts, students)], page.render)
 
 
 def pretrain(
@@ -143,7 +138,8 @@ def certify(
     config, objects = named(config, given)
     with open_job(config, progress, fresh, verb="certify", objects=objects) as job:
         parts = _parts(job)
-        done = [*parts.all, *_certified(job, parts)]
+        students = _students(job, parts)
+        done = [*parts.all, *students.stages, *_certified(job, parts, students)]
         return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
 
 
@@ -154,7 +150,11 @@ def attack(
     config, objects = named(config, given)
     with open_job(config, progress, fresh, verb="attack", objects=objects) as job:
         parts = _parts(job)
-        return _summary(job, [*parts.all, _attacked(job, parts), *_ladder(job, parts)])
+        done = [*parts.all, _attacked(job, parts)]
+        if not job.config.ladder.enabled:
+            return _summary(job, done)
+        students = _students(job, parts)
+        return _summary(job, [*done, *students.stages, *_ladder(job, parts, students)])
 
 
 def purify(
@@ -241,11 +241,12 @@ def plan(
 
 
 def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) -> Summary:
-    """DUCD: target -> surrogates -> one noise for all images -> certificates side by side -> membership inference."""
+    """DUCD: target -> pilot -> one noise for all images -> surrogates -> certificates side by side -> membership inference."""
     with open_job(config, progress, fresh, checks=job_checks.DUCD, objects=objects) as job:
         target, target_stage = stages.open_target(job)
-        students = stages.distill_students(job, target)
-        choice = stages.choose_noise(job, students[0], target.num_classes)
+        pilot = stages.distill_pilot(job, target)
+        choice = stages.choose_noise(job, pilot, target.num_classes)
+        students = stages.distill_students(job, target, choice.noise)
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
         done: list[Stage] = [target_stage, *(student.stage for student in students), choice.stage, compared]
         if config.target.uri is None:  # else nobody here knows what it was trained on
@@ -273,12 +274,31 @@ def _parts(job: Job) -> Parts:
     return Parts(target, target_stage, purifier, surrogate, surrogate_stage)
 
 
-def _certified(job: Job, parts: Parts) -> list[Stage]:
+def _students(job: Job, parts: Parts) -> stages.Students:
+    return stages.train_students(job, parts.target, parts.surrogate, parts.surrogate_stage, parts.purifier)
+
+
+def _certified(job: Job, parts: Parts, students: stages.Students) -> list[Stage]:
     """The choice of the noise, where there is one, and the certificates."""
-    subject = (job, parts.target, parts.surrogate, parts.purifier, parts.defense)
-    choice = stages.choose_headline(*subject)
-    certified = stages.certify_subjects(*subject, choice.result.laws if choice else None)
+    subjects = (job, parts.target, students, parts.purifier, parts.defense)
+    choice = stages.choose_headline(*subjects)
+    certified = stages.certify_subjects(*subjects, choice.result.laws if choice else None)
     return [choice, certified] if choice else [certified]
+
+
+def _registered(
+    job: Job, parts: Parts, students: stages.Students, certified: stages.CertifyResult
+) -> Stage[stages.ServedResult]:
+    """The surrogate that is certified in the headline, under the headline's noise."""
+    headline = next(
+        each
+        for each in stages.conditions(job.config, certified.chosen)
+        if each.subject == "surrogate" and each.headline
+    )
+    model, law = students.of(headline), stages.headline_law(job.config, certified, "surrogate")
+    assert model is not None  # the job has a surrogate
+    own = students.stages if certified.chosen else students.headline_stages
+    return stages.register(job, parts.target.num_classes, model, parts.purifier, [*parts.defense, *own], law)
 
 
 def _attacked(job: Job, parts: Parts) -> Stage:
@@ -291,7 +311,7 @@ def storable(config: RunConfig) -> bool:
     return not (is_object(config.surrogate.model) or is_object(config.purifier))
 
 
-def _ladder(job: Job, parts: Parts) -> list[Stage]:
+def _ladder(job: Job, parts: Parts, students: stages.Students) -> list[Stage]:
     """Where it is enabled, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
@@ -304,7 +324,7 @@ def _ladder(job: Job, parts: Parts) -> list[Stage]:
             systems[name] = parts.purifier
         elif name not in systems:
             systems[name] = stages.prepare_purifier(job, name, surrogate, surrogate_stage)
-    return [stages.evaluate_ladder(job, parts.target, surrogate, surrogate_stage, systems)]
+    return [stages.evaluate_ladder(job, parts.target, surrogate, surrogate_stage, systems, students)]
 
 
 def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:

@@ -20,6 +20,7 @@ from certdef.report.words import right_in_words
 from certdef.stages.attack import AttackResult
 from certdef.stages.ladder import Evaluation, LadderResult
 from certdef.stages.networks import NetworkResult
+from certdef.stages.students import CertifiedSurrogateResult
 from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
@@ -43,6 +44,14 @@ def render(
     shared = of_target(config, data, done, run_id, device)
     return template("report.html").render(
         surrogate=result["surrogate"],
+        student=next(
+            (
+                each
+                for each in result.values()
+                if isinstance(each, CertifiedSurrogateResult) and each.headline
+            ),
+            None,
+        ),
         served=result.get("served"),
         networks={
             name: each.parameters for name, each in sorted(result.items()) if isinstance(each, NetworkResult)

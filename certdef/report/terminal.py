@@ -28,6 +28,7 @@ from certdef.stages.choice import ChoiceResult
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
+from certdef.stages.students import CertifiedSurrogateResult
 from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
 from certdef.stages.target import TargetResult
@@ -93,6 +94,20 @@ def _(result: SurrogateResult, config: RunConfig) -> list[str]:
 
 
 @stage_lines.register
+def _(result: CertifiedSurrogateResult, config: RunConfig) -> list[str]:
+    """Of the headline's; the others are in MLflow."""
+    if not result.headline:
+        return []
+    clean, under = with_interval(result.agreement_with_clean), f"under {result.law} noise"
+    if result.purifier:
+        under += f" behind {purifier_title(result.purifier)}"
+    same = ""
+    if result.agreement_same_input:
+        same = f", {with_interval(result.agreement_same_input)} with that to the same input"
+    return [f"as certified agreement {under} {clean} with the target's clean answer{same}"]
+
+
+@stage_lines.register
 def _(result: BudgetsResult, config: RunConfig) -> list[str]:
     charged = sum(cell.charged for cell in result.cells)
     queries = sum(cell.queries for cell in result.cells)
@@ -120,7 +135,8 @@ def _(result: ChoiceResult, config: RunConfig) -> list[str]:
 def _(result: CertifyResult, config: RunConfig) -> list[str]:
     curves = (curve for curve in result.curves.values() if curve.headline)
     right = right_in_words(result.params)
-    return [_certified_line(f"{curve.subject:<9}", result.radii, curve, right) for curve in curves]
+    capped = config.certify.stops_early
+    return [_certified_line(f"{curve.subject:<9}", result.radii, curve, capped, right) for curve in curves]
 
 
 @stage_lines.register
@@ -175,7 +191,8 @@ def _(result: ComparisonResult, config: RunConfig) -> list[str]:
             "from the target's training set)"
         )
     for subject, key in result.conditions.items():
-        lines.append(_certified_line(f"{SUBJECT_NAMES[subject]:<22}", result.radii, result.curves[key]))
+        curve, capped = result.curves[key], config.certify.stops_early
+        lines.append(_certified_line(f"{SUBJECT_NAMES[subject]:<22}", result.radii, curve, capped))
     return lines
 
 
@@ -197,11 +214,17 @@ def _(result: UDCResult, config: RunConfig) -> list[str]:
     return lines
 
 
-def _certified_line(subject: str, radii: Sequence[float], curve: CertifiedCurve, right: str = "") -> str:
+def _certified_line(
+    subject: str, radii: Sequence[float], curve: CertifiedCurve, capped: bool, right: str = ""
+) -> str:
+    """Certified shares, with the votes that they took: n of every image, or on average where n is a cap."""
     shares = "  ".join(
         f"r={r:g} {with_interval(share)}" for r, share in zip(radii, curve.accuracy, strict=True)
     )
-    return f"certified   {subject} {shares}   ({curve.images} images, n={curve.n:,}{right})"
+    votes = f"n={curve.n:,}"
+    if capped:
+        votes = f"n at most {curve.n:,}, {curve.samples_per_image:,.0f} votes on average"
+    return f"certified   {subject} {shares}   ({curve.images} images, {votes}{right})"
 
 
 def _purified_lines(purified: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from certdef.config.purifiers import LEAVES, is_code
 DATA_SETS_IN_A_FOLDER = ("fashion-mnist", "cifar10-part", "aerial")
 OF_FILES = ("columns", "images_key", "labels_key")  # which part of a file is meant
 SELECTION = tuple(f"surrogate.{name}" for name in ("rounds", "start", "round_epochs", "features"))
+AS_CERTIFIED = tuple(f"surrogate.{name}" for name in ("consistency", "entropy"))
 SOFT_LABELS = ("surrogate.unlabelled_weight", "surrogate.unlabelled_ratio")
 PURIFIER_SECTIONS = ("nim", "gs", "blind_spot", "reversal", "diffusion")
 
@@ -156,6 +157,12 @@ def _surrogate(config: RunConfig, verb: str) -> Rules:
         yield ("surrogate.features",), f"surrogate.strategy is {surrogate.strategy}, not k-center"
     if verb == "budgets":
         yield ("surrogate.strategy",), "--strategies names those of the table"
+    if surrogate.noise != "certified":
+        yield AS_CERTIFIED, f"surrogate.noise is {surrogate.noise}: only certified has it"
+    elif surrogate.consistency == 0:
+        yield ("surrogate.entropy",), "surrogate.consistency is 0"
+    if verb in ("distill", "budgets") and surrogate.noise == "certified":
+        yield AS_CERTIFIED, "certified surrogates are trained by certdef certify and run"
     if surrogate.committee == 0:
         yield SOFT_LABELS, "surrogate.committee is 0"
 

@@ -22,7 +22,7 @@ from certdef.stages.ducd.membership import (
     check_audit,
     train_references,
 )
-from certdef.stages.ducd.surrogates import StudentResult, check_pools, distill_students
+from certdef.stages.ducd.surrogates import StudentResult, check_pools, distill_pilot, distill_students
 from certdef.stages.estimates import foretell
 from certdef.stages.job import Job, Shelf
 from certdef.stages.ladder import LadderResult, check_ladder_budget, evaluate_ladder, ladder_systems
@@ -37,6 +37,7 @@ from certdef.stages.purifier import (
     purify_images,
 )
 from certdef.stages.served import ServedResult, register
+from certdef.stages.students import CertifiedSurrogateResult, Students, train_students
 from certdef.stages.surrogate import SurrogateResult, distill, recipe_of, selection_of
 from certdef.stages.target import TargetResult, ledger_file, open_target, target_stage
 from certdef.stages.udc.evaluation import UDCResult, evaluate_defense
@@ -46,6 +47,7 @@ from certdef.stages.udc.photographs import load_photographs, photographs_through
 __all__ = [
     "AttackResult",
     "BudgetsResult",
+    "CertifiedSurrogateResult",
     "CertifyResult",
     "ChoiceResult",
     "ComparisonResult",
@@ -60,6 +62,7 @@ __all__ = [
     "ServedResult",
     "Shelf",
     "StudentResult",
+    "Students",
     "SurrogateResult",
     "TargetResult",
     "Trained",
@@ -80,6 +83,7 @@ __all__ = [
     "compare_subjects",
     "conditions",
     "distill",
+    "distill_pilot",
     "distill_students",
     "evaluate_defense",
     "evaluate_ladder",
@@ -106,6 +110,7 @@ __all__ = [
     "train_defense",
     "train_network",
     "train_references",
+    "train_students",
     "trained_once",
     "watch",
 ]

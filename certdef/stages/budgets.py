@@ -104,7 +104,7 @@ def trace_budgets(
     check_budgets(job.config, budgets, strategies, seeds, len(job.data.pool))
     config, law = job.config.surrogate, job.config.certify.laws[0]
     encoder, denoiser = pretrained_encoder(job, config), pretrained(job, law)
-    settings: list[Any] = [asdict(replace(config, strategy="random")), target.subject, law.parameters]
+    settings: list[Any] = [replace(config, strategy="random").agreeing, target.subject, law.parameters]
     settings += [job.data.pool_digest, job.data.heldout_digest]
     if encoder is not None or denoiser is not None:
         settings += [job.config.nim.settings, denoiser is not None]
@@ -127,7 +127,7 @@ def trace_budgets(
             every.append(_cell(job, target, now, budget, seed, (encoder, denoiser), cells))
         return BudgetsResult(
             cells=tuple(every),
-            params=asdict(config) | dict(zip(("budgets", "strategies", "seeds"), table, strict=True)),
+            params=config.agreeing | dict(zip(("budgets", "strategies", "seeds"), table, strict=True)),
             metrics={
                 metrics.NOMINAL_QUERIES: sum(cell.queries for cell in every),
                 metrics.CHARGED_QUERIES: sum(cell.charged for cell in every),

@@ -13,8 +13,10 @@ import certify
 import surrogates
 from certdef.config.job import RunConfig, SigmaLaw
 from certdef.stages.conditions import conditions, denoising, guided_budget, place_of, subjects, target_draws
+from certdef.stages.engines import Engines, choose_engines
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
+from certdef.stages.students import Students
 from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition, paid_classifier
 from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
@@ -39,29 +41,30 @@ class CertifyResult(StageResult):
 def certify_subjects(
     job: Job,
     target: surrogates.Target,
-    surrogate: nn.Module | None,
+    students: Students,
     purifier: Purifier,
     depends_on: list[Stage],
     chosen: Mapping[str, SigmaLaw] | None = None,
 ) -> Stage[CertifyResult]:
-    """Certify every condition; those of the target alone without a surrogate.
+    """Certify every condition, each surrogate's by the student that was trained for it; without a surrogate the target's alone.
 
     Args:
         job: What is certified.
         target: By paid queries.
-        surrogate: For free.
+        students: For free.
         purifier: What stands between noise and classifier.
         depends_on: The stages that made these.
         chosen: The laws that were chosen for the headline, by place; none where the choice is off.
     """
-    config, draws = job.config.certify, target_draws(job.config)
+    config, draws, chosen = job.config.certify, target_draws(job.config), chosen or {}
     job.legacy.draws = draws
-    classifier = [target.subject, *(other.fingerprint for other in depends_on)]
-    choice = (
-        [{place: law.parameters for place, law in chosen.items()}, config.choice_images] if chosen else []
-    )
-    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *choice)
-    return job.run(stage, lambda: _certify_subjects(job, target, surrogate, purifier, stage, chosen or {}))
+    classifier = [target.subject, *(other.fingerprint for other in (*depends_on, *students.stages))]
+    engines = choose_engines(job, {"denoiser": purifier.denoiser(), "surrogate": students.surrogate})
+    key: list[Any] = [engines.chosen] if engines.chosen else []
+    if chosen:
+        key += [{place: law.parameters for place, law in chosen.items()}, config.choice_images]
+    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *key)
+    return job.run(stage, lambda: _certify_subjects(job, target, students, purifier, engines, stage, chosen))
 
 
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
@@ -94,8 +97,9 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
 def _certify_subjects(
     job: Job,
     target: surrogates.Target,
-    surrogate: nn.Module | None,
+    students: Students,
     purifier: Purifier,
+    engines: Engines,
     stage: Stage,
     chosen: Mapping[str, SigmaLaw],
 ) -> CertifyResult:
@@ -103,17 +107,23 @@ def _certify_subjects(
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
     for condition in conditions(job.config, chosen):
-        denoiser = purifier.denoiser(condition.law) if condition.denoised else None
-        white_box = nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
+        plain = purifier.denoiser(condition.law) if condition.denoised else None
+        denoiser = engines.computed("denoiser", plain)
         if condition.paid:
-            key = purifier.denoiser_key(condition.law) if denoiser else "none"
+            key = engines.key("denoiser", purifier.denoiser_key(condition.law)) if denoiser else "none"
             paid = paid_classifier(job, target, stage, condition, denoiser, key)
-            guide = white_box if config.guide != "off" else None
+            # A guide has to answer as the target does: the surrogate that agrees with it.
+            guide = (
+                behind(denoiser, engines.computed("surrogate", students.surrogate))
+                if config.guide != "off"
+                else None
+            )
             classifier = BaseClassifier(paid, target.num_classes, draws, guide)
         else:
+            white_box = behind(denoiser, engines.computed("surrogate", students.of(condition)))
             assert white_box is not None
             classifier = BaseClassifier(white_box, target.num_classes, config.n)
-        curve = certify_condition(job, condition, classifier, stage)
+        curve = certify_condition(job, condition, classifier, stage, engines.chosen)
         curves[condition.key] = curve
         figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
         if condition.headline and condition.subject == subjects(job.config)[-1]:
@@ -124,7 +134,7 @@ def _certify_subjects(
         curves=curves,
         radii=config.radii,
         chosen=dict(chosen),
-        params=config.settings | {"n_target": draws} | job.data.remarks,
+        params=config.settings | {"n_target": draws, "engine": config.engine} | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )
@@ -134,6 +144,11 @@ def headline_law(config: RunConfig, result: CertifyResult, subject: str) -> Sigm
     """The law of a subject's first row: the chosen one, or the first of the job."""
     place = place_of(subject, denoising(config)[0])
     return result.chosen.get(place, config.certify.laws[0])
+
+
+def behind(denoiser: nn.Module | None, surrogate: nn.Module | None) -> nn.Module | None:
+    """A surrogate with its denoiser before it, where there is one."""
+    return nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
 
 
 def cost_metrics(curve: CertifiedCurve) -> dict[str, float]:

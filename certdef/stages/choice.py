@@ -12,22 +12,25 @@ before the choice, under the laws of certify.laws: a choice that they depended o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import certify
 import surrogates
 from certdef.config.candidates import candidate_laws
 from certdef.config.job import SigmaLaw
 from certdef.config.noise_laws import noise_law
+from certdef.stages.certificates import behind
 from certdef.stages.conditions import Condition, certifiable, denoising, place_of, subjects, target_draws
+from certdef.stages.engines import Engines, choose_engines
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
+from certdef.stages.students import Students
 from certdef.stages.votes import CHUNK, paid_classifier
 from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
@@ -36,6 +39,8 @@ from certify.voting.chunks import PREDICTION
 from surrogates.distillation.inference import images_at_once
 
 EQUAL = 9  # decimals in which scores that differ are unequal
+
+Voter = Callable[[Condition], Any]  # a smoothed classifier -> its base classifier
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class ChoiceResult(StageResult):
 def choose_headline(
     job: Job,
     target: surrogates.Target,
-    surrogate: nn.Module | None,
+    students: Students,
     purifier: Purifier,
     depends_on: list[Stage],
 ) -> Stage[ChoiceResult] | None:
@@ -101,45 +106,38 @@ def choose_headline(
     if not laws:
         return None
     draws = target_draws(job.config)
+    engines = choose_engines(job, {"denoiser": purifier.denoiser(), "surrogate": students.surrogate})
     stage = job.stage(
         "choice",
         ChoiceResult,
         [[law.label, *law.parameters] for law in laws],
         [config.choice_images, config.choice_n, list(config.radii), config.alpha, config.n, draws],
-        [job.config.purifier, job.data.heldout_digest, target.subject],
-        *(other.fingerprint for other in depends_on),
+        [job.config.purifier, job.data.heldout_digest, target.subject, engines.chosen],
+        *(other.fingerprint for other in (*depends_on, *students.stages)),
     )
-    voters = {"target": _paid_voter(job, target, purifier, stage)}
-    if surrogate is not None:
-        voters["surrogate"] = _free_voter(surrogate, purifier)
-    return job.run(stage, lambda: _choose(job, laws, voters, target.num_classes, draws))
+    voter = partial(_voter, job, target, students, purifier, engines, stage)
+    return job.run(stage, lambda: _choose(job, laws, voter, target.num_classes, draws))
 
 
-# (law, purifier or None) -> the base classifier that votes under this law behind this purifier
-Voter = Callable[[SigmaLaw, str | None], Any]
-
-
-def _paid_voter(job: Job, target: surrogates.Target, purifier: Purifier, stage: Stage) -> Voter:
-    def base(law: SigmaLaw, name: str | None) -> Any:
-        condition = Condition("target", law.label, name, noise_law(law))
-        denoiser = purifier.denoiser(law.label) if name else None
-        key = purifier.denoiser_key(law.label) if name else "none"
+def _voter(
+    job: Job,
+    target: surrogates.Target,
+    students: Students,
+    purifier: Purifier,
+    engines: Engines,
+    stage: Stage,
+    condition: Condition,
+) -> Any:
+    """What votes under a condition, as it is certified afterwards: the target for pay, or a student."""
+    plain = purifier.denoiser(condition.law) if condition.denoised else None
+    denoiser = engines.computed("denoiser", plain)
+    if condition.paid:
+        key = engines.key("denoiser", purifier.denoiser_key(condition.law)) if denoiser else "none"
         return paid_classifier(job, target, stage, condition, denoiser, key, kind="choice")
-
-    return base
-
-
-def _free_voter(surrogate: nn.Module, purifier: Purifier) -> Voter:
-    def base(law: SigmaLaw, name: str | None) -> Any:
-        denoiser = purifier.denoiser(law.label) if name else None
-        return surrogate if denoiser is None else nn.Sequential(denoiser, surrogate)
-
-    return base
+    return behind(denoiser, engines.computed("surrogate", students.of(condition)))
 
 
-def _choose(
-    job: Job, laws: Sequence[SigmaLaw], voters: Mapping[str, Voter], num_classes: int, draws: int
-) -> ChoiceResult:
+def _choose(job: Job, laws: Sequence[SigmaLaw], voter: Voter, num_classes: int, draws: int) -> ChoiceResult:
     config, chosen = job.config.certify, {}
     for purifier in denoising(job.config):
         prior: SigmaLaw | None = None
@@ -147,9 +145,7 @@ def _choose(
             subjects(job.config)
         ):  # the surrogate first: its choice is the target's prior
             paid = subject == "target"
-            score = Scores(
-                job, voters[subject], purifier, num_classes, draws if paid else config.n, paid=paid
-            )
+            score = Scores(job, voter, subject, purifier, num_classes, draws if paid else config.n)
             law = choose_for_target(laws, score, prior) if paid else best_of(laws, score)
             expected = {
                 each.label: score.expected[each.label] for each in laws if each.label in score.expected
@@ -181,20 +177,24 @@ class Scores:
 
     Args:
         job: Its held-out images, the last of which vote.
-        voter: The base classifier under each law.
+        voter: What votes under a condition.
+        subject: target or surrogate.
         purifier: What stands between noise and classifier.
         num_classes: K.
         n: Votes that a certificate will have.
-        paid: Whether each batch is asked of the target.
     """
 
     def __init__(
-        self, job: Job, voter: Voter, purifier: str | None, num_classes: int, n: int, *, paid: bool
+        self, job: Job, voter: Voter, subject: str, purifier: str | None, num_classes: int, n: int
     ) -> None:
-        self.job, self.voter, self.purifier, self.num_classes, self.n = job, voter, purifier, num_classes, n
+        self.job, self.voter, self.subject, self.purifier = job, voter, subject, purifier
+        self.num_classes, self.n = num_classes, n
         at_once = images_at_once(job.data.image_shape, job.config.certify.batch_size)
         self.engine = certify.VoteEngine(
-            batch_size=CHUNK if paid else at_once, chunk_size=CHUNK, device=job.device, seed=job.config.seed
+            batch_size=CHUNK if subject == "target" else at_once,
+            chunk_size=CHUNK,
+            device=job.device,
+            seed=job.config.seed,
         )
         self.expected: dict[str, tuple[float, ...]] = {}
 
@@ -208,7 +208,7 @@ class Scores:
         heldout = len(data.heldout_images)
         indices = list(range(certifiable(self.job.config, heldout), heldout))
         counts = self.engine.count(
-            self.voter(law, self.purifier),
+            self.voter(Condition(self.subject, law.label, self.purifier, noise)),
             torch.from_numpy(data.heldout_images[indices]),
             noise,
             self.num_classes,

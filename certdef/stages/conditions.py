@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import certify
-from certdef.config.candidates import candidate_laws, choice_votes
+from certdef.config.candidates import OFF, candidate_laws, choice_votes
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw
 from certdef.config.noise_laws import noise_law
 from certdef.config.own_target import NONE
@@ -92,6 +92,11 @@ def _rows(
                 yield law, purifier
 
 
+def unchosen(config: RunConfig) -> RunConfig:
+    """The job without its choice of noise: what is trained under the laws as they are configured."""
+    return replace(config, certify=replace(config.certify, choose=OFF))
+
+
 def denoising(config: RunConfig) -> tuple[str | None, ...]:
     """With the purifier between noise and classifier, and without; without alone where it is no denoiser."""
     return (config.purifier, None) if find_purifier(config.purifier).denoiser else (None,)
@@ -127,14 +132,15 @@ def target_draws(config: RunConfig, paid: int | None = None) -> int:
     if config.certify.guide == "budget":  # the budget is the set's, not the image's
         return _within_reach(config, config.certify.n)
     images = config.certify.target_images * paid
-    n = min(config.certify.n, (config.ledger.certification - choice) // images - config.certify.n0)
+    n0 = config.certify.selection
+    n = min(config.certify.n, (config.ledger.certification - choice) // images - n0)
     least = smallest_n(0.5, config.certify.alpha)
     if n < least:
         chosen = f" beside {choice} for the choice of the noise" if choice else ""
         raise ConfigError(
             f"ledger.certification is {config.ledger.certification}: {paid} smoothed targets x "
-            f"{config.certify.target_images} images need {config.certify.n0} + {least} draws each{chosen}, at least "
-            f"{choice + images * (config.certify.n0 + least)}; raise it or lower certify.target_images"
+            f"{config.certify.target_images} images need {n0} + {least} draws each{chosen}, at least "
+            f"{choice + images * (n0 + least)}; raise it or lower certify.target_images"
         )
     return _within_reach(config, n)
 
@@ -151,7 +157,7 @@ def certification_queries(config: RunConfig, heldout: int, paid: int | None = No
         paid, choice, images = _paid(config), choice_queries(config), certifiable(config, heldout)
     if config.certify.guide == "budget":
         return choice + (config.ledger.certification - choice) // paid * paid
-    selection = config.certify.n0 if config.certify.guide == "off" else 0
+    selection = config.certify.selection if config.certify.guide == "off" else 0
     return choice + min(config.certify.target_images, images) * paid * (selection + draws)
 
 

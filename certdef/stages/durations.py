@@ -23,9 +23,12 @@ from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, surrogate_model, train_classifier
 from certdef.purifiers.base import NetworkSpec, Parts, Plan, TrainingRun
 from certdef.purifiers.registry import find_purifier
-from certdef.stages.conditions import Condition, conditions
+from certdef.stages.conditions import Condition, conditions, unchosen
 from certdef.stages.networks import untrained_copy
 from certdef.stages.purifier import laws_of, untrained_networks
+from certdef.stages.students import trains_students
+from surrogates.distillation.student import CONSISTENT_VIEWS
+from surrogates.distillation.views import number_of_views
 
 ENOUGH = 0.1  # seconds that a measurement takes beyond what happens once
 LONG = 2.0  # seconds in which that can be neglected
@@ -132,16 +135,36 @@ class Durations:
             network = untrained_copy(surrogate)()
             train_classifier(network, self.data.pool[:count], labels, epochs=1, seed=0, device=self.device)
 
-        passes = float(config.epochs * (1 + config.committee))
+        passes = float(config.epochs * (1 + config.committee)) * (1 + self._students_passes())
         if config.strategy != "random":  # between rounds it trains on what it has by then
             passes += (config.round_epochs or config.epochs) * config.rounds / 2
-        return passes * images * seconds_each(train, images)
+        return passes * images * seconds_each(train, images) + self._students_views(images)
+
+    def _students(self) -> list[Condition]:
+        """The conditions whose surrogate is trained as it is certified."""
+        config = self.config
+        if not trains_students(config.surrogate.noise, config.surrogate.model):
+            return []
+        laws = {law.label for law in config.certify.laws}
+        every = conditions(unchosen(config))
+        return [each for each in every if each.subject == "surrogate" and each.law in laws]
+
+    def _students_passes(self) -> int:
+        """Passes of all of these, for each of the surrogate's."""
+        return len(self._students()) * (CONSISTENT_VIEWS if self.config.surrogate.consistency else 1)
+
+    def _students_views(self, images: int) -> float:
+        """Seconds that their denoised views take."""
+        views = CONSISTENT_VIEWS if self.config.surrogate.consistency else 1
+        values = images * math.prod(self.data.image_shape)
+        every = number_of_views(values, views, self.config.surrogate.epochs)
+        return sum(every * images * self._vote(each) for each in self._students() if each.denoised)
 
     def _votes(self, paid: int) -> tuple[float, float]:
         """The surrogate's votes, and the work on this computer for the target's."""
         config, free, denoising = self.config.certify, 0.0, 0.0
         every = conditions(self.config)
-        draws = min(config.images, len(self.data.heldout_images)) * (config.n0 + config.n)
+        draws = min(config.images, len(self.data.heldout_images)) * (config.selection + config.n)
         measured: dict[tuple[str, bool], float] = {}
         for condition in every:
             key = (condition.subject, condition.denoised)

@@ -29,6 +29,7 @@ from certdef.stages.ladder import ladder_queries
 from certdef.stages.own_target import CANARIES
 from certdef.stages.preflight import IMAGES
 from certdef.stages.purifier import ready_denoiser
+from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import surrogate_stage
 from certdef.stages.target import target_stage
 from certdef.tracking.results import Share
@@ -78,12 +79,12 @@ def expected_queries(
     else:
         expected = {
             "training": min(config.ledger.training, len(data.pool)),
-            "evaluation": 2 * heldout,  # clean, and under the noise
+            "evaluation": held_out_queries(config, heldout),
             "certification": certification_queries(config, heldout),
             "attack": attack_queries(config, heldout),
         }
         if config.surrogate.model == NONE:
-            expected |= {"training": 0, "evaluation": heldout, "attack": 0}
+            expected |= {"training": 0, "attack": 0}
         elif is_object(config.surrogate.model):
             expected["training"] = 0
         if config.ladder.enabled:

@@ -22,6 +22,7 @@ from certdef.stages.ducd.surrogates import check_pools
 from certdef.stages.inspection import Check, Problems
 from certdef.stages.ladder import check_ladder_budget, ladder_systems
 from certdef.stages.purifier import check_purifier
+from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import recipe_of, selection_of
 from certdef.stages.udc.networks import check_udc
 
@@ -67,10 +68,13 @@ def _heldout(config: RunConfig, data: Splits | None) -> int:
 
 
 def _check_evaluation(config: RunConfig, heldout: int) -> None:
-    need, noisy = (heldout, "") if _is_alone(config) else (2 * heldout, ", clean and under the noise,")
+    need = held_out_queries(config, heldout)
+    how = {1: "", 2: ", clean and under the noise,", 3: ", clean, under the noise and denoised,"}[
+        need // heldout
+    ]
     if need > config.ledger.evaluation:
         raise ConfigError(
-            f"ledger.evaluation is {config.ledger.evaluation}: {heldout} held-out images{noisy} need "
+            f"ledger.evaluation is {config.ledger.evaluation}: {heldout} held-out images{how} need "
             f"{need}; raise it or lower data.heldout_images"
         )
 
@@ -145,7 +149,7 @@ MAIN = (
     Check(_check_pool, ("data",)),
     Check(_check_choice, ("certify", "laws", "data")),
     Check(_check_votes, ("certify", "laws", "ledger", "purifier")),
-    Check(_check_budgets, ("attack", "ledger")),
+    Check(_check_budgets, ("attack", "ledger", "purifier", "surrogate")),
     Check(_check_ladder, ("attack", "ladder", "ledger", "purifier")),
     *NETWORKS,
     Check(_check_purifiers, ("data", "ladder", "laws", "nim", "purifier", "surrogate")),

@@ -27,6 +27,7 @@ from certdef.config.purifiers import plain_name
 from certdef.stages.attack import attack_queries
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
+from certdef.stages.students import Students
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.results import Share, StageResult
@@ -105,8 +106,9 @@ def evaluate_ladder(
     surrogate: nn.Module,
     surrogate_stage: Stage,
     systems: dict[str, Purifier | None],
+    students: Students,
 ) -> Stage[LadderResult]:
-    """Evaluate each system, by name, None for no purifier; beside them the certificate under attack.
+    """Evaluate each system, by name, None for no purifier; beside them the certificate under attack, of the certified surrogate.
 
     The job's own purifier is the headline: its figures are attack/<name>/accuracy.
     """
@@ -116,14 +118,16 @@ def evaluate_ladder(
         for name, purifier in systems.items()
     }
     own = systems[config.purifier]
-    parts = [other.fingerprint for other in (surrogate_stage, *(own.stages if own else []))]
+    certified = [surrogate_stage, *(own.stages if own else []), *students.headline_stages]
+    parts = [other.fingerprint for other in certified]
     fingerprints = {name: each.fingerprint for name, each in evaluated.items()}
     key = [_curve_settings(config), job.data.heldout_digest, parts, fingerprints]
     stage = job.stage("ladder", LadderResult, *key)
 
     def gather() -> LadderResult:
         every = {name: each.result.subjects for name, each in evaluated.items()}
-        curve = _smoothed(job, surrogate, own.denoiser() if own else None, target.num_classes)
+        smoothed_surrogate = students.headline or surrogate
+        curve = _smoothed(job, smoothed_surrogate, own.denoiser() if own else None, target.num_classes)
         return LadderResult(
             systems=every,
             own=config.purifier,

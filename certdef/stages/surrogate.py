@@ -1,12 +1,16 @@
-"""The white-box stand-in, distilled from the target's answers alone."""
+"""The white-box stand-in, distilled from the target's answers alone: the one that agrees with it.
+
+It attacks and guides. Those that are certified are trained as they are certified, in certdef/stages/students.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import scipy.stats
 import torch
 from torch import nn
@@ -22,13 +26,16 @@ from certdef.purifiers.networks.nim import NIM, NIMClassifier
 from certdef.stages.job import Job, Shelf
 from certdef.stages.networks import pretrain_denoiser
 from certdef.tracking import metrics
+from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
 from surrogates.distillation.distill import check_student
+from surrogates.distillation.selection import select_random
 
 # A target that is trained here starts from the weights of the job's seed, which nobody outside would know: a student
 # of the same architecture that started from them too would agree with it more than it has learned.
 OTHER_WEIGHTS = 1_000_003
+QUERIED = "queried.json"  # which images of the pool the surrogate was trained on
 SAME_NAMES = (
     "epochs",
     "batch_size",
@@ -69,7 +76,7 @@ def surrogate_stage(job: Shelf, target: surrogates.Target) -> Stage[SurrogateRes
     if is_object(config.model):
         own = [config.model, target.subject, law.parameters]
         return job.stage("surrogate", SurrogateResult, own, data.heldout_digest)
-    key = [asdict(config), job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
+    key = [config.agreeing, job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
     starts_from = [job.config.nim.settings] if _needs_encoder(config) else []
     return job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
 
@@ -119,6 +126,7 @@ def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | N
         checkpoint=stage.path / "checkpoint.pt",
     )
     storage.save_classifier(stage.path / "model", surrogate.model)
+    write_json(stage.path / QUERIED, {"pool_indices": list(surrogate.pool_indices)})
     agreement, figures = _agreement(job, target, surrogate)
     figures |= {metrics.QUERIES.format(subject="surrogate"): surrogate.queries}
     if surrogate.held_out_agreement is not None:
@@ -130,7 +138,7 @@ def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | N
         loss=surrogate.loss,
         agreement_clean=agreement["clean"],
         agreement_noisy=agreement["noisy"],
-        params=asdict(config) | {"loss": surrogate.loss},
+        params=config.agreeing | {"loss": surrogate.loss},
         metrics=figures,
         series={metrics.LOSS.format(stage="surrogate"): tuple(surrogate.history)},
     )
@@ -159,8 +167,22 @@ def train_surrogate(
     seed: int,
     encoder: NIM | None,
     checkpoint: Path,
+    pool: np.ndarray | None = None,
+    recipe: surrogates.Recipe | None = None,
 ) -> surrogates.Surrogate:
-    """Distill as configured, paying from the training budget of the job's ledger."""
+    """Distill as configured, paying from the training budget of the job's ledger.
+
+    Args:
+        job: The job.
+        target: The target that it pays.
+        config: The surrogate as configured.
+        budget: Queries.
+        seed: Of the training.
+        encoder: The pre-trained denoiser, of a surrogate that starts from its encoder.
+        checkpoint: File from which an interrupted training goes on.
+        pool: Images that are all queried, (N, C, H, W); unset, the budget is spent on the job's pool by the strategy.
+        recipe: How it is trained; unset, to agree with the target.
+    """
 
     def build() -> nn.Module:
         model = build_classifier(surrogate_model(job.config), job.data.image_shape, target.num_classes)
@@ -171,26 +193,65 @@ def train_surrogate(
     committee = [OTHER_WEIGHTS * (2 + number) + seed for number in range(config.committee)]
     return surrogates.distill(
         job.ledger.attach(target),
-        job.data.pool,
+        job.data.pool if pool is None else pool,
         job.seeded(build, OTHER_WEIGHTS + seed),
         budget=budget,
         query_batch=min(config.query_batch, budget),
-        selection=selection_of(config, _features(encoder) if config.features == "nim" else None),
+        selection="random" if pool is not None else _selection(config, encoder),
         committee=[job.seeded(build, weights) for weights in committee],
-        recipe=recipe_of(config),
+        recipe=recipe or recipe_of(config),
         loss=config.loss,
         seed=seed,
         device=job.device,
         checkpoint=checkpoint,
-        validation=config.validation,
+        validation=None if pool is not None else config.validation,
         progress=job.progress,
     )
 
 
+def queried_images(job: Job, stage: Stage[SurrogateResult]) -> np.ndarray:
+    """The images (N, C, H, W) that a surrogate was trained on; the ledger has their answers.
+
+    Raises:
+        ConfigError: An earlier version trained it, and kept not which images its strategy chose.
+    """
+    config, pool = job.config.surrogate, job.data.pool
+    if (stage.path / QUERIED).is_file():
+        return pool[read_json(stage.path / QUERIED)["pool_indices"]]
+    if config.strategy != "random":
+        raise ConfigError(
+            f"surrogate.strategy is {config.strategy!r}, and {str(stage.path)!r} does not say which images it chose: "
+            "--fresh trains the surrogate again, from the same answers, or use --surrogate.noise uniform"
+        )
+    count = min(job.config.ledger.training, len(pool))
+    return pool[select_random(len(pool), count, torch.Generator().manual_seed(job.config.seed)).numpy()]
+
+
 def recipe_of(config: SurrogateConfig) -> surrogates.Recipe:
-    """The configured training; surrogates.SurrogateError names what can't be used."""
-    noise = _augmentation(config.noise_255 / 255)
+    """The configured training of a surrogate that agrees; surrogates.SurrogateError names what can't be used."""
+    noise = None if config.noise == "none" else _augmentation(config.noise_255 / 255)
     return surrogates.Recipe(noise=noise, **{name: getattr(config, name) for name in SAME_NAMES})
+
+
+def certified_recipe(
+    config: SurrogateConfig, noise: certify.NoiseLaw, denoiser: nn.Module | None = None
+) -> surrogates.Recipe:
+    """The training of a surrogate as it is certified: under the noise of the vote, behind its denoiser.
+
+    It has no patience, which would choose the epoch that agrees most on clean images.
+    """
+    return replace(
+        recipe_of(config),
+        noise=noise,
+        denoiser=denoiser,
+        consistency=config.consistency,
+        entropy=config.entropy,
+        patience=None,
+    )
+
+
+def _selection(config: SurrogateConfig, encoder: NIM | None) -> surrogates.Selection:
+    return selection_of(config, _features(encoder) if config.features == "nim" else None)
 
 
 def selection_of(

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 import certify
 import surrogates
-from certdef.config.job import ConfigError
+from certdef.config.job import CertifyConfig, ConfigError
 from certdef.stages.conditions import Condition, certifiable, guided_budget
 from certdef.stages.job import Job, versions
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import Share
 from certdef.tracking.workspace import Stage
+from certify.voting import Computed
 from surrogates.distillation.inference import images_at_once
 
-STOPPING = ("sequential", "group_sequential")  # methods that decide the configured radii and stop
 CHUNK = 256  # draws that share a seed; a paid batch is one chunk of one image
 
 
@@ -78,11 +78,12 @@ def paid_classifier(
     Those of another kind than certificates are apart: a certificate never has votes that chose its noise.
     """
     decides = (job.config.seed, job.device.type, condition.noise.describe(), denoiser_key)
+    plain = not isinstance(denoiser, Computed)  # as every denoiser of version 0.1.0
     paid = job.ledger.attach(
         target,
         purpose="certification",
         experiment=f"{kind}/{fingerprint(*decides)}",
-        formerly=job.legacy.experiment(stage.name, condition.key),
+        formerly=job.legacy.experiment(stage.name, condition.key) if plain else [],
     )
 
     def answer(noisy: Tensor) -> np.ndarray:
@@ -102,11 +103,16 @@ def paid_classifier(
 
 
 def certify_condition(
-    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage
+    job: Job,
+    condition: Condition,
+    classifier: BaseClassifier,
+    stage: Stage,
+    arithmetic: dict[str, dict[str, Any]] | None = None,
 ) -> CertifiedCurve:
     """Certify the held-out images that are not recorded yet; returns the figures of all of them.
 
     With a guide every image is certified again: what the ledger kept costs nothing, and each calibrates the next.
+    `arithmetic` is that of the classifier's parts, for the records; unset, plain float32.
 
     Raises:
         DriftError: The target has changed. Nothing stays recorded of it: what is good is in the ledger.
@@ -116,7 +122,7 @@ def certify_condition(
     private = job.config.target.is_private
     stem.parent.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
     try:
-        log = _record(job, condition, classifier, stage, stem)
+        log = _record(job, condition, classifier, stage, stem, arithmetic or {})
         if condition.paid and job.ledger.canaries is not None:
             job.ledger.canaries.finish()  # they vouch for all of these votes
     except surrogates.DriftError:
@@ -124,17 +130,23 @@ def certify_condition(
             records.unlink()
         raise
     labels = job.data.heldout_labels
-    return _curve(condition, log, labels, classifier.n, 0 if guided else config.n0, config.radii)
+    return _curve(condition, log, labels, classifier.n, 0 if guided else config.selection, config.radii)
 
 
 def _record(
-    job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage, stem: Path
+    job: Job,
+    condition: Condition,
+    classifier: BaseClassifier,
+    stage: Stage,
+    stem: Path,
+    arithmetic: dict[str, dict[str, Any]],
 ) -> certify.RecordLog:
     """Record the images of a condition that are not recorded yet; returns the log, closed."""
     config, data, guided = job.config.certify, job.data, classifier.guide is not None
     most = certifiable(job.config, len(data.heldout_images))
     count = min(config.target_images if condition.paid else config.images, most)
-    with certify.RecordLog(stem, _header(job, condition, classifier, stage)) as log:
+    header = _header(job, condition, classifier, stage) | ({"arithmetic": arithmetic} if arithmetic else {})
+    with certify.RecordLog(stem, header) as log:
         if job.config.target.is_private:
             for path in (log.path, log.tsv_path):
                 path.chmod(0o600)
@@ -159,14 +171,18 @@ def _record(
 def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
     """What the records say of how they were drawn."""
     config = job.config.certify
+    known = {"known_class": True} if config.known_class else {}
+    bound = {"bound": config.bound} if config.bound != CertifyConfig.bound else {}
     return {
         "subject": condition.subject,
         "denoiser": condition.purifier or "none",
         "noise": condition.noise.describe(),
-        "n0": config.n0,
+        "n0": config.selection,
         "n": classifier.n,
         "alpha": config.alpha,
         "method": "guided" if classifier.guide else config.method,
+        **known,
+        **bound,
         "seed": job.config.seed,
         "chunk_size": CHUNK,
         "stage": stage.fingerprint,
@@ -234,9 +250,11 @@ def _certify_smoothed(
         "n": classifier.n,
         "alpha": config.alpha,
         "method": config.method,
+        "bound": config.bound,
+        "known_class": job.data.heldout_labels[left] if config.known_class else None,
     }
-    if config.method in STOPPING:
-        options["radii"] = config.radii
+    if config.stops_early:
+        options["radii"] = (0.0, *config.radii)  # the tables begin at radius 0
     if config.backend and not condition.paid:  # the ledger pays in this process
         cluster: dict[str, Any] = {
             "backend": config.backend,

@@ -14,6 +14,7 @@ from typing import Any
 
 from certdef.config.candidates import OFF
 from certdef.config.job import RunConfig
+from certdef.config.own_target import NONE
 from certdef.tracking.checked_json import fingerprint, read_json
 from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
@@ -32,9 +33,12 @@ NEWER = {
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
     "nim": ("tile", "keep"),
-    "certify": ("choose", "choice_images", "choice_n"),
+    "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n"),
+    "surrogate": ("noise", "consistency", "entropy"),
 }
-CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", *NEWER["certify"])
+CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
+# What rests on the certified surrogate, which was then the one that agrees.
+OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
 CURVE = ("smoothed_images", "smoothed_draws")
 
@@ -83,7 +87,7 @@ class Legacy:
 
     def adopt(self, stage: Stage) -> None:
         """Give a stage the folder that version 0.1.0 left of it, if there is one and it has none yet."""
-        if stage.path.exists():
+        if stage.path.exists() or self._is_of_another_surrogate(stage.name):
             return
         name = self.fingerprint(stage.name)
         old = stage.path.with_name(f"{stage.name}-{name}")
@@ -98,6 +102,13 @@ class Legacy:
         (old / FORMERLY).write_text(name)
         old.rename(stage.path)
         stage.reused = stage.done
+
+    def _is_of_another_surrogate(self, name: str) -> bool:
+        """Whether the result of then rests on another surrogate than is certified now; its paid answers stay paid."""
+        surrogate = self.config.surrogate
+        if surrogate.noise != "certified" or surrogate.model == NONE:
+            return False
+        return name in OF_CERTIFIED or name.startswith("surrogate-overlap")
 
     def fingerprint(self, name: str) -> str | None:
         """What identified a stage; None for a stage that version 0.1.0 did not have."""
@@ -126,8 +137,10 @@ class Legacy:
                     if "nim" in (config.surrogate.model, config.surrogate.features)
                     else []
                 )
-                return [asdict(config.surrogate), config.ledger.training, self.target, asdict(law), *encoder]
+                return [config.surrogate.agreeing, config.ledger.training, self.target, asdict(law), *encoder]
             case "certify":
+                if config.certify.engine != "plain":
+                    return None  # version 0.1.0 knew no other
                 return [self._certify(), self.draws, *self._before(config.purifier)]
             case "attack":
                 return [asdict(config.attack), *self._before(config.purifier)]
@@ -235,7 +248,7 @@ class Legacy:
         overlaps = {f"surrogate-overlap-{100 * each:g}".replace(".", "_"): each for each in ducd.overlaps}
         students = self._all(*overlaps) if name not in overlaps else []
         if name in overlaps:
-            return [asdict(config.surrogate), overlaps[name], self.target]
+            return [config.surrogate.agreeing, overlaps[name], self.target]
         if name == "noise":
             return [self._noises(), ducd.choice_images, ducd.choice_n, self._certify(), students[0]]
         if name == "comparison":
@@ -259,7 +272,7 @@ class Legacy:
         return constant | {law.label: noise_law(law).describe() for law in self.config.certify.laws}
 
     def _certify(self) -> dict[str, Any]:
-        plain = asdict(self.config.certify)
+        plain = _section(self.config, "certify")
         return {key: value for key, value in plain.items() if key not in CERTIFY_ELSEWHERE}
 
     def _weights(self, section: str) -> dict[str, Any]:

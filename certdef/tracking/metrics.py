@@ -8,7 +8,12 @@ from certdef.tracking.results import Share
 
 CLEAN_ACCURACY = "{subject}/clean_accuracy"
 CERTIFIED_ACCURACY = "{subject}/certified_accuracy_at_{radius:g}"
-AGREEMENT = "{subject}/agreement_{images}"  # images: clean, noisy, denoised or validation
+AGREEMENT = (
+    "{subject}/agreement_{images}"  # images: clean, noisy, denoised, validation, or one of the next two
+)
+# Of a surrogate as it is certified, under the noise of its votes and behind its denoiser: with the target's answer to the
+# clean image, and with that to the same noisy, denoised one.
+WITH_CLEAN, SAME_INPUT = "as_certified_with_clean", "as_certified"
 QUERIES = "{subject}/queries"
 SAMPLES_PER_IMAGE = "certify/samples_per_image"
 SECONDS_PER_IMAGE = "certify/seconds_per_image"

@@ -4,6 +4,7 @@ from certify.bounds.binomial import (
     binomial_interval,
     binomial_lower_bound,
     binomial_upper_bound,
+    randomized_lower_bound,
     required_successes,
     smallest_n,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "binomial_interval",
     "binomial_lower_bound",
     "binomial_upper_bound",
+    "randomized_lower_bound",
     "required_successes",
     "smallest_n",
 ]

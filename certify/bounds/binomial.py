@@ -1,10 +1,11 @@
-"""Exact binomial confidence bounds (Clopper and Pearson 1934) and the sample sizes that they imply."""
+"""Exact binomial confidence bounds (Clopper and Pearson 1934; Stevens 1950) and the sample sizes that they imply."""
 
 import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betainc
 
 from certify.errors import CertifyError, check_alpha, check_count
 
@@ -26,6 +27,37 @@ def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) 
         CertifyError: Not 0 <= successes <= trials, or no whole numbers.
     """
     return _bounds(successes, trials, 2 * check_alpha(alpha))[0]
+
+
+def randomized_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float, uniform: ArrayLike) -> Any:
+    """As ``binomial_lower_bound``, but wrong with probability ``alpha`` exactly (Stevens 1950); never below it.
+
+    Counts are discrete, so Clopper and Pearson's bound is wrong less often than alpha. With U ~ uniform(0, 1) drawn
+    apart from the votes, V(p) = P(K > k) + U P(K = k) under Binomial(n, p) is itself uniform at the true p. It
+    increases with p, and the bound solves V(p) = alpha. At U = 1 it is Clopper and Pearson's.
+
+    Of n unbroken successes V(p) = U p^n, so that U < alpha would prove p = 1. U counts as at least 2 alpha there: no
+    bound is above 2^(-1/n), and it is wrong with probability alpha below that p, and 0 above.
+
+    Args:
+        successes, trials, alpha: As in ``binomial_lower_bound``.
+        uniform: U in [0, 1), one draw for each bound, made before the votes are known.
+
+    Raises:
+        CertifyError: As ``binomial_lower_bound``, or U is outside [0, 1).
+    """
+    low = np.asarray(binomial_lower_bound(successes, trials, alpha))
+    k, n, u, low = np.broadcast_arrays(
+        _whole(successes, "successes"), _whole(trials, "trials"), _share(uniform), low
+    )
+    u = np.where(k == n, np.maximum(u, 2 * alpha), u)
+    low, high = low.copy(), np.ones(low.shape)
+    for _ in range(55):  # to the spacing of float64 in [0, 1]
+        middle = (low + high) / 2
+        below = (1 - u) * _at_least(k + 1, n, middle) + u * _at_least(k, n, middle) <= alpha
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    low = np.maximum(low * (1 - ROUNDING), binomial_lower_bound(k, n, alpha))
+    return float(low) if low.ndim == 0 else low
 
 
 def binomial_upper_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Any:
@@ -89,6 +121,19 @@ def _bounds(successes: ArrayLike, trials: ArrayLike, alpha: float) -> tuple[Any,
     lower = np.where(k == 0, 0.0, np.asarray(lower) * (1 - ROUNDING))
     upper = np.where(k == n, 1.0, np.minimum(np.asarray(upper) * (1 + ROUNDING), 1.0))
     return (float(lower), float(upper)) if k.ndim == 0 else (lower, upper)
+
+
+def _at_least(k: NDArray[np.float64], n: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P(K >= k) under Binomial(n, p)."""
+    inside = betainc(np.clip(k, 1, n), np.maximum(n - k + 1, 1), p)
+    return np.where(k <= 0, 1.0, np.where(k > n, 0.0, inside))
+
+
+def _share(uniform: ArrayLike) -> NDArray[np.float64]:
+    u = np.asarray(uniform, dtype=np.float64)
+    if not np.all((u >= 0) & (u < 1)):
+        raise CertifyError(f"uniform must be in [0, 1), got {uniform!r}: draw it from a seeded generator")
+    return u
 
 
 def _whole(value: ArrayLike, name: str) -> np.ndarray:

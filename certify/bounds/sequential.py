@@ -27,7 +27,7 @@ from scipy.stats import binom
 
 from certify.bounds.binomial import binomial_lower_bound, required_successes, smallest_n
 from certify.bounds.bisection import largest
-from certify.certificate import Certificate, Counts
+from certify.certificate import Certificate, Counts, class_to_bound
 from certify.errors import CertifyError
 from certify.noise.base import NoiseLaw
 
@@ -107,10 +107,17 @@ class Plan:
         return claimed, within
 
     def certificate(
-        self, counts0: Counts, counts: Counts, claimed: int, noise: NoiseLaw, *, subject: str
+        self,
+        counts0: Counts,
+        counts: Counts,
+        claimed: int,
+        noise: NoiseLaw,
+        *,
+        subject: str,
+        known_class: int | None = None,
     ) -> Certificate:
         """What the test proves of one image, from its votes (K,) at the last analysis and the levels claimed."""
-        top = int(np.argmax(counts0))
+        top = class_to_bound(counts0, known_class)
         p_lower = self.p_lower(claimed, int(counts[top]), int(counts.sum()))
         radius = None
         if claimed or p_lower > 0.5:
@@ -125,6 +132,7 @@ class Plan:
             alpha=self.alpha,
             method=self.method,
             subject=subject,
+            known_class=known_class is not None,
         )
 
     def p_lower(self, claimed: int, successes: int, trials: int) -> float:

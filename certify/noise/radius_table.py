@@ -17,6 +17,12 @@ P(A) >= p; it survives when Q(A) >= 1/2 for every such A.
    only shrink what an adversary can do (Blackwell). So the law may be replaced by the *lower* edge of each
    cell of a partition in quantile space; the mass below the lowest edge gets sigma = 0 (A_t has P-mass 1 and
    Q-mass 0 there), and the top cell keeps its lower edge.
+3. Two-sided. A class with P(A) >= a keeps at least kept(a) = max over t of Q(A_t) - e^t (P(A_t) - a), by the bound
+   of step 1. A rival with P(B) <= b gets at most 1 - kept(1 - b): its complement keeps the rest. So the class wins
+   everywhere within r while kept(a) + kept(1 - b) > 1; with b = 1 - a this is kept(a) > 1/2, the radius above. Both
+   sums stand on the same lower edges, as step 2 is about the experiment and not about a region. A and B may be the two
+   tails of dQ/dP, so no longer radius holds for the adversary who sees sigma; for a constant sigma this is
+   sigma/2 (Phi^-1(a) - Phi^-1(b)).
 """
 
 from dataclasses import replace
@@ -25,6 +31,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtr, ndtri
 
+from certify.bounds.bisection import largest
 from certify.noise.base import FloatArray
 from certify.noise.sigma_cells import SigmaCells
 
@@ -80,6 +87,16 @@ class RadiusTable:
         level, inverse = np.unique(np.floor(np.log(z) / P_STEP), return_inverse=True)
         return self._verified(np.exp(level * P_STEP) * (1 - 1e-12))[inverse]
 
+    def two_sided_radius(self, p_top: float, p_rival: float) -> float:
+        """Radius where the top class has at least ``p_top`` and every other at most ``p_rival``: step 3, verified."""
+
+        def stays(r: float) -> bool:
+            return kept(1 - p_top, r, self.law) + kept(p_rival, r, self.law) > 1
+
+        surer = max(p_top, 1 - p_rival)  # the more certain of the two can be in the lead no longer than this
+        high = 1.01 * float(self.radius(np.array([max(surer, 0.5 + 1e-12)]))[0])
+        return largest(stays, 0.0, high, steps=25)
+
     def _verified(self, z: FloatArray) -> FloatArray:
         q = ndtr(-z)
         inside = np.maximum(z, self.z[0])
@@ -111,12 +128,41 @@ def q_sufficient(r: FloatArray, u: FloatArray, law: SigmaCells, rows: int = 64) 
     return q
 
 
-def _best_u(r: FloatArray, law: SigmaCells) -> FloatArray:
-    """u = t / r with Q(A_t) = 1/2, by bisection on every 16th cell: a near-optimal t is enough."""
+def kept(miss: float, r: float, law: SigmaCells) -> float:
+    """Least Q(A) of a region with P(A) >= 1 - ``miss``, rounded down: step 3 of the module's docstring."""
+    u = _u_that_misses(miss, r, law)
+    shift, threshold = r / (2 * law.sigma), u * law.sigma
+    miss_p = float(ndtr(-(threshold + shift)) @ law.mass)  # 1 - P(A_t), exact also where P(A_t) is near 1
+    hit_q = float(ndtr(threshold - shift) @ law.mass)
+    return hit_q - SLACK - float(np.exp(u * r)) * (miss - miss_p * (1 - SLACK))
+
+
+def _u_that_misses(miss: float, r: float, law: SigmaCells) -> float:
+    """u = t / r with P(A_t) = 1 - miss, by bisection on the thinned cells: a near-optimal t is enough."""
+    sigma, mass = _thinned(law)
+    ends = np.sort((-ndtri(miss) - r / (2 * sigma)) / sigma)  # solutions if one cell were the whole law
+
+    def misses_too_much(u: float) -> bool:
+        return bool(ndtr(-(u * sigma + r / (2 * sigma))) @ mass > miss)
+
+    low, high = 0, len(ends) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if misses_too_much(ends[middle]) else (low, middle)
+    return largest(misses_too_much, float(ends[low]), float(ends[high]), steps=18)
+
+
+def _thinned(law: SigmaCells) -> tuple[FloatArray, FloatArray]:
+    """About 256 sigmas and their masses in place of all cells."""
     stride = max(1, len(law.sigma) // 256)
     starts = np.arange(0, len(law.sigma), stride)
-    mass = np.add.reduceat(law.mass, starts)
     sigma = law.sigma[np.minimum(starts + stride // 2, len(law.sigma) - 1)]
+    return sigma, np.add.reduceat(law.mass, starts)
+
+
+def _best_u(r: FloatArray, law: SigmaCells) -> FloatArray:
+    """u = t / r with Q(A_t) = 1/2, by bisection on the thinned cells: a near-optimal t is enough."""
+    sigma, mass = _thinned(law)
     low, high = np.log(r / (2 * sigma[-1] ** 2)), np.log(r / (2 * sigma[0] ** 2))
     for _ in range(45):
         middle = (low + high) / 2

@@ -100,6 +100,9 @@ class GaussianScaleMixture(NoiseLaw):
     def compute_p_required(self, r: FloatArray) -> FloatArray:
         return _table(self).p_required(r)
 
+    def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
+        return _table(self).two_sided_radius(p_top, p_rival)
+
     def draw(
         self, shape: Shape, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:

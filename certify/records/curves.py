@@ -30,6 +30,7 @@ class Curve:
             covered with probability 1 - alpha.
         total: Number of images.
         sound: False where a radius is only approximate.
+        known_class: The classes were known: no votes selected them.
     """
 
     radius: NDArray[np.float64]
@@ -38,6 +39,7 @@ class Curve:
     upper: NDArray[np.float64]
     total: int
     sound: bool = True
+    known_class: bool = False
 
 
 def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) -> Curve:
@@ -62,7 +64,7 @@ def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) 
     right = np.sort(records.radius[records.correct & (records.predict >= 0)])
     hits = len(right) - np.searchsorted(right, radii, side="left")
     lower, upper = binomial_interval(hits, len(records), alpha)
-    return Curve(radii, hits / len(records), lower, upper, len(records), records.sound)
+    return Curve(radii, hits / len(records), lower, upper, len(records), records.sound, records.known_class)
 
 
 def table(curves: Mapping[str, Curve]) -> str:
@@ -178,7 +180,9 @@ def _alpha_of(records: Records, alpha: float | None) -> float:
 
 
 def _label(name: str, curve: Curve) -> str:
-    return name if curve.sound else f"{name} (approximate)"
+    remarks = [] if curve.sound else ["approximate"]
+    remarks += ["class known"] if curve.known_class else []
+    return f"{name} ({', '.join(remarks)})" if remarks else name
 
 
 def _shared_radii(curves: Mapping[str, Curve]) -> Sequence[float]:

@@ -136,6 +136,10 @@ class RecordLog:
             "noise": certificate.noise,
             "correct": int(is_correct(prediction, int(label))),
         }
+        if certificate.known_class:
+            row["known_class"] = True
+        if certificate.uniform is not None:
+            row["uniform"] = certificate.uniform
         try:
             checked = plain_json(row)
             number({"seconds": seconds}, "seconds", 0.0, float("inf"))

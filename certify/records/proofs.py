@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from certify.bounds.binomial import binomial_lower_bound, binomial_upper_bound
-from certify.bounds.two_sided import RUNNERS_UP, TOP_SHARE
+from certify.bounds.binomial import binomial_lower_bound, binomial_upper_bound, randomized_lower_bound
+from certify.bounds.two_sided import TOP_SHARE
 from certify.certificate import Counts
 from certify.noise.base import FloatArray, NoiseLaw
 from certify.noise.description import open_law
@@ -48,7 +48,8 @@ def _wrong_bounds(records: Records, method: str) -> Mask:
     if method == EXACT:
         bound = successes / trials
     elif method in ("fixed", "two_sided"):
-        bound = lower_bounds(successes, trials, _kept(records.alpha) * _share(method))
+        level = _kept(records.alpha) * _share(method)
+        bound = lower_bounds(successes, trials, level, records.uniform)
     else:
         return np.zeros(len(records), dtype=bool)
     wrong = known & ~np.isclose(p_lower, bound, rtol=CLOSE, atol=0)
@@ -71,25 +72,20 @@ def _wrong_radii(records: Records, method: str, law: NoiseLaw) -> Mask:
     law_of_sigma = law.law if isinstance(law, Inclusion) else law
     table = isinstance(law_of_sigma, GaussianScaleMixture)
     above, below = (TABLE_ABOVE, TABLE_BELOW) if table else (CLOSE, CLOSE)
-    exact = method == "fixed"
-    if method == "two_sided":
-        proven = _two_sided_radii(records, law)
-        exact = _kept(records.counts).shape[1] <= RUNNERS_UP + 1  # else some of the rivals were pooled
-    else:
-        proven = law.radius(_kept(records.p_lower))
+    two_sided = method == "two_sided"
+    proven = _two_sided_radii(records, law) if two_sided else law.radius(_kept(records.p_lower))
     wrong = records.radius > proven * (1 + above)
-    if exact:
+    if method == "fixed":  # two-sided radii of version 0.1.0 are shorter: every rival took a share of alpha
         wrong |= (records.predict >= 0) & (records.radius < proven * (1 - below))
     return wrong
 
 
 def _two_sided_radii(records: Records, law: NoiseLaw) -> FloatArray:
-    """Two-sided radii (M,); where rivals were pooled, no less than they were."""
+    """Two-sided radii (M,)."""
     counts, p_lower = _kept(records.counts), _kept(records.p_lower)
     others = counts.copy()
     np.put_along_axis(others, np.maximum(_kept(records.selected), 0)[:, None], 0, axis=1)
-    groups = max(1, min(counts.shape[1] - 1, RUNNERS_UP + 1))
-    level = _kept(records.alpha) * (1 - TOP_SHARE) / groups
+    level = _kept(records.alpha) * (1 - TOP_SHARE)
     strongest = others.max(axis=1, initial=0)
     rival = np.minimum(_bounds(binomial_upper_bound, strongest, counts.sum(axis=1), level), 1 - p_lower)
     radii = [
@@ -105,16 +101,22 @@ def votes_of_selected(records: Records) -> tuple[Counts, Counts]:
     return np.take_along_axis(counts, selected[:, None], axis=1)[:, 0], counts.sum(axis=1)
 
 
-def lower_bounds(successes: Counts, trials: Counts, alpha: FloatArray) -> FloatArray:
-    """``binomial_lower_bound`` where alpha (M,) differs from image to image."""
-    return _bounds(binomial_lower_bound, successes, trials, alpha)
+def lower_bounds(
+    successes: Counts, trials: Counts, alpha: FloatArray, uniform: FloatArray | None = None
+) -> FloatArray:
+    """``binomial_lower_bound``, or the randomized one, where alpha (M,) differs from image to image."""
+    if uniform is None:
+        return _bounds(binomial_lower_bound, successes, trials, alpha)
+    return _bounds(randomized_lower_bound, successes, trials, alpha, uniform)
 
 
-def _bounds(bound: Any, successes: Counts, trials: Counts, alpha: FloatArray) -> FloatArray:
+def _bounds(
+    bound: Any, successes: Counts, trials: Counts, alpha: FloatArray, *more: FloatArray
+) -> FloatArray:
     bounds = np.empty(len(successes))
     for level in np.unique(alpha):
         rows = alpha == level
-        bounds[rows] = bound(successes[rows], trials[rows], float(level))
+        bounds[rows] = bound(successes[rows], trials[rows], float(level), *(each[rows] for each in more))
     return bounds
 
 

@@ -79,6 +79,8 @@ def with_votes(log: Log) -> Records:
         noise=next(
             filter(None, [*(row["noise"] for row in rows), named if isinstance(named, dict) else None]), None
         ),
+        known_class=any(row.get("known_class", False) for row in rows),
+        uniform=_column(rows, "uniform", np.float64) if rows and "uniform" in rows[0] else None,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from certify.bounds.binomial import binomial_lower_bound
+from certify.bounds.binomial import binomial_lower_bound, randomized_lower_bound
 from certify.bounds.sequential import betting_lower_bound
 from certify.bounds.two_sided import two_sided_radius
 from certify.certificate import Counts
@@ -17,7 +17,7 @@ from certify.noise.inclusion import Inclusion
 from certify.records.proofs import unproven, votes_of_selected
 from certify.records.table import Records
 
-BOUNDS = ("one_sided", "two_sided")
+BOUNDS = ("one_sided", "two_sided", "randomized")
 
 
 def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one_sided") -> Records:
@@ -30,7 +30,7 @@ def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one
             group-sequential and guided ones cannot be certified again.
         noise: The law that the votes were drawn under, or an ``Inclusion`` of it for another norm.
         alpha: Probability of a wrong certificate, in (0, 0.5).
-        bound: "one_sided" or "two_sided".
+        bound: "one_sided", "two_sided", or "randomized" for records that keep its uniform draw.
 
     Raises:
         CertifyError: Records without counts, drawn under another law, or a bound that the law or the method does
@@ -47,7 +47,7 @@ def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one
         p_lower, radius = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
         certified = radius > 0
     else:
-        p_lower = _lower_bounds(records, alpha)
+        p_lower = _lower_bounds(records, alpha, bound)
         radius = noise.radius(p_lower)
         certified = p_lower > 0.5
     certified &= selected >= 0
@@ -61,6 +61,7 @@ def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one
         sound=records.sound and noise.sound,
         alpha=np.full(len(records), alpha),
         noise=noise.describe(),
+        uniform=records.uniform if bound == "randomized" else None,
         config={
             **(records.config or {}),
             "recertified": {"alpha": alpha, "bound": bound, **noise.describe()},
@@ -68,12 +69,15 @@ def recertify(records: Records, noise: NoiseLaw, alpha: float, bound: str = "one
     )
 
 
-def _lower_bounds(records: Records, alpha: float) -> NDArray[np.float64]:
+def _lower_bounds(records: Records, alpha: float, bound: str) -> NDArray[np.float64]:
     """One-sided bounds (M,) at ``alpha`` that the way of drawing the votes allows."""
     successes, trials = votes_of_selected(records)
     if records.method == "sequential":
         drawn = zip(successes.tolist(), trials.tolist(), strict=True)
         return np.array([betting_lower_bound(k, n, alpha) for k, n in drawn])
+    if bound == "randomized":
+        assert records.uniform is not None  # checked
+        return np.asarray(randomized_lower_bound(successes, trials, alpha, records.uniform))
     return np.asarray(binomial_lower_bound(successes, trials, alpha))
 
 
@@ -88,6 +92,11 @@ def _checked(records: Records, bound: str) -> tuple[Counts, NDArray[np.int64]]:
     if bound == "two_sided" and records.method == "sequential":
         raise CertifyError(
             "bound 'two_sided' needs a fixed number of votes, got 'sequential': use 'one_sided'"
+        )
+    if bound == "randomized" and records.uniform is None:
+        raise CertifyError(
+            "bound 'randomized' needs the uniform draw of each record, made before its votes: certify with "
+            "bound='randomized', or use 'one_sided'"
         )
     return records.counts, records.selected
 

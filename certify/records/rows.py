@@ -57,12 +57,16 @@ def parse_lines(path: Path, lines: Iterable[Any], parse: Callable[[Any], Row], e
 
 
 def check_alike(row: Row, before: Row) -> None:
-    """Raise Fault unless a record has the classes and the noise law of the one before."""
+    """Raise Fault unless a record has the classes, the noise law and the kind of bound of the one before."""
     classes, others = len(row.get("counts", ())), len(before.get("counts", ()))
     if classes != others:
         raise Fault(f"votes for {classes} classes, not {others}")
     if before.get("noise") and row.get("noise") != before["noise"]:
         raise Fault("its noise is not the law of the record before")
+    if ("uniform" in row) != ("uniform" in before):
+        raise Fault("of this record and the one before only one has a uniform draw")
+    if row.get("known_class", False) != before.get("known_class", False):
+        raise Fault("of this record and the one before only one has a known class")
 
 
 def damaged(path: Path, number: int, fault: object) -> CertifyError:
@@ -124,6 +128,11 @@ def check_votes(row: Row) -> None:
         raise Fault(f"class {max(row['predict'], selected)} of {len(counts)}")
     if ABSTAIN not in (row["predict"], selected) and row["predict"] != selected:
         raise Fault(f"prediction {row['predict']}, but the votes bound class {selected}")
+    if "uniform" in row and (method != "fixed" or number(row, "uniform", 0.0, 1.0) == 1.0):
+        raise Fault(f"a uniform draw of {row['uniform']} for method {method!r}")
+    known = row.get("known_class", False)
+    if not isinstance(known, bool) or (known and (row["n0"] != 0 or row["selected"] == ABSTAIN)):
+        raise Fault(f"known_class is {_shown(known)} for class {row['selected']} and n0 = {row['n0']}")
     if not isinstance(row.get("noise", {}), dict):
         raise Fault(f"noise is {_shown(row['noise'])}, not the description of a law")
 
@@ -146,6 +155,9 @@ def check_config(row: Row, config: Mapping[str, Any]) -> None:
         fewer = name == "n" and method in STOPPING and row[name] < told
         if row[name] != told and not fewer:
             raise Fault(f"{name} is {row[name]}, but {told} in the header")
+    for name, kept in (("known_class", row.get("known_class", False)), ("bound", _bound(row))):
+        if name in config and type(config[name]) is type(kept) and config[name] != kept:
+            raise Fault(f"{name} is {kept}, but {config[name]} in the header")
     header = config.get("noise")
     named = header if isinstance(header, dict) else {}
     noise = row.setdefault("noise", named)
@@ -154,6 +166,10 @@ def check_config(row: Row, config: Mapping[str, Any]) -> None:
     sound = row.setdefault("sound", not _approximate(noise))
     if not isinstance(sound, bool) or (sound and _approximate(noise)):
         raise Fault(f"sound is {_shown(sound)} for law {noise.get('law')!r}")
+
+
+def _bound(row: Row) -> str:
+    return "randomized" if "uniform" in row else "clopper_pearson"
 
 
 def _approximate(noise: Mapping[str, Any]) -> bool:

@@ -25,6 +25,8 @@ class Records:
         alpha: (M,), level of each certificate.
         n0: (M,), votes that selected the class; those of ``counts`` are others.
         noise: ``describe()`` of the law that the votes were drawn under; None where nothing names it.
+        known_class: The classes were named before any vote: an abstention may be another class that wins.
+        uniform: (M,), the draws of a randomized bound; None for Clopper and Pearson's.
     """
 
     idx: NDArray[np.int64]
@@ -42,6 +44,8 @@ class Records:
     alpha: NDArray[np.float64] | None = None
     n0: NDArray[np.int64] | None = None
     noise: dict[str, Any] | None = None
+    known_class: bool = False
+    uniform: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.idx)

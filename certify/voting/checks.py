@@ -59,6 +59,23 @@ def check_labels(labels: ArrayLike, count: int, num_classes: int) -> NDArray[np.
     return labels.astype(np.int64)
 
 
+def check_known(known_class: ArrayLike, count: int, num_classes: int) -> NDArray[np.int64]:
+    """Return ``known_class`` as int64 (count,), or raise CertifyError unless it names a class for each image."""
+    known = np.asarray(known_class)
+    if known.shape != (count,) or not np.issubdtype(known.dtype, np.integer):
+        raise CertifyError(
+            f"known_class must be ({count},) integers, got {known.dtype} of shape {known.shape}: one an image"
+        )
+    low, high = int(known.min()), int(known.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise CertifyError(
+            f"known_class must be in [0, {num_classes}), got {wrong}: leave images without a label out, or leave "
+            "known_class out"
+        )
+    return known.astype(np.int64)
+
+
 def check_range(low: int, high: int, num_classes: int) -> None:
     """Raise CertifyError unless the smallest and the largest label are classes."""
     if low < 0 or high >= num_classes:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from certify.errors import CertifyError
 
 SELECTION, ESTIMATION, PREDICTION = 0, 1, 2  # stages: each has its own draws
+BOUND = 15  # the stage of the uniform draw of a randomized bound; strata of sigma have those between
 STAGES = 16
 CHUNKS_PER_STAGE = 2**28
 
@@ -50,10 +51,14 @@ def chunks(
             f"n={n} in chunks of {chunk_size} is more than 2^28 chunks: use a larger chunk_size"
         )
     for position, index in enumerate(indices):
-        base = hash32(f"{int(seed)}:{index}")
         for chunk in range(first // chunk_size, total):
-            generator_seed = (base + stage * CHUNKS_PER_STAGE + chunk) % 2**32
-            yield Chunk(position, generator_seed, min(chunk_size, first + n - chunk * chunk_size))
+            size = min(chunk_size, first + n - chunk * chunk_size)
+            yield Chunk(position, seed_of(seed, index, stage, chunk), size)
+
+
+def seed_of(seed: int, index: int, stage: int, chunk: int = 0) -> int:
+    """The generator's seed of a chunk of an image's draws."""
+    return (hash32(f"{int(seed)}:{index}") + stage * CHUNKS_PER_STAGE + chunk) % 2**32
 
 
 def packed(chunks: Iterator[Chunk], batch_size: int, chunk_size: int) -> Iterator[list[Chunk]]:

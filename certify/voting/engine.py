@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from certify.voting.grid import add_on_grid, check_grid
 from certify.voting.tally import Tally, as_tensor
 
 BATCH_BYTES = 2**28  # of noisy images held at once
+GROUP = 32  # rows of a batch in lower precision are a multiple of it
+LOWER = (torch.bfloat16, torch.float16)  # what autocast computes in
 
 Batch = tuple[
     torch.Tensor, torch.Tensor
@@ -34,9 +36,10 @@ class VoteEngine:
         chunk_size: Draws from one generator.
         device: To draw on; default: the module's own, else the CPU.
         seed: Of the noise, together with the index of the image.
-        autocast: The dtype in which a model may compute; the noise stays float32. This and ``channels_last``
-            make a slightly different base classifier, whose rounding may depend on the batch.
+        autocast: The dtype in which a model may compute, or its name; the noise stays float32. This, ``channels_last`` and
+            ``compile`` make a slightly different base classifier, whose rounding may depend on the batch.
         channels_last: The memory format of the classifier's input.
+        compile: ``SmoothedClassifier`` runs a torch module through torch.compile.
         prefetch: Draw the next batch while a black box answers, which holds two batches.
         grid: The images hold whole multiples of 1 / grid (255 for 8 bits), and noise is added to them exactly.
         recheck: Noisy images that are answered in two batchings before the first vote, 3 or 4 answers each beside n0
@@ -48,8 +51,9 @@ class VoteEngine:
     chunk_size: int = 256
     device: torch.device | str | None = None
     seed: int = 0
-    autocast: torch.dtype | None = None
+    autocast: torch.dtype | str | None = None
     channels_last: bool = False
+    compile: bool = False
     prefetch: bool = False
     grid: int | None = None
     recheck: int = 16
@@ -59,6 +63,14 @@ class VoteEngine:
         check_count("batch_size", self.batch_size)
         check_count("chunk_size", self.chunk_size)
         check_count("seed", self.seed, 0)
+        object.__setattr__(self, "autocast", _dtype(self.autocast))
+
+    @property
+    def arithmetic(self) -> dict[str, Any]:
+        """The fields that decide how a model rounds, JSON-able: ``replace(engine, **arithmetic)`` takes them over."""
+        name = None if self.autocast is None else str(self.autocast).removeprefix("torch.")
+        layout, compiled = self.channels_last, self.compile
+        return {"autocast": name, "channels_last": layout, "compile": compiled, "batch_size": self.batch_size}
 
     def count(
         self,
@@ -113,7 +125,7 @@ class VoteEngine:
                 for part, part_owner in zip(
                     noisy.split(self.batch_size), owner.split(self.batch_size), strict=True
                 ):
-                    tally.add(classify(part.to(dtype)), part_owner)
+                    tally.add(self._ask(classify, part.to(dtype), num_classes), part_owner)
                     if progress is not None:
                         progress.update(len(part))
                 del noisy, part  # before the next batch is drawn
@@ -158,18 +170,28 @@ class VoteEngine:
 
     def _own(self, classify: Any, batch: torch.Tensor) -> torch.Tensor:
         """A copy of a batch, as the classifier takes it."""
-        return batch.to(input_dtype(classify), memory_format=self._layout, copy=True)
+        return batch.to(input_dtype(classify), memory_format=self.layout, copy=True)
+
+    def _ask(self, classify: Any, batch: torch.Tensor, num_classes: int) -> Any:
+        if self.autocast is None:
+            return classify(batch)
+        filled = filled_up(batch)
+        return as_tensor(classify(filled), len(filled), num_classes)[: len(batch)]
+
+    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Where a model computes in ``autocast``."""
+        dtype = _dtype(self.autocast)
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
     @property
-    def _layout(self) -> torch.memory_format:
+    def layout(self) -> torch.memory_format:
+        """The memory format of the classifier's input."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @contextmanager
     def _voting(self, classify: Any, device: torch.device) -> Iterator[None]:
         # no_grad rather than inference_mode: a purifier may take gradients of its own
-        with torch.no_grad(), eval_mode(classify), ExitStack() as precision:
-            if self.autocast is not None:
-                precision.enter_context(torch.autocast(device.type, self.autocast))
+        with torch.no_grad(), eval_mode(classify), self.precision(device):
             yield
 
     def _batches(self, images: torch.Tensor, noise: NoiseLaw, parts: Iterator[Chunk]) -> Iterator[Batch]:
@@ -181,7 +203,7 @@ class VoteEngine:
     def _noisy(self, images: torch.Tensor, group: list[Chunk], noise: NoiseLaw) -> Batch:
         """The noisy images of a group of chunks, all drawn on the images' device without waiting for it."""
         total = sum(chunk.size for chunk in group)
-        noisy = images.new_empty((total, *images.shape[1:])).contiguous(memory_format=self._layout)
+        noisy = images.new_empty((total, *images.shape[1:])).contiguous(memory_format=self.layout)
         owner = torch.empty(total, dtype=torch.int64, device=images.device)
         start = 0
         for chunk in group:
@@ -203,3 +225,25 @@ def _prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
+
+
+def filled_up(batch: torch.Tensor) -> torch.Tensor:
+    """A batch (B, C, H, W), filled up by its first images to whole groups of GROUP rows.
+
+    Kernels of lower precision round otherwise in an odd rest, which then decides a near tie: counts followed the batch.
+    """
+    missing = -len(batch) % GROUP
+    if not missing:
+        return batch
+    again = torch.arange(len(batch) + missing, device=batch.device) % len(batch)
+    layouts = (torch.channels_last, torch.contiguous_format)
+    layout = next(each for each in layouts if batch.is_contiguous(memory_format=each))
+    return batch[again].contiguous(memory_format=layout)
+
+
+def _dtype(name: torch.dtype | str | None) -> torch.dtype | None:
+    dtype = getattr(torch, name, None) if isinstance(name, str) else name
+    if name is not None and dtype not in LOWER:
+        known = ", ".join(str(each).removeprefix("torch.") for each in LOWER)
+        raise CertifyError(f"autocast must be one of {known} or None, got {name!r}: try autocast='bfloat16'")
+    return dtype

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from certify.certificate import Certificate
 from certify.errors import CertifyError, check_count
 from certify.voting.checks import check_images, check_indices
@@ -33,6 +36,7 @@ def certify_parallel(
     scheduler: str | None = None,
     shard: int = 8,
     indices: Sequence[int] | None = None,
+    known_class: ArrayLike | None = None,
     on_certificate: Callable[[int, Certificate, float], None] | None = None,
     progress: Any = None,
     **options: Any,
@@ -41,7 +45,8 @@ def certify_parallel(
 
     Args:
         smoothed: Travels to the workers by pickle.
-        images, indices, on_certificate: As in ``certify``; called back in this process, in order, as shards arrive.
+        images, indices, known_class, on_certificate: As in ``certify``; called back in this process, in order, as shards
+            arrive.
         workers: Processes.
         backend: "loky" (processes of this computer), "dask" or "ray" (clusters).
         scheduler: Address of a running dask or ray cluster; without one, a local cluster of ``workers`` is
@@ -63,8 +68,21 @@ def certify_parallel(
         raise CertifyError(f"backend 'loky' has no scheduler, got {scheduler!r}: use 'dask' or 'ray'")
     images = check_images(images)
     names = check_indices(indices, len(images))
+    if hasattr(smoothed, "settle"):
+        smoothed.settle(images)  # once, and not by each worker's clock
     parts = [slice(start, start + shard) for start in range(0, len(images), shard)]
-    jobs = [joblib.delayed(_certify_shard)(smoothed, images[part], names[part], options) for part in parts]
+    known = None if known_class is None else np.asarray(known_class)
+    if known is not None and known.shape != (len(images),):
+        raise CertifyError(f"known_class must be ({len(images)},), got shape {known.shape}: one an image")
+    jobs = [
+        joblib.delayed(_certify_shard)(
+            smoothed,
+            images[part],
+            names[part],
+            options | ({} if known is None else {"known_class": known[part]}),
+        )
+        for part in parts
+    ]
     certificates: list[Certificate] = []
     with _backend(backend, workers, scheduler) as parallel:
         for part, timed in zip(parts, parallel(jobs), strict=True):

@@ -1,9 +1,12 @@
-"""Augmentation of a student's images: shifts and noise."""
+"""Augmentation of a student's images: shifts, noise and what stands behind the noise."""
 
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from surrogates.distillation.inference import evaluating
 
 
 class Noise(Protocol):
@@ -28,3 +31,9 @@ def shifted(images: torch.Tensor, shift: int, generator: torch.Generator) -> tor
     image = torch.arange(count, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[None, :, None, None]
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def denoised(denoiser: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
+    """Return what a frozen denoiser, in eval mode, makes of noisy images (N, C, H, W); it is given a copy."""
+    with evaluating(denoiser), torch.no_grad():
+        return denoiser(noisy.clone())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surrogates.distillation.augmentation import Noise
+from surrogates.distillation.augmentation import Noise, denoised
 from surrogates.distillation.inference import device_of, evaluating, predict
 from surrogates.distillation.losses import LOSSES, check_loss, goals_of, pseudo_goals
 from surrogates.distillation.selection import Selection, select_random
@@ -100,6 +100,8 @@ def distill(
     check_precision(plan.recipe.precision, device)
     for model in (student, *querying.committee):
         check_student(model.to(device), check_images(images[:1]), target.num_classes, device)
+    if plan.recipe.denoiser is not None:
+        check_denoiser(plan.recipe.denoiser.to(device), check_images(images[:1]), device)
     run = _Run(target, images, plan, seed, checkpoint, progress)
     run.query_rounds(student)
     history = run.train_with_committee(student)
@@ -201,8 +203,10 @@ class _Run:
         """Train the committee, if there is one, and then the student on all answers; return its losses."""
         examples, recipe = self.examples(), self.plan.recipe
         committee = self.plan.querying.committee
+        # Members answer clean images in the target's place.
+        plain = replace(recipe, denoiser=None, consistency=0.0)
         for number, member in enumerate(committee, start=1):
-            self._train(member, examples, recipe, self.seed + number, f"member {number}")
+            self._train(member, examples, plain, self.seed + number, f"member {number}")
         if committee:
             examples = replace(examples, unlabeled=self._committee_goals())
         return self._train(student, examples, recipe, self.seed)
@@ -298,6 +302,23 @@ def check_student(student: nn.Module, image: np.ndarray, num_classes: int, devic
         )
 
 
+def check_denoiser(denoiser: nn.Module, image: np.ndarray, device: torch.device) -> None:
+    """Run a denoiser once on one image (1, C, H, W), so that a misfit is noticed before anything is paid.
+
+    Raises:
+        SurrogateError: It fails, or its answer is of another shape.
+    """
+    try:
+        shape = tuple(denoised(denoiser, torch.from_numpy(image).to(device)).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise SurrogateError(f"denoiser cannot take images of shape {image.shape[1:]}: {reason}") from error
+    if shape != image.shape:
+        raise SurrogateError(
+            f"denoiser returns {shape} for images {image.shape}: give one that keeps the shape"
+        )
+
+
 def _probe(noise: Noise | None) -> bytes:
     """Tell noises apart by a few seeded draws: their repr may hide parameters or print memory addresses."""
     if noise is None:
@@ -308,9 +329,15 @@ def _probe(noise: Noise | None) -> bytes:
 
 
 def _fingerprint(recipe: Recipe, seed: int, examples: Examples, student: nn.Module) -> str:
-    settings = (replace(recipe, noise=None), _probe(recipe.noise), seed, examples.loss, str(student))
+    plain = replace(recipe, noise=None, consistency=0.0)
+    settings = (plain, _probe(recipe.noise), seed, examples.loss, str(student))
     # The spelling of the checkpoints that exist.
     digest = hashlib.sha256(repr(settings).replace("unlabeled_", "unlabelled_").encode())
+    if recipe.consistency:
+        digest.update(repr((recipe.consistency, recipe.entropy)).encode())
+    if recipe.denoiser is not None:
+        for name, value in recipe.denoiser.state_dict().items():
+            digest.update(name.encode() + value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     arrays = [examples.images, examples.goals]
     arrays += [] if examples.held_out is None else [examples.held_out[0]]
     arrays += [] if examples.unlabeled is None else list(examples.unlabeled)

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from surrogates.distillation.augmentation import Noise
+from surrogates.distillation.augmentation import Noise, denoised
+from surrogates.distillation.inference import device_of
 from surrogates.distillation.surrogate import Surrogate, predict_labels
 from surrogates.errors import SurrogateError, check_positive_integers
 from surrogates.intervals import clopper_pearson
 from surrogates.targets import Target, check_images
+
+REFERENCES = ("same", "clean")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Fidelity:
         upper: Of the same.
         disagreement_upper: One-sided upper bound of the share with different labels, hence usable alone.
         n: Number of images.
-        noisy: Whether both saw noisy images.
+        noisy: Whether the surrogate saw noisy images.
     """
 
     agreement: float
@@ -39,6 +42,8 @@ def fidelity(
     images: torch.Tensor | np.ndarray,
     noise: Noise | None = None,
     *,
+    denoiser: torch.nn.Module | None = None,
+    reference: str = "same",
     seed: int = 0,
     batch_size: int = 256,
     confidence: float = 0.95,
@@ -47,7 +52,10 @@ def fidelity(
 
     Args:
         images: (N, C, H, W) in [0, 1].
-        noise: With noise both get the same noisy images, which are not clipped.
+        noise: With noise the surrogate gets noisy images, which are not clipped.
+        denoiser: Stands between the noise and both models; it is given a copy.
+        reference: What the target answers: "same", the surrogate's input, or "clean", the image without noise and
+            denoiser, whose answer a vote of the surrogate stands for.
         seed: Of the noise.
         batch_size: Images a query.
         confidence: Of the bounds (Clopper & Pearson, 1934).
@@ -57,14 +65,21 @@ def fidelity(
     """
     if not 0 < confidence < 1:
         raise SurrogateError(f"confidence must be in (0, 1), got {confidence!r}: try 0.95")
+    if reference not in REFERENCES:
+        raise SurrogateError(f"reference must be one of {', '.join(REFERENCES)}, got {reference!r}")
     check_positive_integers(batch_size=batch_size)
     pixels = torch.from_numpy(check_images(images))
     generator = torch.Generator().manual_seed(seed)
     agreed = 0
-    for batch in pixels.split(batch_size):
+    for clean in pixels.split(batch_size):
+        batch = clean
         if noise is not None:
-            batch = batch + noise.sample(tuple(batch.shape), generator=generator, device="cpu")
-        labels = target.query(batch, bounded=noise is None).labels
+            batch = clean + noise.sample(tuple(clean.shape), generator=generator, device="cpu")
+        if denoiser is not None:
+            batch = denoised(denoiser, batch.to(device_of(denoiser))).cpu()
+        asked = batch if reference == "same" else clean
+        bounded = asked is clean or denoiser is not None
+        labels = target.query(asked, bounded=bounded).labels
         agreed += int((predict_labels(surrogate, batch, batch_size) == labels).sum())
     n = len(pixels)
     lower, upper = clopper_pearson(agreed, n, (1 - confidence) / 2)

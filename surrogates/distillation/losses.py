@@ -69,6 +69,25 @@ def distance(loss: str, logits: torch.Tensor, goals: torch.Tensor) -> torch.Tens
     return F.cross_entropy(logits, goals)
 
 
+def consistency(views: torch.Tensor, weight: float, entropy: float) -> torch.Tensor:
+    """How far a student's predictions on noisy views of the same images are from one another: a scalar, the images' mean.
+
+    weight * mean over views of KL(q || p_v) + entropy * H(q), where p_v is the prediction on a view and q their mean
+    (Jeong & Shin, NeurIPS 2020, arXiv 2006.04062). A smoothed classifier that predicts the same under all noise has a large
+    radius; the entropy keeps q from being flat.
+
+    Args:
+        views: Logits (V, N, K), one set a view.
+        weight: Of the divergence; 5 to 20 in the paper.
+        entropy: Weight of the mean prediction's entropy; 0.5 in the paper.
+    """
+    log_p = views.log_softmax(dim=2)
+    mean = log_p.exp().mean(dim=0)
+    log_mean = mean.clamp_min(1e-20).log()
+    divergence = (mean * (log_mean - log_p)).sum(dim=2).mean()
+    return weight * divergence - entropy * (mean * log_mean).sum(dim=1).mean()
+
+
 def pseudo_goals(loss: str, members: list[torch.Tensor]) -> torch.Tensor:
     """Return the goals (N, K) that several students' logits (N, K) give together: mean logits for l1, else mean probabilities."""
     if loss == "l1":

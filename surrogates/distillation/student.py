@@ -11,16 +11,23 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from surrogates.distillation.augmentation import Noise, shifted
+from surrogates.distillation.augmentation import Noise, denoised, shifted
 from surrogates.distillation.inference import device_of, predict
-from surrogates.distillation.losses import distance
+from surrogates.distillation.losses import consistency, distance
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
+from surrogates.distillation.views import denoised_views, drawn_views
 from surrogates.errors import SurrogateError, check_positive_integers
+
+CONSISTENT_VIEWS = 2  # of an image in a step (m of Jeong & Shin, NeurIPS 2020)
+TRIED = {"consistency": 5, "entropy": 0.5}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a student is trained: AdamW, a cosine schedule, augmentation, averaged weights, images without an answer.
+
+    A student that will be smoothed is trained as it is certified: under the noise of the vote, behind its denoiser, and
+    with consistency. Its goal is always the target's answer to the clean image.
 
     Args:
         epochs: Passes over the answered images.
@@ -34,9 +41,13 @@ class Recipe:
         precision: float32, bfloat16, or on CUDA float16.
         unlabeled_weight: Weight of the distance on images without an answer, whose goals a committee gives.
         unlabeled_ratio: How many of those there are in a step for each answered image.
+        denoiser: Stands between the noise and the student, frozen and in eval mode. Views are denoised once, before the
+            first step, as many an image as fit in views.VIEW_BYTES; each step draws among them.
+        consistency: Weight of the divergence between two noisy views of an image (losses.consistency); 0 is off.
+        entropy: Weight of the entropy of their mean prediction, where consistency is on.
 
     Raises:
-        SurrogateError: A value out of its range.
+        SurrogateError: A value out of its range, or consistency without noise.
     """
 
     epochs: int = 50
@@ -50,6 +61,10 @@ class Recipe:
     precision: str = "float32"
     unlabeled_weight: float = 1.0
     unlabeled_ratio: int = 4
+    # Not in the repr, which names the checkpoints of recipes without them.
+    denoiser: nn.Module | None = field(default=None, repr=False)
+    consistency: float = field(default=0.0, repr=False)
+    entropy: float = field(default=0.5, repr=False)
     unlabelled_weight: InitVar[float | None] = None  # the former spelling
     unlabelled_ratio: InitVar[int | None] = None
 
@@ -64,6 +79,20 @@ class Recipe:
             check_positive_integers(patience=self.patience)
         if not 0 <= self.unlabeled_weight < math.inf:
             raise SurrogateError(f"unlabeled_weight must be 0 or more, got {self.unlabeled_weight!r}")
+        for name in ("consistency", "entropy"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SurrogateError(
+                    f"{name} must be a weight of 0 or more, got {getattr(self, name)!r}: try {TRIED[name]:g}"
+                )
+        if self.consistency and self.noise is None:
+            raise SurrogateError(
+                f"consistency is {self.consistency:g} and compares noisy views, but there is no noise: set noise, or 0"
+            )
+
+    @property
+    def views(self) -> int:
+        """Noisy views of an image in a step."""
+        return CONSISTENT_VIEWS if self.consistency else 1
 
     @property
     def training(self) -> Training:
@@ -78,12 +107,16 @@ class Recipe:
             precision=self.precision,
         )
 
-    def augmented(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return shifted and noisy images (N, C, H, W), each by its own draw."""
+    def augmented(self, images: torch.Tensor, generator: torch.Generator, views: int = 1) -> torch.Tensor:
+        """Return views (views * N, C, H, W) of images: each image shifted, each view with noise of its own, and denoised."""
         images = shifted(images, self.shift, generator)
-        if self.noise is None:
-            return images
-        return images + self.noise.sample(tuple(images.shape), generator=generator, device=images.device)
+        if views > 1:
+            images = images.repeat(views, 1, 1, 1)
+        if self.noise is not None:
+            images = images + self.noise.sample(
+                tuple(images.shape), generator=generator, device=images.device
+            )
+        return images if self.denoiser is None else denoised(self.denoiser, images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +150,9 @@ def train_student(
 ) -> list[float]:
     """Train in place on the student's device and return the mean loss of each epoch; see `training.fit`."""
     device = device_of(student)
+    shown = examples.images.to(device)
+    if recipe.denoiser is not None:
+        shown = denoised_views(recipe.augmented, shown, recipe.views, recipe.epochs, seed)
 
     def loss(
         model: nn.Module, images: torch.Tensor, goals: torch.Tensor, *, generator: torch.Generator
@@ -128,7 +164,7 @@ def train_student(
         stopping = BestAgreement(*examples.held_out, recipe.patience, recipe.batch_size)
     return fit(
         student,
-        (examples.images.to(device), examples.goals.to(device)),
+        (shown, examples.goals.to(device)),
         loss,
         recipe.training,
         seed=seed,
@@ -148,19 +184,37 @@ def step_loss(
     recipe: Recipe,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Distance from the answers, plus the weighted distance from the committee on images without one."""
-    augmented = recipe.augmented(images, generator)
+    """Distance from the answers, plus what the recipe adds: consistency of views, the committee on images without an answer.
+
+    Args:
+        images: (N, C, H, W), or denoised views of them (N, V, C, H, W).
+        goals: (N,) or (N, K).
+    """
+    if images.ndim == 5:
+        augmented = drawn_views(images, recipe.views, generator)
+    else:
+        augmented = recipe.augmented(images, generator, recipe.views)
     if examples.unlabeled is None:
-        return distance(examples.loss, student(augmented).float(), goals)
+        return _answered(student(augmented).float(), goals, examples.loss, recipe)
     pool, rest, committee_goals = examples.unlabeled
     count = recipe.unlabeled_ratio * len(images)
     drawn = torch.randint(len(rest), (count,), generator=generator, device=images.device).cpu()
     others = recipe.augmented(pool[rest[drawn]].to(images.device), generator)
     logits = student(torch.cat([augmented, others])).float()  # one pass: one set of batch statistics
     loss = "l1" if examples.loss == "l1" else "soft_cross_entropy"
-    return distance(examples.loss, logits[: len(images)], goals) + recipe.unlabeled_weight * distance(
-        loss, logits[len(images) :], committee_goals[drawn].to(images.device)
+    answered = _answered(logits[: len(augmented)], goals, examples.loss, recipe)
+    return answered + recipe.unlabeled_weight * distance(
+        loss, logits[len(augmented) :], committee_goals[drawn].to(images.device)
     )
+
+
+def _answered(logits: torch.Tensor, goals: torch.Tensor, loss: str, recipe: Recipe) -> torch.Tensor:
+    """Mean distance of the logits (V * N, K) of all views from the goals, and their consistency where it is on."""
+    if not recipe.consistency:
+        return distance(loss, logits, goals)
+    views = logits.unflatten(0, (recipe.views, -1))
+    apart = consistency(views, recipe.consistency, recipe.entropy)
+    return distance(loss, logits, torch.cat([goals] * recipe.views)) + apart
 
 
 @dataclass

@@ -3,7 +3,7 @@ import os
 import pytest
 
 import certify
-from certdef.config import load, threads
+from certdef.config import checks, load, threads
 from certdef.config.job import ConfigError, RunConfig, preset_names
 from certdef.config.load import ALIASES, explain, known_keys, load_config
 from certdef.config.noise_laws import noise_law
@@ -170,10 +170,42 @@ def test_the_methods_and_the_smallest_n_are_those_of_certify():
     assert load_config(certify__n=smallest, certify__alpha=0.01).certify.n == smallest
     with pytest.raises(ConfigError, match=rf"certify\.n is {smallest - 1}: .* below n={smallest}"):
         load_config(certify__n=smallest - 1, certify__alpha=0.01)
-    for method in certify.smoothing.METHODS:
+    for method in certify.sampling.METHODS:
         assert load_config(certify__method=method).certify.method == method
     with pytest.raises(ConfigError, match="use one of fixed, two_sided"):
         load_config(certify__method="fixd")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"guide": "decide", "method": "two_sided"}, "certify.guide is 'decide': .* not by method two_sided"),
+        ({"guide": "decide", "known_class": True}, "certify.known_class is True: a guide chooses the class"),
+        ({"bound": "exact"}, "certify.bound is 'exact': use one of clopper_pearson, randomized"),
+        ({"bound": "randomized"}, "certify.bound is 'randomized': .* --certify.method fixed"),
+        ({"bound": "randomized", "method": "fixed", "guide": "decide"}, "certify.bound is 'randomized'"),
+    ],
+)
+def test_kinds_of_certificates_that_do_not_go_together_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(**{f"certify__{name}": value for name, value in settings.items()})
+
+
+def test_kinds_of_certificates_that_go_together_are_taken_and_unset_ones_leave_no_trace():
+    for method in ("fixed", "group_sequential"):
+        assert load_config(certify__guide="decide", certify__method=method).certify.stops_early
+    options = load_config(
+        certify__known_class=True, certify__bound="randomized", certify__method="fixed"
+    ).certify
+    assert (options.selection, options.stops_early) == (0, False)
+    assert {"known_class", "bound"} <= options.settings.keys()
+    plain = load_config(certify__method="fixed").certify
+    assert not {"known_class", "bound"} & plain.settings.keys()
+    assert load_config().certify.method == "group_sequential"
+
+
+def test_the_bounds_are_those_of_certify():
+    assert certify.sampling.BOUNDS == checks.BOUNDS
 
 
 def test_a_preset_is_read_without_torch():
@@ -185,7 +217,7 @@ def test_a_preset_is_read_without_torch():
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_can_certify(preset):  # it is not checked when it is loaded, which needs no torch
     config = load_config(preset).certify
-    assert config.method in certify.smoothing.METHODS
+    assert config.method in certify.sampling.METHODS
     assert config.n >= certify.bounds.smallest_n(0.5000001, config.alpha)
 
 

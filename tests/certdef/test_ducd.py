@@ -44,6 +44,7 @@ TINY_DUCD = {
     "certify__images": 8,
     "certify__target_images": 4,
     "certify__n": 600,
+    "certify__method": "fixed",
     "certify__radii": [0.1, 0.25, 0.5],
     "tracking__system_metrics": False,
 }
@@ -344,6 +345,7 @@ BAD = [
     ({"data": {"target_images": 250}}, "ducd.overlaps", "lower data.pool_images"),
     ({"target": {"uri": "models:/x/1"}}, "ducd.overlaps", "use [0]"),
     ({"certify": {"guide": "decide"}}, "certify.guide is 'decide'", "use off"),
+    ({"certify": {"known_class": True}}, "certify.known_class is True", "use false"),
     ({"surrogate": {"model": "nim"}}, "surrogate.model", "use cnn, mlp"),
     ({"target": {"kind": "svc"}}, "target.output_kind", "a network also logits"),
 ]

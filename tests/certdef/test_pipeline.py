@@ -40,10 +40,15 @@ def copied(here, tmp_path):
 def test_the_bill_adds_up(tiny_job):
     config, summary, _ = tiny_job
     charges = summary.bill.charges
-    draws = summary.results["certify"]["draws_target"]
+    cap = config.certify.n0 + summary.results["certify"]["draws_target"]
+    folder = summary.stages["certify"].path / "records"
+    paid = [certify.read_records(path) for path in folder.glob("target-*.jsonl")]
+    votes = sum(int(each.n0.sum() + each.counts.sum()) for each in paid)
     assert charges["training"].answered == 600
-    assert charges["evaluation"].answered == 2 * config.data.heldout_images  # clean, and under the noise
-    assert charges["certification"].answered == 5 * config.certify.target_images * (config.certify.n0 + draws)
+    assert (
+        charges["evaluation"].answered == 3 * config.data.heldout_images
+    )  # clean, noisy, noisy and denoised
+    assert charges["certification"].answered == votes <= 5 * config.certify.target_images * cap
     assert charges["attack"].answered == config.attack.images * (2 * len(config.attack.eps) + 1)
     assert all(charge.unknown == charge.in_flight == 0 for charge in charges.values())
 
@@ -230,9 +235,25 @@ def test_a_guide_keeps_the_budget_of_the_set(uncertified, tmp_path):
     assert charge.recalled == small.bill["certification"].answered
 
 
-def test_a_method_without_a_radius_for_the_law_is_refused_before_anything_is_paid():
-    with pytest.raises(certify.CertifyError, match="two-sided radii need Gaussian or Laplace noise"):
-        stages.target_draws(certdef.load_config(certify__method="two_sided"))
+def test_a_known_class_takes_no_selection_votes_and_is_recorded_as_such(uncertified, tmp_path):
+    options = dataclasses.replace(uncertified.certify, known_class=True)
+    ledger = dataclasses.replace(uncertified.ledger, path=str(tmp_path / "known.db"))
+    config = dataclasses.replace(uncertified, certify=options, ledger=ledger)
+    summary = certdef.certify(config, progress=False)
+    folder = summary.stages["certify"].path / "records"
+    votes = 0
+    for path in folder.glob("*.jsonl"):
+        found = certify.read_records(path)
+        assert found.known_class
+        assert (found.config["known_class"], found.config["n0"]) == (True, 0)
+        assert np.array_equal(found.selected, found.label)
+        assert found.n0.sum() == 0
+        votes += int(found.counts.sum()) if path.name.startswith("target-") else 0
+    assert summary.bill["certification"].answered == votes > 0
+
+
+def test_two_sided_radii_are_known_for_every_law_of_a_job():
+    assert stages.target_draws(certdef.load_config(certify__method="two_sided")) > 1000
 
 
 def test_the_target_gets_what_its_budget_allows():

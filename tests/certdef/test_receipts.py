@@ -29,6 +29,7 @@ SETTINGS = {
     "certify__target_images": 2,
     "certify__n": 300,
     "certify__n0": 50,
+    "certify__method": "fixed",
     "certify__laws": f"[{LAW}]",
     "target__num_classes": 10,
     "target__batch_size": 64,

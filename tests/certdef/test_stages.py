@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -168,17 +169,24 @@ class TestLegacy:
     }
 
     def test_the_names_of_the_default_job(self):
-        legacy = Legacy(certdef.load_config("digits"), "cpu", STORE)
+        legacy = Legacy(certdef.load_config("digits", certify__method="fixed"), "cpu", STORE)
         legacy.draws = stages.target_draws(legacy.config)
         assert {name: legacy.fingerprint(name) for name in self.NAMES} == self.NAMES
         assert legacy.fingerprint("some-later-stage") is None
 
     def test_a_job_of_then_goes_on(self, tiny_job, copied):
         """Folders under their old names are taken over: nothing is trained or paid for again."""
+        surrogate = dataclasses.replace(
+            copied.surrogate, noise="uniform"
+        )  # what is certified was the one that agrees
+        copied = dataclasses.replace(copied, surrogate=surrogate)
         legacy = Legacy(copied, "cpu", copied.tracking.uri)
         legacy.draws = stages.target_draws(copied)
         legacy.target = tiny_job[1].stages["target"].result.identity
-        for name, stage in tiny_job[1].stages.items():
+        for folder in copied.workspace.glob("certify-*"):
+            shutil.rmtree(folder)
+        before = certdef.run(copied, progress=False)
+        for name, stage in before.stages.items():
             old = legacy.fingerprint(name)
             assert old is not None
             folder = copied.workspace / f"{name}-{stage.fingerprint}"
@@ -187,16 +195,33 @@ class TestLegacy:
             folder.rename(copied.workspace / f"{name}-{old}")
         summary = certdef.run(copied, progress=False)
         assert summary.reused
-        assert summary.results == tiny_job[1].results
+        assert summary.results == before.results
         assert {path.name for path in copied.workspace.glob("certify-*")} == {
             f"certify-{summary.stages['certify'].fingerprint}"
         }
         for path in summary.stages["certify"].path.glob("records/*.jsonl"):
             assert json.loads(path.read_text().splitlines()[0])["config"]["stage"] in path.parts[-3]
 
+    @pytest.mark.parametrize("noise", ["certified", "uniform"])
+    def test_certificates_of_then_are_not_those_of_a_surrogate_trained_as_certified(self, tmp_path, noise):
+        """What did not rest on a certified surrogate is taken over all the same, and receipts keep their names."""
+        config = certdef.load_config("digits", work_dir=str(tmp_path), surrogate__noise=noise)
+        legacy = Legacy(config, "cpu", STORE)
+        names = ["surrogate", "certify", "served", "ladder", "purifier-de3", "ladder-none"]
+        adopted = []
+        for name in names:
+            (tmp_path / f"{name}-{legacy.fingerprint(name)}").mkdir()
+            stage = Stage(tmp_path, name, StageResult, "new")
+            legacy.adopt(stage)
+            adopted += [name] if stage.path.exists() else []
+        others = ["surrogate", "purifier-de3", "ladder-none"]
+        assert adopted == (others if noise == "certified" else names)
+        assert legacy.experiment("certify", "x")[0] == f"{legacy.fingerprint('certify')}/x"
+
     def test_new_options_that_are_unset_leave_a_job_where_it_was(self):
         """Its MLflow runs are named by its whole configuration: an option that comes later belongs in NEWER."""
-        name = runs_file(certdef.load_config("digits", work_dir="w"), "sqlite:///mlruns/mlflow.db").name
+        then = certdef.load_config("digits", work_dir="w", certify__method="fixed")
+        name = runs_file(then, "sqlite:///mlruns/mlflow.db").name
         assert name == "b903308ec846f588.json"
         changed = certdef.load_config("digits", work_dir="w", data__resize=16)
         assert runs_file(changed, "sqlite:///mlruns/mlflow.db").name != name

@@ -20,6 +20,7 @@ SIZES = TINY | {
     "threads": 1,
     "certify__images": 40,
     "certify__n": 3000,
+    "certify__method": "fixed",
 }
 
 

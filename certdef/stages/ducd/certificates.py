@@ -123,6 +123,10 @@ def check_choice(config: RunConfig, data: Splits) -> None:
         raise ConfigError(
             f"certify.guide is {config.certify.guide!r}: the DUCD job compares votes without a guide; use off"
         )
+    if config.certify.known_class:
+        raise ConfigError(
+            "certify.known_class is True: the DUCD job asks which class the surrogate's vote chooses; use false"
+        )
     held_out = len(data.heldout_images)
     need = config.certify.images + config.ducd.choice_images
     if need > held_out:
@@ -250,6 +254,10 @@ def _agreement(
     job: Job, target: surrogates.Target, student: Student, noise: certify.NoiseLaw
 ) -> dict[str, Agreement]:
     measured = measure_agreement(job, target, student.model, noise)
+    paid = job.ledger.attach(target, purpose="evaluation")
+    measured["noisy_with_clean"] = surrogates.fidelity(
+        student.model, paid, job.data.heldout_images, noise, reference="clean", seed=job.config.seed
+    )
     return {
         name: Agreement(share_of(each), each.disagreement_upper, each.n) for name, each in measured.items()
     }

@@ -1,25 +1,32 @@
 """DUCD, first part: surrogates distilled from query pools that overlap the target's training set more or less.
 
 The first one is certified. The others are there to show what the choice of the pool does to membership inference.
+With surrogate.noise certified, a pilot that is trained under uniform noise chooses the noise, and all of them are trained
+under the chosen one, from the same answers.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+import certify
 import surrogates
 from certdef.config.job import ConfigError, RunConfig
 from certdef.data.sets import Splits, digest
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier
 from certdef.stages.job import Job
-from certdef.stages.surrogate import OTHER_WEIGHTS, recipe_of
+from certdef.stages.students import CERTIFIED
+from certdef.stages.surrogate import OTHER_WEIGHTS, certified_recipe, recipe_of
 from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
+
+PILOT = "pilot"  # the stage of the surrogate that only chooses the noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,22 +104,43 @@ def student_name(overlap: float) -> str:
     return f"surrogate-overlap-{100 * overlap:g}".replace(".", "_")  # MLflow's names of models have no dots
 
 
-def distill_students(job: Job, target: surrogates.Target) -> list[Student]:
-    """One surrogate an overlap, from the same seed and recipe."""
-    return [_student(job, target, overlap) for overlap in job.config.ducd.overlaps]
+def distill_pilot(job: Job, target: surrogates.Target) -> Student:
+    """The surrogate that chooses the noise: the first one, or where they are trained under the chosen noise, a pilot."""
+    pilot = job.config.surrogate.noise == CERTIFIED
+    return _student(job, target, job.config.ducd.overlaps[0], PILOT if pilot else None)
 
 
-def _student(job: Job, target: surrogates.Target, overlap: float) -> Student:
-    name = student_name(overlap)
-    pool = query_pool(job.data, overlap)
-    key = [asdict(job.config.surrogate), overlap, target.subject, digest(pool)]
-    stage = job.stage(name, StudentResult, *key)
-    job.run(stage, lambda: _distill(job, target, stage, pool, overlap))
+def distill_students(job: Job, target: surrogates.Target, chosen: certify.NoiseLaw) -> list[Student]:
+    """One surrogate an overlap, from the same seed and recipe: as certified under the chosen noise, if so configured."""
+    noise = chosen if job.config.surrogate.noise == CERTIFIED else None
+    return [_student(job, target, each, noise=noise) for each in job.config.ducd.overlaps]
+
+
+def _student(
+    job: Job,
+    target: surrogates.Target,
+    overlap: float,
+    name: str | None = None,
+    noise: certify.NoiseLaw | None = None,
+) -> Student:
+    config, pool = job.config.surrogate, query_pool(job.data, overlap)
+    key: list[Any] = [config.agreeing, overlap, target.subject, digest(pool)]
+    if noise is not None:
+        key += [noise.describe(), config.consistency, config.entropy]
+    # A pilot is the surrogate of a job that trains under uniform noise, and has its folder where there is one.
+    stage = job.stage(name or student_name(overlap), StudentResult, *key, kind=student_name(overlap))
+    recipe = recipe_of(config) if noise is None else certified_recipe(config, noise)
+    job.run(stage, lambda: _distill(job, target, stage, pool, overlap, recipe))
     return Student(overlap, storage.load_model(stage.path / "model", job.device), stage)
 
 
 def _distill(
-    job: Job, target: surrogates.Target, stage: Stage, pool: np.ndarray, overlap: float
+    job: Job,
+    target: surrogates.Target,
+    stage: Stage,
+    pool: np.ndarray,
+    overlap: float,
+    recipe: surrogates.Recipe,
 ) -> StudentResult:
     config, data = job.config.surrogate, job.data
     model = job.seeded(
@@ -125,7 +153,7 @@ def _distill(
         model,
         budget=len(pool),  # all of it: there is nothing to select
         query_batch=min(config.query_batch, len(pool)),
-        recipe=recipe_of(config),
+        recipe=recipe,
         loss=config.loss,
         seed=job.config.seed,
         device=job.device,
