@@ -36,7 +36,7 @@ from certdef.purifiers.networks.shipped import WEIGHTS
 from certdef.tracking.checked_json import file_digest
 from surrogates.intervals import clopper_pearson
 
-ALPHA, SIGMAS = 0.001, (0.06, 0.09, 0.12, 0.18, 0.25)
+ALPHA, SIGMAS = 0.001, (0.06, 0.09, 0.12, 0.15, 0.18, 0.25)
 RADII = ((0.1,), (0.25,), (0.5, 0.75))  # each group with a sigma of its own
 KEEPS, DEFAULT_KEEP = (
     (0.0, 0.05, 0.1, 0.2),
@@ -62,37 +62,35 @@ def share(hits: np.ndarray) -> list[float]:
     return [float(hits.mean()), *clopper_pearson(round(float(hits.sum())), len(hits), 0.025)]
 
 
-def choice(bench: Bench, subject: Subject, name: str) -> Figures:
-    """How often the other images are right, by sigma and by the share of the noise that is kept: what is chosen by."""
+def choice(bench: Bench, subject: Subject, name: str, sigma: float) -> dict[str, list[float]]:
+    """How often the other images are right at a sigma, by the share of the noise that is kept: what is chosen by."""
     front, mark = denoiser(bench, subject, name)
     keeps = KEEPS if front else (0.0,)
     votes = VOTES[subject.name == LARGE]
 
     def compute(found: Figures) -> None:
-        for sigma in SIGMAS:
-            right: dict[float, list[float]] = {keep: [] for keep in keeps}
-            if str(sigma) in found:
-                continue
-            for number, (image, label) in enumerate(zip(subject.others, subject.other_labels, strict=True)):
-                noise = torch.randn(votes, *image.shape, generator=torch.Generator().manual_seed(number))
-                noisy = image + sigma * noise
-                with torch.no_grad():
-                    clean = noisy if front is None else front(noisy)
-                for keep in keeps:
-                    given = clean if front is None else (clean + keep * (noisy - clean)).clamp(0, 1)
-                    labels = subject.target.query(given, bounded=front is not None).labels
-                    right[keep].append(float((labels == label).mean()))
-            found[str(sigma)] = {str(keep): shares for keep, shares in right.items()}
-            found.save()
+        right: dict[float, list[float]] = {keep: [] for keep in keeps}
+        for number, (image, label) in enumerate(zip(subject.others, subject.other_labels, strict=True)):
+            noise = torch.randn(votes, *image.shape, generator=torch.Generator().manual_seed(number))
+            noisy = image + sigma * noise
+            with torch.no_grad():
+                clean = noisy if front is None else front(noisy)
+            for keep in keeps:
+                given = clean if front is None else (clean + keep * (noisy - clean)).clamp(0, 1)
+                labels = subject.target.query(given, bounded=front is not None).labels
+                right[keep].append(float((labels == label).mean()))
+        found["right"] = {str(keep): shares for keep, shares in right.items()}
 
-    return bench.kept(f"choice-{subject.name}-{name}", [subject.key, mark, SIGMAS, keeps, votes], compute)
+    return bench.kept(f"choice-{subject.name}-{name}-{sigma:g}", [subject.key, mark, keeps, votes], compute)[
+        "right"
+    ]
 
 
 def kept_share(bench: Bench, subject: Subject, name: str, sigma: float) -> float:
     """The share of kept noise with which most of the other images are right at this sigma."""
     if name in EQUAL:
         return DEFAULT_KEEP
-    found = choice(bench, subject, name)[str(sigma)]
+    found = choice(bench, subject, name, sigma)
     return float(max(found, key=lambda keep: np.mean(found[keep])))
 
 
@@ -102,12 +100,13 @@ def chosen(bench: Bench, subject: Subject, name: str, n: int) -> list[list[float
     Promised is what n votes would prove if they were right as often as the few that were drawn foretell, by Laplace's rule
     of succession: few that are all right do not promise that all are.
     """
-    found, few = choice(bench, subject, name), VOTES[subject.name == LARGE]
+    few = VOTES[subject.name == LARGE]
+    right = {sigma: choice(bench, subject, name, sigma) for sigma in SIGMAS}
     best: list[list[float] | None] = []
     for group in RADII:
         promised = {}
         for sigma in SIGMAS:
-            for keep, shares in found[str(sigma)].items():
+            for keep, shares in right[sigma].items():
                 counts = np.round(n * (few * np.array(shares) + 1) / (few + 2)).astype(int)
                 radius = sigma * scipy.stats.norm.ppf(certify.binomial_lower_bound(counts, n, ALPHA))
                 promised[sigma, float(keep)] = np.mean([(radius >= each).mean() for each in group])

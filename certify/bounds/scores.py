@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
-from certify.bounds.bisection import largest
 from certify.errors import CertifyError, check_alpha
 from certify.noise.base import ROUNDING
+from certify.noise.bisection import largest
 from certify.noise.gaussian import Gaussian
 
 

@@ -26,10 +26,10 @@ from scipy.special import betaincc, betaln, ndtri
 from scipy.stats import binom
 
 from certify.bounds.binomial import binomial_lower_bound, required_successes, smallest_n
-from certify.bounds.bisection import largest
 from certify.certificate import Certificate, Counts, class_to_bound
 from certify.errors import CertifyError
 from certify.noise.base import NoiseLaw
+from certify.noise.bisection import largest
 
 UNIT = 32  # analyses fall on multiples of this many draws: the chunk of the vote engine
 GROWTH = 1.1  # between the sample sizes of analyses

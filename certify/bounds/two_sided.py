@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from certify.bounds.binomial import binomial_lower_bound, binomial_upper_bound
-from certify.bounds.bisection import largest
 from certify.certificate import Certificate, Counts, class_to_bound
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise.base import ROUNDING, NoiseLaw
+from certify.noise.bisection import largest
 from certify.noise.gaussian import Gaussian
 
 TOP_SHARE = 0.9  # of alpha, for the top class

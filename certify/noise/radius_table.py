@@ -31,8 +31,8 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtr, ndtri
 
-from certify.bounds.bisection import largest
 from certify.noise.base import FloatArray
+from certify.noise.bisection import largest
 from certify.noise.sigma_cells import SigmaCells
 
 KNOT_RATIO = 1.03  # between neighboring radii of the table

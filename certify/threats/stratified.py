@@ -22,10 +22,10 @@ import torch
 from scipy.special import ndtr, ndtri
 
 from certify.bounds.binomial import binomial_lower_bound, smallest_n
-from certify.bounds.bisection import largest
 from certify.certificate import Certificate, Counts
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise.base import ROUNDING, FloatArray, NoiseLaw
+from certify.noise.bisection import largest
 from certify.noise.radius_table import FLOAT32, SLACK
 from certify.noise.scale_mixture import GaussianScaleMixture
 from certify.noise.sigma_cells import SigmaCells
