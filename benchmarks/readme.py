@@ -19,7 +19,7 @@ from certdef.tracking.results import Share
 from surrogates import Bill
 
 BEGIN, END = "<!-- numbers: from the run's result.json files -->\n", "<!-- end of numbers -->\n"
-NAMES = {"nim": "NIM", "gaussian": "Gaussian"}
+NAMES = {"nim": "NIM"}
 SUBJECTS = {"target": "by paid queries", "surrogate": "without queries"}
 
 
@@ -53,7 +53,7 @@ def printed(config: RunConfig, summary: Summary) -> list[str]:
     """The summary in the terminal, as the first run prints it."""
     lines = [line for line in str(summary).splitlines() if not line.startswith("reused")]
     store = "runs        mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"
-    return ["The summary in the terminal:", "", "```text", *lines[1:-1], store, "```"]
+    return ["The summary in the terminal:", "", "```text", *lines[:-1], store, "```"]
 
 
 def certificates(config: RunConfig, result: CertifyResult, subject: str) -> list[str]:
@@ -69,8 +69,9 @@ def certificates(config: RunConfig, result: CertifyResult, subject: str) -> list
 
 
 def certificate_line(row: CertificateRow, radii: list[float]) -> str:
-    name = NAMES.get(row.curve.law, row.curve.law)
+    name = "Gaussian" if row.law is None else NAMES.get(row.curve.law, row.curve.law)
     noise = f"{name}, sigma ~ {row.law}" if row.law else f"{name}, sigma {row.mean_sigma:.3f}"
+    noise += ", chosen" if row.chosen else ""
     shares = [
         percent(share) if radius <= row.largest_radius else "–"
         for radius, share in zip(radii, row.curve.shares, strict=True)

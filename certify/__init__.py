@@ -10,7 +10,7 @@ voting/       the vote engine, alone or on many workers
 guided/       a surrogate as guide: fewer paid votes for the same certificate
 threats/      strata of sigma; deterministic noise with exact votes
 records/      append-only records, other certificates from the same votes, curves
-selection     choose a law on held-out images
+selection     choose a law on held-out images; what a few votes promise
 """
 
 from certify.bounds.binomial import (
@@ -39,7 +39,7 @@ from certify.noise import (
 )
 from certify.records import RecordLog, curves, read_records
 from certify.records.recertify import recertify, recover_successes
-from certify.selection import NoiseChoice, choose_noise
+from certify.selection import NoiseChoice, choose_noise, expected_accuracy
 from certify.smoothing import SmoothedClassifier, certify_votes
 from certify.threats.splitting import certify_splitting
 from certify.threats.stratified import certify_stratified
@@ -79,6 +79,7 @@ __all__ = [
     "certify_votes_guided",
     "choose_noise",
     "curves",
+    "expected_accuracy",
     "fastest_engine",
     "generalized_normal",
     "nim_noise",

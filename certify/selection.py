@@ -10,12 +10,18 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import scipy.optimize
+import scipy.stats
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaln
 
 from certify.bounds.binomial import binomial_lower_bound
 from certify.errors import CertifyError, with_options
 from certify.noise.base import NoiseLaw
 from certify.smoothing import Sampling, SmoothedClassifier
+
+# Of the parameters of a Beta law that is fitted to few images: unanimous votes alone would make one of them 0.
+WEIGHTS = (0.02, 1_000.0)
 
 
 @dataclass(frozen=True)
@@ -110,3 +116,61 @@ def choose_noise(
         draws += sum(each.n0 + each.n for each in certificates)
     best = int(np.argmax(accuracy.mean(axis=1)))
     return NoiseChoice(candidates[best], candidates, tested, accuracy, draws, tuple(names))
+
+
+def expected_accuracy(
+    successes: ArrayLike,
+    trials: int,
+    noise: NoiseLaw,
+    radii: Sequence[float],
+    *,
+    n: int,
+    alpha: float = 0.001,
+) -> NDArray[np.float64]:
+    """The certified accuracy that n votes an image are expected to prove, from a few votes of each: an estimate, no certificate.
+
+    The probability of the true class differs from image to image: by a Beta law, the one that makes these votes likeliest
+    (empirical Bayes). With k votes of m for the class, an image's own is Beta(a + k, b + m - k), and the number for it among
+    n fresh votes is beta-binomial. The image counts at r with the probability that this number is one whose lower bound at
+    level alpha proves r. So images that a few votes cannot tell count in part, where a certificate from these few would
+    deny all large radii to a small sigma.
+
+    Args:
+        successes: (N,) votes for the true class.
+        trials: Votes of each image.
+        noise: The law of the votes.
+        radii: (R,).
+        n: Votes that bound the probability in the certificate.
+        alpha: Its level.
+
+    Returns:
+        (R,), in [0, 1].
+
+    Raises:
+        CertifyError: Counts that are not between 0 and the trials.
+    """
+    votes = np.asarray(successes)
+    if votes.ndim != 1 or not len(votes) or votes.min() < 0 or votes.max() > trials:
+        raise CertifyError(f"successes must be (N,) counts from 0 to trials={trials}, got {votes!r}")
+    a, b = likeliest_beta(votes, trials)
+    share = np.zeros(len(radii))
+    for at, required in enumerate(noise.p_required(np.asarray(radii, dtype=np.float64))):
+        if required >= 1:
+            continue
+        # the fewest successes k of n with P(K >= k) <= alpha at this p, which is where the lower bound reaches it
+        fewest = int(scipy.stats.binom.isf(alpha, n, required)) + 1
+        if fewest <= n:
+            share[at] = scipy.stats.betabinom.sf(fewest - 1, n, votes + a, trials - votes + b).mean()
+    return share
+
+
+def likeliest_beta(votes: NDArray[np.int64], trials: int) -> tuple[float, float]:
+    """The Beta law of the images' probabilities under which these votes are likeliest, within WEIGHTS."""
+
+    def surprise(logarithms: NDArray[np.float64]) -> float:
+        a, b = np.exp(logarithms)
+        return float(np.sum(betaln(a, b) - betaln(votes + a, trials - votes + b)))
+
+    bounds = [tuple(np.log(WEIGHTS))] * 2
+    a, b = np.exp(scipy.optimize.minimize(surprise, np.log([0.5, 0.5]), bounds=bounds).x)
+    return float(a), float(b)

@@ -10,6 +10,7 @@ from typing import Any
 
 from certdef.config import own_target
 from certdef.config.attacks import AttackConfig, LadderConfig
+from certdef.config.candidates import OFF, candidate_laws
 from certdef.config.job import (
     FILES,
     LONGEST_SIDE,
@@ -76,7 +77,12 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
         for name, lines in _failures(getattr(config, section), f"{section}.", rules).items():
             part = "laws" if name == "laws" else section
             found[part] = [*found.get(part, []), *lines]
-    for part, more in {"laws": _laws(config.certify), "target": _headers(config.target)}.items():
+    special = {
+        "laws": _laws(config.certify),
+        "certify": _candidates(config.certify),
+        "target": _headers(config.target),
+    }
+    for part, more in special.items():
         if more:
             found[part] = [*found.get(part, []), *more]
     return found
@@ -110,6 +116,20 @@ def _laws(certify: CertifyConfig) -> list[str]:
         remedy = "give each law its own, whatever the case (gaussian is taken by the comparison)"
         failures.append(f"certify.laws has the labels {labels}: {remedy}")
     return failures
+
+
+def _candidates(certify: CertifyConfig) -> list[str]:
+    if isinstance(certify.choose, str) and certify.choose != OFF:
+        return [f"certify.choose is {certify.choose!r}: use off, or a list of candidates, e.g. [45,60,90]"]
+    try:
+        laws = candidate_laws(certify)
+    except ConfigError as error:
+        return [str(error)]
+    if certify.choose != OFF and len(laws) < 2:
+        return [
+            f"certify.choose is {certify.choose!r}: name at least two candidates, e.g. [45,60,90], or use off"
+        ]
+    return []
 
 
 def _headers(target: TargetConfig) -> list[str]:
@@ -164,6 +184,8 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     remedy = "it is known for a fixed number of votes: add --certify.method fixed, and no guide"
     yield "bound", plain, remedy
     yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
+    yield "choice_images", certify.choice_images >= 1, "use at least 1"
+    yield "choice_n", certify.choice_n >= 1, "use at least 1, e.g. 200"
     yield "workers", certify.workers >= 1, "use at least 1"
     yield "engine", certify.engine in ("plain", "auto"), "use plain or auto"
     if any(getattr(certify, name) != value for name, value in _vote(preset).items()):

@@ -100,7 +100,7 @@ class CertifyConfig:
     """Randomized smoothing of both subjects.
 
     Args:
-        laws: Noise laws; the first is the headline and the one that is served.
+        laws: Noise laws; the first is the headline and the one that is served, unless one is chosen.
         images: Held-out images certified for the surrogate (free).
         target_images: Held-out images certified for the target (paid).
         n0: Draws that choose the class.
@@ -124,6 +124,12 @@ class CertifyConfig:
         engine: In which arithmetic denoiser and surrogate vote: plain (float32), or auto, the fastest of float32 and bfloat16
             in either memory layout, measured once on this machine and kept in work_dir: the counts are those of this
             machine then. The target's is never changed.
+        choose: Candidates for the headline's noise, of which target and surrogate each get the one that promises the highest
+            certified accuracy, averaged over the radii: constant sigmas (8-bit levels), labels of laws, whole or cut to
+            sigmas of an interval, e.g. [45,60,90,nim,nim@60-90]. Constant laws of certify.laws are candidates too, and no
+            rows. Networks are trained before, under the laws. off: the first law.
+        choice_images: Held-out images that the choice is made on, the last ones; they are not certified.
+        choice_n: Votes of each of them, a candidate; the target's are paid from ledger.certification.
     """
 
     laws: tuple[SigmaLaw, ...] = (SigmaLaw(), SigmaLaw(label="wide", scale_255=6.0))
@@ -142,21 +148,21 @@ class CertifyConfig:
     workers: int = 2
     scheduler: str | None = None
     engine: str = "plain"
+    choose: tuple[float | str, ...] | str = "off"
+    choice_images: int = 60
+    choice_n: int = 100
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that a count depends on: all but where the work is done, and later ones that are unset.
+        """The options that a count depends on: all but where the work is done, how its law was chosen, and later ones that are unset.
 
-        What `engine` chose is a key of its own.
+        What `engine` and `choose` chose are keys of their own.
         """
+        elsewhere = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
         unset = [
             name for name in ("known_class", "bound") if getattr(self, name) == getattr(CertifyConfig, name)
         ]
-        return {
-            key: value
-            for key, value in asdict(self).items()
-            if key not in ("backend", "workers", "scheduler", "engine", *unset)
-        }
+        return {key: value for key, value in asdict(self).items() if key not in (*elsewhere, *unset)}
 
     @property
     def selection(self) -> int:
@@ -292,7 +298,7 @@ class RunConfig:
 
     @property
     def headline_law(self) -> str:
-        """Label of the first law: the one of the headline, the attack's De^3 and the served model."""
+        """Label of the first law: the one of the attack's De^3 and, unless another is chosen, of the headline."""
         return self.certify.laws[0].label
 
     @property

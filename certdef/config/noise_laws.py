@@ -5,11 +5,14 @@ from __future__ import annotations
 import scipy.stats
 
 import certify
+from certdef.config.candidates import TRUNCATED
 from certdef.config.job import ConfigError, SigmaLaw
 
 
 def noise_law(law: SigmaLaw) -> certify.GaussianScaleMixture | certify.Gaussian:
     """The Gaussian scale mixture of a configured law of sigma, e.g. Gamma(25, scale 3)/255; one Gaussian if it is constant.
+
+    Of a family `truncated_gamma` the last two shape arguments are the smallest and the largest sigma, in 8-bit levels.
 
     Raises:
         ConfigError: scipy.stats has no such family, or the family refuses the shape arguments.
@@ -18,12 +21,18 @@ def noise_law(law: SigmaLaw) -> certify.GaussianScaleMixture | certify.Gaussian:
         if law.shape:
             raise ConfigError(f"law {law.label!r}: a constant sigma is its scale alone, give shape []")
         return certify.Gaussian(law.scale_255 / 255)
-    family = getattr(scipy.stats, law.family, None)
+    cut = law.family.startswith(TRUNCATED)
+    shape, ends = (law.shape[:-2], law.shape[-2:]) if cut else (law.shape, ())
+    family = getattr(scipy.stats, law.family.removeprefix(TRUNCATED), None)
     if not isinstance(family, scipy.stats.rv_continuous):
         raise ConfigError(
             f"family {law.family!r} of law {law.label!r} is no continuous scipy.stats law: try gamma, uniform, gengamma or constant"
         )
     try:
-        return certify.GaussianScaleMixture(family(*law.shape, scale=law.scale_255 / 255))
+        sigma = family(*shape, scale=law.scale_255 / 255)
+        if cut:
+            low, high = ends
+            sigma = certify.truncated(sigma, low / 255, high / 255)
+        return certify.GaussianScaleMixture(sigma)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"law {law.label!r}: {error}") from error

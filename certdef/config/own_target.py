@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from certdef.config.candidates import OFF, candidate_laws, choice_votes
 from certdef.config.job import RunConfig, SigmaLaw, flatten
 
 PRESET = "own"
@@ -77,6 +78,16 @@ def _law(facts: Facts, config: RunConfig) -> tuple[SigmaLaw, ...]:
     return (SigmaLaw("constant", "constant", (), 60.0 if small else 30.0),)
 
 
+def _certified(most: Callable[[Facts], int]) -> Callable[[Facts, RunConfig], int]:
+    """The held-out images that no noise is chosen on, at most so many."""
+
+    def images(facts: Facts, config: RunConfig) -> int:
+        reserved = 0 if config.certify.choose == OFF else config.certify.choice_images
+        return max(1, min(config.data.heldout_images - reserved, most(facts)))
+
+    return images
+
+
 def _radii(facts: Facts, config: RunConfig) -> tuple[float, ...]:
     law = config.certify.laws[0]
     wide = law.family != "constant" or law.scale_255 >= 45
@@ -136,15 +147,18 @@ def _nim_width(facts: Facts, config: RunConfig) -> int:
 
 def smoothed_targets(config: RunConfig) -> int:
     """Smoothed targets that a job may certify: each law with and without the purifier, and the Gaussian beside a law whose
-    sigma is random."""
-    certify = config.certify
-    rows = len(certify.laws) * (1 + (config.purifier != NONE))
-    return rows + (certify.laws[0].family != "constant")
+    sigma is random; where the noise is chosen, that one and the laws of random sigma."""
+    certify, behind = config.certify, 1 + (config.purifier != NONE)
+    if certify.choose != OFF:
+        return behind * (1 + sum(law.family != "constant" for law in certify.laws))
+    return behind * len(certify.laws) + (certify.laws[0].family != "constant")
 
 
 def _certification(facts: Facts, config: RunConfig) -> int:
     certify = config.certify
-    return max(1, certify.target_images) * smoothed_targets(config) * (certify.selection + certify.n)
+    choice = choice_votes(certify, 1 + (config.purifier != NONE))
+    votes = certify.selection + certify.n
+    return choice + max(1, certify.target_images) * smoothed_targets(config) * votes
 
 
 def _attack_queries(facts: Facts, config: RunConfig) -> int:
@@ -163,8 +177,8 @@ RULES = (
     Rule("data.heldout_images", _heldout, "half of the images, or the test set, as far as they fit in 128 MiB"),
     Rule("surrogate.model", _student, "the largest that a processor trains in minutes; none where only the target is certified"),
     Rule("data.pool_images", _pool, "the other images, as far as they fit in 128 MiB; none where nothing is trained"),
-    Rule("certify.target_images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 50), "each costs hundreds of paid votes"),
-    Rule("certify.images", lambda f, c: min(c.data.heldout_images, 10 if f.large else 100), "free, but each takes up to 1,000 passes, at a tenth of a second where they are large"),
+    Rule("certify.target_images", _certified(lambda f: 20 if f.large else 50), "each costs hundreds of paid votes"),
+    Rule("certify.images", _certified(lambda f: 10 if f.large else 100), "free, but each takes up to 1,000 passes, at a tenth of a second where they are large"),
     Rule("certify.batch_size", lambda f, c: f.fitting(PASS_BYTES, 2048), "20 MiB of images, some 400 MiB with what a network keeps of them"),
     Rule("ledger.training", _training, "every image of the pool once, up to 600"),
     Rule("surrogate.query_batch", lambda f, c: min(c.ledger.training, f.fitting(PASS_BYTES, 100)), "a part of that budget"),
@@ -183,7 +197,7 @@ RULES = (
     Rule("attack.steps", lambda f, c: 10 if f.large else 20, "each is a pass through the surrogate and back"),
     Rule("attack.sigma_255", lambda f, c: c.certify.laws[0].scale_255 if c.certify.laws[0].family == "constant" else 75.0, "the noise of the vote"),
     Rule("ledger.evaluation", lambda f, c: 8 * max(25, c.data.heldout_images), "the held-out images clean, noisy and denoised, for two jobs or three"),
-    Rule("ledger.certification", _certification, "n0 + n votes for every image and smoothed target, at most"),
+    Rule("ledger.certification", _certification, "n0 + n votes for every image and smoothed target, at most, and those that choose the noise"),
     Rule("ledger.attack", _attack_queries, "every image at every distance, bare and purified, for up to four jobs"),
 )  # fmt: skip
 
@@ -228,6 +242,8 @@ def in_words(config: RunConfig, facts: Facts) -> str:
     channels, height, width = facts.shape
     certify, law = config.certify, config.certify.laws[0]
     noise = f"sigma {law.scale_255 / 255:.2f}" if law.family == "constant" else f"noise {law.label}"
+    if certify.choose != OFF:
+        noise = f"noise chosen of {len(candidate_laws(certify))} on {certify.choice_images} others"
     parts = [
         f"{facts.images} images of {channels}x{height}x{width}: {config.data.heldout_images} held out",
         f"{min(certify.target_images, config.data.heldout_images)} certified by up to {certify.selection + certify.n:,} votes each",

@@ -80,14 +80,13 @@ def run(
     with open_job(config, progress, fresh, objects=objects) as job:
         parts = _parts(job)
         students = _students(job, parts)
-        done = [*parts.all, *students.stages, _certified(job, parts, students)]
+        certified = _certified(job, parts, students)
+        done = [*parts.all, *students.stages, *certified]
         if students.headline is None:
             return _report(job, done, target_page.render)
         done.append(_attacked(job, parts))
         if storable(job.config):
-            certified = [*parts.defense, *students.headline_stages]
-            num_classes = parts.target.num_classes
-            done.append(stages.register(job, num_classes, students.headline, parts.purifier, certified))
+            done.append(_registered(job, parts, students, certified[-1].result))
         return _report(job, [*done, *_ladder(job, parts, students)], page.render)
 
 
@@ -140,7 +139,7 @@ def certify(
     with open_job(config, progress, fresh, verb="certify", objects=objects) as job:
         parts = _parts(job)
         students = _students(job, parts)
-        done = [*parts.all, *students.stages, _certified(job, parts, students)]
+        done = [*parts.all, *students.stages, *_certified(job, parts, students)]
         return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
 
 
@@ -279,8 +278,27 @@ def _students(job: Job, parts: Parts) -> stages.Students:
     return stages.train_students(job, parts.target, parts.surrogate, parts.surrogate_stage, parts.purifier)
 
 
-def _certified(job: Job, parts: Parts, students: stages.Students) -> Stage:
-    return stages.certify_subjects(job, parts.target, students, parts.purifier, parts.defense)
+def _certified(job: Job, parts: Parts, students: stages.Students) -> list[Stage]:
+    """The choice of the noise, where there is one, and the certificates."""
+    subjects = (job, parts.target, students, parts.purifier, parts.defense)
+    choice = stages.choose_headline(*subjects)
+    certified = stages.certify_subjects(*subjects, choice.result.laws if choice else None)
+    return [choice, certified] if choice else [certified]
+
+
+def _registered(
+    job: Job, parts: Parts, students: stages.Students, certified: stages.CertifyResult
+) -> Stage[stages.ServedResult]:
+    """The surrogate that is certified in the headline, under the headline's noise."""
+    headline = next(
+        each
+        for each in stages.conditions(job.config, certified.chosen)
+        if each.subject == "surrogate" and each.headline
+    )
+    model, law = students.of(headline), stages.headline_law(job.config, certified, "surrogate")
+    assert model is not None  # the job has a surrogate
+    own = students.stages if certified.chosen else students.headline_stages
+    return stages.register(job, parts.target.num_classes, model, parts.purifier, [*parts.defense, *own], law)
 
 
 def _attacked(job: Job, parts: Parts) -> Stage:

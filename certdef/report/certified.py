@@ -7,13 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import certify
-from certdef.config.job import RunConfig
+from certdef.config.job import RunConfig, SigmaLaw
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import Splits
 from certdef.models.storage import load_model
@@ -22,8 +21,8 @@ from certdef.purifiers.registry import find_purifier
 from certdef.report import images
 from certdef.report.certificates import certificate_rows
 from certdef.report.template import uris
-from certdef.report.words import law_in_words, purifier_title
-from certdef.stages.certificates import CertifyResult
+from certdef.report.words import purifier_title
+from certdef.stages.certificates import CertifyResult, headline_law
 from certdef.stages.conditions import conditions, subjects
 from certdef.tracking.workspace import Stage
 
@@ -46,7 +45,6 @@ def of_target(
     purifier = find_purifier(config.purifier)
     stages = {each.name: each for each in done}
     result = {each.name: each.result for each in done}
-    certify = stages["certify"]
     return {
         "config": config,
         "config_json": json.dumps(config.public_dict(), indent=2),
@@ -59,9 +57,9 @@ def of_target(
         "purifier": purifier_title(config.purifier).replace("^3", "³"),
         "about": purifier.about,
         "denoiser": purifier.denoiser.name if purifier.denoiser else None,
-        "by_class": by_class(config, data, certify.path) if data.named else [],
+        "by_class": by_class(config, data, stages["certify"]) if data.named else [],
         "strip": strip(config, data, stages),
-        **certificates(config, certify.result, certify.path),
+        **certificates(config, stages),
     }
 
 
@@ -82,16 +80,24 @@ def radii_in_words(data: Splits, radii: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def certificates(config: RunConfig, result: CertifyResult, folder: Path) -> dict[str, Any]:
-    """The rows of every subject, the headline's radius and records, and the pictures."""
-    radii, header = [0.0, *config.certify.radii], _headline_records(config, folder, "target").config
+def certificates(config: RunConfig, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """The rows of every subject, the headline's radius, noise and records, how that noise was chosen, and the pictures.
+
+    Args:
+        config: The job.
+        stages: Its finished stages, by name: certify, and choice where the noise was chosen.
+    """
+    certified = stages["certify"]
+    result, folder = certified.result, certified.path
+    radii, header = [0.0, *config.certify.radii], _headline_records(config, certified, "target").config
     assert header is not None  # a .jsonl has one
     files = {"both": "certified_accuracy"} | {each: f"certified_accuracy_{each}" for each in subjects(config)}
     return {
         "certificates": {subject: certificate_rows(config, result, subject) for subject in subjects(config)},
         "radii": radii,
         "headline_at": next((at for at, radius in enumerate(radii) if radius > 0), 0),
-        "headline_law": law_in_words(config.certify.laws[0]),
+        "headline_laws": {each: headline_law(config, result, each) for each in subjects(config)},
+        "choice": stages["choice"].result if "choice" in stages else None,
         "curves": {
             name: images.data_uri((folder / f"{file}.png").read_bytes()) for name, file in files.items()
         },
@@ -101,9 +107,11 @@ def certificates(config: RunConfig, result: CertifyResult, folder: Path) -> dict
     }
 
 
-def _headline_records(config: RunConfig, folder: Path, subject: str) -> certify.records.Records:
-    first = next(each for each in conditions(config) if each.subject == subject)
-    return certify.read_records(folder / "records" / f"{first.key}.jsonl")
+def _headline_records(
+    config: RunConfig, stage: Stage[CertifyResult], subject: str
+) -> certify.records.Records:
+    first = next(each for each in conditions(config, stage.result.chosen) if each.subject == subject)
+    return certify.read_records(stage.path / "records" / f"{first.key}.jsonl")
 
 
 @dataclass(frozen=True)
@@ -115,9 +123,11 @@ class Verdict:
     right: bool
 
 
-def _verdicts(config: RunConfig, data: Splits, folder: Path, subject: str) -> dict[int, Verdict]:
+def _verdicts(
+    config: RunConfig, data: Splits, stage: Stage[CertifyResult], subject: str
+) -> dict[int, Verdict]:
     """The headline's certificates of a subject, by index of the image."""
-    records = _headline_records(config, folder, subject)
+    records = _headline_records(config, stage, subject)
     rows = zip(records.idx, records.predict, records.radius, records.correct, strict=True)
     return {
         int(index): Verdict(None, 0.0, False)
@@ -135,10 +145,10 @@ class ClassRow:
     certified: dict[str, tuple[int, int]]
 
 
-def by_class(config: RunConfig, data: Splits, folder: Path) -> list[ClassRow]:
+def by_class(config: RunConfig, data: Splits, stage: Stage[CertifyResult]) -> list[ClassRow]:
     """The headline's certificates by class, the classes with most images first."""
     radius = next((each for each in config.certify.radii if each > 0), 0.0)
-    every = {subject: _headline_records(config, folder, subject) for subject in subjects(config)}
+    every = {subject: _headline_records(config, stage, subject) for subject in subjects(config)}
     seen = Counter(label for records in every.values() for label in records.label.tolist())
 
     def share(records: certify.records.Records, label: int) -> tuple[int, int]:
@@ -154,17 +164,18 @@ def by_class(config: RunConfig, data: Splits, folder: Path) -> list[ClassRow]:
 
 
 def strip(config: RunConfig, data: Splits, done: Mapping[str, Stage]) -> list[dict[str, Any]]:
-    """The first held-out images: clean, under one noise draw, denoised where they are, and each subject's verdict.
+    """The first held-out images: clean, under one draw of the target's headline noise, denoised where they are, and each subject's verdict.
 
     Args:
         config: The job.
         data: Its images.
         done: Its finished stages, by name.
     """
-    clean, noise = data.heldout_images[:STRIP], noise_law(config.certify.laws[0])
-    folder, denoiser = done["certify"].path, _denoiser(config, data, done)
-    noisy, denoised = images.denoising_steps(denoiser, noise, clean, config.seed)
-    verdicts = {subject: _verdicts(config, data, folder, subject) for subject in subjects(config)}
+    clean, certified = data.heldout_images[:STRIP], done["certify"]
+    law = headline_law(config, certified.result, "target")
+    denoiser = _denoiser(config, law, done)
+    noisy, denoised = images.denoising_steps(denoiser, noise_law(law), clean, config.seed)
+    verdicts = {subject: _verdicts(config, data, certified, subject) for subject in subjects(config)}
     return [
         {
             "label": data.class_name(int(data.heldout_labels[index])),
@@ -177,15 +188,16 @@ def strip(config: RunConfig, data: Splits, done: Mapping[str, Stage]) -> list[di
     ]
 
 
-def _denoiser(config: RunConfig, data: Splits, done: Mapping[str, Stage]) -> nn.Module | None:
+def _denoiser(config: RunConfig, headline: SigmaLaw, done: Mapping[str, Stage]) -> nn.Module | None:
     """What stands between the headline's noise and the classifier, with the networks that the job has trained."""
     spec = find_purifier(config.purifier)
     if spec.denoiser is None:
         return None
-    if "served" in done:
+    own = {law.label: law for law in config.certify.laws}.get(headline.label, config.certify.laws[0])
+    if "served" in done and own == config.certify.laws[0]:
         return load_model(done["served"].path / "model").denoiser
     networks = {}
     for network in spec.networks(config):
-        law = config.certify.laws[0] if network.laws != "none" else None
+        law = own if network.laws == "each" else config.certify.laws[0] if network.laws == "first" else None
         networks[network.role] = load_model(done[network.stage_name(config, law)].path / "model")
     return spec.denoiser.build(Parts(spec.settings(config), networks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from certdef.config.candidates import OFF
 from certdef.config.job import RunConfig
 from certdef.config.own_target import NONE
 from certdef.report.words import law_in_words
@@ -75,9 +76,11 @@ def _main(config: RunConfig) -> dict[str, str]:
     from certdef.purifiers.registry import find_purifier  # which loads torch
 
     law, papers = config.certify.laws[0], find_purifier(config.purifier).about.papers
+    # a chosen noise is another one: its candidates are in no paper
+    noise = "the noise" if config.certify.choose == OFF else "the noise that networks are trained under"
     return SMOOTHING | {
         "denoised": "certificates: a denoiser before the classifier",
-        "nim": f"the noise, sigma ~ {law_in_words(law)}" + (", and De^3" if "nim" in papers else ""),
+        "nim": f"{noise}, sigma ~ {law_in_words(law)}" + (", and De^3" if "nim" in papers else ""),
         **{paper: f"the purifier {config.purifier}" for paper in papers if paper != "nim"},
         "ducd": f"the surrogate ({config.surrogate.model}), distilled from {config.ledger.training} answers",
         **_consistency(config),

@@ -32,7 +32,7 @@ def draw(result: StageResult, folder: Path, *, config: RunConfig, data: Splits) 
 @draw.register
 def _(result: CertifyResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
     """The headline of both subjects in one picture, and every condition of each subject in its own."""
-    every = conditions(config)
+    every = conditions(config, result.chosen)
     lines = {each: _curve(folder, each.key) for each in every}
     purifier = next(each.purifier for each in every if each.headline)
     words = f"behind {purifier_title(purifier)}" if purifier else "without a denoiser"

@@ -55,6 +55,12 @@ def render(plan: Plan) -> str:
         lines.append(
             f"cost        {plan.total.expected * plan.price / 1000:,.2f} USD at most, {plan.price:g} USD per 1,000"
         )
+    if plan.choosing:
+        choosing = plan.choosing
+        lines.append(
+            f"noise       chosen of {', '.join(choosing.candidates)} on {choosing.images} held-out images that are not certified: at most "
+            f"{choosing.queries:,} of the queries of certification"
+        )
     if plan.seconds:
         parts = ", ".join(f"{part} {duration(value)}" for part, value in plan.seconds.items())
         lines.append(f"time        about {duration(sum(plan.seconds.values()))}: {parts}")

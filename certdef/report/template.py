@@ -11,6 +11,7 @@ from typing import Any
 from certdef.config.job import without_password
 from certdef.report import formats
 from certdef.report.citations import reference
+from certdef.report.words import sigma_in_words
 from certdef.tracking.results import StageResult
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -43,7 +44,7 @@ def template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"share": formats.percent, "up": formats.percent_up}
+    filters = {"share": formats.percent, "up": formats.percent_up, "sigma": sigma_in_words}
     environment.globals["purposes"] = PURPOSES
     environment.filters |= filters | {"count": formats.count, "down": formats.radius_down}
     return environment.get_template(name)

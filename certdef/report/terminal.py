@@ -14,10 +14,17 @@ from certdef.config.job import RunConfig
 from certdef.report import udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
-from certdef.report.words import SUBJECT_NAMES, of_target_alone, purifier_title, right_in_words
+from certdef.report.words import (
+    SUBJECT_NAMES,
+    of_target_alone,
+    purifier_title,
+    right_in_words,
+    sigma_in_words,
+)
 from certdef.stages.attack import AttackResult
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
+from certdef.stages.choice import ChoiceResult
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
@@ -108,6 +115,20 @@ def _(result: BudgetsResult, config: RunConfig) -> list[str]:
         as_markdown(result.cells),
         f"budgets     {queries:,} queries in all surrogates, {charged:,} charged",
     ]
+
+
+@stage_lines.register
+def _(result: ChoiceResult, config: RunConfig) -> list[str]:
+    lines = []
+    for subject in sorted({each.subject for each in result.chosen.values()}, reverse=True):
+        found = [each for each in result.chosen.values() if each.subject == subject]
+        laws = [
+            f"{sigma_in_words(each.law)} {f'behind {purifier_title(each.purifier)}' if each.purifier else 'without a denoiser'}"
+            for each in found
+        ]
+        lines.append(f"noise       {subject:<9} {'; '.join(laws)}")
+    how = f"{len(result.candidates)} candidates, on {result.images} further held-out images"
+    return [*lines, f"            chosen of {how}, by {result.paid:,} paid votes"]
 
 
 @stage_lines.register

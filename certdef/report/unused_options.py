@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from certdef.config.candidates import OFF
 from certdef.config.job import RunConfig, flatten, preset_path, without_password
 from certdef.config.purifiers import LEAVES, is_code
 
@@ -103,6 +104,11 @@ def _other_job(config: RunConfig) -> Rules:
             ("purifier", "attack", "ladder", *PURIFIER_SECTIONS, "tracking.registered_model"),
             "the DUCD job has no purifier and no attack, and registers nothing",
         )
+        choice = tuple(f"certify.{name}" for name in ("choose", "choice_images", "choice_n"))
+        yield (
+            choice,
+            "the DUCD job chooses its noise by ducd.gaussians_255, ducd.choice_images and ducd.choice_n",
+        )
         pool = "the DUCD job queries its whole pool"
         yield (*SELECTION, *SOFT_LABELS, "surrogate.strategy", "surrogate.committee"), pool
     for name in ("ducd", "udc"):
@@ -162,6 +168,8 @@ def _surrogate(config: RunConfig, verb: str) -> Rules:
 
 
 def _votes(config: RunConfig) -> Rules:
+    if config.certify.choose == OFF:
+        yield ("certify.choice_images", "certify.choice_n"), "certify.choose is off"
     if config.certify.backend is None:
         yield ("certify.workers", "certify.scheduler"), "certify.backend is unset"
     elif config.certify.backend == "loky":

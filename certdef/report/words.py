@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from certdef.config.candidates import TRUNCATED
 from certdef.config.job import SigmaLaw
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = [
     "of_target_alone",
     "purifier_title",
     "right_in_words",
+    "sigma_in_words",
 ]
 
 SUBJECT_NAMES = {
@@ -48,8 +50,18 @@ def law_in_words(law: SigmaLaw) -> str:
     """A law of sigma as the literature writes it: gamma(25, scale 3)/255; a constant one by its value."""
     if law.family == "constant":
         return f"{law.scale_255:g}/255, constant"
-    arguments = [*(f"{value:g}" for value in law.shape), f"scale {law.scale_255:g}"]
-    return f"{law.family}({', '.join(arguments)})/255"
+    cut = law.family.startswith(TRUNCATED)
+    shape, ends = (law.shape[:-2], law.shape[-2:]) if cut else (law.shape, ())
+    arguments = [*(f"{value:g}" for value in shape), f"scale {law.scale_255:g}"]
+    within = f" cut to {ends[0]:g}/255 to {ends[1]:g}/255" if cut else ""
+    return f"{law.family.removeprefix(TRUNCATED)}({', '.join(arguments)})/255{within}"
+
+
+def sigma_in_words(law: SigmaLaw) -> str:
+    """The same as a statement about sigma, in [0, 1] pixel units where it is constant."""
+    if law.family == "constant":
+        return f"σ = {law.scale_255 / 255:.3f}, constant"
+    return f"σ ~ {law_in_words(law)}"
 
 
 def condition_title(condition: Condition) -> str:

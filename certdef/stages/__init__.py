@@ -6,7 +6,8 @@ A stage's `result.json` holds its typed result in plain form. The order, and wha
 
 from certdef.stages.attack import AttackResult, attack, check_attack_budget
 from certdef.stages.budgets import BudgetsResult, check_budgets, trace_budgets
-from certdef.stages.certificates import CertifyResult, certify_subjects
+from certdef.stages.certificates import CertifyResult, certify_subjects, headline_law
+from certdef.stages.choice import ChoiceResult, choose_headline
 from certdef.stages.conditions import Condition, conditions, target_draws
 from certdef.stages.ducd.certificates import (
     ComparisonResult,
@@ -48,6 +49,7 @@ __all__ = [
     "BudgetsResult",
     "CertifiedSurrogateResult",
     "CertifyResult",
+    "ChoiceResult",
     "ComparisonResult",
     "Condition",
     "Job",
@@ -76,6 +78,7 @@ __all__ = [
     "check_pools",
     "check_purifier",
     "check_udc",
+    "choose_headline",
     "choose_noise",
     "compare_subjects",
     "conditions",
@@ -85,6 +88,7 @@ __all__ = [
     "evaluate_defense",
     "evaluate_ladder",
     "foretell",
+    "headline_law",
     "ladder_systems",
     "ledger_file",
     "load_photographs",

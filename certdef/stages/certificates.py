@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef.config.job import RunConfig
-from certdef.stages.conditions import conditions, guided_budget, subjects, target_draws
+from certdef.config.job import RunConfig, SigmaLaw
+from certdef.stages.conditions import conditions, denoising, guided_budget, place_of, subjects, target_draws
 from certdef.stages.engines import Engines, choose_engines
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
@@ -24,12 +25,17 @@ from certdef.tracking.workspace import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyResult(StageResult):
-    """A curve for each condition, by its key; radii in [0,1] pixel units."""
+    """A curve for each condition, by its key; radii in [0,1] pixel units.
+
+    Attributes:
+        chosen: The laws that were chosen for the headline, by place (place_of); none where the choice is off.
+    """
 
     draws_target: int
     draws_surrogate: int
     curves: dict[str, CertifiedCurve]
     radii: tuple[float, ...]
+    chosen: dict[str, SigmaLaw] = field(default_factory=dict)
 
 
 def certify_subjects(
@@ -38,15 +44,27 @@ def certify_subjects(
     students: Students,
     purifier: Purifier,
     depends_on: list[Stage],
+    chosen: Mapping[str, SigmaLaw] | None = None,
 ) -> Stage[CertifyResult]:
-    """Certify every condition, each surrogate's by the student that was trained for it; without a surrogate the target's alone."""
-    config, draws = job.config.certify, target_draws(job.config)
+    """Certify every condition, each surrogate's by the student that was trained for it; without a surrogate the target's alone.
+
+    Args:
+        job: What is certified.
+        target: By paid queries.
+        students: For free.
+        purifier: What stands between noise and classifier.
+        depends_on: The stages that made these.
+        chosen: The laws that were chosen for the headline, by place; none where the choice is off.
+    """
+    config, draws, chosen = job.config.certify, target_draws(job.config), chosen or {}
     job.legacy.draws = draws
     classifier = [target.subject, *(other.fingerprint for other in (*depends_on, *students.stages))]
     engines = choose_engines(job, {"denoiser": purifier.denoiser(), "surrogate": students.surrogate})
-    arithmetic = [engines.chosen] if engines.chosen else []
-    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *arithmetic)
-    return job.run(stage, lambda: _certify_subjects(job, target, students, purifier, engines, stage))
+    key: list[Any] = [engines.chosen] if engines.chosen else []
+    if chosen:
+        key += [{place: law.parameters for place, law in chosen.items()}, config.choice_images]
+    stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *key)
+    return job.run(stage, lambda: _certify_subjects(job, target, students, purifier, engines, stage, chosen))
 
 
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
@@ -83,11 +101,12 @@ def _certify_subjects(
     purifier: Purifier,
     engines: Engines,
     stage: Stage,
+    chosen: Mapping[str, SigmaLaw],
 ) -> CertifyResult:
     config, draws = job.config.certify, target_draws(job.config)
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
-    for condition in conditions(job.config):
+    for condition in conditions(job.config, chosen):
         plain = purifier.denoiser(condition.law) if condition.denoised else None
         denoiser = engines.computed("denoiser", plain)
         if condition.paid:
@@ -95,13 +114,13 @@ def _certify_subjects(
             paid = paid_classifier(job, target, stage, condition, denoiser, key)
             # A guide has to answer as the target does: the surrogate that agrees with it.
             guide = (
-                _behind(denoiser, engines.computed("surrogate", students.surrogate))
+                behind(denoiser, engines.computed("surrogate", students.surrogate))
                 if config.guide != "off"
                 else None
             )
             classifier = BaseClassifier(paid, target.num_classes, draws, guide)
         else:
-            white_box = _behind(denoiser, engines.computed("surrogate", students.of(condition)))
+            white_box = behind(denoiser, engines.computed("surrogate", students.of(condition)))
             assert white_box is not None
             classifier = BaseClassifier(white_box, target.num_classes, config.n)
         curve = certify_condition(job, condition, classifier, stage, engines.chosen)
@@ -114,13 +133,21 @@ def _certify_subjects(
         draws_surrogate=config.n,
         curves=curves,
         radii=config.radii,
+        chosen=dict(chosen),
         params=config.settings | {"n_target": draws, "engine": config.engine} | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )
 
 
-def _behind(denoiser: nn.Module | None, surrogate: nn.Module | None) -> nn.Module | None:
+def headline_law(config: RunConfig, result: CertifyResult, subject: str) -> SigmaLaw:
+    """The law of a subject's first row: the chosen one, or the first of the job."""
+    place = place_of(subject, denoising(config)[0])
+    return result.chosen.get(place, config.certify.laws[0])
+
+
+def behind(denoiser: nn.Module | None, surrogate: nn.Module | None) -> nn.Module | None:
+    """A surrogate with its denoiser before it, where there is one."""
     return nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
 
 

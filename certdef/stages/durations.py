@@ -23,7 +23,7 @@ from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, surrogate_model, train_classifier
 from certdef.purifiers.base import NetworkSpec, Parts, Plan, TrainingRun
 from certdef.purifiers.registry import find_purifier
-from certdef.stages.conditions import Condition, conditions
+from certdef.stages.conditions import Condition, conditions, unchosen
 from certdef.stages.networks import untrained_copy
 from certdef.stages.purifier import laws_of, untrained_networks
 from certdef.stages.students import trains_students
@@ -146,7 +146,8 @@ class Durations:
         if not trains_students(config.surrogate.noise, config.surrogate.model):
             return []
         laws = {law.label for law in config.certify.laws}
-        return [each for each in conditions(config) if each.subject == "surrogate" and each.law in laws]
+        every = conditions(unchosen(config))
+        return [each for each in every if each.subject == "surrogate" and each.law in laws]
 
     def _students_passes(self) -> int:
         """Passes of all of these, for each of the surrogate's."""

@@ -13,6 +13,7 @@ from torch import nn
 
 import certify
 import surrogates
+from certdef.config.candidates import candidate_laws
 from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.config.objects import is_object
@@ -99,16 +100,15 @@ def expected_queries(
 
 
 def reaches(config: RunConfig) -> list[Reach]:
-    """How far the target's certificates can go: under each law, at the draws that its budget allows."""
+    """How far the target's certificates can go: under each law, candidates first, at the draws that its budget allows."""
     if config.udc.enabled:
         return []
     draws = target_draws(config, paid=1 if config.ducd.enabled else None)
-    found: dict[str, Reach] = {}
-    for condition in conditions(config):
-        if condition.paid and condition.law not in found:
-            radius = largest_radius(condition.noise, draws, config.certify.alpha)
-            found[condition.law] = Reach(condition.law, draws, radius)
-    return list(found.values())
+    candidates = () if config.ducd.enabled else candidate_laws(config.certify)
+    laws: dict[str, certify.NoiseLaw] = {law.label: noise_law(law) for law in candidates}
+    laws |= {each.law: each.noise for each in conditions(config) if each.paid and each.law not in laws}
+    reach = {law: largest_radius(noise, draws, config.certify.alpha) for law, noise in laws.items()}
+    return [Reach(law, draws, radius) for law, radius in reach.items()]
 
 
 def foretell(job: Shelf, target: surrogates.Target, n: int) -> dict[str, tuple[Share, ...]]:

@@ -15,7 +15,7 @@ from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, check_known, surrogate_model
 from certdef.purifiers.registry import is_ready
 from certdef.stages.attack import check_attack_budget
-from certdef.stages.conditions import target_draws
+from certdef.stages.conditions import check_choice_of_noise, target_draws
 from certdef.stages.ducd.certificates import check_choice
 from certdef.stages.ducd.membership import check_audit
 from certdef.stages.ducd.surrogates import check_pools
@@ -40,6 +40,11 @@ def _check_single_stages(config: RunConfig, data: Splits) -> None:
 def _check_votes(config: RunConfig, data: Splits) -> None:
     """Refuse unusable noise laws, and a budget that certifies nothing."""
     target_draws(config)
+
+
+def _check_choice(config: RunConfig, data: Splits | None) -> None:
+    """Refuse a choice of the noise that cannot be made, or leaves nothing to certify."""
+    check_choice_of_noise(config, _heldout(config, data))
 
 
 def _check_budgets(config: RunConfig, data: Splits | None) -> None:
@@ -142,6 +147,7 @@ NETWORKS = (
 )
 MAIN = (
     Check(_check_pool, ("data",)),
+    Check(_check_choice, ("certify", "laws", "data")),
     Check(_check_votes, ("certify", "laws", "ledger", "purifier")),
     Check(_check_budgets, ("attack", "ledger", "purifier", "surrogate")),
     Check(_check_ladder, ("attack", "ladder", "ledger", "purifier")),

@@ -11,9 +11,10 @@ import psutil
 import torch
 
 import surrogates
+from certdef.config.candidates import candidate_laws
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
-from certdef.stages.conditions import target_draws
+from certdef.stages.conditions import choice_queries, target_draws
 from certdef.stages.durations import Durations
 from certdef.stages.estimates import Reach, expected_queries, foretell, reaches
 from certdef.stages.job import Shelf
@@ -62,6 +63,15 @@ class Purpose:
 
 
 @dataclass(frozen=True)
+class Choosing:
+    """How the noise of the headline will be chosen: labels of the candidates, held-out images, and queries at most."""
+
+    candidates: tuple[str, ...]
+    images: int
+    queries: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is known of a job before it starts.
 
@@ -73,6 +83,7 @@ class Plan:
         queries: By purpose.
         price: USD per 1,000 queries, where it is given.
         seconds: By part of the job.
+        choosing: The choice of the noise, whose queries are part of those of certification; None without one.
         alpha: Probability that a certificate is wrong.
         reach: The largest radius under each law.
         radii: Those of the tables.
@@ -87,6 +98,7 @@ class Plan:
     queries: dict[str, Purpose] = dataclasses.field(default_factory=dict)
     price: float | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    choosing: Choosing | None = None
     alpha: float = 0.0
     reach: tuple[Reach, ...] = ()
     radii: tuple[float, ...] = ()
@@ -168,6 +180,7 @@ def make_plan(
         queries=queries,
         price=price,
         seconds=seconds,
+        choosing=_choosing(config) if "certification" in expected else None,
         alpha=config.certify.alpha,
         reach=reach,
         radii=config.certify.radii,
@@ -230,6 +243,12 @@ def _measured(
         return durations.of(expected), durations.memory()
 
 
+def _choosing(config: RunConfig) -> Choosing | None:
+    laws = () if config.ducd.enabled else candidate_laws(config.certify)
+    names = tuple(law.label for law in laws)
+    return Choosing(names, config.certify.choice_images, choice_queries(config)) if laws else None
+
+
 def _taken(target: surrogates.Target, data: Splits) -> Taken:
     return Taken(target.identity, in_words(target, data.image_shape), target.output_kind, target.num_classes)
 
@@ -266,10 +285,10 @@ def in_words(target: surrogates.Target, shape: tuple[int, int, int]) -> str:
 
 
 def _radii(config: RunConfig, reach: tuple[Reach, ...]) -> list[str]:
-    """Radii that no vote can prove under the first law, whose rows are the headline."""
+    """Radii that no vote can prove under the first law, whose rows are the headline, or under the widest candidate."""
     if not reach:
         return []
-    first = reach[0]
+    first = max(reach[: max(1, len(candidate_laws(config.certify)))], key=lambda each: each.radius)
     beyond = [f"{radius:g}" for radius in config.certify.radii if radius > first.radius]
     if not beyond:
         return []

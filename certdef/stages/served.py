@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
+from certdef.config.job import SigmaLaw
 from certdef.models import serving, storage
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
@@ -22,12 +23,17 @@ class ServedResult(StageResult):
 
 
 def register(
-    job: Job, num_classes: int, surrogate: nn.Module, purifier: Purifier, depends_on: list[Stage]
+    job: Job,
+    num_classes: int,
+    surrogate: nn.Module,
+    purifier: Purifier,
+    depends_on: list[Stage],
+    headline: SigmaLaw,
 ) -> Stage[ServedResult]:
-    """Register the certified classifier under the headline law, as a pyfunc model."""
+    """Register the certified classifier under the surrogate's headline law, as a pyfunc model."""
     config, name = job.config.certify, job.config.registered_model
     defaults = {"n0": config.n0, "n": config.n, "alpha": config.alpha}
-    law = asdict(config.laws[0])
+    law = asdict(headline)
     parts = [other.fingerprint for other in depends_on]
     stage = job.stage("served", ServedResult, name, law, defaults, list(job.data.classes), *parts)
 
@@ -37,7 +43,7 @@ def register(
             surrogate,
             purifier.name,
             purifier.settings,
-            purifier.networks(),
+            purifier.networks(headline.label),
             image_shape=list(job.data.image_shape),
             num_classes=num_classes,
             classes=list(job.data.classes),

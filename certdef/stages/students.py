@@ -19,7 +19,7 @@ from certdef.config.own_target import NONE
 from certdef.config.purifiers import plain_name
 from certdef.models import storage
 from certdef.purifiers.registry import find_purifier
-from certdef.stages.conditions import Condition, conditions
+from certdef.stages.conditions import Condition, conditions, unchosen
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.stages.surrogate import (
@@ -66,7 +66,7 @@ class Students:
 
     Attributes:
         surrogate: The one of every condition that has none of its own; None where the target is certified alone.
-        first_law: Label of the law whose networks the Gaussian beside the laws has.
+        first_law: Label of the law whose networks the Gaussian beside the laws has, and a chosen law that is none of the job's.
         trained: As they are certified, by the law's label and whether they stand behind the denoiser.
         stages: Of these, the headline's first.
     """
@@ -112,7 +112,7 @@ def train_students(
     trained: dict[tuple[str, bool], nn.Module] = {}
     stages = []
     laws = {law.label: law for law in config.certify.laws}
-    for condition in conditions(config):
+    for condition in conditions(unchosen(config)):  # a choice that they depended on would be circular
         if condition.subject == "surrogate" and condition.law in laws:
             own = _student(job, target, stage, purifier, condition, laws[condition.law])
             stages.append(own)

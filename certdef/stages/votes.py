@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import certify
 import surrogates
 from certdef.config.job import CertifyConfig, ConfigError
-from certdef.stages.conditions import Condition, guided_budget
+from certdef.stages.conditions import Condition, certifiable, guided_budget
 from certdef.stages.job import Job, versions
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import Share
@@ -71,14 +71,18 @@ def paid_classifier(
     condition: Condition,
     denoiser: nn.Module | None = None,
     denoiser_key: str = "none",
+    kind: str = "certification",
 ) -> Callable[[Tensor], np.ndarray]:
-    """The target as a base classifier. A receipt is kept for what decides the noisy pixels, whoever draws them."""
+    """The target as a base classifier. A receipt is kept for what decides the noisy pixels, whoever draws them.
+
+    Those of another kind than certificates are apart: a certificate never has votes that chose its noise.
+    """
     decides = (job.config.seed, job.device.type, condition.noise.describe(), denoiser_key)
     plain = not isinstance(denoiser, Computed)  # as every denoiser of version 0.1.0
     paid = job.ledger.attach(
         target,
         purpose="certification",
-        experiment=f"certification/{fingerprint(*decides)}",
+        experiment=f"{kind}/{fingerprint(*decides)}",
         formerly=job.legacy.experiment(stage.name, condition.key) if plain else [],
     )
 
@@ -139,7 +143,8 @@ def _record(
 ) -> certify.RecordLog:
     """Record the images of a condition that are not recorded yet; returns the log, closed."""
     config, data, guided = job.config.certify, job.data, classifier.guide is not None
-    count = min(config.target_images if condition.paid else config.images, len(data.heldout_images))
+    most = certifiable(job.config, len(data.heldout_images))
+    count = min(config.target_images if condition.paid else config.images, most)
     header = _header(job, condition, classifier, stage) | ({"arithmetic": arithmetic} if arithmetic else {})
     with certify.RecordLog(stem, header) as log:
         if job.config.target.is_private:

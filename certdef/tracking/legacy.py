@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from certdef.config.candidates import OFF
 from certdef.config.job import RunConfig
 from certdef.config.own_target import NONE
 from certdef.tracking.checked_json import fingerprint, read_json
@@ -32,10 +33,10 @@ NEWER = {
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
     "nim": ("tile", "keep"),
-    "certify": ("known_class", "bound", "engine"),
+    "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n"),
     "surrogate": ("noise", "consistency", "entropy"),
 }
-CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine")
+CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
 # What rests on the certified surrogate, which was then the one that agrees.
 OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
@@ -124,6 +125,8 @@ class Legacy:
 
     def _key(self, name: str) -> list[Any] | None:
         config, law = self.config, self.config.certify.laws[0]
+        if config.certify.choose != OFF and name in ("certify", "served"):
+            return None  # that version chose no noise: what it certified is not what this job does
         match name.split("-")[0]:
             case "target":
                 own = [config.target.uri, _form(config)]
