@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from certify.bounds.binomial import smallest_n
-from certify.bounds.bisection import largest
+from certify.noise.bisection import largest
 from certify.bounds.sequential import (
     UNIT,
     Outcome,
