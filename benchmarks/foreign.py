@@ -42,7 +42,7 @@ KEEPS, DEFAULT_KEEP = (
     (0.0, 0.05, 0.1, 0.2),
     0.05,
 )  # shares of the noise that a denoised image keeps (nim.keep)
-PASSES = {True: 4, False: 1}  # noisy versions of each image, of few large images and of many small ones
+PASSES = {True: 8, False: 1}  # noisy versions of each image, of few large images and of many small ones
 VOTES = {True: 48, False: 192}  # of each image that sigma is chosen on
 LARGE = "efficientnet"
 PSNR_SIGMAS = (0.12, 0.25, 0.5)
@@ -408,7 +408,7 @@ def main() -> None:
     parser.add_argument("--data-root", default="../shared/data", help="Folder of the data sets.")
     parser.add_argument("--work-dir", default="runs/foreign", help="Where figures and networks are kept.")
     parser.add_argument("--images", type=int, default=200, help="Images of the small targets.")
-    parser.add_argument("--large-images", type=int, default=40, help="Photographs of EfficientNet-Lite0.")
+    parser.add_argument("--large-images", type=int, default=60, help="Photographs of EfficientNet-Lite0.")
     parser.add_argument("--minutes", type=float, default=1.5, help="Processor minutes of each training.")
     parser.add_argument("--targets", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
