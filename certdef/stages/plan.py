@@ -315,7 +315,7 @@ def _pool(config: RunConfig, data: Splits, expected: dict[str, int], classes: in
 
 def _long(seconds: dict[str, float]) -> list[str]:
     mends = {
-        "the surrogate's votes": "lower certify.images or certify.n, or take --certify.method group_sequential",
+        "the surrogate's votes": "lower certify.images or certify.n",
         "the target's answers": "lower certify.target_images, certify.n or the budgets, or raise target.concurrency or target.batch_size",
         "attack": "lower attack.images or attack.steps, or take another purifier",
     }

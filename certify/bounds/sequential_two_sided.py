@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from certify.bounds.binomial import smallest_n
-from certify.noise.bisection import largest
 from certify.bounds.sequential import (
     UNIT,
     Outcome,
@@ -38,6 +37,7 @@ from certify.bounds.two_sided import TOP_SHARE, check_two_sided
 from certify.certificate import Certificate, Counts, class_to_bound
 from certify.errors import CertifyError
 from certify.noise.base import NoiseLaw
+from certify.noise.bisection import largest
 
 METHOD = "group_sequential_two_sided"
 SHARES = (0.75, 0.55, 0.4, 0.28, 0.18)  # of 1 - a, that a pair leaves the strongest rival

@@ -11,6 +11,7 @@ from certify.errors import CertifyError
 INT64 = 2**63 - 1
 EXACT = "deterministic"  # every vote there is: no alpha, no selection
 STOPPING = ("sequential", "group_sequential", "group_sequential_two_sided")
+BOUNDS = ("clopper_pearson", "randomized")  # which has a uniform draw
 DRAWN = ("fixed", "two_sided", *STOPPING)  # n0 selection draws, then n or at most n
 
 Row = dict[str, Any]
@@ -155,8 +156,9 @@ def check_config(row: Row, config: Mapping[str, Any]) -> None:
         fewer = name == "n" and method in STOPPING and row[name] < told
         if row[name] != told and not fewer:
             raise Fault(f"{name} is {row[name]}, but {told} in the header")
-    for name, kept in (("known_class", row.get("known_class", False)), ("bound", _bound(row))):
-        if name in config and type(config[name]) is type(kept) and config[name] != kept:
+    known = {"known_class": (row.get("known_class", False), (True, False)), "bound": (_bound(row), BOUNDS)}
+    for name, (kept, values) in known.items():
+        if config.get(name) in values and config[name] != kept:  # anything else is a word of the caller's own
             raise Fault(f"{name} is {kept}, but {config[name]} in the header")
     header = config.get("noise")
     named = header if isinstance(header, dict) else {}
@@ -169,7 +171,7 @@ def check_config(row: Row, config: Mapping[str, Any]) -> None:
 
 
 def _bound(row: Row) -> str:
-    return "randomized" if "uniform" in row else "clopper_pearson"
+    return BOUNDS["uniform" in row]
 
 
 def _approximate(noise: Mapping[str, Any]) -> bool:

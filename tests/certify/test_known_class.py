@@ -147,7 +147,7 @@ def test_records_and_tables_say_so(tmp_path):
     assert "| model (class known) | 7 |" in certify.curves.table({"model": curve})
     assert np.array_equal(recertify(records, nim_noise(), 0.001).radius, records.radius)
     assert recertify(records, nim_noise(), 0.001).known_class
-    free = recorded(tmp_path, {"known_class": False}, False)
+    free = recorded(tmp_path, {"known_class": False, "bound": "a word of the caller's"}, False)
     assert not read_records(free.path).known_class
     assert "known_class" not in free.path.read_text().splitlines()[1]
     with pytest.raises(CertifyError, match="known_class is False, but True in the header"):

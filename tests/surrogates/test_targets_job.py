@@ -46,7 +46,8 @@ def test_a_service_is_distilled_and_its_token_kept(
     charges = summary.bill.charges
     assert charges["training"].answered == 200
     assert charges["preflight"].answered == 50
-    assert charges["preflight"].unknown == 20  # the request that was reset, and repeated
+    # The request that was reset, and repeated: whichever of the two that are sent at once came last.
+    assert charges["preflight"].unknown in (20, 30)
     assert charges["evaluation"].answered == 2 * 60 - 50  # a look had 50 of the clean images
     # 120 clean and noisy held-out images and 200 of the pool: the reference, before the first image, then every 100, and
     # at the end of both stages
