@@ -139,11 +139,10 @@ def _voter(
 
 def _choose(job: Job, laws: Sequence[SigmaLaw], voter: Voter, num_classes: int, draws: int) -> ChoiceResult:
     config, chosen = job.config.certify, {}
+    order = subjects(job.config)[::-1]  # the surrogate first: its choice is the target's prior
     for purifier in denoising(job.config):
         prior: SigmaLaw | None = None
-        for subject in reversed(
-            subjects(job.config)
-        ):  # the surrogate first: its choice is the target's prior
+        for subject in order:
             paid = subject == "target"
             score = Scores(job, voter, subject, purifier, num_classes, draws if paid else config.n)
             law = choose_for_target(laws, score, prior) if paid else best_of(laws, score)
