@@ -308,9 +308,7 @@ class SmoothedClassifier:
         if plan is None:
             votes = self._votes(images, indices, ESTIMATION, n, progress)
             return Outcome(votes, np.zeros(len(votes), dtype=np.int64))
-        packs = self.engine.batch_size > self.engine.chunk_size
-        batch_size = self.engine.batch_size if packs else self._unit
-        engine = replace(self.engine, chunk_size=self._unit, batch_size=batch_size)
+        engine = replace(self.engine, chunk_size=self._unit)
 
         def more(which: Counts, first: int, last: int) -> Counts:
             names = [indices[position] for position in which]

@@ -292,3 +292,23 @@ def test_bad_input(call, word):
         call(lambda count: np.zeros(count, int))
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch_size", [20, 64, 256, 1024])
+def test_stopping_early_fills_its_batches_and_counts_the_same(images, batch_size):
+    """Draws of 32 that share a seed go together in one call, of one image where batch and chunk agree."""
+    sizes = []
+
+    def base(noisy):
+        sizes.append(len(noisy))
+        return (noisy.mean(dim=(1, 2, 3)) > images[0].mean() - 0.02).long()
+
+    def certified(size):
+        sizes.clear()
+        smoothed = SmoothedClassifier(base, Gaussian(0.25), 2, batch_size=size, recheck=0)
+        return smoothed.certify(images[:2], n0=32, n=100_000, method="group_sequential", radii=[0.18])
+
+    expected = certified(32)
+    assert certified(batch_size) == expected
+    assert max(sizes) <= batch_size
+    assert batch_size != 256 or max(sizes) > 32
