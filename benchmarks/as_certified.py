@@ -1,7 +1,7 @@
 """The surrogate trained as it is certified, against the surrogate trained under uniform noise: certified accuracy.
 
     python benchmarks/as_certified.py --data-root FOLDER [--preset fashion-mnist] [--laws nim 64 89] [--behind none de3]
-        [--recipes uniform certified 5 10] [--images 200] [--n 1000] [--seeds 1]
+        [--recipes uniform certified 5 10] [--images 200] [--n 1000] [--method fixed] [--seeds 1]
 
 Every row learns from the same answers, of the preset's target to its pool, and is certified on the same held-out images
 under the same draws. `uniform` is trained under U(0, 75)/255 noise without the denoiser; `certified` under the noise of its
@@ -84,7 +84,8 @@ def row(job: stages.Job, target, law: str, denoiser: nn.Module | None, recipe: s
             base, noise, target.num_classes, subject="surrogate", device=job.device, batch_size=options.batch
         )
         images = torch.from_numpy(job.data.heldout_images[: options.images])
-        found = smoothed.certify(images, n0=100, n=options.n, alpha=0.001)
+        stops = {} if options.method == "fixed" else {"radii": RADII}
+        found = smoothed.certify(images, n0=100, n=options.n, alpha=0.001, method=options.method, **stops)
         right = [
             each.prediction == label for each, label in zip(found, job.data.heldout_labels, strict=False)
         ]
@@ -100,7 +101,7 @@ def row(job: stages.Job, target, law: str, denoiser: nn.Module | None, recipe: s
         )
         return Figures(figures={"shares": shares, "agreement": agreed.agreement})
 
-    size = [options.images, options.n, law, behind]
+    size = [options.images, options.n, law, behind, *([options.method] if options.method != "fixed" else [])]
     measured = kept(job, f"certified-{recipe}", [student.fingerprint, *size], measure)
     return measured.result.figures | student.result.figures
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["uniform", "certified", "5", "10"])
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--n", type=int, default=1_000)
+    parser.add_argument("--method", default="fixed", choices=("fixed", "group_sequential"))
     parser.add_argument("--seeds", type=int, default=1, help="Training seeds; each is a row.")
     parser.add_argument("--batch", type=int, default=1_024, help="Noisy images a forward pass.")
     options = parser.parse_args()

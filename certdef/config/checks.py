@@ -289,6 +289,8 @@ def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     yield "committee", surrogate.committee >= 0, "use 0 or more"
     yield "noise", surrogate.noise in NOISES, f"use one of {', '.join(NOISES)}"
     yield "consistency", 0 <= surrogate.consistency < inf, "use a weight of 0 (off) or more, e.g. 5"
+    alone = surrogate.noise != "certified" or surrogate.loss != "l1" or surrogate.consistency == 0
+    yield "consistency", alone, "beside it loss l1 learns nothing: use 0, or surrogate.loss auto"
     yield "entropy", 0 <= surrogate.entropy < inf, "use a weight of 0 (off) or more, e.g. 0.5"
 
 

@@ -246,9 +246,10 @@ def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) 
         target, target_stage = stages.open_target(job)
         pilot = stages.distill_pilot(job, target)
         choice = stages.choose_noise(job, pilot, target.num_classes)
-        students = stages.distill_students(job, target, choice.noise)
+        students = stages.distill_students(job, target, pilot, choice.noise)
         compared = stages.compare_subjects(job, target, target_stage, students, choice)
-        done: list[Stage] = [target_stage, *(student.stage for student in students), choice.stage, compared]
+        distilled = {each.name: each.stage for each in (*students, pilot)}
+        done: list[Stage] = [target_stage, *distilled.values(), choice.stage, compared]
         if config.target.uri is None:  # else nobody here knows what it was trained on
             references = stages.train_references(job)
             done += [references[1], stages.audit_membership(job, target, students, references)]

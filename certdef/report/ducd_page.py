@@ -106,7 +106,7 @@ def _subjects(config: RunConfig, compared: ComparisonResult) -> dict[str, dict[s
 
 
 def _students(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each surrogate with its agreement, the certified one first."""
+    """Each surrogate with its agreement, the certified one first; a pilot is not compared."""
     return [
         {
             "name": name,
@@ -116,7 +116,7 @@ def _students(result: dict[str, Any]) -> list[dict[str, Any]]:
             **result["comparison"].agreement[name],
         }
         for name, each in result.items()
-        if isinstance(each, StudentResult)
+        if isinstance(each, StudentResult) and name in result["comparison"].agreement
     ]
 
 

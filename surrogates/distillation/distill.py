@@ -95,7 +95,7 @@ def distill(
     images = _checked_pool(pool)
     plan = _planned(budget, images, querying, replace(recipe or Recipe(), **options))
     if not (target.kind.is_assumed and querying.loss in ("auto", *LOSSES)):  # else the first answer tells
-        check_loss(querying.loss, target.output_kind)
+        loss_of(plan.querying, plan.recipe, target.output_kind)
     device = torch.device(device or device_of(student))
     check_precision(plan.recipe.precision, device)
     for model in (student, *querying.committee):
@@ -118,6 +118,26 @@ def distill(
         agreement,
         plan.selection.strategy,
         tuple(plan.sizes),
+    )
+
+
+def loss_of(querying: Querying, recipe: Recipe, output_kind: str) -> str:
+    """Return the loss that suits answers and recipe: with consistency, logits are learned as probabilities.
+
+    Consistency compares probabilities. Beside an L1 distance of logits, whose gradient is smaller by the number of classes,
+    it wins: the student answers all images alike.
+
+    Raises:
+        SurrogateError: A loss that does not fit the answers, or l1 with consistency.
+    """
+    loss = check_loss(querying.loss, output_kind)
+    if not recipe.consistency or loss != "l1":
+        return loss
+    if querying.loss == "auto":
+        return "soft_cross_entropy"
+    raise SurrogateError(
+        f"loss is 'l1' and consistency is {recipe.consistency:g}, beside which l1 learns nothing: leave loss on 'auto', or "
+        "set consistency to 0"
     )
 
 
@@ -169,7 +189,7 @@ class _Run:
     @property
     def loss(self) -> str:
         """The loss, which suits the answers."""
-        return check_loss(self.plan.querying.loss, self.target.output_kind)
+        return loss_of(self.plan.querying, self.plan.recipe, self.target.output_kind)
 
     @cached_property
     def pool(self) -> Tensor:
@@ -225,9 +245,7 @@ class _Run:
         self.queried.append(images)
         for start in range(0, len(images), size):
             self.answers.append(self.target.query(images[start : start + size]))
-            check_loss(
-                self.plan.querying.loss, self.target.output_kind
-            )  # which the first answer may have told
+            _ = self.loss  # whose answers' kind the first answer may have told
 
     def _committee_goals(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """The pool, the indices of its images without an answer, and the committee's goals for them."""

@@ -115,7 +115,7 @@ def test_no_model_under_attack_or_reference_saw_what_it_must_not(job, data):
 
 def test_surrogates_learn_logits_and_agree(results):
     for name in ("surrogate-overlap-0", "surrogate-overlap-100"):
-        assert results[name]["loss"] == "l1"
+        assert results[name]["loss"] == "soft_cross_entropy"  # of logits, beside consistency
         assert results[name]["queries"] == 300
         for kind in ("clean", "noisy"):
             found = results["comparison"]["agreement"][name][kind]
@@ -306,7 +306,7 @@ def test_a_target_of_ones_own_is_asked_but_never_opened(job, monkeypatch, tmp_pa
         data={"audit_images": 0},
     )
     found = certdef.run(own, progress=False)
-    assert list(found.results) == ["target", "surrogate-overlap-0", "noise", "comparison"]
+    assert list(found.results) == ["target", "surrogate-overlap-0", "pilot", "noise", "comparison"]
     assert list(found.results["comparison"]["conditions"]) == ["surrogate", "target"]
     text = found.report.read_text(encoding="utf-8")
     assert 'id="membership"' not in text

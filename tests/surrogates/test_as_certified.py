@@ -152,6 +152,7 @@ def test_consistency_makes_predictions_the_same_under_noise():
         "learning_rate": 5e-3,
         "noise": NOISE,
     }
+    options["loss"] = "soft_cross_entropy"
     noisy = torch.from_numpy(pool(40, seed=9)).repeat(30, 1, 1, 1)
     noisy = noisy + NOISE.sample(tuple(noisy.shape), generator=torch.Generator().manual_seed(1))
 
@@ -289,6 +290,10 @@ def test_an_interrupted_training_as_certified_resumes_to_the_same_bits(tmp_path:
     [
         ({"consistency": -1.0}, "consistency must be a weight of 0 or more, got -1.0: try 5"),
         ({"consistency": math.nan}, "consistency must be a weight of 0 or more, got nan"),
+        (
+            {"consistency": 5.0, "noise": NOISE, "loss": "l1"},
+            "loss is 'l1' and consistency is 5, .* on 'auto', or",
+        ),
         ({"entropy": math.inf}, "entropy must be a weight of 0 or more, got inf: try 0.5"),
         (
             {"consistency": 5.0},

@@ -110,10 +110,14 @@ def distill_pilot(job: Job, target: surrogates.Target) -> Student:
     return _student(job, target, job.config.ducd.overlaps[0], PILOT if pilot else None)
 
 
-def distill_students(job: Job, target: surrogates.Target, chosen: certify.NoiseLaw) -> list[Student]:
+def distill_students(
+    job: Job, target: surrogates.Target, pilot: Student, chosen: certify.NoiseLaw
+) -> list[Student]:
     """One surrogate an overlap, from the same seed and recipe: as certified under the chosen noise, if so configured."""
-    noise = chosen if job.config.surrogate.noise == CERTIFIED else None
-    return [_student(job, target, each, noise=noise) for each in job.config.ducd.overlaps]
+    overlaps = job.config.ducd.overlaps
+    if job.config.surrogate.noise == CERTIFIED:
+        return [_student(job, target, each, noise=chosen) for each in overlaps]
+    return [pilot, *(_student(job, target, each) for each in overlaps[1:])]
 
 
 def _student(
