@@ -1,14 +1,15 @@
 """engine="auto": the fastest arithmetic that answers the same, fixed before the first vote, and never by a later clock."""
 
 import json
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import certify.voting.engine
+import certify.voting.tuning
 from certify import CertifyError, Gaussian, SmoothedClassifier, VoteEngine, certify_parallel, fastest_engine
 from certify.voting import Computed
 from certify.voting.chunks import ESTIMATION
@@ -27,8 +28,17 @@ def lower() -> bool:
     return torch.is_autocast_enabled("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch):
+    """Time passes where a planted module says so, and nowhere else: no test follows the machine's load."""
+    Planted.now = 0.0
+    monkeypatch.setattr(certify.voting.tuning, "time", SimpleNamespace(perf_counter=lambda: Planted.now))
+
+
 class Planted(torch.nn.Module):
     """Slow in float32, quick in bfloat16, where it may have a fault."""
+
+    now = 0.0
 
     def __init__(self, fault=lambda scores: scores, slow=0.004):
         super().__init__()
@@ -37,8 +47,7 @@ class Planted(torch.nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        if not lower():
-            time.sleep(self.slow)
+        Planted.now += self.slow / 10 if lower() else self.slow
         scores = self.linear(x.flatten(1))
         return self.fault(scores) if lower() else scores
 
