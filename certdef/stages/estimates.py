@@ -79,7 +79,7 @@ def expected_queries(
     else:
         expected = {
             "training": min(config.ledger.training, len(data.pool)),
-            "evaluation": held_out_queries(config, heldout),
+            "evaluation": held_out_queries(config, heldout, verb),
             "certification": certification_queries(config, heldout),
             "attack": attack_queries(config, heldout),
         }

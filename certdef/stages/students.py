@@ -34,6 +34,7 @@ from certdef.tracking import metrics
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
 
+WITHOUT_STUDENTS = ("distill", "budgets", "attack", "purify")  # verbs that certify no surrogate
 CERTIFIED = "certified"  # surrogate.noise: train as certified
 
 
@@ -126,12 +127,12 @@ def trains_students(noise: str, model: str) -> bool:
     return noise == CERTIFIED and not is_object(model)
 
 
-def held_out_queries(config: RunConfig, held_out: int) -> int:
+def held_out_queries(config: RunConfig, held_out: int, verb: str = "run") -> int:
     """Queries of accuracy and agreement on so many held-out images: clean, under the noise, and denoised."""
     if config.surrogate.model == NONE:
         return held_out
-    denoised = find_purifier(config.purifier).denoiser is not None
-    return held_out * (2 + (denoised and trains_students(config.surrogate.noise, config.surrogate.model)))
+    trained = verb not in WITHOUT_STUDENTS and trains_students(config.surrogate.noise, config.surrogate.model)
+    return held_out * (2 + (trained and find_purifier(config.purifier).denoiser is not None))
 
 
 def _student(

@@ -8,8 +8,10 @@ level at ``upper`` successes (efficacy), give it up at ``lower`` (futility). Two
 betting   Wealth that bets against p <= p_0 with a Beta(1/2, 1/2) mixture over (p_0, 1) is a nonnegative
           supermartingale, so it ever reaches 1 / alpha_1 with probability at most alpha_1 (Ville 1939), at
           any analyses and under any stopping. One Clopper-Pearson analysis at the cap has the remaining alpha.
-spending  alpha is spent over a fixed schedule of analyses as alpha (t / n)^(1/2) (Kim and DeMets 1987), each
-          boundary by exact dynamic programming of the binomial random walk: no slack, fewer draws.
+spending  alpha is spent over a fixed schedule of analyses as alpha (t / n)^rho (Kim and DeMets 1987), each
+          boundary by exact dynamic programming of the binomial random walk: no slack, fewer draws. rho is fixed by
+          the level and n: 1/2 where that saves most, more where n barely reaches the level, so that what is left for
+          the last analysis allows nearly as many failures as a single analysis of n draws.
 
 ``lower`` is chosen for economy and cannot hurt: giving up claims nothing. It is where even unbroken success
 could not reach ``upper`` any more, or where the predictive chance of doing so falls below FUTILITY.
@@ -35,6 +37,8 @@ UNIT = 32  # analyses fall on multiples of this many draws: the chunk of the vot
 GROWTH = 1.1  # between the sample sizes of analyses
 FINAL_SHARE = 0.5  # of alpha, for the analysis at the cap
 FUTILITY = 0.05  # predictive chance below which a level is given up
+POWERS = (0.5, 1.0, 2.0, 4.0, np.inf)  # rho; the last spends all of alpha at the cap
+KEPT = 0.9  # of the failures that a single analysis of n draws allows, at least, at the cap
 MARGIN = 1e-6  # in log wealth: above the rounding error of the special functions
 LOST_TAIL = 1e-17  # tails of a step that the dynamic programming leaves out
 STEP = 0.25  # of the radii that are tested where the caller names none
@@ -219,7 +223,7 @@ def _boundaries(
             return None
         # Giving up is binding, so its paths spend no alpha; giving up still more, below, only loses claims.
         lower = _unlikely(sizes, goal)
-        upper = spending_upper(p, alpha * np.sqrt(sizes / sizes[-1]), sizes, lower)
+        upper = frugal_upper(p, alpha, sizes, lower)
         lower = np.maximum(lower, futile(sizes, upper))
     return (upper, lower) if np.any(upper <= sizes) else None
 
@@ -266,6 +270,17 @@ def betting_lower_bound(successes: int, trials: int, alpha: float) -> float:
 
     share = successes / trials
     return largest(rejected, 0.5, share) if share > 0.5 and rejected(0.5) else 0.0
+
+
+def frugal_upper(p: float, alpha: float, sizes: Counts, lower: Counts) -> Counts:
+    """``spending_upper`` of alpha in all, by the first of POWERS that keeps KEPT of the failures allowed at the cap."""
+    alone = required_successes(p, int(sizes[-1]), alpha)
+    needed = 0 if alone is None else np.ceil(KEPT * (sizes[-1] - alone))
+    for power in POWERS:
+        upper = spending_upper(p, alpha * (sizes / sizes[-1]) ** power, sizes, lower)
+        if sizes[-1] - upper[-1] >= needed:
+            break
+    return upper
 
 
 def spending_upper(p: float, spend: NDArray[np.float64], sizes: Counts, lower: Counts) -> Counts:

@@ -29,9 +29,9 @@ from certify.bounds.sequential import (
     UNIT,
     Outcome,
     analysis_sizes,
+    frugal_upper,
     futile,
     increasing_radii,
-    spending_upper,
 )
 from certify.bounds.two_sided import TOP_SHARE, check_two_sided
 from certify.certificate import Certificate, Counts, class_to_bound
@@ -226,6 +226,5 @@ def _boundaries(p: float, alpha: float, schedule: tuple[int, ...]) -> tuple[Coun
     """(upper, lower) of a level; no path is taken to be given up, but for the lowest ones, of negligible chance."""
     sizes = np.array(schedule, dtype=np.int64)
     negligible = binom.ppf(NEGLIGIBLE, sizes, p).astype(np.int64) - 1
-    spend = (alpha - len(sizes) * NEGLIGIBLE) * np.sqrt(sizes / sizes[-1])
-    upper = spending_upper(p, spend, sizes, negligible)
+    upper = frugal_upper(p, alpha - len(sizes) * NEGLIGIBLE, sizes, negligible)
     return upper, futile(sizes, upper)

@@ -138,9 +138,9 @@ def test_the_choice_is_paid_from_the_budget_before_the_certificates():
     assert certification_queries(config, 70) == votes + rows * 10 * (config.certify.n0 + n)
     budget = replace(config, certify=replace(config.certify, guide="budget"))
     assert guided_budget(budget) == [(config.ledger.certification - votes) // rows]
-    small = replace(config, ledger=replace(config.ledger, certification=votes + rows * images * 110 - 1))
+    small = replace(config, ledger=replace(config.ledger, certification=votes + rows * images * 111 - 1))
     with pytest.raises(
-        ConfigError, match=f"beside {votes} for the choice of the noise, at least {votes + 33_000}"
+        ConfigError, match=f"beside {votes} for the choice of the noise, at least {votes + 33_300}"
     ):
         target_draws(small)
 

@@ -79,12 +79,12 @@ def library(tiny_job):
     config, summary, _ = tiny_job
     parts = {
         name: storage.load_model(next(summary.workspace.glob(f"{name}-" + "[0-9a-f]" * 16)) / "model")
-        for name in ("surrogate", "nim")
+        for name in ("student-nim-de3", "nim")
     }
     noise = noise_law(config.certify.laws[0])
 
     def run(images, *, seed, **settings):
-        base = torch.nn.Sequential(parts["nim"], parts["surrogate"])
+        base = torch.nn.Sequential(parts["nim"], parts["student-nim-de3"])
         smoothed = certify.SmoothedClassifier(base, noise, 10, subject="surrogate", seed=seed)
         return smoothed.certify(torch.from_numpy(images), **settings)
 

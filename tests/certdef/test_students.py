@@ -20,6 +20,7 @@ from certdef.models.storage import load_model
 from certdef.report.terminal import headline
 from certdef.report.unused_options import unused_options
 from certdef.stages import Students, certificates, conditions
+from certdef.stages.engines import Engines
 from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import certified_recipe, queried_images, recipe_of
 from certdef.tracking.results import Share
@@ -68,7 +69,8 @@ def test_the_votes_are_the_students(tiny_job):
         smoothed = certify.SmoothedClassifier(
             model, condition.noise, 10, seed=config.seed, batch_size=config.certify.batch_size, chunk_size=256
         )
-        return [list(each.counts) for each in smoothed.certify(images, n0=100, n=200)]
+        how = {"method": config.certify.method, "radii": (0.0, *config.certify.radii)}
+        return [list(each.counts) for each in smoothed.certify(images, n0=100, n=200, **how)]
 
     for condition in conditions(config):
         if condition.subject == "surrogate":
@@ -248,7 +250,7 @@ def test_the_guide_is_the_surrogate_that_agrees_and_votes_are_the_students(monke
     config = certdef.load_config("digits", certify__guide="decide")
     given, share = {}, Share(0.5, 0.4, 0.6)
 
-    def keep(job, condition, classifier, stage):
+    def keep(job, condition, classifier, stage, engines):
         given[condition.key] = classifier
         return SimpleNamespace(shares=[share] * 5, samples_per_image=0.0, seconds_per_image=0.0)
 
@@ -258,7 +260,9 @@ def test_the_guide_is_the_surrogate_that_agrees_and_votes_are_the_students(monke
     students = Students(agreeing, "nim", {("nim", True): own})
     purifier = SimpleNamespace(denoiser=lambda law: denoiser, denoiser_key=lambda law: "key")
     job = SimpleNamespace(config=config, data=SimpleNamespace(remarks={}))
-    certificates._certify_subjects(job, SimpleNamespace(num_classes=10), students, purifier, None)
+    certificates._certify_subjects(
+        job, SimpleNamespace(num_classes=10), students, purifier, Engines(), None, {}
+    )
     target, surrogate = given["target-nim-de3"], given["surrogate-nim-de3"]
     assert target.base == "paid"
     assert [*target.guide] == [denoiser, agreeing]

@@ -8,14 +8,17 @@ from scipy.special import ndtr
 
 import certify
 from certify import CertifyError, Gaussian, SmoothedClassifier, certify_votes, nim_noise
+from certify.bounds.binomial import required_successes
 from certify.bounds.sequential import (
     FINAL_SHARE,
     Plan,
     analysis_sizes,
     betting_lower_bound,
     betting_upper,
+    frugal_upper,
     log_wealth,
     make_plan,
+    spending_upper,
 )
 
 ALPHA = 0.001
@@ -269,3 +272,16 @@ def test_the_final_analysis_costs_half_of_alpha():
     with_final, without = (betting_upper(0.84, ALPHA, sizes, share) for share in (FINAL_SHARE, 0.0))
     assert with_final[-1] < without[-1]
     assert np.all(with_final[:-1] >= without[:-1])
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.9945, 2_000), (0.99, 700), (0.9, 2_000), (0.5, 200)])
+def test_the_last_analysis_keeps_most_failures_of_a_single_one(p, n):
+    """Alpha that is spent early where n barely reaches a level would cost most of the images that reach it."""
+    sizes = analysis_sizes(n)
+    none = np.full(len(sizes), -1)
+    upper, alone = frugal_upper(p, 0.001, sizes, none), required_successes(p, n, 0.001)
+    assert n - upper[-1] >= 0.9 * (n - alone)
+    planted = spending_upper(p, 0.001 * np.sqrt(sizes / n), sizes, none)
+    assert n - upper[-1] >= n - planted[-1]
+    if p > 0.99:
+        assert n - planted[-1] < 0.9 * (n - alone)
