@@ -38,7 +38,7 @@ GROWTH = 1.1  # between the sample sizes of analyses
 FINAL_SHARE = 0.5  # of alpha, for the analysis at the cap
 FUTILITY = 0.05  # predictive chance below which a level is given up
 POWERS = (0.5, 1.0, 2.0, 4.0, np.inf)  # rho; the last spends all of alpha at the cap
-KEPT = 0.9  # of the failures that a single analysis of n draws allows, at least, at the cap
+KEPT = 0.9  # of the failures that a single analysis of n draws allows, to a whole number, at the cap
 MARGIN = 1e-6  # in log wealth: above the rounding error of the special functions
 LOST_TAIL = 1e-17  # tails of a step that the dynamic programming leaves out
 STEP = 0.25  # of the radii that are tested where the caller names none
@@ -275,7 +275,7 @@ def betting_lower_bound(successes: int, trials: int, alpha: float) -> float:
 def frugal_upper(p: float, alpha: float, sizes: Counts, lower: Counts) -> Counts:
     """``spending_upper`` of alpha in all, by the first of POWERS that keeps KEPT of the failures allowed at the cap."""
     alone = required_successes(p, int(sizes[-1]), alpha)
-    needed = 0 if alone is None else np.ceil(KEPT * (sizes[-1] - alone))
+    needed = 0 if alone is None else np.round(KEPT * (sizes[-1] - alone))
     for power in POWERS:
         upper = spending_upper(p, alpha * (sizes / sizes[-1]) ** power, sizes, lower)
         if sizes[-1] - upper[-1] >= needed:
