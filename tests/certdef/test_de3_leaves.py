@@ -272,6 +272,7 @@ def test_a_registered_model_carries_the_weights(migrated_store, tmp_path, monkey
     assert "de3-leaves" in page
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "nowhere")
     mlflow.set_tracking_uri(config.tracking.uri)
+    mlflow.set_registry_uri(config.tracking.uri)
     monkeypatch.chdir(tmp_path)
     model = mlflow.pyfunc.load_model(f"models:/{config.registered_model}/latest")
     images = np.random.default_rng(0).random((1, 1, 8, 8), dtype=np.float32)

@@ -351,7 +351,7 @@ class TestSurrogateAndPurifier:
         assert stand_in.training  # as it was
         assert certdef.run(**call).reused
         wider = nn.Sequential(nn.AvgPool2d(5, 1, 2), nn.Hardtanh(0, 1))  # without weights, as the first
-        other = certdef.run(**call | {"purifier": wider})
+        other = certdef.run(**call | {"purifier": wider, "ledger__certification": 2_000})  # votes of its own
         assert not other.reused
         assert other.stages["surrogate"].reused
 
