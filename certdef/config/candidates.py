@@ -6,7 +6,6 @@ import re
 
 from certdef.config.job import CertifyConfig, ConfigError, SigmaLaw
 
-OFF = "off"
 TRUNCATED = (
     "truncated_"  # family of a law that is cut: its last two shape arguments are the ends, in 8-bit levels
 )
@@ -21,13 +20,13 @@ def candidate_laws(certify: CertifyConfig) -> tuple[SigmaLaw, ...]:
     Raises:
         ConfigError: A candidate that is neither a level nor a law of the job.
     """
-    if isinstance(certify.choose, str):  # off
+    if not certify.candidates:
         return ()
     named = {law.label: law for law in certify.laws}
     constant = [law for law in certify.laws if law.family == "constant"]
     same = {str(law.parameters): law for law in reversed(certify.laws)}
     found: dict[str, SigmaLaw] = {}
-    for law in [*(_law(each, named) for each in certify.choose), *constant]:
+    for law in [*(_law(each, named) for each in certify.candidates), *constant]:
         law = same.get(str(law.parameters), law)
         if law.label in named and law != named[law.label]:
             raise ConfigError(

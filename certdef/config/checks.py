@@ -10,10 +10,12 @@ from typing import Any
 
 from certdef.config import own_target
 from certdef.config.attacks import AttackConfig, LadderConfig
-from certdef.config.candidates import OFF, candidate_laws
+from certdef.config.candidates import candidate_laws
 from certdef.config.job import (
+    AUTO,
     FILES,
     LONGEST_SIDE,
+    OFF,
     CertifyConfig,
     ConfigError,
     DataConfig,
@@ -119,13 +121,15 @@ def _laws(certify: CertifyConfig) -> list[str]:
 
 
 def _candidates(certify: CertifyConfig) -> list[str]:
-    if isinstance(certify.choose, str) and certify.choose != OFF:
-        return [f"certify.choose is {certify.choose!r}: use off, or a list of candidates, e.g. [45,60,90]"]
+    if isinstance(certify.choose, str) and certify.choose not in (OFF, AUTO):
+        return [
+            f"certify.choose is {certify.choose!r}: use off, auto, or a list of candidates, e.g. [45,60,90]"
+        ]
     try:
         laws = candidate_laws(certify)
     except ConfigError as error:
         return [str(error)]
-    if certify.choose != OFF and len(laws) < 2:
+    if not isinstance(certify.choose, str) and len(laws) < 2:
         return [
             f"certify.choose is {certify.choose!r}: name at least two candidates, e.g. [45,60,90], or use off"
         ]

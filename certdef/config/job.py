@@ -21,6 +21,14 @@ from certdef.config.udc import UDCConfig
 
 PRESETS = Path(__file__).parent / "presets"
 LONGEST_SIDE = 8_192  # pixels of an image
+OFF, AUTO = "off", "auto"  # certify.choose
+CANDIDATES = (
+    45.0,
+    60.0,
+    75.0,
+    90.0,
+    105.0,
+)  # 8-bit levels, around the mean of the law of noisy image modeling
 FILES = ("files", "npz")  # data.name of a user's own files
 LIKE = 0.6  # from this likeness on a name may be what was meant
 
@@ -127,16 +135,17 @@ class CertifyConfig:
         choose: Candidates for the headline's noise, of which target and surrogate each get the one that promises the highest
             certified accuracy, averaged over the radii: constant sigmas (8-bit levels), labels of laws, whole or cut to
             sigmas of an interval, e.g. [45,60,90,nim,nim@60-90]. Constant laws of certify.laws are candidates too, and no
-            rows. Networks are trained before, under the laws. off: the first law.
+            rows. Networks are trained before, under the laws. off: the first law. auto: 45, 60, 75, 90 and 105, unless laws or
+            your own target are given.
         choice_images: Held-out images that the choice is made on, the last ones; they are not certified.
         choice_n: Votes of each of them, a candidate; the target's are paid from ledger.certification.
     """
 
-    laws: tuple[SigmaLaw, ...] = (SigmaLaw(), SigmaLaw(label="wide", scale_255=6.0))
+    laws: tuple[SigmaLaw, ...] = (SigmaLaw(),)
     images: int = 100
     target_images: int = 50
     n0: int = 100
-    n: int = 10_000
+    n: int = 2_000
     alpha: float = 0.001
     radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     batch_size: int = 2048
@@ -148,9 +157,16 @@ class CertifyConfig:
     workers: int = 2
     scheduler: str | None = None
     engine: str = "plain"
-    choose: tuple[float | str, ...] | str = "off"
+    choose: tuple[float | str, ...] | str = "auto"
     choice_images: int = 60
     choice_n: int = 100
+
+    @property
+    def candidates(self) -> tuple[float | str, ...]:
+        """What the headline's noise is chosen from; nothing where it is not chosen."""
+        if self.choose == AUTO:
+            return CANDIDATES if self.laws == CertifyConfig.laws else ()
+        return () if isinstance(self.choose, str) else self.choose
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -230,7 +246,8 @@ class RunConfig:
         seed: Seed of everything that is random.
         device: auto, cpu or cuda.
         threads: Processor threads of torch; default as many as are allowed: the fewest of the processors of this process
-            (affinity), the quota of its cgroup, and $OMP_NUM_THREADS.
+            (affinity), the quota of its cgroup, and $OMP_NUM_THREADS; one for images of at most 256 values, where several
+            would wait for each other.
         work_dir: Where stages keep their results; default runs/<preset>, or runs/<your target>.
         data: The images.
         target: The deployed black box.

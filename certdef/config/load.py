@@ -12,7 +12,7 @@ from typing import Any
 
 from certdef.config import own_target
 from certdef.config.checks import check
-from certdef.config.job import ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
+from certdef.config.job import AUTO, OFF, ConfigError, RunConfig, SigmaLaw, flatten, nearest, preset_path
 from certdef.config.yaml_limits import check_yaml, read_config
 
 # Other spellings and names of options, on the command line and in files.
@@ -70,7 +70,8 @@ def from_namespace(parser: Any, namespace: Any, arguments: list[str], *, checked
     """
     values = parser.instantiate(namespace)
     config = RunConfig(**{name: getattr(values, name) for name in RunConfig.__dataclass_fields__})
-    own = replace(config, preset=own_target.PRESET)
+    chosen = OFF if config.certify.choose == AUTO else config.certify.choose  # a choice has to be paid for
+    own = replace(config, preset=own_target.PRESET, certify=replace(config.certify, choose=chosen))
     if config.target.uri and named_preset(arguments) is None and own_target.applies(own):
         config = own
     if checked:

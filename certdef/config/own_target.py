@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from certdef.config.candidates import OFF, candidate_laws, choice_votes
+from certdef.config.candidates import candidate_laws, choice_votes
 from certdef.config.job import RunConfig, SigmaLaw, flatten
 
 PRESET = "own"
@@ -82,7 +82,7 @@ def _certified(most: Callable[[Facts], int]) -> Callable[[Facts, RunConfig], int
     """The held-out images that no noise is chosen on, at most so many."""
 
     def images(facts: Facts, config: RunConfig) -> int:
-        reserved = 0 if config.certify.choose == OFF else config.certify.choice_images
+        reserved = config.certify.choice_images if config.certify.candidates else 0
         return max(1, min(config.data.heldout_images - reserved, most(facts)))
 
     return images
@@ -149,7 +149,7 @@ def smoothed_targets(config: RunConfig) -> int:
     """Smoothed targets that a job may certify: each law with and without the purifier, and the Gaussian beside a law whose
     sigma is random; where the noise is chosen, that one and the laws of random sigma."""
     certify, behind = config.certify, 1 + (config.purifier != NONE)
-    if certify.choose != OFF:
+    if certify.candidates:
         return behind * (1 + sum(law.family != "constant" for law in certify.laws))
     return behind * len(certify.laws) + (certify.laws[0].family != "constant")
 
@@ -179,6 +179,7 @@ RULES = (
     Rule("data.pool_images", _pool, "the other images, as far as they fit in 128 MiB; none where nothing is trained"),
     Rule("certify.target_images", _certified(lambda f: 20 if f.large else 50), "each costs hundreds of paid votes"),
     Rule("certify.images", _certified(lambda f: 10 if f.large else 100), "free, but each takes up to 1,000 passes, at a tenth of a second where they are large"),
+    Rule("certify.engine", lambda f, c: "auto" if f.large else "plain", "bfloat16 halves the time of the denoiser, which is most of it where images are large"),
     Rule("certify.batch_size", lambda f, c: f.fitting(PASS_BYTES, 2048), "20 MiB of images, some 400 MiB with what a network keeps of them"),
     Rule("ledger.training", _training, "every image of the pool once, up to 600"),
     Rule("surrogate.query_batch", lambda f, c: min(c.ledger.training, f.fitting(PASS_BYTES, 100)), "a part of that budget"),
@@ -191,6 +192,7 @@ RULES = (
     Rule("nim.width", _nim_width, "a third of the values of a patch, or more"),
     Rule("nim.decoder_width", _nim_width, "as nim.width"),
     Rule("nim.epochs", _passes(300), "as surrogate.epochs"),
+    Rule("nim.base_learning_rate", lambda f, c: 6e-3, "one that every width of these stands"),
     Rule("nim.batch_size", lambda f, c: f.fitting(PASS_BYTES, 128), "as certify.batch_size"),
     Rule("attack.eps", _eps, "2, 4 and 8 of 255 for natural images, as the literature has them"),
     Rule("attack.images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 200), "each costs seven queries"),
@@ -242,7 +244,7 @@ def in_words(config: RunConfig, facts: Facts) -> str:
     channels, height, width = facts.shape
     certify, law = config.certify, config.certify.laws[0]
     noise = f"sigma {law.scale_255 / 255:.2f}" if law.family == "constant" else f"noise {law.label}"
-    if certify.choose != OFF:
+    if certify.candidates:
         noise = f"noise chosen of {len(candidate_laws(certify))} on {certify.choice_images} others"
     parts = [
         f"{facts.images} images of {channels}x{height}x{width}: {config.data.heldout_images} held out",

@@ -84,9 +84,9 @@ class NIMConfig:
     decoder_width: int = 64
     decoder_depth: int = 1
     decoder_heads: int | None = None
-    epochs: int = 300
+    epochs: int = 150
     batch_size: int = 128
-    base_learning_rate: float = 6e-3
+    base_learning_rate: float = 1.6e-2
     warmup: float = 0.05
     ema: float | None = None
     precision: str = "float32"

@@ -142,7 +142,7 @@ class LedgerConfig:
     path: str | None = None
     training: int = 600
     evaluation: int = 2_000
-    certification: int = 525_000
+    certification: int = 480_000
     attack: int = 50_000
     canary: int = 2_000
     preflight: int = 1_000

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SMALL = (
+    256  # values of an image: up to here threads of a small network wait for each other longer than they work
+)
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: quota and period in microseconds
 
 
@@ -32,6 +35,14 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def fit_threads(count: int | None, values: int) -> None:
+    """Inside torch_threads: a single one for images of so few values, unless the caller said how many."""
+    import torch
+
+    if count is None and values <= SMALL:
+        torch.set_num_threads(1)
 
 
 def _quota(default: int) -> int:

@@ -53,6 +53,7 @@ ANSWER = {
     "seed_by": str,  # server or client: who knew the seed beforehand
 }
 OF_THE_REQUEST = ("seed", "seed_by")
+FEW = {"n0": 10, "n": 100}  # draws of the example: MLflow tries it out each time that a model is logged
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,10 @@ def log_served(folder: Path, name: str, example: np.ndarray, registered_model: s
     """Log a saved folder as a pyfunc model in the active run; returns its URI."""
     spec = read_spec(folder)
     inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, *example.shape[1:]))])
-    params = None
+    params: ParamSchema | None = None
+    request: Any = example
     if spec["kind"] == "certified":
+        request = (example[:1], FEW)
         outputs = Schema([ColSpec(KINDS[kind], key) for key, kind in ANSWER.items()])
         params = ParamSchema(
             [ParamSpec(key, KINDS[type(value)], value) for key, value in (PARAMS | spec["defaults"]).items()]
@@ -142,7 +145,7 @@ def log_served(folder: Path, name: str, example: np.ndarray, registered_model: s
         artifacts={"model": str(folder)},
         # MLflow's hints forget that None is the default
         signature=ModelSignature(inputs=inputs, outputs=outputs, params=params),  # type: ignore[arg-type]
-        input_example=example,
+        input_example=request,
         pip_requirements=[f"certdef=={version('certdef')}", f"torch=={torch.__version__.split('+')[0]}"],
         registered_model_name=registered_model,
     )

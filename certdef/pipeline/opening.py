@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from certdef import stages
 from certdef.config import own_target
 from certdef.config.checks import failures
 from certdef.config.job import RunConfig
-from certdef.config.threads import torch_threads
+from certdef.config.threads import fit_threads, torch_threads
 from certdef.data.sets import Splits, load_source, split
 from certdef.objects.following import followed
 from certdef.objects.named import NO_OBJECTS, Objects
@@ -60,6 +61,7 @@ def open_job(
             LOG.info("chosen      %s", objects.in_words)
         assert found.device is not None
         assert found.data is not None
+        fit_threads(config.threads, math.prod(found.data.image_shape))
         with locked(config.workspace), disk_errors(config.workspace):
             if fresh:
                 forget(config.workspace)

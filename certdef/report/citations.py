@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from certdef.config.candidates import OFF
 from certdef.config.job import RunConfig
 from certdef.config.own_target import NONE
 from certdef.report.words import law_in_words
@@ -77,7 +76,7 @@ def _main(config: RunConfig) -> dict[str, str]:
 
     law, papers = config.certify.laws[0], find_purifier(config.purifier).about.papers
     # a chosen noise is another one: its candidates are in no paper
-    noise = "the noise" if config.certify.choose == OFF else "the noise that networks are trained under"
+    noise = "the noise" if not config.certify.candidates else "the noise that networks are trained under"
     return SMOOTHING | {
         "denoised": "certificates: a denoiser before the classifier",
         "nim": f"{noise}, sigma ~ {law_in_words(law)}" + (", and De^3" if "nim" in papers else ""),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from certdef.config.candidates import OFF
 from certdef.config.job import RunConfig, flatten, preset_path, without_password
 from certdef.config.purifiers import LEAVES, is_code
 
@@ -168,7 +167,7 @@ def _surrogate(config: RunConfig, verb: str) -> Rules:
 
 
 def _votes(config: RunConfig) -> Rules:
-    if config.certify.choose == OFF:
+    if not config.certify.candidates:
         yield ("certify.choice_images", "certify.choice_n"), "certify.choose is off"
     if config.certify.backend is None:
         yield ("certify.workers", "certify.scheduler"), "certify.backend is unset"

@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import certify
 import surrogates
 from certdef.config.job import RunConfig, SigmaLaw
 from certdef.stages.conditions import conditions, denoising, guided_budget, place_of, subjects, target_draws
-from certdef.stages.engines import Engines, choose_engines
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.stages.students import Students
-from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition, paid_classifier
+from certdef.stages.voters import Voters
+from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition
 from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
@@ -59,12 +57,12 @@ def certify_subjects(
     config, draws, chosen = job.config.certify, target_draws(job.config), chosen or {}
     job.legacy.draws = draws
     classifier = [target.subject, *(other.fingerprint for other in (*depends_on, *students.stages))]
-    engines = choose_engines(job, {"denoiser": purifier.denoiser(), "surrogate": students.surrogate})
-    key: list[Any] = [engines.chosen] if engines.chosen else []
+    voters = Voters.of(job, target, students, purifier)
+    key: list[Any] = [voters.engines.chosen] if voters.engines.chosen else []
     if chosen:
         key += [{place: law.parameters for place, law in chosen.items()}, config.choice_images]
     stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *key)
-    return job.run(stage, lambda: _certify_subjects(job, target, students, purifier, engines, stage, chosen))
+    return job.run(stage, lambda: _certify_subjects(job, voters, stage, chosen))
 
 
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
@@ -96,10 +94,7 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
 
 def _certify_subjects(
     job: Job,
-    target: surrogates.Target,
-    students: Students,
-    purifier: Purifier,
-    engines: Engines,
+    voters: Voters,
     stage: Stage,
     chosen: Mapping[str, SigmaLaw],
 ) -> CertifyResult:
@@ -107,23 +102,11 @@ def _certify_subjects(
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
     for condition in conditions(job.config, chosen):
-        plain = purifier.denoiser(condition.law) if condition.denoised else None
-        denoiser = engines.computed("denoiser", plain)
-        if condition.paid:
-            key = engines.key("denoiser", purifier.denoiser_key(condition.law)) if denoiser else "none"
-            paid = paid_classifier(job, target, stage, condition, denoiser, key)
-            # A guide has to answer as the target does: the surrogate that agrees with it.
-            guide = (
-                behind(denoiser, engines.computed("surrogate", students.surrogate))
-                if config.guide != "off"
-                else None
-            )
-            classifier = BaseClassifier(paid, target.num_classes, draws, guide)
-        else:
-            white_box = behind(denoiser, engines.computed("surrogate", students.of(condition)))
-            assert white_box is not None
-            classifier = BaseClassifier(white_box, target.num_classes, config.n)
-        curve = certify_condition(job, condition, classifier, stage, engines.chosen)
+        guide = voters.guide(condition) if condition.paid and config.guide != "off" else None
+        n = draws if condition.paid else config.n
+        base = voters.classifier(condition, stage)
+        classifier = BaseClassifier(base, voters.target.num_classes, n, guide)
+        curve = certify_condition(job, condition, classifier, stage, voters.engines.chosen)
         curves[condition.key] = curve
         figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
         if condition.headline and condition.subject == subjects(job.config)[-1]:
@@ -144,11 +127,6 @@ def headline_law(config: RunConfig, result: CertifyResult, subject: str) -> Sigm
     """The law of a subject's first row: the chosen one, or the first of the job."""
     place = place_of(subject, denoising(config)[0])
     return result.chosen.get(place, config.certify.laws[0])
-
-
-def behind(denoiser: nn.Module | None, surrogate: nn.Module | None) -> nn.Module | None:
-    """A surrogate with its denoiser before it, where there is one."""
-    return nn.Sequential(denoiser, surrogate) if denoiser and surrogate else surrogate
 
 
 def cost_metrics(curve: CertifiedCurve) -> dict[str, float]:

@@ -25,13 +25,12 @@ import surrogates
 from certdef.config.candidates import candidate_laws
 from certdef.config.job import SigmaLaw
 from certdef.config.noise_laws import noise_law
-from certdef.stages.certificates import behind
 from certdef.stages.conditions import Condition, certifiable, denoising, place_of, subjects, target_draws
-from certdef.stages.engines import Engines, choose_engines
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.stages.students import Students
-from certdef.stages.votes import CHUNK, paid_classifier
+from certdef.stages.voters import Voters
+from certdef.stages.votes import CHUNK, PAID_BATCH
 from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
@@ -106,35 +105,17 @@ def choose_headline(
     if not laws:
         return None
     draws = target_draws(job.config)
-    engines = choose_engines(job, {"denoiser": purifier.denoiser(), "surrogate": students.surrogate})
+    voters = Voters.of(job, target, students, purifier)
     stage = job.stage(
         "choice",
         ChoiceResult,
         [[law.label, *law.parameters] for law in laws],
         [config.choice_images, config.choice_n, list(config.radii), config.alpha, config.n, draws],
-        [job.config.purifier, job.data.heldout_digest, target.subject, engines.chosen],
+        [job.config.purifier, job.data.heldout_digest, target.subject, voters.engines.chosen],
         *(other.fingerprint for other in (*depends_on, *students.stages)),
     )
-    voter = partial(_voter, job, target, students, purifier, engines, stage)
+    voter = partial(voters.classifier, stage=stage, kind="choice")
     return job.run(stage, lambda: _choose(job, laws, voter, target.num_classes, draws))
-
-
-def _voter(
-    job: Job,
-    target: surrogates.Target,
-    students: Students,
-    purifier: Purifier,
-    engines: Engines,
-    stage: Stage,
-    condition: Condition,
-) -> Any:
-    """What votes under a condition, as it is certified afterwards: the target for pay, or a student."""
-    plain = purifier.denoiser(condition.law) if condition.denoised else None
-    denoiser = engines.computed("denoiser", plain)
-    if condition.paid:
-        key = engines.key("denoiser", purifier.denoiser_key(condition.law)) if denoiser else "none"
-        return paid_classifier(job, target, stage, condition, denoiser, key, kind="choice")
-    return behind(denoiser, engines.computed("surrogate", students.of(condition)))
 
 
 def _choose(job: Job, laws: Sequence[SigmaLaw], voter: Voter, num_classes: int, draws: int) -> ChoiceResult:
@@ -188,9 +169,9 @@ class Scores:
     ) -> None:
         self.job, self.voter, self.subject, self.purifier = job, voter, subject, purifier
         self.num_classes, self.n = num_classes, n
-        at_once = images_at_once(job.data.image_shape, job.config.certify.batch_size)
+        most = PAID_BATCH if subject == "target" else job.config.certify.batch_size
         self.engine = certify.VoteEngine(
-            batch_size=CHUNK if subject == "target" else at_once,
+            batch_size=images_at_once(job.data.image_shape, most),
             chunk_size=CHUNK,
             device=job.device,
             seed=job.config.seed,

@@ -6,8 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import certify
-from certdef.config.candidates import OFF, candidate_laws, choice_votes
-from certdef.config.job import ConfigError, RunConfig, SigmaLaw
+from certdef.config.candidates import candidate_laws, choice_votes
+from certdef.config.job import (
+    OFF,
+    ConfigError,
+    RunConfig,
+    SigmaLaw,
+)
 from certdef.config.noise_laws import noise_law
 from certdef.config.own_target import NONE
 from certdef.config.purifiers import plain_name

@@ -27,6 +27,7 @@ from certdef.stages.conditions import Condition, conditions, unchosen
 from certdef.stages.networks import untrained_copy
 from certdef.stages.purifier import laws_of, untrained_networks
 from certdef.stages.students import trains_students
+from certify.voting import Computed, fastest_engine
 from surrogates.distillation.student import CONSISTENT_VIEWS
 from surrogates.distillation.views import number_of_views
 
@@ -184,8 +185,10 @@ class Durations:
             steps.append(part.build(self.parts))
         if condition.subject == "surrogate" and self.surrogate:
             steps.append(self.surrogate)
-        network = nn.Sequential(*steps).to(self.device).eval()
+        network: nn.Module = nn.Sequential(*steps).to(self.device).eval()
         image = torch.from_numpy(self.data.heldout_images[:1]).to(self.device)
+        if steps and self.config.certify.engine == "auto":
+            network = Computed(network, fastest_engine(network, image, condition.noise).engine)
 
         def vote(count: int) -> None:
             noise = condition.noise.sample((count, *image.shape[1:]), device=self.device)

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from certdef.config.candidates import OFF
 from certdef.config.job import RunConfig
 from certdef.config.own_target import NONE
 from certdef.tracking.checked_json import fingerprint, read_json
@@ -125,7 +124,7 @@ class Legacy:
 
     def _key(self, name: str) -> list[Any] | None:
         config, law = self.config, self.config.certify.laws[0]
-        if config.certify.choose != OFF and name in ("certify", "served"):
+        if config.certify.candidates and name in ("certify", "served"):
             return None  # that version chose no noise: what it certified is not what this job does
         match name.split("-")[0]:
             case "target":

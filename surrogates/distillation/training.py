@@ -218,6 +218,7 @@ class _Run:
             lr=training.learning_rate,
             betas=training.betas,
             weight_decay=training.weight_decay,
+            fused=True,  # small networks: the steps of single tensors are a sixth of the time
         )
         self.schedule = training.schedule(self.optimizer, training.epochs * self.batches)
         self.scaler = torch.amp.GradScaler(self.workers.device.type, enabled=training.precision == "float16")

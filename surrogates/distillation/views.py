@@ -12,6 +12,7 @@ from torch import Tensor
 from surrogates.distillation.inference import images_at_once
 
 VIEW_BYTES = 2**28  # of all views, as float32
+MOST_VIEWS = 100  # of an image: 400 make no better students (benchmarks/as_certified.py)
 BATCH_SIZE = 256  # images through the denoiser at once
 ANOTHER_SEED = 7_919  # the views' noise is not that of the training's order
 
@@ -25,7 +26,7 @@ def number_of_views(values: int, views: int, epochs: int) -> int:
         epochs: Of the training.
     """
     held = VIEW_BYTES // (values * 4)
-    return max(views, min(views * epochs, held))
+    return max(views, min(views * epochs, held, MOST_VIEWS))
 
 
 def denoised_views(

@@ -82,7 +82,7 @@ class Keys:
 
     def count(self, keyed: Keyed) -> None:
         """Note that a query was answered: a failed one is repeated under its own keys."""
-        self._turns += keyed.repeats
+        self._turns.update(keyed.repeats)  # in place: += copies every turn so far
 
     def _of_images(self, pixels: np.ndarray) -> Keyed:
         canonical = self._pixels.canonical(pixels)

@@ -28,10 +28,11 @@ from certdef.stages.conditions import (
 from certdef.stages.estimates import expected_queries, reaches
 from certdef.tracking.legacy import Legacy
 
-NIM, WIDE = RunConfig().certify.laws
+NIM, WIDE = SigmaLaw(), SigmaLaw("wide", scale_255=6.0)
 
 
 def job(*candidates, **options):
+    options = {"laws": (NIM, WIDE)} | options
     certify_ = replace(RunConfig().certify, choose=candidates or "off", **options)
     return replace(RunConfig(), certify=certify_)
 
@@ -43,11 +44,23 @@ def constant(level):
 # --- candidates -----------------------------------------------------------------------------------------------
 
 
+def test_the_main_job_chooses_unless_laws_or_a_target_of_your_own_are_given():
+    levels = {45.0, 60.0, 75.0, 90.0, 105.0}
+    assert {law.scale_255 for law in candidate_laws(certdef.load_config().certify)} == levels
+    assert {law.scale_255 for law in candidate_laws(certdef.load_config("cifar10").certify)} == levels
+    assert candidate_laws(certdef.load_config(certify__laws="[{label: own, scale_255: 2}]").certify) == ()
+    assert candidate_laws(certdef.load_config(certify__choose="off").certify) == ()
+    assert candidate_laws(certdef.load_config(target__uri="model.onnx").certify) == ()
+    assert candidate_laws(certdef.load_config("own", target__uri="model.onnx").certify) == ()
+    asked = certdef.load_config(target__uri="model.onnx", certify__choose="[45,60]").certify
+    assert [law.scale_255 for law in candidate_laws(asked)] == [45.0, 60.0]
+
+
 def test_candidates_are_levels_laws_of_the_job_and_parts_of_these():
     found = candidate_laws(job(60.0, "nim", "wide@60-120").certify)
     cut = SigmaLaw("wide-60-120", "truncated_gamma", (25.0, 60.0, 120.0), 6.0)
     assert found == (constant(60), NIM, cut)
-    assert candidate_laws(RunConfig().certify) == ()
+    assert candidate_laws(job().certify) == ()
     noise = noise_law(cut)
     assert noise == certify.GaussianScaleMixture(
         certify.truncated(scipy.stats.gamma(25.0, scale=6 / 255), 60 / 255, 120 / 255)
@@ -90,7 +103,7 @@ def test_the_command_line_reads_levels_and_names():
     config = certdef.load_config(certify__choose="[45, 60.5, nim, nim@60-90]")
     assert config.certify.choose == (45.0, 60.5, "nim", "nim@60-90")
     assert certdef.load_config(certify__choose="off").certify.choose == "off"
-    with pytest.raises(ConfigError, match="use off, or a list of candidates"):
+    with pytest.raises(ConfigError, match="use off, auto, or a list of candidates"):
         certdef.load_config(certify__choose="on")
 
 
@@ -151,15 +164,13 @@ def test_a_plan_names_the_reach_of_every_candidate():
 
 
 def test_without_a_choice_nothing_that_exists_has_another_key():
-    settings = RunConfig().certify.settings
+    settings = job().certify.settings
     assert not {"choose", "choice_images", "choice_n"} & settings.keys()
     assert settings == job(45.0, 60.0, choice_n=7).certify.settings
     for name in ("certify", "served"):  # what version 0.1.0 certified is not taken for what was chosen
-        assert Legacy(RunConfig(), "cpu", "sqlite://").fingerprint(name)
+        assert Legacy(job(), "cpu", "sqlite://").fingerprint(name)
         assert Legacy(job(45.0, 60.0), "cpu", "sqlite://").fingerprint(name) is None
-    assert [each.key for each in conditions(RunConfig(), {})] == [
-        each.key for each in conditions(RunConfig())
-    ]
+    assert [each.key for each in conditions(job(), {})] == [each.key for each in conditions(job())]
 
 
 # --- which candidates the target pays for ---------------------------------------------------------------------

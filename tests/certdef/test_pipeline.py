@@ -257,15 +257,16 @@ def test_two_sided_radii_are_known_for_every_law_of_a_job():
 
 
 def test_the_target_gets_what_its_budget_allows():
-    config = certdef.load_config()
-    assert (
-        stages.target_draws(config)
-        == config.ledger.certification // (5 * config.certify.target_images) - config.certify.n0
-    )
+    config = certdef.load_config(ledger__certification=240_000)
+    choice = 2 * 5 * config.certify.choice_images * config.certify.choice_n  # with and without the denoiser
+    each = (config.ledger.certification - choice) // (4 * config.certify.target_images)
+    assert stages.target_draws(config) == each - config.certify.n0
     assert stages.target_draws(certdef.load_config(ledger__certification=10**8)) == config.certify.n
-    with pytest.raises(ConfigError, match="at least 27750"):
-        stages.target_draws(certdef.load_config(ledger__certification=27749))
-    assert stages.target_draws(certdef.load_config(ledger__certification=27750)) == 11
+    assert stages.target_draws(certdef.load_config()) == config.certify.n  # and no more than it takes
+    assert stages.target_draws(certdef.load_config(ledger__certification=479_999)) < config.certify.n
+    with pytest.raises(ConfigError, match="at least 82200"):
+        stages.target_draws(certdef.load_config(ledger__certification=82_199))
+    assert stages.target_draws(certdef.load_config(ledger__certification=82_200)) == 11
 
 
 def test_python_entry_points_are_documented():

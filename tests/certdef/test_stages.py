@@ -166,6 +166,15 @@ class TestRecords:
         assert "\n" not in str(caught.value)
 
 
+THEN = {  # the default job of version 0.1.0
+    "certify__laws": "[{label: nim}, {label: wide, scale_255: 6}]",
+    "certify__n": 10_000,
+    "ledger__certification": 525_000,
+    "nim__epochs": 300,
+    "nim__base_learning_rate": 6e-3,
+}
+
+
 class TestLegacy:
     """The names are those that version 0.1.0 gave to the stages of its default job."""
 
@@ -181,7 +190,7 @@ class TestLegacy:
     }
 
     def test_the_names_of_the_default_job(self):
-        legacy = Legacy(certdef.load_config("digits", certify__method="fixed"), "cpu", STORE)
+        legacy = Legacy(certdef.load_config("digits", certify__method="fixed", **THEN), "cpu", STORE)
         legacy.draws = stages.target_draws(legacy.config)
         assert {name: legacy.fingerprint(name) for name in self.NAMES} == self.NAMES
         assert legacy.fingerprint("some-later-stage") is None
@@ -217,7 +226,7 @@ class TestLegacy:
     @pytest.mark.parametrize("noise", ["certified", "uniform"])
     def test_certificates_of_then_are_not_those_of_a_surrogate_trained_as_certified(self, tmp_path, noise):
         """What did not rest on a certified surrogate is taken over all the same, and receipts keep their names."""
-        config = certdef.load_config("digits", work_dir=str(tmp_path), surrogate__noise=noise)
+        config = certdef.load_config("digits", work_dir=str(tmp_path), surrogate__noise=noise, **THEN)
         legacy = Legacy(config, "cpu", STORE)
         names = ["surrogate", "certify", "served", "ladder", "purifier-de3", "ladder-none"]
         adopted = []
@@ -232,14 +241,16 @@ class TestLegacy:
 
     def test_new_options_that_are_unset_leave_a_job_where_it_was(self):
         """Its MLflow runs are named by its whole configuration: an option that comes later belongs in NEWER."""
-        then = certdef.load_config("digits", work_dir="w", certify__method="fixed")
+        then = certdef.load_config("digits", work_dir="w", certify__method="fixed", **THEN)
         name = runs_file(then, "sqlite:///mlruns/mlflow.db").name
         assert name == "b903308ec846f588.json"
-        changed = certdef.load_config("digits", work_dir="w", data__resize=16)
+        changed = certdef.load_config(
+            "digits", work_dir="w", certify__method="fixed", data__resize=16, **THEN
+        )
         assert runs_file(changed, "sqlite:///mlruns/mlflow.db").name != name
 
     def test_the_runs_of_a_job_of_then_are_taken_over(self, tmp_path):
-        config = certdef.load_config("digits", work_dir=str(tmp_path))
+        config = certdef.load_config("digits", work_dir=str(tmp_path), **THEN)
         plain = config.to_dict()
         plain.pop("udc", None)
         for section, names in NEWER.items():  # which that version did not have

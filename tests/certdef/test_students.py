@@ -19,7 +19,7 @@ from certdef.data.sets import load_data
 from certdef.models.storage import load_model
 from certdef.report.terminal import headline
 from certdef.report.unused_options import unused_options
-from certdef.stages import Students, certificates, conditions
+from certdef.stages import Students, certificates, conditions, voters
 from certdef.stages.engines import Engines
 from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import certified_recipe, queried_images, recipe_of
@@ -138,7 +138,8 @@ def test_uniform_noise_certifies_the_surrogate_that_agrees_and_pays_nothing_agai
 
 def test_which_network_is_certified():
     """A law of its own has its own; the Gaussian beside the laws that of the first; all others the surrogate."""
-    config = certdef.load_config("digits")
+    laws = "[{label: nim}, {label: wide, scale_255: 6}]"
+    config = certdef.load_config("digits", certify__laws=laws)
     every = [each for each in conditions(config) if each.subject == "surrogate"]
     first, others = nn.Identity(), {("nim", True): nn.Identity(), ("wide", True): nn.Identity()}
     students = Students(first, "nim", others)
@@ -247,7 +248,7 @@ def test_images_of_a_surrogate_of_an_earlier_version(tmp_path):
 
 def test_the_guide_is_the_surrogate_that_agrees_and_votes_are_the_students(monkeypatch):
     """Behind the denoiser of the condition both."""
-    config = certdef.load_config("digits", certify__guide="decide")
+    config = certdef.load_config("digits", certify__guide="decide", certify__choose="off")
     given, share = {}, Share(0.5, 0.4, 0.6)
 
     def keep(job, condition, classifier, stage, engines):
@@ -255,14 +256,13 @@ def test_the_guide_is_the_surrogate_that_agrees_and_votes_are_the_students(monke
         return SimpleNamespace(shares=[share] * 5, samples_per_image=0.0, seconds_per_image=0.0)
 
     monkeypatch.setattr(certificates, "certify_condition", keep)
-    monkeypatch.setattr(certificates, "paid_classifier", lambda *_: "paid")
+    monkeypatch.setattr(voters, "paid_classifier", lambda *_: "paid")
     denoiser, agreeing, own = nn.Flatten(), nn.Identity(), nn.ReLU()
     students = Students(agreeing, "nim", {("nim", True): own})
     purifier = SimpleNamespace(denoiser=lambda law: denoiser, denoiser_key=lambda law: "key")
     job = SimpleNamespace(config=config, data=SimpleNamespace(remarks={}))
-    certificates._certify_subjects(
-        job, SimpleNamespace(num_classes=10), students, purifier, Engines(), None, {}
-    )
+    target = SimpleNamespace(num_classes=10)
+    certificates._certify_subjects(job, voters.Voters(job, target, students, purifier, Engines()), None, {})
     target, surrogate = given["target-nim-de3"], given["surrogate-nim-de3"]
     assert target.base == "paid"
     assert [*target.guide] == [denoiser, agreeing]

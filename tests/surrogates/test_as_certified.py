@@ -149,7 +149,8 @@ def test_without_it_a_student_and_its_checkpoint_are_what_they_were():
 
 def test_views_are_made_once_and_bounded(monkeypatch):
     """As many as the training can use, or as fit; never fewer than a step takes."""
-    assert denoised.number_of_views(600 * 64, 2, 200) == 400
+    assert denoised.number_of_views(600 * 64, 2, 30) == 60
+    assert denoised.number_of_views(600 * 64, 2, 200) == denoised.MOST_VIEWS
     assert denoised.number_of_views(10_000 * 784, 2, 12) == denoised.VIEW_BYTES // (4 * 10_000 * 784)
     assert denoised.number_of_views(10**9, 2, 200) == 2
     monkeypatch.setattr(denoised, "VIEW_BYTES", 4 * 60 * 16 * 5)
