@@ -91,7 +91,7 @@ def test_one_atom_is_the_gaussian(sigma):
     assert ratio.max() <= 1
 
 
-@pytest.mark.parametrize("noise", ALL, ids=str)
+@pytest.mark.parametrize("noise", ALL)
 def test_radius_is_monotone_and_starts_at_zero(noise):
     p = np.concatenate([[0, 0.3, 0.5], np.linspace(0.5001, 0.9999, 2000), 1 - np.logspace(-5, -15, 50)])
     radius = noise.radius(p)
@@ -103,7 +103,7 @@ def test_radius_is_monotone_and_starts_at_zero(noise):
     assert noise.radius(np.full((2, 3), 0.9)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("noise", ALL, ids=str)
+@pytest.mark.parametrize("noise", ALL)
 def test_p_required_inverts_radius(noise):
     r = noise.radius(np.array([0.51, 0.6, 0.9, 0.99, 0.9999, 1 - 1e-9]))
     p = noise.p_required(r)
@@ -149,7 +149,6 @@ def test_l1_laws_against_their_likelihood_ratios():
         (Laplace(0.2), st.laplace(scale=0.2)),
         (Uniform(0.5), st.uniform(-0.5, 1)),
     ],
-    ids=str,
 )
 def test_samples_follow_the_law(noise, law):
     sample = noise.sample((64, 3, 16, 16), torch.Generator().manual_seed(1))

@@ -136,7 +136,6 @@ def test_a_wider_law_would_have_made_every_radius_four_times_as_long(tmp_path):
         (certify.Uniform(0.5), certify.UniformLinf(0.5, 16)),
         (certify.UniformLinf(0.5, 16), certify.Uniform(0.5)),
     ],
-    ids=str,
 )
 def test_the_same_law_in_another_spelling_is_taken(tmp_path, law, spelled):
     records = run(tmp_path, noise=law, n=2000)
@@ -155,7 +154,6 @@ def test_the_same_law_in_another_spelling_is_taken(tmp_path, law, spelled):
         (certify.nim_noise(), Gaussian(75 / 255)),
         (certify.Uniform(0.5), certify.Laplace(0.5)),
     ],
-    ids=str,
 )
 def test_a_law_that_is_only_close_is_another(tmp_path, law, other):
     with pytest.raises(CertifyError, match="drawn under"):
