@@ -84,7 +84,7 @@ def further(
 ):
     """The NIM, trained further; (network, its stage)."""
     config = job.config.nim
-    training = nim_training(epochs, config.batch_size, config.base_learning_rate / 2, warmup=epochs // 10)
+    training = nim_training(epochs, config.batch_size, config.base_learning_rate / 2)
     networks, stages_of = [each for each, _ in students], [stage.fingerprint for _, stage in students]
 
     def train(network, stage: Stage) -> list[float]:

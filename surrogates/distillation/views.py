@@ -12,7 +12,7 @@ from torch import Tensor
 from surrogates.distillation.inference import images_at_once
 
 VIEW_BYTES = 2**28  # of all views, as float32
-MOST_VIEWS = 100  # of an image: 400 make no better students (benchmarks/as_certified.py)
+MOST_VIEWS = 100  # of an image: 400 made no better students (docs/surrogates.md)
 BATCH_SIZE = 256  # images through the denoiser at once
 ANOTHER_SEED = 7_919  # the views' noise is not that of the training's order
 
