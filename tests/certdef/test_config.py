@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 
 import certify
 from certdef.config import checks, load, threads
@@ -270,6 +271,15 @@ def test_threads_keep_to_affinity_quota_and_environment(limits, allowed, monkeyp
     if limits["omp"]:
         monkeypatch.setenv("OMP_NUM_THREADS", limits["omp"])
     assert threads.allowed_threads() == allowed
+
+
+def test_small_images_get_one_thread_unless_threads_are_named():
+    before = torch.get_num_threads()
+    for count, values, used in [(None, 64, 1), (None, 256, 1), (None, 784, 2), (2, 64, 2)]:
+        with threads.torch_threads(2):
+            threads.fit_threads(count, values)
+            assert torch.get_num_threads() == used
+        assert torch.get_num_threads() == before
 
 
 def test_unknown_keys_in_a_file(tmp_path):

@@ -16,6 +16,7 @@ from certdef import stages
 from certdef.cli import main
 from certdef.config.job import ConfigError
 from certdef.data.sets import load_data
+from certdef.stages import votes
 from tests.conftest import TINY
 
 
@@ -170,6 +171,21 @@ def test_workers_give_the_same_records(here, uncertified):
     summary = certdef.certify(dataclasses.replace(uncertified, certify=spread), progress=False)
     assert records(uncertified.workspace) == records(here.workspace)
     assert summary.bill["certification"].recalled > 0, "the same experiment gets its paid answers back"
+
+
+def test_how_many_images_a_target_is_asked_about_at_once_changes_no_vote_and_no_receipt(
+    here, uncertified, monkeypatch
+):
+    monkeypatch.setattr(votes, "PAID_BATCH", votes.CHUNK)  # one image at a time
+    summary = certdef.certify(uncertified, progress=False)
+    assert records(uncertified.workspace) == records(here.workspace)
+    charge = summary.bill["certification"]
+    assert charge.recalled > 0
+    assert charge.answered == sum(
+        int(found.n0.sum() + found.counts.sum())
+        for path in uncertified.workspace.glob("certify-*/records/target-*.jsonl")
+        for found in [certify.read_records(path)]
+    )
 
 
 @pytest.mark.slow
