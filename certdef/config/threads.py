@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SMALL = (
-    256  # values of an image: up to here threads of a small network wait for each other longer than they work
-)
+SMALL = 256  # values of an image, for which several threads wait for each other longer than they work
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: quota and period in microseconds
 
 

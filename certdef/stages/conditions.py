@@ -7,12 +7,7 @@ from dataclasses import dataclass, replace
 
 import certify
 from certdef.config.candidates import candidate_laws, choice_votes
-from certdef.config.job import (
-    OFF,
-    ConfigError,
-    RunConfig,
-    SigmaLaw,
-)
+from certdef.config.job import OFF, ConfigError, RunConfig, SigmaLaw
 from certdef.config.noise_laws import noise_law
 from certdef.config.own_target import NONE
 from certdef.config.purifiers import plain_name

@@ -30,7 +30,7 @@ from surrogates.distillation.inference import images_at_once
 CHUNK = 256  # draws that share a seed
 PAID_BATCH = (
     2 * CHUNK
-)  # noisy images that a target is asked about: eight images take part, so the first is soon done
+)  # noisy images before a target at once: of eight images, so that the first are soon done
 
 
 @dataclass(frozen=True)
