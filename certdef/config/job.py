@@ -136,7 +136,7 @@ class CertifyConfig:
             certified accuracy, averaged over the radii: constant sigmas (8-bit levels), labels of laws, whole or cut to
             sigmas of an interval, e.g. [45,60,90,nim,nim@60-90]. Constant laws of certify.laws are candidates too, and no
             rows. Networks are trained before, under the laws. off: the first law. auto: 45, 60, 75, 90 and 105, unless laws or
-            your own target are given.
+            your own target are given, or no more images are held out than choose.
         choice_images: Held-out images that the choice is made on, the last ones; they are not certified.
         choice_n: Votes of each of them, a candidate; the target's are paid from ledger.certification.
     """

@@ -70,10 +70,12 @@ def from_namespace(parser: Any, namespace: Any, arguments: list[str], *, checked
     """
     values = parser.instantiate(namespace)
     config = RunConfig(**{name: getattr(values, name) for name in RunConfig.__dataclass_fields__})
-    chosen = OFF if config.certify.choose == AUTO else config.certify.choose  # a choice has to be paid for
-    own = replace(config, preset=own_target.PRESET, certify=replace(config.certify, choose=chosen))
+    own = replace(config, preset=own_target.PRESET)
     if config.target.uri and named_preset(arguments) is None and own_target.applies(own):
         config = own
+    few = config.data.heldout_images <= config.certify.choice_images
+    if config.certify.choose == AUTO and (few or own_target.applies(config)):  # candidates cost votes
+        config = replace(config, certify=replace(config.certify, choose=OFF))
     if checked:
         check(own_target.checkable(config))
     return config

@@ -52,6 +52,8 @@ def test_the_main_job_chooses_unless_laws_or_a_target_of_your_own_are_given():
     assert candidate_laws(certdef.load_config(certify__choose="off").certify) == ()
     assert candidate_laws(certdef.load_config(target__uri="model.onnx").certify) == ()
     assert candidate_laws(certdef.load_config("own", target__uri="model.onnx").certify) == ()
+    assert candidate_laws(certdef.load_config(data__heldout_images=60).certify) == ()  # none would be left
+    assert candidate_laws(certdef.load_config(data__heldout_images=61).certify)
     asked = certdef.load_config(target__uri="model.onnx", certify__choose="[45,60]").certify
     assert [law.scale_255 for law in candidate_laws(asked)] == [45.0, 60.0]
 

@@ -41,6 +41,7 @@ TINY_DUCD = {
     "ledger__evaluation": 1100,
     "ledger__certification": 2000,
     "surrogate__epochs": 30,
+    "certify__laws": "[{label: nim}, {label: wide, scale_255: 6}]",
     "certify__images": 8,
     "certify__target_images": 4,
     "certify__n": 600,

@@ -93,7 +93,9 @@ class TestConfiguration:
             check(certdef.load_config(certify__engine="fast"))
 
     def test_jobs_keep_their_names(self, tmp_path):
-        config, auto = (certdef.load_config(**named) for named in ({}, {"certify__engine": "auto"}))
+        config, auto = (
+            certdef.load_config(certify__choose="off", **named) for named in ({}, {"certify__engine": "auto"})
+        )
         assert "engine" not in config.certify.settings
         assert runs_file(config, "uri") != runs_file(auto, "uri")
         assert Legacy(config, "cpu", "uri").fingerprint("certify")

@@ -164,7 +164,7 @@ def undecided(noise, votes):
 
 def test_receipts_are_looked_for_under_every_stage_that_version_0_1_left(tmp_path):
     """That version named them by the whole configuration: radii and alpha too."""
-    config = certdef.load_config("digits", work_dir=str(tmp_path))
+    config = certdef.load_config("digits", work_dir=str(tmp_path), certify__choose="off")
     for name in ("certify-" + "1" * 16, "certify-" + "2" * 16, "certify-notes", "attack-" + "3" * 16):
         (tmp_path / name).mkdir()
     (tmp_path / ("certify-" + "2" * 16) / "formerly").write_text("4" * 16)  # renamed since
@@ -176,7 +176,11 @@ def test_receipts_are_looked_for_under_every_stage_that_version_0_1_left(tmp_pat
 @pytest.mark.parametrize(("votes", "reused"), [((40, 60), True), ((40, 50), False), ((101, 3), False)])
 def test_a_guided_stage_without_its_budget_is_found_again(tmp_path, votes, reused):
     """Version 0.1 left the budget out of the key; a result of another budget is not taken for this one's."""
-    config = certdef.load_config(certify__guide="budget", ledger__certification=500)  # 100 a smoothed target
+    config = certdef.load_config(
+        certify__laws="[{label: nim}, {label: wide, scale_255: 6}]",
+        certify__guide="budget",
+        ledger__certification=500,  # 100 a smoothed target
+    )
 
     def stage(name, result_type, *key):
         return Stage(tmp_path, name, result_type, *key)
