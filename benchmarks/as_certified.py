@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from kept import Figures, kept
+from kept import Figures, kept, surrogate_of
 from torch import nn
 
 import certdef
@@ -39,25 +39,6 @@ def law_of(name: str) -> SigmaLaw:
     return SigmaLaw() if name == "nim" else SigmaLaw(f"gaussian-{name}", "constant", (), float(name))
 
 
-def trained(job: stages.Job, target, stage: Stage, recipe: surrogates.Recipe, seed: int) -> nn.Module:
-    """A surrogate from the job's training answers; kept in the folder of the row that needs it first."""
-    folder = stage.path / "model"
-    if not (folder / "model.json").is_file():
-        config, checkpoint = replace(job.config.surrogate, validation=None), stage.path / "checkpoint.pt"
-        model = distillation.train_surrogate(
-            job,
-            target,
-            config,
-            budget=job.config.ledger.training,
-            seed=seed,
-            encoder=None,
-            checkpoint=checkpoint,
-            recipe=recipe,
-        )
-        storage.save_classifier(folder, model.model)
-    return storage.load_model(folder, job.device)
-
-
 def row(job: stages.Job, target, law: str, denoiser: nn.Module | None, recipe: str, options, seed: int):
     """Figures of one row: certified accuracy at 0 and RADII, agreement with the clean answer under noise, seconds."""
     noise, behind = noise_law(law_of(law)), "none" if denoiser is None else "de3"
@@ -72,7 +53,7 @@ def row(job: stages.Job, target, law: str, denoiser: nn.Module | None, recipe: s
 
     def train(stage: Stage) -> Figures:
         start = time.perf_counter()
-        trained(job, target, stage, how, seed)
+        surrogate_of(job, target, stage, how, seed)
         return Figures(figures={"seconds": time.perf_counter() - start})
 
     student = kept(job, f"row-{recipe}", own, train)

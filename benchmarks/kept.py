@@ -1,13 +1,16 @@
 """Stages of a benchmark, kept in the job of a preset: figures as plain values, and networks that are trained once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+import surrogates
 from certdef import stages
+from certdef.models import storage
 from certdef.stages import Job, NetworkResult
+from certdef.stages.surrogate import train_surrogate
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
 
@@ -38,6 +41,27 @@ def trained(
 ) -> tuple[Any, Stage[NetworkResult]]:
     """A network that depends on the key and on the job's images, trained once: train(network, stage) -> losses."""
     return stages.trained_once(job, name, [*key, *_images(job)], build, train)
+
+
+def surrogate_of(
+    job: Job, target: surrogates.Target, stage: Stage, recipe: surrogates.Recipe, seed: int, pool: Any = None
+) -> nn.Module:
+    """A surrogate from the job's training answers, trained once; a stage keeps it. `pool` is queried; unset, the job's."""
+    folder = stage.path / "model"
+    if not (folder / "model.json").is_file():
+        model = train_surrogate(
+            job,
+            target,
+            replace(job.config.surrogate, validation=None),
+            budget=job.config.ledger.training,
+            seed=seed,
+            encoder=None,
+            checkpoint=stage.path / "checkpoint.pt",
+            pool=pool,
+            recipe=recipe,
+        )
+        storage.save_classifier(folder, model.model)
+    return storage.load_model(folder, job.device)
 
 
 def _images(job: Job) -> list[str]:

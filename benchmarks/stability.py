@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kept import Figures, kept, trained
+from kept import Figures, kept, surrogate_of, trained
 from torch import Tensor, nn
 
 import certdef
@@ -45,18 +45,8 @@ def student(job: stages.Job, target, seed: int) -> tuple[nn.Module, Stage]:
     key = [config.model, config.epochs, target.subject, job.config.ledger.training, seed]
 
     def train(stage: Stage) -> Figures:
-        model = distillation.train_surrogate(
-            job,
-            target,
-            config,
-            budget=job.config.ledger.training,
-            seed=seed,
-            encoder=None,
-            checkpoint=stage.path / "checkpoint.pt",
-            pool=job.data.pool[: job.config.ledger.training],  # the same answers for all of them
-            recipe=distillation.recipe_of(config),
-        )
-        storage.save_classifier(stage.path / "model", model.model)
+        pool = job.data.pool[: job.config.ledger.training]  # the same answers for all of them
+        surrogate_of(job, target, stage, distillation.recipe_of(config), seed, pool)
         return Figures()
 
     stage = kept(job, f"student-{seed}", key, train)

@@ -22,13 +22,7 @@ from certdef.config.udc import UDCConfig
 PRESETS = Path(__file__).parent / "presets"
 LONGEST_SIDE = 8_192  # pixels of an image
 OFF, AUTO = "off", "auto"  # certify.choose
-CANDIDATES = (
-    45.0,
-    60.0,
-    75.0,
-    90.0,
-    105.0,
-)  # 8-bit levels, around the mean of the law of noisy image modeling
+CANDIDATES = (45.0, 60.0, 75.0, 90.0, 105.0)  # 8-bit levels, around the mean of the NIM law
 FILES = ("files", "npz")  # data.name of a user's own files
 LIKE = 0.6  # from this likeness on a name may be what was meant
 
