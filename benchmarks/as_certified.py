@@ -2,12 +2,16 @@
 
     python benchmarks/as_certified.py --data-root FOLDER [--preset fashion-mnist] [--laws nim 64 89] [--behind none de3]
         [--recipes uniform certified 5 10] [--images 200] [--n 1000] [--method fixed] [--seeds 1]
+        [--options data.pool_copies=4 ...]
 
 Every row learns from the same answers, of the preset's target to its pool, and is certified on the same held-out images
 under the same draws. `uniform` is trained under U(0, 75)/255 noise without the denoiser; `certified` under the noise of its
 votes and behind its denoiser; a number adds consistency of that weight. A law is nim, Gamma(25, 3)/255, or the level (of
 255) of a Gaussian; behind De^3 both have the denoiser that was trained under nim. Target, denoiser and finished rows are
-kept in the preset's job: the same command goes on where it was.
+kept in the preset's job: the same command goes on where it was. `--options` are options of certdef, for a target of your own:
+
+    --preset cifar10 --options target.uri=resnet8_cifar10_int8.tflite data.pool_images=8152 data.pool_copies=4
+        ledger.training=20000 surrogate.model=dla34 surrogate.epochs=14 surrogate.precision=bfloat16
 """
 
 import argparse
@@ -105,9 +109,11 @@ def main() -> None:
     parser.add_argument("--method", default="fixed", choices=("fixed", "group_sequential"))
     parser.add_argument("--seeds", type=int, default=1, help="Training seeds; each is a row.")
     parser.add_argument("--batch", type=int, default=1_024, help="Noisy images a forward pass.")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="Options of certdef.")
     options = parser.parse_args()
+    given = dict(each.replace(".", "__", 1).split("=", 1) for each in options.options)
     root = {} if options.data_root is None else {"data__root": options.data_root}
-    config = certdef.load_config(preset=options.preset, tracking__system_metrics=False, **root)
+    config = certdef.load_config(preset=options.preset, tracking__system_metrics=False, **root, **given)
     head = ["noise", "behind", "trained", *(f"r = {r:g}" for r in (0.0, *RADII)), "agreement", "seconds"]
     print(line(head), line(["---"] * 3 + ["---:"] * (len(head) - 3)), sep="\n", flush=True)
     with open_job(config, progress=False) as job:

@@ -29,11 +29,15 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def _registry_beside_the_runs():
-    """No test leaves MLflow a registry of its own: unset, it is where the runs are."""
+def _mlflow_as_it_was():
+    """No test leaves MLflow a registry or an environment of its own: its setters write to the environment."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     yield
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_registry_uri(None)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

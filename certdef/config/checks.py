@@ -255,6 +255,7 @@ def _target(target: TargetConfig) -> Rules:
 
 def _nim(nim: NIMConfig, encoder_needed: bool) -> Rules:
     yield "epochs", nim.epochs >= 1, "use at least 1"
+    yield "finetune_epochs", nim.finetune_epochs >= 0, "use 0 or more"
     own = nim.heads >= 1 and nim.width % nim.heads == 0
     yield "heads", nim.encoder is not None or own, "nim.width must be a multiple of it"
     yield (
@@ -329,6 +330,7 @@ def _data(config: RunConfig) -> Rules:
         if name.endswith("_images"):
             unused = name in ("audit_images", "pool_images")  # what trains nothing needs no pool
             yield name, value >= (not unused), "use 0 or more" if unused else "use at least 1"
+    yield "pool_copies", data.pool_copies >= 0, "use 0 or more"
 
 
 def _tracking(tracking: TrackingConfig) -> Rules:

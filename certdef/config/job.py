@@ -77,6 +77,8 @@ class DataConfig:
         target_images: Labeled images that the target's owner trains on, used for nothing else; none are set aside if
             target.uri is given.
         pool_images: Number of unlabeled images: queried, and used to pre-train the denoiser.
+        pool_copies: Copies of each of them that join the pool, half of them mirrored, each shifted by up to an eighth of its
+            height: for a training budget that is larger than the pool, of natural images.
         heldout_images: Number of images that every figure is measured on.
         audit_images: Labeled images that no model is trained on, for membership inference: non-members, population, and the
             training images of its reference models. Only the DUCD job needs any.
@@ -93,6 +95,7 @@ class DataConfig:
     color: str | None = None
     target_images: int = 600
     pool_images: int = 797
+    pool_copies: int = 0
     heldout_images: int = 400
     audit_images: int = 0
 

@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[1] / "purifiers"
 NO_PURIFIERS = ("base", "build", "none", "registry", "trial")  # modules of that folder that hold none
 GROUP = "certdef.purifiers"
 LEAVES = "leaves"  # as nim.weights: the shipped denoiser
+AFTERWARDS = ("keep", "finetune_epochs")  # options of nim that its pre-training does not depend on
 FINE_TUNING = ("weights", "epochs", "batch_size", "base_learning_rate", "warmup", "ema", "precision")
 
 
@@ -65,6 +66,8 @@ class NIMConfig:
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder; unset, as the encoder.
         epochs: Passes over the unlabeled pool.
+        finetune_epochs: Further passes, at half the rate, under a noise that certify.choose chose: a copy of the network for
+            each such noise, which stands behind it and nowhere else. 0: none.
         batch_size: Images a step.
         base_learning_rate: Rate for a batch of 256; scaled with the batch.
         warmup: Share of the steps with a linearly rising rate.
@@ -85,6 +88,7 @@ class NIMConfig:
     decoder_depth: int = 1
     decoder_heads: int | None = None
     epochs: int = 150
+    finetune_epochs: int = 0
     batch_size: int = 128
     base_learning_rate: float = 1.6e-2
     warmup: float = 0.05
@@ -97,7 +101,7 @@ class NIMConfig:
         """The options that the weights depend on."""
         if self.weights == LEAVES:
             return {name: getattr(self, name) for name in FINE_TUNING}
-        values = {name: value for name, value in asdict(self).items() if name != "keep"}
+        values = {name: value for name, value in asdict(self).items() if name not in AFTERWARDS}
         return {name: value for name, value in values.items() if name != "tile" or value is not None}
 
 

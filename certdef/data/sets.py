@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from certdef.config.job import FILES, ConfigError, DataConfig
 from certdef.data.arrays import read_npy_source, read_npz_source
@@ -22,6 +23,7 @@ from certdef.data.named import NAMED
 from certdef.data.pixels import Form
 from certdef.data.source import Progress, Source, no_bar
 from certdef.data.tables import read_table
+from surrogates.distillation.augmentation import moved
 
 UNKNOWN = -1  # the label of an image that has none, until the target has answered it
 KINDS = "a folder of pictures, a .csv of paths and labels, an .npz, an .npy, or a folder that datasets saved"
@@ -209,7 +211,7 @@ def split(
     _check_sizes(
         config, source, {part: size for part, size in sizes.items() if part != "target" or not own_target}
     )
-    _check_memory(sum(map(len, (target, pool, held, audit))), source)
+    _check_memory(sum(map(len, (target, pool, held, audit))) + config.pool_copies * len(pool), source)
     taken = {
         part: source.images.take(chosen, progress) for part, chosen in (("target", target), ("pool", pool))
     }
@@ -218,7 +220,7 @@ def split(
         classes=classes,
         target_images=taken["target"],
         target_labels=_of(source.labels, target),
-        pool=taken["pool"],
+        pool=with_copies(taken["pool"], config.pool_copies, seed),
         heldout_images=test.take(held, progress),
         heldout_labels=_of(test_labels, held),
         audit_images=source.images.take(audit, progress),
@@ -228,6 +230,15 @@ def split(
         by_name=source.by_name,
         prepared=Form.of(config).in_words,
     )
+
+
+def with_copies(images: np.ndarray, copies: int, seed: int) -> np.ndarray:
+    """The images (N, C, H, W), then so many moved copies of all of them, ((1 + copies) * N, C, H, W)."""
+    if not copies:
+        return images
+    generator = torch.Generator().manual_seed(seed)
+    moves = [moved(torch.from_numpy(images), generator).numpy() for _ in range(copies)]
+    return np.concatenate([images, *moves])
 
 
 def _of(labels: np.ndarray | None, chosen: np.ndarray) -> np.ndarray:

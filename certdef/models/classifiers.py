@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.objects import is_object, object_named
 from certdef.models import small
-from surrogates.distillation.augmentation import shifted
+from surrogates.distillation.augmentation import moved
 from surrogates.distillation.inference import evaluating, features
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
 
@@ -166,7 +166,7 @@ def train_classifier(
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
         if augment:
-            images = _moved(images, generator)
+            images = moved(images, generator)
         if perturb:
             with evaluating(model):
                 images = perturb(model, images, labels)
@@ -202,9 +202,3 @@ class _FullBatches(Order):
         order = torch.randperm(rows, generator=self.generator).to(workers.device)
         seed = self.generator.initial_seed() + epoch
         return EpochOrder(seed, self.draws, order.split(self.batch_size))
-
-
-def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images mirrored, all shifted; the border is repeated."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
-    return shifted(torch.where(mirrored, images.flip(-1), images), max(1, images.shape[2] // 8), generator)

@@ -80,13 +80,13 @@ def run(
     with open_job(config, progress, fresh, objects=objects) as job:
         parts = _parts(job)
         students = _students(job, parts)
-        certified = _certified(job, parts, students)
+        smoothed, certified = _certified(job, parts, students)
         done = [*parts.all, *students.stages, *certified]
         if students.headline is None:
             return _report(job, done, target_page.render)
         done.append(_attacked(job, parts))
         if storable(job.config):
-            done.append(_registered(job, parts, students, certified[-1].result))
+            done.append(_registered(job, smoothed, students, certified[-1].result))
         return _report(job, [*done, *_ladder(job, parts, students)], page.render)
 
 
@@ -139,7 +139,7 @@ def certify(
     with open_job(config, progress, fresh, verb="certify", objects=objects) as job:
         parts = _parts(job)
         students = _students(job, parts)
-        done = [*parts.all, *students.stages, *_certified(job, parts, students)]
+        done = [*parts.all, *students.stages, *_certified(job, parts, students)[1]]
         return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
 
 
@@ -279,12 +279,17 @@ def _students(job: Job, parts: Parts) -> stages.Students:
     return stages.train_students(job, parts.target, parts.surrogate, parts.surrogate_stage, parts.purifier)
 
 
-def _certified(job: Job, parts: Parts, students: stages.Students) -> list[Stage]:
-    """The choice of the noise, where there is one, and the certificates."""
-    subjects = (job, parts.target, students, parts.purifier, parts.defense)
-    choice = stages.choose_headline(*subjects)
-    certified = stages.certify_subjects(*subjects, choice.result.laws if choice else None)
-    return [choice, certified] if choice else [certified]
+def _certified(job: Job, parts: Parts, students: stages.Students) -> tuple[Parts, list[Stage]]:
+    """The parts as they are certified, and the stages: the choice of the noise, where there is one, what is trained for it,
+    and the certificates."""
+    choice = stages.choose_headline(job, parts.target, students, parts.purifier, parts.defense)
+    laws, before = choice.result.laws if choice else {}, len(parts.purifier.stages)
+    behind = [law for place, law in laws.items() if choice and choice.result.chosen[place].purifier]
+    smoothed = replace(parts, purifier=stages.finetune_denoiser(job, parts.purifier, behind))
+    certified = stages.certify_subjects(
+        job, smoothed.target, students, smoothed.purifier, smoothed.defense, laws
+    )
+    return smoothed, [*([choice] if choice else []), *smoothed.purifier.stages[before:], certified]
 
 
 def _registered(

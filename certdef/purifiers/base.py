@@ -121,6 +121,7 @@ class NetworkSpec:
         files: The files that its weights depend on, of a configuration and a number of color channels.
         check: Refuses, before anything is paid for, a configuration that it cannot be trained with.
         served: It is logged in MLflow as a model that can be served: images in, images out.
+        finetune: Trains it further under its plan's law, in place, as train does; unset, that is not done.
     """
 
     role: str
@@ -136,6 +137,7 @@ class NetworkSpec:
     files: Callable[[RunConfig, int], Sequence[Path]] = lambda config, channels: ()
     check: Callable[[RunConfig], None] = lambda config: None
     served: bool = False
+    finetune: Callable[[Any, TrainingRun], list[float]] | None = None
 
     def stage_name(self, config: RunConfig, law: SigmaLaw | None) -> str:
         """Name of its stage under a law: the first law has the plain name."""

@@ -24,6 +24,7 @@ from certdef.report.template import uris
 from certdef.report.words import purifier_title
 from certdef.stages.certificates import CertifyResult, headline_law
 from certdef.stages.conditions import conditions, subjects
+from certdef.stages.purifier import finetuned_networks
 from certdef.tracking.workspace import Stage
 
 STRIP = 8  # held-out images among the pictures: the first ones, not picked
@@ -194,10 +195,14 @@ def _denoiser(config: RunConfig, headline: SigmaLaw, done: Mapping[str, Stage]) 
     if spec.denoiser is None:
         return None
     own = {law.label: law for law in config.certify.laws}.get(headline.label, config.certify.laws[0])
-    if "served" in done and own == config.certify.laws[0]:
+    finetuned = {each.role: each.stage_name(config, headline) for each in finetuned_networks(config, spec)}
+    if "served" in done and own == config.certify.laws[0] and not finetuned:
         return load_model(done["served"].path / "model").denoiser
     networks = {}
     for network in spec.networks(config):
         law = own if network.laws == "each" else config.certify.laws[0] if network.laws == "first" else None
-        networks[network.role] = load_model(done[network.stage_name(config, law)].path / "model")
+        plain = network.stage_name(config, law)
+        names = (finetuned.get(network.role, plain), plain)
+        stage = next(done[name] for name in names if name in done)
+        networks[network.role] = load_model(stage.path / "model")
     return spec.denoiser.build(Parts(spec.settings(config), networks))

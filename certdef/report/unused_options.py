@@ -89,6 +89,7 @@ def _other_job(config: RunConfig) -> Rules:
             "color",
             "target_images",
             "pool_images",
+            "pool_copies",
             "heldout_images",
         )
         data = tuple(f"data.{name}" for name in named)
@@ -209,6 +210,7 @@ def purifiers_of(config: RunConfig) -> list[str]:
 def _purifiers(config: RunConfig) -> list[Any]:
     """All that decides the purifiers of a job: their settings, and those of their networks."""
     from certdef.purifiers.registry import find_purifier  # loads torch
+    from certdef.stages.purifier import finetuned_networks
 
     every: list[Any] = []
     for name in purifiers_of(config):
@@ -221,4 +223,5 @@ def _purifiers(config: RunConfig) -> list[Any]:
             network = waiting.pop()
             every += [network.role, network.settings(config)]
             waiting += network.needs(config)
+        every += [each.settings(config) for each in finetuned_networks(config, spec)]
     return every

@@ -33,6 +33,7 @@ from certdef.stages.plan import Plan, look_at, make_plan, plan_of_own
 from certdef.stages.purifier import (
     Purifier,
     check_purifier,
+    finetune_denoiser,
     prepare_purifier,
     purify_images,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "distill_students",
     "evaluate_defense",
     "evaluate_ladder",
+    "finetune_denoiser",
     "foretell",
     "headline_law",
     "ladder_systems",

@@ -23,9 +23,9 @@ from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, surrogate_model, train_classifier
 from certdef.purifiers.base import NetworkSpec, Parts, Plan, TrainingRun
 from certdef.purifiers.registry import find_purifier
-from certdef.stages.conditions import Condition, conditions, unchosen
+from certdef.stages.conditions import Condition, conditions, subjects, unchosen
 from certdef.stages.networks import untrained_copy
-from certdef.stages.purifier import laws_of, untrained_networks
+from certdef.stages.purifier import finetuned_networks, laws_of, untrained_networks
 from certdef.stages.students import trains_students
 from certify.voting import Computed, fastest_engine
 from surrogates.distillation.student import CONSISTENT_VIEWS
@@ -101,9 +101,16 @@ class Durations:
 
     def _networks(self) -> float:
         """Training of the purifier's networks, each under its laws."""
-        return sum(self._network(network) for network in self.spec.networks(self.config))
+        seconds = sum(
+            self._network(network, len(laws_of(network, self.config)))
+            for network in self.spec.networks(self.config)
+        )
+        places = len(subjects(self.config))  # each may choose a noise of its own
+        return seconds + places * sum(
+            self._network(network, 1) for network in finetuned_networks(self.config, self.spec)
+        )
 
-    def _network(self, spec: NetworkSpec) -> float:
+    def _network(self, spec: NetworkSpec, times: int) -> float:
         if not spec.settings(self.config):  # its weights are shipped
             return 0.0
         short, laws = one_epoch(self.config), laws_of(spec, self.config)
@@ -122,7 +129,7 @@ class Durations:
 
         items = len(self.pool) if spec.uses_pool(self.config) else self.config.blind_spot.crops
         epochs = _epochs(spec.settings(self.config)) / max(1, _epochs(spec.settings(short)))
-        return len(laws) * epochs * items * seconds_each(train, items)
+        return times * epochs * items * seconds_each(train, items)
 
     def _distillation(self) -> float:
         """Training of the surrogate, of its committee, and between rounds."""
@@ -249,6 +256,7 @@ def one_epoch(config: RunConfig) -> RunConfig:
     """The same job with a single pass in every training of a network."""
     sections = {name: getattr(config, name) for name in ("nim", "blind_spot", "reversal", "diffusion")}
     short: dict[str, Any] = {name: replace(section, epochs=1) for name, section in sections.items()}
+    short["nim"] = replace(short["nim"], finetune_epochs=1)
     short["diffusion"] = replace(short["diffusion"], robust_epochs=1)
     return replace(config, **short)
 

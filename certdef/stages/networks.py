@@ -5,6 +5,7 @@ None costs a query, and none sees a label but the surrogate's. What is trained i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -141,6 +142,21 @@ def train_network(
         files=spec.files(config, job.data.image_shape[0]),
     )
     return Trained(network, stage)
+
+
+def finetuned(spec: NetworkSpec) -> NetworkSpec:
+    """A network that goes on from the trained one of the same role, under another law."""
+    train = spec.finetune
+    assert train is not None
+    return replace(
+        spec,
+        stage=f"{spec.stage}-finetuned",
+        every_label=True,
+        build=lambda plan: copy.deepcopy(plan.networks[spec.role]),
+        train=train,
+        settings=lambda config: spec.settings(config) | {"epochs": config.nim.finetune_epochs},
+        needs=lambda config: (spec,),
+    )
 
 
 def network_key(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from certdef.stages.job import Job, Shelf
 from certdef.stages.networks import (
     Defended,
     Trained,
+    finetuned,
     network_stage,
     train_network,
     training_run,
@@ -162,6 +163,32 @@ def prepare_purifier(
     if name != NONE:
         purifier.stages.append(_keep(job, purifier, defended))
     return purifier
+
+
+def finetune_denoiser(job: Job, purifier: Purifier, chosen: Iterable[SigmaLaw]) -> Purifier:
+    """The purifier with networks of its own for each chosen law that is none of the job's.
+
+    Each goes on from the network of the first law, on the pool, at no query. The choice was made with that one, on held-out
+    images; so what is certified afterwards is as independent of it as before.
+    """
+    further = finetuned_networks(job.config, purifier.spec)
+    known = {law.label for law in job.config.certify.laws}
+    by_law, stages = dict(purifier.by_law), [*purifier.stages]
+    for law in {law.label: law for law in chosen if further and law.label not in known}.values():
+        first = purifier.trained()
+        own = {
+            each.role: train_network(job, each, law, needs={each.role: first[each.role]}) for each in further
+        }
+        by_law[law.label] = purifier.by_law.get(purifier.first_law, {}) | own
+        stages += [each.stage for each in own.values()]
+    return replace(purifier, by_law=by_law, stages=stages)
+
+
+def finetuned_networks(config: RunConfig, spec: PurifierSpec) -> list[NetworkSpec]:
+    """The networks that are trained further under a chosen law."""
+    if not (config.nim.finetune_epochs and config.certify.candidates and spec.denoiser):
+        return []
+    return [finetuned(each) for each in spec.networks(config) if each.finetune]
 
 
 def laws_of(network: NetworkSpec, config: RunConfig) -> tuple[SigmaLaw | None, ...]:

@@ -28,10 +28,10 @@ USED_LATER = {
 }
 # Options that came later: where they are as they are by default, a job is the one that it was without them.
 NEWER = {
-    "data": ("columns", "images_key", "labels_key", "labels", "resize", "color"),
+    "data": ("columns", "images_key", "labels_key", "labels", "resize", "color", "pool_copies"),
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
-    "nim": ("tile", "keep"),
+    "nim": ("tile", "keep", "finetune_epochs"),
     "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n"),
     "surrogate": ("noise", "consistency", "entropy"),
 }

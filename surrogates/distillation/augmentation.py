@@ -33,6 +33,12 @@ def shifted(images: torch.Tensor, shift: int, generator: torch.Generator) -> tor
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
+def moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Half of the images mirrored, each shifted by up to an eighth of its height; the border is repeated."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
+    return shifted(torch.where(mirrored, images.flip(-1), images), max(1, images.shape[2] // 8), generator)
+
+
 def denoised(denoiser: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
     """Return what a frozen denoiser, in eval mode, makes of noisy images (N, C, H, W); it is given a copy."""
     with evaluating(denoiser), torch.no_grad():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import scipy.stats
+import torch
 
 import certdef
 import certify
@@ -13,7 +14,9 @@ from certdef.config.checks import check
 from certdef.config.job import ConfigError, RunConfig, SigmaLaw
 from certdef.config.noise_laws import noise_law
 from certdef.data.sets import load_data
+from certdef.models.storage import load_model
 from certdef.report import page as report
+from certdef.report.unused_options import unused_options
 from certdef.report.words import law_in_words, sigma_in_words
 from certdef.stages.choice import choose_for_target, climb
 from certdef.stages.conditions import (
@@ -291,3 +294,62 @@ def test_without_a_choice_the_page_says_so(tiny_job):
     page = tiny_job[1].report.read_text()
     assert "No noise was searched for: the first configured law is the headline, and the Gaussian" in page
     assert 'id="choices"' not in page
+
+
+# --- the denoiser under the chosen noise ----------------------------------------------------------------------
+
+
+def test_a_denoiser_is_trained_further_under_the_chosen_noise_and_stands_behind_it_alone(choosing):
+    choosing = replace(choosing, certify=replace(choosing.certify, choose=(60.0, 75.0)))
+    plain = certdef.run(choosing, progress=False)
+    tuned = certdef.run(replace(choosing, nim=replace(choosing.nim, finetune_epochs=2)), progress=False)
+    assert tuned.stages["nim"].reused, "what was pre-trained is the same"
+    assert tuned.stages["choice"].reused, "and so is the choice, which was made before"
+    assert tuned.stages["attack"].reused, "De^3 as a defense of its own has the network of the first law"
+    chosen = tuned.stages["choice"].result.chosen
+    law, bare = (chosen[place].law.label for place in ("surrogate-de3", "surrogate-none"))
+    own = tuned.stages[f"nim-finetuned-{law}"]
+    assert own.result.params["epochs"] == 2
+    assert [len(series) for series in own.result.series.values()] == [2]
+
+    denoiser, first = (load_model(each.path / "model") for each in (own, tuned.stages["nim"]))
+    assert any(not torch.equal(a, b) for a, b in zip(denoiser.parameters(), first.parameters(), strict=True))
+    served = load_model(tuned.stages["served"].path / "model").denoiser
+    noisy = torch.rand(3, 1, 8, 8)
+    assert torch.equal(served(noisy), denoiser(noisy))
+    assert not torch.equal(served(noisy), first(noisy))
+
+    # what the denoiser does not stand behind is voted on as before, and is not paid for again
+    for name in (f"surrogate-{bare}-none", "surrogate-nim-de3"):
+        assert _votes(plain, name) == _votes(tuned, name)
+    assert _votes(plain, f"surrogate-{law}-de3") != _votes(tuned, f"surrogate-{law}-de3")
+    assert certdef.run(replace(choosing, nim=replace(choosing.nim, finetune_epochs=2)), progress=False).reused
+
+
+def _votes(summary, name):
+    return certify.read_records(summary.stages["certify"].path / "records" / f"{name}.jsonl").counts.tolist()
+
+
+def test_a_chosen_law_of_the_job_keeps_its_own_denoiser(choosing):
+    laws = (*choosing.certify.laws, SigmaLaw("gaussian-75", "constant", (), 75.0))
+    choosing = replace(
+        choosing,
+        certify=replace(choosing.certify, laws=laws, choose=(75.0, 75.5)),
+        nim=replace(choosing.nim, finetune_epochs=1),
+    )
+    summary = certdef.certify(choosing, progress=False)
+    chosen = {each.law.label for each in summary.stages["choice"].result.chosen.values() if each.purifier}
+    further = {name for name in summary.stages if "finetuned" in name}
+    assert further == {f"nim-finetuned-{label}" for label in chosen - {"gaussian-75"}}
+    assert "nim-gaussian-75" in summary.stages, "that is its own"
+
+
+def test_further_passes_that_nothing_reads_are_said():
+    options = {"nim__finetune_epochs": 3}
+    said = [
+        unused_options(certdef.load_config(**options, **more))
+        for more in ({}, {"certify__choose": "off"}, {"purifier": "gs"})
+    ]
+    assert [any("nim.finetune_epochs" in line for line in lines) for lines in said] == [False, True, True]
+    with pytest.raises(ConfigError, match=r"nim.finetune_epochs is -1: use 0 or more"):
+        check(certdef.load_config(nim__finetune_epochs=-1))

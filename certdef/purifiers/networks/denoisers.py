@@ -72,27 +72,34 @@ def _build(plan: Plan, *, masked: bool = False, linear_head: bool = False) -> nn
 
 
 def _train(model: Any, run: TrainingRun) -> list[float]:
-    config, law = run.config.nim, run.plan.law
-    shape, rate, options = run.plan.image_shape, config.base_learning_rate, PretrainOptions()
-    if config.weights == LEAVES:
-        rate *= FINER
-        options = {"squares": _squares(min(CROP, *shape[1:])), "distance": nn.functional.l1_loss}
-    elif config.tile:
-        model, options = model.nim, {"squares": _squares(config.tile)}
+    config = run.config.nim
     if config.encoder and config.weights:
         from certdef.purifiers.networks.timm_encoders import load_encoder
 
         try:
-            load_encoder(model, config.encoder, None if config.weights == "timm" else config.weights)
+            whole = model.nim if config.tile else model
+            load_encoder(whole, config.encoder, None if config.weights == "timm" else config.weights)
         except ValueError as error:
             raise ConfigError(f"nim.weights: {error}") from error
+    return _pretrain(model, run, config.epochs, config.base_learning_rate)
+
+
+def _finetune(model: Any, run: TrainingRun) -> list[float]:
+    """The same loss under another law, from the trained weights on."""
+    config = run.config.nim
+    return _pretrain(model, run, config.finetune_epochs, config.base_learning_rate / 2)
+
+
+def _pretrain(model: Any, run: TrainingRun, epochs: int, rate: float) -> list[float]:
+    config, law, options = run.config.nim, run.plan.law, PretrainOptions()
+    if config.weights == LEAVES:
+        rate *= FINER
+        side = min(CROP, *run.plan.image_shape[1:])
+        options = {"squares": _squares(side), "distance": nn.functional.l1_loss}
+    elif config.tile:
+        model, options = model.nim, {"squares": _squares(config.tile)}
     training = nim_training(
-        config.epochs,
-        config.batch_size,
-        rate,
-        warmup=config.warmup,
-        ema=config.ema,
-        precision=config.precision,
+        epochs, config.batch_size, rate, warmup=config.warmup, ema=config.ema, precision=config.precision
     )
     return pretrain_nim(model, run.pool, law and noise_law(law), training, **options, **run.options)
 
@@ -111,7 +118,17 @@ def _files(config: RunConfig, channels: int) -> list[Path]:
 
 
 NIM_MAE = NetworkSpec(
-    "nim", "nim", _build, _train, lambda config: config.nim.settings, laws="each", files=_files, served=True
+    "nim",
+    "nim",
+    _build,
+    _train,
+    lambda config: config.nim.settings,
+    laws="each",
+    files=_files,
+    served=True,
+    finetune=_finetune,
 )
 NIM_SIMMIM = replace(NIM_MAE, role="nim-simmim", stage="nim-simmim", build=partial(_build, linear_head=True))
-MASKED = replace(NIM_MAE, role="mim", stage="mim", build=partial(_build, masked=True), laws="none")
+MASKED = replace(
+    NIM_MAE, role="mim", stage="mim", build=partial(_build, masked=True), laws="none", finetune=None
+)
