@@ -34,6 +34,27 @@ def test_the_split_depends_on_the_seed_alone():
     assert not np.array_equal(first.pool, other.pool)
 
 
+def test_moved_copies_join_the_pool_alone():
+    plain, more = (load_data(DataConfig(pool_copies=copies), seed=0) for copies in (0, 2))
+    count = len(plain.pool)
+    assert len(more.pool) == 3 * count
+    assert np.array_equal(more.pool[:count], plain.pool)
+    assert np.array_equal(more.heldout_images, plain.heldout_images)
+    assert np.array_equal(more.pool, load_data(DataConfig(pool_copies=2), seed=0).pool)
+    assert not np.array_equal(more.pool[count : 2 * count], more.pool[2 * count :])
+    assert more.pool_digest != plain.pool_digest
+
+    # each copy is the image, moved by a pixel at most (an eighth of eight), half of the time mirrored
+    padded = np.pad(plain.pool, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    shifts = [padded[..., row : row + 8, column : column + 8] for row in range(3) for column in range(3)]
+    same = np.stack([(more.pool[count : 2 * count] == each).all((1, 2, 3)) for each in shifts]).any(0)
+    padded = padded[..., ::-1]
+    shifts = [padded[..., row : row + 8, column : column + 8] for row in range(3) for column in range(3)]
+    mirrored = np.stack([(more.pool[count : 2 * count] == each).all((1, 2, 3)) for each in shifts]).any(0)
+    assert (same | mirrored).all()
+    assert 0.4 < mirrored.mean() < 0.6  # a few digits are symmetric
+
+
 def test_fashion_mnist_holds_out_its_own_test_set(data_root):
     config = DataConfig(
         name="fashion-mnist", root=str(data_root), target_images=200, pool_images=300, heldout_images=100

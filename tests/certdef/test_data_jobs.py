@@ -48,6 +48,17 @@ def service(model: LogisticRegression) -> Any:
         yield served
 
 
+def test_a_training_budget_may_be_larger_than_the_pool_where_copies_join_it(store, tmp_path):
+    options = SMALL | {"tracking__uri": store, "work_dir": str(tmp_path / "work"), "surrogate__epochs": 1}
+    options |= {"data__pool_images": 100, "data__pool_copies": 1, "ledger__training": 150}
+    summary = certdef.distill(load_config(**options), progress=False)
+    charge = summary.bill["training"]
+    assert charge.spent + charge.recalled == 150, "a copy that did not move is not paid for again"
+    assert charge.spent > 100
+    with pytest.raises(certdef.ConfigError, match=r"data.pool_copies is -1: use 0 or more"):
+        certdef.distill(load_config(**options | {"data__pool_copies": -1}), progress=False)
+
+
 def write_digits(folder: Path, *, classes: bool, count: int = 200) -> Path:
     """Digits that the model was not trained on, as PNG files."""
     digits = load_digits()
