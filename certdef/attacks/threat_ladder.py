@@ -1,7 +1,7 @@
 """The threat ladder: one defended classifier under attackers who know more and more, each under its own name.
 
-A purifier is worth what the strongest attacker leaves of it: the headline is the worst case over attacks. Every accuracy
-is one evaluation of each image with a 95% Clopper-Pearson interval.
+A purifier is worth what the strongest attacker leaves of it: the headline is the worst case over attacks, image by image.
+Every accuracy is one evaluation of each image with a 95% Clopper-Pearson interval.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ import certify
 import surrogates
 from certdef.attacks import gradient, query
 from certdef.attacks.endpoint import Endpoint
-from certdef.attacks.evaluation import THREAT_MODELS, AttackEvaluation, worst_case
+from certdef.attacks.evaluation import (
+    THREAT_MODELS,
+    AttackEvaluation,
+    single_attacks,
+    strongest_attack,
+    worst_case,
+)
 from certdef.attacks.gradient_masking import strongest_white_box
 from certdef.config.attacks import LadderConfig
 
@@ -52,7 +58,8 @@ def evaluate(
     """Evaluate a system under every attack that applies, in the order of THREAT_MODELS.
 
     With known weights: blind, square, hop_skip_jump, bpda_eot, full_eot. With a target: the transfers from the surrogate,
-    square and hop_skip_jump. With a purifier that draws noise also the controls one_draw and resubmission.
+    square and hop_skip_jump. With a purifier that draws noise also one_draw, resubmission and the controls of as many
+    submissions. Last, where there is an attack, the worst case over those that submit an image once.
 
     Args:
         system: What is attacked.
@@ -67,7 +74,8 @@ def evaluate(
     names = [name for name in THREAT_MODELS if name in ladder.applicable()]
     for name in progress(names, desc="ladder") if progress else names:
         ladder.evaluate(name)
-    return ladder.evaluations
+    found = ladder.evaluations
+    return [*found, worst_case(found)] if single_attacks(found) else found
 
 
 def most_queries(settings: LadderConfig, images: int, *, purified: bool, noisy: bool) -> int:
@@ -80,9 +88,10 @@ def most_queries(settings: LadderConfig, images: int, *, purified: bool, noisy: 
         noisy: Whether the purifier draws noise.
     """
     budgets = [budget for budget in (settings.square_queries, settings.decision_queries) if budget]
-    clean_and_transfers = 2 + purified
-    resubmissions = 2 * settings.resubmissions * noisy
-    return images * (clean_and_transfers + sum(budgets) + len(budgets) + resubmissions)
+    transfers = 1 + purified
+    attacks = transfers + len(budgets)
+    again = (2 * settings.resubmissions + attacks) * noisy
+    return images * (1 + attacks + sum(budgets) + again)
 
 
 class _Ladder:
@@ -126,14 +135,15 @@ class _Ladder:
             names |= {"surrogate_transfer"}
             names |= {"surrogate_transfer_eot"} if system.purifier is not None else set()
         if self.noisy:
-            names |= {"resubmission", "resubmission_clean"}
+            names |= {"resubmission", "resubmission_clean", "worst_case_clean"}
         return names
 
     def evaluate(self, name: str) -> None:
         """Attack, then classify what the attack returns."""
         seed = self.seed * len(THREAT_MODELS) + list(THREAT_MODELS).index(name)
-        budgets = {"clean": 0.0, "resubmission_clean": 0.0, "large_eps": self.settings.large_eps}
-        eps = budgets.get(name, self.settings.eps)
+        eps = self.settings.large_eps if name == "large_eps" else self.settings.eps
+        if name.endswith("clean"):
+            eps = 0.0
         before = self.endpoint.queries
         if reason := self._obstacle(name):
             self.evaluations.append(AttackEvaluation(name, THREAT_MODELS[name], eps, skipped=reason))
@@ -141,13 +151,17 @@ class _Ladder:
         reseed(self.system.purifier, seed)
         with gradient.forked(seed, self.device):
             adversarial = self._attack(name, eps, seed)
-            again = name.startswith("resubmission")
-            if not again:
-                self.adversarial[name] = adversarial
-            right = self._classified_right(adversarial, self.settings.resubmissions if again else 1)
+            self.adversarial[name] = adversarial
+            right = self._classified_right(adversarial, self._submissions(name))
         low, high = certify.binomial_interval(sum(right), len(right))
         accuracy, queries = [sum(right) / len(right), float(low), float(high)], self.endpoint.queries - before
         self.evaluations.append(AttackEvaluation(name, THREAT_MODELS[name], eps, accuracy, right, queries))
+
+    def _submissions(self, name: str) -> int:
+        """How often each image is submitted to see whether it is right."""
+        if name == "worst_case_clean":
+            return len(single_attacks(self.evaluations))
+        return self.settings.resubmissions if name.startswith("resubmission") else 1
 
     def _classified_right(self, images: Tensor, submissions: int) -> tuple[bool, ...]:
         """Which images are right in every one of so many submissions."""
@@ -167,10 +181,10 @@ class _Ladder:
     def _attack(self, name: str, eps: float, seed: int) -> Tensor:
         """The adversarial images of an attack, (N, C, H, W)."""
         settings, data = self.settings, (self.images, self.labels)
-        if name in ("clean", "resubmission_clean"):
+        if name.endswith("clean"):
             return self.images
         if name == "resubmission":
-            return self.adversarial[worst_case(self.evaluations).name]
+            return self.adversarial[strongest_attack(self.evaluations).name]
         if name == "square":
             return query.square(self.endpoint, *data, eps=eps, queries=settings.square_queries, seed=seed)
         if name == "hop_skip_jump":

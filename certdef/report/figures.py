@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from certdef.attacks.evaluation import THREAT_MODELS, AttackEvaluation, worst_case
+from certdef.attacks.evaluation import THREAT_MODELS, WORST_CASE, AttackEvaluation
 from certdef.report.canvas import (
     COLORS,
     as_png,
@@ -154,7 +154,7 @@ def ladder_plot(
     """The threat ladder and the certificate: a panel a subject, a row an attack, a color a system, 95% intervals.
 
     Args:
-        subjects: Attacks by subject and system; the worst case over the attacks on a system is filled.
+        subjects: Attacks by subject and system; the worst case, image by image, is filled.
         curve: Certified accuracy and accuracy under the attack on the vote at each L2 radius; may be empty.
         eps: L-infinity budget of the attacks.
         right: What right means, where it needs saying.
@@ -164,7 +164,7 @@ def ladder_plot(
     for axes, (subject, systems) in zip(every, subjects.items(), strict=False):
         _attacks_panel(axes, systems)
         axes.set_xlabel(f"accuracy, ε = {eps:g} (L∞){right}")
-        axes.set_title(f"{subject}; filled: worst case over attacks", loc="left", fontsize=10)
+        axes.set_title(f"{subject}; filled: worst case image by image", loc="left", fontsize=10)
     if curve:
         _smoothed_panel(every[-1], curve)
     marks = every[0].get_legend_handles_labels()
@@ -190,8 +190,9 @@ def _attacks_panel(axes: Any, systems: Mapping[str, Sequence[AttackEvaluation]])
             "label": f"purifier: {system}",
         }
         axes.errorbar(accuracy, rows, xerr=errors, fmt="o", **points)
-        worst = run.index(worst_case(attacks))
-        axes.plot(accuracy[worst], rows[worst], "o", color=color(number), zorder=5)
+        for row, attack in enumerate(run):
+            if attack.name == WORST_CASE:
+                axes.plot(accuracy[row], rows[row], "o", color=color(number), zorder=5)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(-0.02, 1.02)

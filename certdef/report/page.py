@@ -104,7 +104,7 @@ def _ladder(stage: Stage[LadderResult]) -> dict[str, Any]:
 def ladder_table(systems: dict[str, Evaluation]) -> dict[str, Any]:
     """A row an attack, from the weakest threat model on, and a column a system.
 
-    Cells have the evaluation, None where the attack does not apply, and whether it is the system's worst case over attacks.
+    Cells have the evaluation, None where the attack does not apply, and whether it is the headline: the worst case image by image.
     """
     attacks = {name: {each.name: each for each in evaluation.rungs} for name, evaluation in systems.items()}
 

@@ -152,19 +152,22 @@ def _(result: AttackResult, config: RunConfig) -> list[str]:
 
 @stage_lines.register
 def _(result: LadderResult, config: RunConfig) -> list[str]:
-    """The ladder's tables, the worst case over attacks of each system, and the gradient masking checks that fail."""
+    """The ladder's tables, the worst case image by image of each system, and the gradient masking checks that fail."""
     lines = []
     for subject, systems in result.attacks_by_subject.items():
         caption = (
-            f"{subject}, in % [95% interval], L-infinity eps {result.eps:g}; bold: worst case over attacks"
+            f"{subject}, in % [95% interval], L-infinity eps {result.eps:g}; bold: worst case image by image"
             f"{right_in_words(result.params)}"
         )
         lines += [caption, markdown_table(systems), ""]
         for name, subjects in result.systems.items():
             evaluation = subjects[subject]
             worst = evaluation.headline
+            alone = f"; {worst.strongest} alone {with_interval(worst.alone)}" if worst.alone else ""
+            control = f"; clean, as often {with_interval(worst.control)}" if worst.control else ""
             lines.append(
-                f"ladder      {subject}, {name}: {with_interval(worst.accuracy)} ({worst.rung}, worst case over attacks)"
+                f"ladder      {subject}, {name}: {with_interval(worst.accuracy)} (worst case image by image of {worst.attacks} "
+                f"attacks{alone}{control})"
             )
             lines += [f"masking     {subject}, {name}: {alarm}" for alarm in evaluation.alarms]
         lines.append("")

@@ -18,7 +18,13 @@ from torch import nn
 import certify
 import surrogates
 from certdef.attacks import query, smoothed, threat_ladder
-from certdef.attacks.evaluation import AttackEvaluation, worst_case
+from certdef.attacks.evaluation import (
+    WORST_CASE,
+    AttackEvaluation,
+    single_attacks,
+    strongest_attack,
+    worst_case,
+)
 from certdef.attacks.gradient_masking import check_gradient_masking
 from certdef.attacks.threat_ladder import System
 from certdef.config.job import ConfigError, RunConfig
@@ -43,16 +49,31 @@ ELSEWHERE = ("enabled", "systems")
 
 @dataclass(frozen=True)
 class Headline:
-    """The attack that leaves the least."""
+    """What is left image by image, and what the strongest attack alone leaves.
+
+    Attributes:
+        rung: worst_case.
+        knows: Its threat model.
+        accuracy: Images that survive every attack that submits an image once; the intervals of all systems of a ladder hold at
+            once with 95%.
+        attacks: How many attacks.
+        strongest: The one that leaves the least alone.
+        alone: What it leaves.
+        control: Clean images in as many submissions; None where no noise is drawn, or an older version evaluated it.
+    """
 
     rung: str
     knows: str
     accuracy: Share
+    attacks: int = 1
+    strongest: str = ""
+    alone: Share | None = None
+    control: Share | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One system as one subject: every attack, the worst case over them, and the gradient masking checks that fail."""
+    """One system as one subject: every attack, the worst case image by image, and the gradient masking checks that fail."""
 
     rungs: tuple[AttackEvaluation, ...]
     headline: Headline
@@ -121,11 +142,18 @@ def evaluate_ladder(
     certified = [surrogate_stage, *(own.stages if own else []), *students.headline_stages]
     parts = [other.fingerprint for other in certified]
     fingerprints = {name: each.fingerprint for name, each in evaluated.items()}
-    key = [_curve_settings(config), job.data.heldout_digest, parts, fingerprints]
+    key = [_curve_settings(config), job.data.heldout_digest, parts, fingerprints, WORST_CASE]
     stage = job.stage("ladder", LadderResult, *key)
 
     def gather() -> LadderResult:
-        every = {name: each.result.subjects for name, each in evaluated.items()}
+        shown = len(evaluated) * len(SUBJECTS)
+        every = {
+            name: {
+                subject: _evaluation(each.path / f"{subject}.json", found.images, shown)
+                for subject, found in each.result.subjects.items()
+            }
+            for name, each in evaluated.items()
+        }
         smoothed_surrogate = students.headline or surrogate
         curve = _smoothed(job, smoothed_surrogate, own.denoiser() if own else None, target.num_classes)
         return LadderResult(
@@ -216,16 +244,31 @@ def _attacked(job: Job, system: System, count: int, title: str) -> list[AttackEv
     )
 
 
-def _evaluation(path: Path, images: int) -> Evaluation:
-    """What a finished evaluation says, without the answers image by image."""
+def _evaluation(path: Path, images: int, systems: int = 1) -> Evaluation:
+    """What a finished evaluation says, without the answers image by image; its headline beside those of so many systems."""
     plain: Any = read_json(path)
     rows = plain if isinstance(plain, list) else plain["attacks"]  # version 0.1 kept the bare list
     attacks = [AttackEvaluation.from_json(row) for row in rows]
-    least = worst_case(attacks)
+    others = [each for each in attacks if each.name != WORST_CASE]  # version 0.1 kept none
+    single, least, strongest = (
+        single_attacks(attacks),
+        worst_case(attacks, systems),
+        strongest_attack(attacks),
+    )
+    control = next((each.accuracy for each in attacks if each.name == "worst_case_clean"), None)
     assert least.accuracy is not None
+    assert strongest.accuracy is not None
     return Evaluation(
-        rungs=tuple(replace(each, right=()) for each in attacks),
-        headline=Headline(least.name, least.knows, Share(*least.accuracy)),
+        rungs=tuple(replace(each, right=()) for each in (*others, least)),
+        headline=Headline(
+            least.name,
+            least.knows,
+            Share(*least.accuracy),
+            len(single),
+            strongest.name,
+            Share(*strongest.accuracy),
+            Share(*control) if control else None,
+        ),
         alarms=tuple(check_gradient_masking(attacks)),
         images=images,
         queries=sum(each.queries for each in attacks),
@@ -244,7 +287,6 @@ def _metrics(
         for subject, evaluation in subjects.items():
             prefix = "target/" * (subject == "target") + f"{plain_name(system)}/" * (system != own)
             accuracies = {each.name: each.accuracy[0] for each in evaluation.rungs if each.accuracy}
-            accuracies["lowest"] = evaluation.headline.accuracy.value
             for name, accuracy in accuracies.items():
                 figures[metrics.ATTACK_ACCURACY.format(attack=prefix + name)] = accuracy
             figures[metrics.GRADIENT_MASKING_CHECKS.format(system=prefix)] = len(evaluation.alarms)

@@ -7,9 +7,17 @@ import torch
 from torch import nn
 
 import certdef
+import certify
 import surrogates
 from certdef.attacks import threat_ladder as ladder
-from certdef.attacks.evaluation import CONTROLS, THREAT_MODELS, AttackEvaluation, markdown_table, worst_case
+from certdef.attacks.evaluation import (
+    THREAT_MODELS,
+    AttackEvaluation,
+    markdown_table,
+    single_attacks,
+    strongest_attack,
+    worst_case,
+)
 from certdef.attacks.gradient_masking import check_gradient_masking
 from certdef.config.checks import check
 from certdef.config.job import ConfigError, LadderConfig
@@ -99,7 +107,7 @@ def noisy(victim):
 
 
 def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy):
-    assert list(bare) == ["clean", "blind", "square", "hop_skip_jump", "full_eot", "large_eps"]
+    assert list(bare) == ["clean", "blind", "square", "hop_skip_jump", "full_eot", "large_eps", "worst_case"]
     assert list(noisy) == [
         "clean",
         "blind",
@@ -111,28 +119,50 @@ def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy)
         "large_eps",
         "resubmission",
         "resubmission_clean",
+        "worst_case_clean",
+        "worst_case",
     ]
     for each in [*bare.values(), *noisy.values()]:
         share, low, high = each.accuracy
         assert 0 <= low <= share <= high <= 1
         assert share == pytest.approx(sum(each.right) / 40)
         assert each.knows == THREAT_MODELS[each.name]
-        assert each.queries >= 40
+        assert each.queries >= 40 * (each.name != "worst_case")
     assert bare["clean"].accuracy[0] > 0.9
     assert bare["square"].queries <= 40 * 301
     assert bare["hop_skip_jump"].queries <= 40 * 201
     assert noisy["resubmission"].queries == 8 * 40
 
 
-def test_the_worst_case_is_the_strongest_attack_and_no_control(bare, noisy):
-    for found in (bare, noisy):
-        least = worst_case(list(found.values()))
-        assert least.name not in CONTROLS
+def test_the_worst_case_is_taken_image_by_image_over_the_attacks_of_one_pass(bare, noisy):
+    attacks = {"blind", "square", "hop_skip_jump", "full_eot"}
+    for found, expected in ((bare, attacks), (noisy, attacks | {"bpda_eot", "one_draw"})):
+        assert {each.name for each in single_attacks(list(found.values()))} == expected
+        least = found["worst_case"]
+        assert least == worst_case(list(found.values()))
         assert least.eps == 0.2
-        for each in found.values():
-            assert each.name in CONTROLS or least.accuracy[0] <= each.accuracy[0]
+        assert least.right == tuple(all(found[name].right[image] for name in expected) for image in range(40))
+        assert least.accuracy[0] <= strongest_attack(list(found.values())).accuracy[0]
+    assert noisy["worst_case_clean"].queries == 6 * 40
+    assert noisy["worst_case"].accuracy[0] < noisy["worst_case_clean"].accuracy[0]
     with pytest.raises(ValueError, match="no attack was tried"):
         worst_case([bare["clean"]])
+
+
+def test_attacks_that_break_different_images_leave_less_together_than_the_strongest_alone():
+    def attack(name, broken):
+        right = tuple(image not in broken for image in range(100))
+        low, high = (float(each) for each in certify.binomial_interval(sum(right), 100))
+        return AttackEvaluation(name, THREAT_MODELS[name], 0.1, [sum(right) / 100, low, high], right)
+
+    every = [attack("blind", range(30)), attack("square", range(20, 60)), attack("clean", range(2))]
+    every.append(attack("resubmission", range(90)))  # another threat model, with a control of its own
+    alone, together = strongest_attack(every), worst_case(every)
+    assert (alone.name, alone.accuracy[0], together.accuracy[0]) == ("square", 0.6, 0.4)
+    wider = worst_case(every, systems=8)
+    low, high = certify.binomial_interval(40, 100, alpha=0.05 / 8)
+    assert wider.accuracy == [0.4, float(low), float(high)]
+    assert wider.accuracy[1] < together.accuracy[1] < together.accuracy[2] < wider.accuracy[2]
 
 
 def test_resubmission_finds_what_one_evaluation_missed(victim):
@@ -140,7 +170,6 @@ def test_resubmission_finds_what_one_evaluation_missed(victim):
     assert found["resubmission"].accuracy[0] < found["full_eot"].accuracy[0] - 0.1
     assert found["resubmission"].accuracy[0] < found["resubmission_clean"].accuracy[0] - 0.2
     assert found["resubmission_clean"].accuracy[0] <= found["clean"].accuracy[0]
-    assert worst_case(list(found.values())).name == "resubmission"
 
 
 def test_honest_systems_raise_no_alarm(bare, noisy):
@@ -165,7 +194,7 @@ def test_averaging_that_misleads_raises_an_alarm(victim):
 
 def test_a_purifier_without_a_gradient_is_attacked_past_it(victim):
     found = evaluated(victim, Rounding(), eps=0.15, square_queries=0, decision_queries=0)
-    assert worst_case(list(found.values())).name == "bpda_eot"
+    assert strongest_attack(list(found.values())).name == "bpda_eot"
     assert found["bpda_eot"].accuracy[0] < found["full_eot"].accuracy[0] - 0.5
     assert found["large_eps"].accuracy[0] < 0.1  # it follows the better of the two gradients
     found = evaluated(victim, Cut(), square_queries=0, decision_queries=0)
@@ -240,6 +269,8 @@ def test_a_target_is_attacked_by_queries_that_the_ledger_pays(victim, tmp_path, 
         "hop_skip_jump",
         "resubmission",
         "resubmission_clean",
+        "worst_case_clean",
+        "worst_case",
     ]
     assert sum(each.queries for each in found) == spent
     assert (named["square"].accuracy is None) == (kind == "labels")
@@ -288,6 +319,7 @@ def test_the_job_evaluates_the_ladder_pays_reports_and_does_nothing_twice(
             assert {"clean", "square", "hop_skip_jump"} <= set(tried)
             least = shown[subject]["headline"]
             assert list(least["accuracy"]) == tried[least["rung"]]
+            assert least["accuracy"][0] <= least["alone"][0] == tried[least["strongest"]][0]
     assert "surrogate_transfer_eot" in {each["name"] for each in found["systems"]["gs"]["target"]["rungs"]}
     asked = sum(shown["target"]["queries"] for shown in found["systems"].values())
     attack = 20 * (2 * len(config.attack.eps) + 1)

@@ -266,18 +266,18 @@ def test_attacks_are_listed_by_threat_model_and_the_worst_case_is_marked():
         attacks = [AttackEvaluation(name, "", 0.1, [0.5, 0.4, 0.6]) for name in names]
         return Evaluation(tuple(attacks), Headline(worst, "", Share(0.5, 0.4, 0.6)), (), 10, 20)
 
-    bare = evaluation("clean", "blind", "square", worst="blind")
-    purified = evaluation("clean", "blind", "square", "bpda_eot", "full_eot", worst="full_eot")
+    bare = evaluation("clean", "blind", "square", "worst_case", worst="worst_case")
+    purified = evaluation("clean", "blind", "bpda_eot", "full_eot", worst="full_eot")  # of version 0.1
     table = report.ladder_table({"none": bare, "de3": purified})
     names = [row["name"] for row in table["rows"]]
-    assert names == ["clean", "blind", "square", "bpda eot", "full eot"]
+    assert names == ["clean", "blind", "square", "bpda eot", "full eot", "worst case"]
     assert names == [row["name"] for row in report.ladder_table({"de3": purified, "none": bare})["rows"]]
     marked = {row["name"]: [worst for _, worst in row["cells"]] for row in table["rows"]}
     assert {name: worst for name, worst in marked.items() if any(worst)} == {
-        "blind": [True, False],
+        "worst case": [True, False],
         "full eot": [False, True],
     }
-    assert table["rows"][-1]["cells"][0][0] is None
+    assert table["rows"][-1]["cells"][1][0] is None
 
 
 def test_radii_are_rounded_down_and_never_up():
