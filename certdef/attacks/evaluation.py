@@ -18,6 +18,7 @@ THREAT_MODELS = {
     "hop_skip_jump": "labels of the whole system",
     "bpda_eot": "every weight; the purifier's gradient is replaced by the identity's",
     "full_eot": "every weight and every gradient, averaged over the noise",
+    "apgd": "every weight and every gradient; three losses, and the candidate that the attacker's own passes get wrong most often",
     "one_draw": "as full_eot, through one noise draw a step",
     "large_eps": "as the better of bpda_eot and full_eot, at a distance where robust accuracy should be 0",
     "resubmission": "as the strongest attack; submits each image again and again, wrong if wrong once",

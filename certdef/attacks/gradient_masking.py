@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from certdef.attacks.evaluation import AttackEvaluation
 
 BLACK_BOX = ("blind", "surrogate_transfer", "surrogate_transfer_eot", "square", "hop_skip_jump")
-WHITE_BOX = ("bpda_eot", "full_eot")
+WHITE_BOX = ("bpda_eot", "full_eot")  # the gradient as it is: APGD's losses and starts get round some masks
 LEVEL = 0.01  # of each test
 TOLERANCE = 0.05  # largest robust accuracy at large_eps
 

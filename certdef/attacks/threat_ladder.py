@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import certify
 import surrogates
-from certdef.attacks import gradient, query
+from certdef.attacks import apgd, gradient, query
 from certdef.attacks.endpoint import Endpoint
 from certdef.attacks.evaluation import (
     THREAT_MODELS,
@@ -25,6 +25,8 @@ from certdef.attacks.evaluation import (
 )
 from certdef.attacks.gradient_masking import strongest_white_box
 from certdef.config.attacks import LadderConfig
+
+JUDGING = 20  # own passes by which an attacker judges a candidate
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def evaluate(
 ) -> list[AttackEvaluation]:
     """Evaluate a system under every attack that applies, in the order of THREAT_MODELS.
 
-    With known weights: blind, square, hop_skip_jump, bpda_eot, full_eot. With a target: the transfers from the surrogate,
+    With known weights: blind, square, hop_skip_jump, bpda_eot, full_eot, apgd. With a target: the transfers from the surrogate,
     square and hop_skip_jump. With a purifier that draws noise also one_draw, resubmission and the controls of as many
     submissions. Last, where there is an attack, the worst case over those that submit an image once.
 
@@ -128,7 +130,7 @@ class _Ladder:
         names |= {"square"} if self.settings.square_queries else set()
         names |= {"hop_skip_jump"} if self.settings.decision_queries else set()
         if isinstance(system.classifier, nn.Module):
-            names |= {"blind", "full_eot", "large_eps"}
+            names |= {"blind", "full_eot", "apgd", "large_eps"}
             names |= {"bpda_eot"} if system.purifier is not None else set()
             names |= {"one_draw"} if self.noisy and self.eot > 1 else set()
         elif system.surrogate is not None:
@@ -190,8 +192,22 @@ class _Ladder:
         if name == "hop_skip_jump":
             budget = settings.decision_queries
             return query.hop_skip_jump(self.endpoint, *data, eps=eps, queries=budget, seed=seed)
+        few = -(-self.settings.eot // 4) if self.noisy else 1
+        if name == "apgd":
+            known, system = self._known_models(), self._whole()
+            return apgd.strongest(
+                known,
+                system,
+                *data,
+                eps=eps,
+                steps=settings.steps,
+                seed=seed,
+                eot=few,
+                passes=JUDGING if self.noisy else 1,
+                restarts=settings.restarts * (1 if self.noisy else -(-settings.eot // 4)),
+            )
         # far away a rough gradient does
-        draws = {"blind": 1, "surrogate_transfer": 1, "one_draw": 1, "large_eps": -(-self.eot // 4)}
+        draws = {"blind": 1, "surrogate_transfer": 1, "one_draw": 1, "large_eps": few}
         model, eot = self._known_model(name), draws.get(name, self.eot)
         return gradient.pgd(model, *data, eps=eps, steps=settings.steps, seed=seed, eot=eot)
 
@@ -208,6 +224,18 @@ class _Ladder:
             best = strongest_white_box(self.evaluations)
             straight = straight or (best is not None and best.name == "bpda_eot")
         return nn.Sequential(gradient.StraightThrough(purifier) if straight else purifier, classifier)
+
+    def _known_models(self) -> list[nn.Module]:
+        """The system with each gradient that there is."""
+        names = ["full_eot"] if self.system.purifier is None else ["full_eot", "bpda_eot"]
+        return [self._known_model(name) for name in (names if self.differentiable else names[-1:])]
+
+    def _whole(self) -> nn.Module:
+        """The system of known weights as it answers."""
+        parts = [
+            part for part in (self.system.purifier, self.system.classifier) if isinstance(part, nn.Module)
+        ]
+        return gradient.OnCopies(nn.Sequential(*parts))
 
 
 def draws_noise(purifier: nn.Module | None, images: Tensor) -> bool:

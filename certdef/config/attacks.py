@@ -34,6 +34,8 @@ class LadderConfig:
         images: Held-out images that the surrogate is attacked on (free).
         target_images: Held-out images that the target is attacked on (paid).
         steps: PGD steps.
+        restarts: Runs of APGD with each loss, each from another kind of start; where no noise is drawn a quarter of eot times
+            as many, for as many passes.
         eot: Noise draws a step, where the purifier draws noise.
         square_queries: Queries an image of Square, which needs scores; 0 is off.
         decision_queries: Queries an image of HopSkipJump, which needs labels (extra attacks); 0 is off.
@@ -51,6 +53,7 @@ class LadderConfig:
     images: int = 60
     target_images: int = 20
     steps: int = 50
+    restarts: int = 1
     eot: int = 20
     square_queries: int = 500
     decision_queries: int = 500

@@ -230,7 +230,16 @@ def _ladder(ladder: LadderConfig) -> Rules:
     yield "systems", not unknown, f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"
     yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
     yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"
-    for name in ("images", "target_images", "steps", "eot", "looks", "resubmissions", "smoothed_draws"):
+    for name in (
+        "images",
+        "target_images",
+        "steps",
+        "restarts",
+        "eot",
+        "looks",
+        "resubmissions",
+        "smoothed_draws",
+    ):
         yield name, getattr(ladder, name) >= 1, "use at least 1"
     yield "smoothed_images", ladder.smoothed_images >= 0, "use 0 or more"
     for name in ("square_queries", "decision_queries"):

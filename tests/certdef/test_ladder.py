@@ -107,7 +107,16 @@ def noisy(victim):
 
 
 def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy):
-    assert list(bare) == ["clean", "blind", "square", "hop_skip_jump", "full_eot", "large_eps", "worst_case"]
+    assert list(bare) == [
+        "clean",
+        "blind",
+        "square",
+        "hop_skip_jump",
+        "full_eot",
+        "apgd",
+        "large_eps",
+        "worst_case",
+    ]
     assert list(noisy) == [
         "clean",
         "blind",
@@ -115,6 +124,7 @@ def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy)
         "hop_skip_jump",
         "bpda_eot",
         "full_eot",
+        "apgd",
         "one_draw",
         "large_eps",
         "resubmission",
@@ -135,7 +145,7 @@ def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy)
 
 
 def test_the_worst_case_is_taken_image_by_image_over_the_attacks_of_one_pass(bare, noisy):
-    attacks = {"blind", "square", "hop_skip_jump", "full_eot"}
+    attacks = {"blind", "square", "hop_skip_jump", "full_eot", "apgd"}
     for found, expected in ((bare, attacks), (noisy, attacks | {"bpda_eot", "one_draw"})):
         assert {each.name for each in single_attacks(list(found.values()))} == expected
         least = found["worst_case"]
@@ -143,7 +153,7 @@ def test_the_worst_case_is_taken_image_by_image_over_the_attacks_of_one_pass(bar
         assert least.eps == 0.2
         assert least.right == tuple(all(found[name].right[image] for name in expected) for image in range(40))
         assert least.accuracy[0] <= strongest_attack(list(found.values())).accuracy[0]
-    assert noisy["worst_case_clean"].queries == 6 * 40
+    assert noisy["worst_case_clean"].queries == 7 * 40
     assert noisy["worst_case"].accuracy[0] < noisy["worst_case_clean"].accuracy[0]
     with pytest.raises(ValueError, match="no attack was tried"):
         worst_case([bare["clean"]])

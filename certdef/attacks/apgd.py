@@ -1,0 +1,219 @@
+"""Auto-PGD with several losses on a system that may draw noise, and the choice among what they find.
+
+APGD (Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+ICML 2020) needs no step size: it halves its own where the loss no longer grows. A single loss fails on some images, so
+there are three; and where a network answers the same all over a region, its gradient leads nowhere, so there are three kinds
+of start: anywhere, along a slow wave, and towards an image that is answered otherwise. A system that draws noise answers an image differently each time: a step follows the mean over several
+passes, and the attacker, who may ask the known system as often as he likes, submits the candidate that it most often gets
+wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certdef.attacks.gradient import OnCopies, forked, within
+from surrogates.distillation.inference import evaluating, images_at_once
+
+MOMENTUM = 0.75  # alpha of the paper
+WAVES = 5  # points a side of a slow wave
+GROWING = 0.75  # rho: with a smaller share of steps that raise the loss the step size is halved
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The best other logit less the label's, (N,): positive where the label is not the answer (Carlini and Wagner, S&P 2017)."""
+    own = F.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]
+
+
+def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin over the distance of the first and the third logit, (N,), which no scale of the logits changes (APGD's DLR).
+
+    Of two classes, the margin.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, labels)
+    first, _, third = logits.topk(3, dim=1).values.unbind(dim=1)
+    return margin(logits, labels) / (first - third + 1e-12)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each image, (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": cross_entropy,
+    "DLR": difference_of_logits_ratio,
+    "margin": margin,
+}
+
+
+def anywhere(images: Tensor, labels: Tensor) -> Tensor:
+    """Directions from -1 to 1, each pixel by itself."""
+    return 2 * torch.rand_like(images) - 1
+
+
+def along_a_wave(images: Tensor, labels: Tensor) -> Tensor:
+    """Signs of a smooth random field with WAVES points a side: low frequencies, to which networks are most sensitive."""
+    coarse = torch.randn(*images.shape[:2], WAVES, WAVES, device=images.device)
+    return F.interpolate(coarse, size=images.shape[2:], mode="bicubic").sign()
+
+
+def towards_another(images: Tensor, labels: Tensor) -> Tensor:
+    """Signs of the way to an image with another label, drawn from the batch; anywhere where there is none."""
+    other = labels[:, None] != labels[None]
+    some = other.any(dim=1)
+    drawn = torch.multinomial(torch.where(some[:, None], other, True).float(), 1)[:, 0]
+    return torch.where(some[:, None, None, None], (images[drawn] - images).sign(), anywhere(images, labels))
+
+
+STARTS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (anywhere, along_a_wave, towards_another)
+
+
+def strongest(
+    models: Sequence[nn.Module],
+    system: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    seed: int,
+    eot: int = 1,
+    passes: int = 1,
+    restarts: int = 1,
+    batch_size: int = 256,
+) -> Tensor:
+    """For each image the candidate that the system most often gets wrong, of APGD with every loss on every model.
+
+    Args:
+        models: Whose gradients are followed, images to logits (N, K): the system, or stand-ins of it.
+        system: What chooses: passes of its own, which cost the attacker nothing.
+        images: The originals, (N, C, H, W) in [0, 1].
+        labels: What the attacker wants to leave, (N,).
+        eps: Largest L-infinity distance.
+        steps: Of each run.
+        seed: Of the starts, and of what a model draws from the global generator.
+        eot: Passes whose mean each step follows.
+        passes: Passes that judge a candidate.
+        restarts: Runs of every loss on every model, the next one from the next kind of start.
+        batch_size: Images at once, at most; fewer of large ones.
+
+    Returns:
+        Adversarial images in [0, 1] within eps.
+    """
+    device = next(system.parameters()).device
+    size = images_at_once(images.shape[1:], batch_size)
+    chosen = []
+    with evaluating(nn.ModuleList([system, *models])), forked(seed, device):
+        for batch, label in zip(images.split(size), labels.split(size), strict=True):
+            originals, truth = batch.to(device), label.to(device)
+            best, lost = originals, wrong(system, originals, truth, passes)
+            for model, (number, loss), restart in product(
+                models, enumerate(LOSSES.values()), range(restarts)
+            ):
+                start = originals + eps * STARTS[(number + restart) % len(STARTS)](originals, truth)
+                found = apgd(model, originals, truth, loss, start=start, eps=eps, steps=steps, eot=eot)
+                often = wrong(system, found, truth, passes)
+                best = torch.where((often > lost)[:, None, None, None], found, best)
+                lost = torch.maximum(lost, often)
+            chosen.append(best.cpu())
+    return within(torch.cat(chosen), images, eps)
+
+
+@torch.no_grad()
+def wrong(system: nn.Module, images: Tensor, labels: Tensor, passes: int) -> Tensor:
+    """How often each image is wrong, (N,); of equals what has the larger mean margin counts a little more."""
+    wrongs, margins = (
+        torch.zeros(len(images), device=images.device),
+        torch.zeros(len(images), device=images.device),
+    )
+    for _ in range(passes):
+        logits = system(images.clone())
+        wrongs += logits.argmax(dim=1) != labels
+        margins += margin(logits, labels)
+    return wrongs + torch.sigmoid(margins / passes) / 2
+
+
+def apgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    *,
+    start: Tensor,
+    eps: float,
+    steps: int,
+    eot: int = 1,
+) -> Tensor:
+    """APGD, L-infinity: the iterate with the highest mean loss, (N, C, H, W).
+
+    Args:
+        model: Images to logits (N, K), on the device of the images.
+        images: The originals in [0, 1].
+        labels: What the attacker wants to leave, (N,).
+        loss: Logits and labels to what is raised, (N,).
+        start: Where it starts, cut to what is within eps.
+        eps: Largest distance.
+        steps: How many.
+        eot: Passes whose mean each step follows and is judged by.
+    """
+    model = OnCopies(model)
+
+    def look(at: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss of each image and its gradient."""
+        at = at.detach().requires_grad_()
+        total = torch.zeros(len(at), device=at.device)
+        slope = torch.zeros_like(at)
+        for _ in range(eot):
+            value = loss(model(at), labels)
+            slope += torch.autograd.grad(value.sum(), at)[0]
+            total += value.detach()
+        return total / eot, slope
+
+    def project(moved: Tensor) -> Tensor:
+        return within(moved, images, eps)
+
+    now = project(start)
+    before = now
+    value, slope = look(now)
+    best, highest, best_slope = now, value, slope
+    size = torch.full((len(images), 1, 1, 1), 2 * eps, device=images.device)
+    grown = torch.zeros(len(images), device=images.device)
+    halved = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    at_last, last = highest, 0
+    for step in range(1, steps + 1):
+        straight = project(now + size * slope.sign())
+        carried = MOMENTUM if step > 1 else 1.0
+        now, before = project(now + carried * (straight - now) + (1 - carried) * (now - before)), now
+        previous, (value, slope) = value, look(now)
+        grown += value > previous
+        better = value > highest
+        wide = better[:, None, None, None]
+        best, best_slope = torch.where(wide, now, best), torch.where(wide, slope, best_slope)
+        highest = torch.where(better, value, highest)
+        if step in checkpoints(steps):
+            stuck = (grown < GROWING * (step - last)) | (~halved & (highest <= at_last))
+            halved, at_last, last, grown = stuck, highest, step, torch.zeros_like(grown)
+            wide = stuck[:, None, None, None]
+            size = torch.where(wide, size / 2, size)
+            now, slope = torch.where(wide, best, now), torch.where(wide, best_slope, slope)
+            before, value = torch.where(wide, now, before), torch.where(stuck, highest, value)
+    return best.detach()
+
+
+def checkpoints(steps: int) -> set[int]:
+    """The steps after which APGD looks at its step size."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return {math.ceil(round(share * steps, 6)) for share in shares[1:] if share <= 1}
