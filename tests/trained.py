@@ -5,9 +5,32 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from certdef.attacks.gradient import pgd
 from certdef.config.job import DataConfig
 from certdef.data.sets import load_data
 from certdef.models.classifiers import build_classifier, train_classifier
+
+
+@cache
+def adversarial_mlp(eps: float) -> nn.Module:
+    """A classifier of the digits trained against PGD within eps (Madry et al., ICLR 2018)."""
+    data = load_data(DataConfig(), 0)
+
+    def perturb(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return pgd(model, images, labels, eps=eps, steps=5, seed=0)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = build_classifier("mlp", data.image_shape, 10)
+    return train_classifier(
+        model,
+        data.target_images,
+        data.target_labels,
+        epochs=30,
+        seed=0,
+        device=torch.device("cpu"),
+        perturb=perturb,
+    )
 
 
 @cache

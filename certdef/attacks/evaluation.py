@@ -20,7 +20,7 @@ THREAT_MODELS = {
     "full_eot": "every weight and every gradient, averaged over the noise",
     "apgd": "every weight and every gradient; three losses, and the candidate that the attacker's own passes get wrong most often",
     "one_draw": "as full_eot, through one noise draw a step",
-    "large_eps": "as the better of bpda_eot and full_eot, at a distance where robust accuracy should be 0",
+    "large_eps": "as the better of bpda_eot and full_eot, or as a transfer, at a distance where robust accuracy should be 0",
     "resubmission": "as the strongest attack; submits each image again and again, wrong if wrong once",
     "resubmission_clean": "no attack; submits each image again and again, wrong if wrong once",
     "worst_case": "the best of the attacks that submit an image once, for each image its own",

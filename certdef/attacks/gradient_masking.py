@@ -13,7 +13,9 @@ from scipy.stats import binomtest
 
 from certdef.attacks.evaluation import AttackEvaluation
 
-BLACK_BOX = ("blind", "surrogate_transfer", "surrogate_transfer_eot", "square", "hop_skip_jump")
+TRANSFERS = ("surrogate_transfer", "surrogate_transfer_eot")
+QUERIES = ("square", "hop_skip_jump")
+BLACK_BOX = ("blind", *TRANSFERS, *QUERIES)
 WHITE_BOX = ("bpda_eot", "full_eot")  # the gradient as it is: APGD's losses and starts get round some masks
 LEVEL = 0.01  # of each test
 TOLERANCE = 0.05  # largest robust accuracy at large_eps
@@ -22,14 +24,14 @@ TOLERANCE = 0.05  # largest robust accuracy at large_eps
 def check_gradient_masking(evaluations: Sequence[AttackEvaluation]) -> list[str]:
     """What suggests masked gradients or a weak attack, in words; empty where nothing does."""
     tried = {each.name: each for each in evaluations if each.accuracy}
-    return [*_black_box(tried), *_averaging(tried), *_large_eps(tried)]
+    return [*_black_box(tried), *_transfer(tried), *_queries(tried), *_averaging(tried), *_large_eps(tried)]
 
 
 def strongest_white_box(evaluations: Sequence[AttackEvaluation]) -> AttackEvaluation | None:
     """The attack by gradients with the lowest robust accuracy; None where none was tried."""
     tried = {each.name: each for each in evaluations if each.accuracy}
     white = [tried[name] for name in WHITE_BOX if name in tried]
-    return min(white, key=lambda each: each.robust_accuracy, default=None)
+    return min(white, key=_robust, default=None)
 
 
 def _black_box(tried: dict[str, AttackEvaluation]) -> list[str]:
@@ -42,6 +44,39 @@ def _black_box(tried: dict[str, AttackEvaluation]) -> list[str]:
         for name in BLACK_BOX
         if name in tried and _is_lower(tried[name], best)
     ]
+
+
+def _transfer(tried: dict[str, AttackEvaluation]) -> list[str]:
+    """Who asks the system itself must not do worse than who asks a stand-in of it."""
+    best = min((tried[name] for name in TRANSFERS if name in tried), key=_robust, default=None)
+    if best is None:
+        return []
+    return [
+        f"{best.name} ({_percent(best)}) beats {name} ({_percent(tried[name])}), which asks the system itself: its answers are masked"
+        for name in QUERIES
+        if name in tried and _is_lower(best, tried[name])
+    ]
+
+
+def _queries(tried: dict[str, AttackEvaluation]) -> list[str]:
+    """Of a target queries must be worth more than none, where a transfer finds what they could."""
+    clean, others = tried.get("clean"), [tried[name] for name in TRANSFERS if name in tried]
+    if clean is None:
+        return []
+    said = []
+    for name in QUERIES:
+        if name not in tried or _is_lower(tried[name], clean):
+            continue
+        if better := next((each for each in others if _is_lower(each, tried[name])), None):
+            said.append(
+                f"{tried[name].queries:,} queries of {name} ({_percent(tried[name])}) leave as much as no attack ({_percent(clean)}), and "
+                f"{better.name} less ({_percent(better)}): its figure says nothing"
+            )
+    return said
+
+
+def _robust(evaluation: AttackEvaluation) -> float:
+    return evaluation.robust_accuracy
 
 
 def _averaging(tried: dict[str, AttackEvaluation]) -> list[str]:

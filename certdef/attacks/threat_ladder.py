@@ -90,10 +90,10 @@ def most_queries(settings: LadderConfig, images: int, *, purified: bool, noisy: 
         noisy: Whether the purifier draws noise.
     """
     budgets = [budget for budget in (settings.square_queries, settings.decision_queries) if budget]
-    transfers = 1 + purified
+    clean_and_large_eps, transfers = 2, 1 + purified
     attacks = transfers + len(budgets)
     again = (2 * settings.resubmissions + attacks) * noisy
-    return images * (1 + attacks + sum(budgets) + again)
+    return images * (clean_and_large_eps + attacks + sum(budgets) + again)
 
 
 class _Ladder:
@@ -134,7 +134,7 @@ class _Ladder:
             names |= {"bpda_eot"} if system.purifier is not None else set()
             names |= {"one_draw"} if self.noisy and self.eot > 1 else set()
         elif system.surrogate is not None:
-            names |= {"surrogate_transfer"}
+            names |= {"surrogate_transfer", "large_eps"}
             names |= {"surrogate_transfer_eot"} if system.purifier is not None else set()
         if self.noisy:
             names |= {"resubmission", "resubmission_clean", "worst_case_clean"}
@@ -213,8 +213,8 @@ class _Ladder:
 
     def _known_model(self, name: str) -> nn.Module:
         """The model whose gradient an attacker follows: the classifier, or the one that stands for it, and the purifier."""
-        transfer = name.startswith("surrogate")
-        classifier = self.system.surrogate if transfer else self.system.classifier
+        known = isinstance(self.system.classifier, nn.Module)
+        classifier = self.system.classifier if known else self.system.surrogate
         assert isinstance(classifier, nn.Module)  # applicable() names no other
         purifier = self.system.purifier
         if purifier is None or name in ("blind", "surrogate_transfer"):

@@ -24,7 +24,7 @@ from certdef.config.job import ConfigError, LadderConfig
 from certdef.config.verbs import with_ladder
 from certdef.report.terminal import headline as headline_of
 from tests.conftest import TINY, run_once
-from tests.trained import digits_mlp
+from tests.trained import adversarial_mlp, digits_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = LadderConfig(
@@ -196,6 +196,62 @@ def test_masked_gradients_raise_alarms(victim):
         assert "eps 0.5" in found
 
 
+# --- alarms of a target, whose weights nobody has --------------------------------------------------------------
+
+
+class OneHot(nn.Module):
+    """Answers that are all or nothing: no query tells which way the boundary is."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        logits = self.inner(images)
+        return 40.0 * torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+
+
+class Nearest(nn.Module):
+    """A purifier that only looks as if it purified: the nearest of the images that it will be tested on."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = known
+
+    def forward(self, images):
+        return self.known[torch.cdist(images.flatten(1), self.known.flatten(1)).argmin(1)]
+
+
+def alarms_of_a_target(victim, classifier, purifier=None, surrogate=None, **changes):
+    model, images, labels = victim
+
+    def answer(pixels):
+        with torch.no_grad():
+            return classifier(torch.from_numpy(pixels)).softmax(1).numpy()
+
+    target = surrogates.open_target(answer, num_classes=10, output_kind="probabilities", identity="a target")
+    system = ladder.System(target, purifier, surrogate or model)
+    settings = replace(SETTINGS, **{"decision_queries": 0} | changes)
+    return check_gradient_masking(ladder.evaluate(system, images, labels, settings))
+
+
+def test_a_target_that_hides_its_scores_raises_alarms(victim):
+    found = alarms_of_a_target(victim, OneHot(victim[0]), eps=0.15)
+    assert any("surrogate_transfer" in each and "beats square" in each for each in found)
+    assert any("leave as much as no attack" in each for each in found)
+
+
+def test_a_target_that_no_distance_breaks_raises_an_alarm(victim):
+    assert any("eps 0.5" in each for each in alarms_of_a_target(victim, victim[0], Nearest(victim[1])))
+
+
+def test_adversarial_training_raises_no_alarm(victim):
+    robust = adversarial_mlp(0.15)
+    student = adversarial_mlp(0.1)  # another network, as a distilled one is
+    assert check_gradient_masking(list(evaluated(victim, classifier=robust, eps=0.15).values())) == []
+    assert alarms_of_a_target(victim, robust, surrogate=student, eps=0.15, decision_queries=500) == []
+
+
 def test_averaging_that_misleads_raises_an_alarm(victim):
     found = evaluated(victim, HeavyTails(), square_queries=0, decision_queries=0)
     assert found["one_draw"].accuracy[0] < found["full_eot"].accuracy[0]
@@ -277,6 +333,7 @@ def test_a_target_is_attacked_by_queries_that_the_ledger_pays(victim, tmp_path, 
         "surrogate_transfer_eot",
         "square",
         "hop_skip_jump",
+        "large_eps",
         "resubmission",
         "resubmission_clean",
         "worst_case_clean",
