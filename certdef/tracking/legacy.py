@@ -34,6 +34,7 @@ NEWER = {
     "nim": ("tile", "keep", "finetune_epochs"),
     "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n"),
     "surrogate": ("noise", "consistency", "entropy"),
+    "ladder": ("restarts",),
 }
 CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
 # What rests on the certified surrogate, which was then the one that agrees.
@@ -228,9 +229,8 @@ class Legacy:
     def _ladder(self, purifier: str) -> list[Any]:
         config = self.config
         if purifier:
-            plain = {
-                key: value for key, value in asdict(config.ladder).items() if key not in LADDER_ELSEWHERE
-            }
+            then = _section(config, "ladder")
+            plain = {key: value for key, value in then.items() if key not in LADDER_ELSEWHERE}
             kept = [] if purifier == "none" else [*self._networks(purifier), f"purifier-{purifier}"]
             return [plain, *self._all("surrogate", *kept)]
         certified = {name: getattr(config.certify, name) for name in ("n0", "n", "alpha", "radii")}
