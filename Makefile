@@ -23,7 +23,7 @@ run: $(READY)  ## the main job on the digits that ship with scikit-learn; option
 	$(BIN)/certdef run $(ARGS)
 
 test: $(READY)  ## the tests; more of pytest's options in ARGS, e.g. ARGS="-m slow"
-	OMP_WAIT_POLICY=PASSIVE MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(BIN)/python -m pytest -n 2 --dist loadfile $(if $(filter -m%,$(ARGS)),,-m "not slow") $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(filter -m%,$(ARGS)),,-m "not slow") $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

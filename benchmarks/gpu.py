@@ -119,7 +119,7 @@ def job(arguments: Arguments) -> Iterator[Row]:
     import mlflow  # noqa: F401  the job tracks itself; without it the row says so
 
     toy = {"certify.n": 200, "certify.images": 4, "certify.target_images": 2, "nim.epochs": 2}
-    toy |= {"surrogate.epochs": 2, "attack.images": 10, "attack.steps": 2}
+    toy |= {"surrogate.epochs": 2, "attack.images": 10, "attack.steps": 2, "certify.choose": "off"}
     options = [f"--{name}={value}" for name, value in toy.items()] if arguments.toy else []
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "import sys; from certdef.cli import main; sys.exit(main())", "run"]

@@ -125,6 +125,19 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def is_blank(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds no table yet: who made it was killed, or is making it now.
+
+    Raises:
+        LedgerError: No database.
+    """
+    path = Path(path)
+    # Not read-only: SQLite takes back what was cut short.
+    address = f"{path.resolve().as_uri()}?mode=rw"
+    with explained(path), closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as db:
+        return not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
 def _read_only(path: Path) -> str:
     """Return the address of a file for SQLite, which makes files of its own beside it unless nobody can write there."""
     alone = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()

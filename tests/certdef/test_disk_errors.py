@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from certdef.config.job import ConfigError
+from certdef.config.load import load_config
+from certdef.stages import ledger_file
 from certdef.tracking.checked_json import write_json
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.mlflow import check_store
+from surrogates import LedgerError, QueryLedger
 from surrogates.distillation.checkpoint import TrainingCheckpoint
+from surrogates.ledger.reader import is_blank
 
 FULL = "/dev/full"  # every write to it fails with ENOSPC
 
@@ -112,3 +116,17 @@ def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
     assert (tmp_path / "result.json").read_bytes() == before
     assert checkpoint.load() == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "result.json"]
+
+
+@pytest.mark.parametrize("left", [{}, {"ledger.db-journal": bytes(512)}], ids=["empty", "with a journal"])
+def test_a_ledger_that_a_killed_job_had_only_begun_is_the_jobs_own(left, tmp_path):
+    config = load_config(work_dir=str(tmp_path))
+    for name, content in ({"ledger.db": b""} | left).items():
+        (tmp_path / name).write_bytes(content)
+    assert is_blank(config.ledger_path)
+    assert ledger_file(config, None, None) == config.ledger_path  # whose target it is, it need not be asked
+    with QueryLedger(config.ledger_path, 10):
+        assert not is_blank(config.ledger_path)
+    (tmp_path / "text.db").write_text("no database")
+    with pytest.raises(LedgerError):
+        is_blank(tmp_path / "text.db")

@@ -21,6 +21,10 @@ SHAPE = (1, 8, 8)
 NAMES = own_names()
 DRAW_NOISE = {"de3", "de3-leaves", "de3-simmim", "mim", "diffpure", "uad-rs", "agdm"}
 SMALL = {
+    "certify__laws": "[{label: nim}]",
+    "certify__choose": "off",
+    "surrogate__epochs": 2,  # also of the students, which learn behind the purifier: how well is not the point
+    "nim__epochs": 4,
     "diffusion__epochs": 2,
     "diffusion__steps": 3,
     "diffusion__choice_images": 40,

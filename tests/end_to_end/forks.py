@@ -2,15 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 SERVER = """
-import json, os, signal, sys, time
+import json, os, sys
 import mlflow, sklearn.svm, scipy.stats, torch, matplotlib.pyplot
 torch.set_num_threads(1)
 from certdef import pipeline, stages
@@ -18,8 +20,8 @@ from certdef.models import serving
 from certdef.purifiers import gs
 from certdef.report import terminal
 from certdef.cli import main
-for line in sys.stdin:
-    folder, arguments, life, printed = json.loads(line)
+for line in iter(sys.stdin.readline, ""):
+    folder, arguments, printed = json.loads(line)
     child = os.fork()
     if child == 0:
         os.chdir(folder)
@@ -33,9 +35,8 @@ for line in sys.stdin:
         finally:
             sys.stderr.flush()
             os._exit(code)
-    if life is not None:
-        time.sleep(life)
-        os.kill(child, signal.SIGKILL)  # one that has ended is not collected yet
+    print(child, flush=True)
+    sys.stdin.readline()  # one that has ended is not collected before, so that its id stays its own
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -56,12 +57,25 @@ class Forks:
 
     def run(self, folder: Path, arguments: list[str], life: float | None = None) -> tuple[int, str]:
         """Run in a folder, killed after so many seconds of life; returns the exit code and what was printed."""
+        child = self.start(folder, arguments)
+        if life is not None:
+            time.sleep(life)
+            os.kill(child, signal.SIGKILL)
+        return self.wait()
+
+    def start(self, folder: Path, arguments: list[str]) -> int:
+        """Run in a folder; returns the id of the process, which is its own until `wait`."""
+        return self._ask(json.dumps([str(folder), arguments, self.printed.name]))
+
+    def wait(self) -> tuple[int, str]:
+        """Wait for the end; returns the exit code and what was printed."""
+        return self._ask(""), Path(self.printed.name).read_text()
+
+    def _ask(self, line: str) -> int:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
-        print(
-            json.dumps([str(folder), arguments, life, self.printed.name]), file=self.server.stdin, flush=True
-        )
-        return int(self.server.stdout.readline()), Path(self.printed.name).read_text()
+        print(line, file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
 
     def __enter__(self) -> Self:
         return self

@@ -7,63 +7,58 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from certdef.config.load import load_config
 from tests.conftest import TINY
+from tests.end_to_end.forks import Forks
 
 SIZES = TINY | {
-    "surrogate__epochs": 150,
-    "nim__epochs": 30,
+    "surrogate__epochs": 12,  # students too, behind their denoisers
+    "nim__epochs": 3,
     "threads": 1,
-    "certify__images": 40,
-    "certify__n": 3000,
+    "certify__images": 8,
+    "certify__n": 600,
     "certify__method": "fixed",
 }
 
 
-def command(folder: Path, store: str) -> list[str]:
-    values = SIZES | {"work_dir": str(folder / "work"), "tracking__uri": store}
-    options = [
-        f"--{key.replace('__', '.')}={value}".replace("=False", "=false") for key, value in values.items()
-    ]
-    return [sys.executable, "-m", "certdef.cli", "run", "--quiet", *options]
-
-
-def start(folder: Path, migrated_store: Path) -> tuple[list[str], subprocess.Popen]:
+def arguments(folder: Path, migrated_store: Path) -> list[str]:
+    """Of `certdef`, for a job in a folder, which has a store from then on."""
     folder.mkdir(exist_ok=True)
     if not (folder / "mlflow.db").exists():
         shutil.copy(migrated_store, folder / "mlflow.db")
-    arguments = command(folder, f"sqlite:///{folder}/mlflow.db")
-    return arguments, subprocess.Popen(
-        arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    values = SIZES | {"work_dir": str(folder / "work"), "tracking__uri": f"sqlite:///{folder}/mlflow.db"}
+    options = [
+        f"--{key.replace('__', '.')}={value}".replace("=False", "=false") for key, value in values.items()
+    ]
+    return ["run", "--quiet", *options]
 
 
-def finish(folder: Path, migrated_store: Path) -> str:
-    _, process = start(folder, migrated_store)
-    try:
-        output, errors = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
+def finish(forks: Forks, folder: Path, migrated_store: Path) -> str:
+    code, output = forks.run(folder, arguments(folder, migrated_store))
+    assert code == 0, output
     return output
 
 
-def kill_when(folder: Path, migrated_store: Path, ready) -> None:
-    _, process = start(folder, migrated_store)
-    deadline = time.monotonic() + 240
+def kill_when(forks: Forks, folder: Path, migrated_store: Path, moment: tuple[str, Callable]) -> None:
+    """Kill a job at a moment within a stage, which must not end before."""
+    stage, ready = moment
+    process = forks.start(folder, arguments(folder, migrated_store))
+    deadline = time.monotonic() + 120
     try:
         while not ready(folder / "work"):
-            assert process.poll() is None, f"the job ended before it could be killed: {process.stderr.read()}"
             assert time.monotonic() < deadline
+            assert not any((folder / "work").glob(f"{stage}-*/result.json")), f"{stage} ended before the kill"
             time.sleep(0.005)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+        os.kill(process, signal.SIGKILL)
+        code, output = forks.wait()
+    assert code == -signal.SIGKILL, output
+    assert not any((folder / "work").glob(f"{stage}-*/result.json")), f"{stage} was not interrupted"
 
 
 def records(folder: Path) -> dict[str, bytes]:
@@ -87,13 +82,15 @@ def charges(folder: Path) -> dict[tuple[str, str], int]:
 
 @pytest.fixture(scope="module")
 def unbroken(migrated_store, tmp_path_factory):
+    """A job that nothing happened to, from the command itself; the others are forks."""
     folder = tmp_path_factory.mktemp("unbroken")
-    finish(folder, migrated_store)
+    command = [sys.executable, "-m", "certdef.cli", *arguments(folder, migrated_store)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
-def distilling(work: Path) -> bool:
-    return any(work.glob("surrogate-*/checkpoint.pt"))
+DISTILLING = "surrogate", lambda work: any(work.glob("surrogate-*/checkpoint.pt"))
 
 
 def certifying(part: str, lines: int):
@@ -102,7 +99,7 @@ def certifying(part: str, lines: int):
             path.read_bytes().count(b"\n") > lines for path in work.glob(f"certify-*/records/{part}.jsonl")
         )
 
-    return ready
+    return "certify", ready
 
 
 @pytest.mark.slow
@@ -110,18 +107,18 @@ def certifying(part: str, lines: int):
 @pytest.mark.parametrize(
     "moments",
     [
-        pytest.param([distilling], id="distillation"),
+        pytest.param([DISTILLING], id="distillation"),
         pytest.param([certifying("target-nim-de3", 1)], id="certification-of-the-target"),
         pytest.param(
-            [distilling, certifying("target-wide-none", 1), certifying("surrogate-nim-de3", 5)],
+            [DISTILLING, certifying("target-wide-none", 1), certifying("surrogate-nim-de3", 5)],
             id="three-times",
         ),
     ],
 )
-def test_a_killed_job_goes_on(moments, unbroken, migrated_store, tmp_path):
+def test_a_killed_job_goes_on(moments, forks, unbroken, migrated_store, tmp_path):
     for moment in moments:
-        kill_when(tmp_path, migrated_store, moment)
-    output = finish(tmp_path, migrated_store)
+        kill_when(forks, tmp_path, migrated_store, moment)
+    output = finish(forks, tmp_path, migrated_store)
     assert "report" in output
     assert len(records(tmp_path)) == 10
     assert records(tmp_path) == records(unbroken)
@@ -140,16 +137,16 @@ def test_a_killed_job_goes_on(moments, unbroken, migrated_store, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.acceptance
-def test_a_second_run_pays_nothing(unbroken, migrated_store):
+def test_a_second_run_pays_nothing(forks, unbroken, migrated_store):
     before = charges(unbroken)
-    assert "every stage was done before" in finish(unbroken, migrated_store)
+    assert "every stage was done before" in finish(forks, unbroken, migrated_store)
     assert charges(unbroken) == before
 
 
 @pytest.mark.slow
 @pytest.mark.acceptance
 def test_a_fresh_run_in_another_folder_with_the_same_ledger_pays_for_no_training_query(
-    unbroken, migrated_store, tmp_path
+    forks, unbroken, migrated_store, tmp_path
 ):
     (tmp_path / "work").mkdir()
     with (
@@ -157,11 +154,11 @@ def test_a_fresh_run_in_another_folder_with_the_same_ledger_pays_for_no_training
         sqlite3.connect(tmp_path / "work" / "ledger.db") as new,
     ):
         old.backup(new)
-    finish(tmp_path, migrated_store)
+    finish(forks, tmp_path, migrated_store)
     assert charges(tmp_path) == charges(unbroken)
     assert records(tmp_path) == records(unbroken)
 
 
 def test_the_settings_are_usable():
-    assert load_config(**SIZES).surrogate.epochs == 150
+    assert load_config(**SIZES).surrogate.epochs == 12
     assert os.sep in str(Path(sys.executable))

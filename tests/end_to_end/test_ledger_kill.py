@@ -217,8 +217,8 @@ def in_an_interpreter(
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(25, id="25"),
-        pytest.param(200, id="200", marks=[pytest.mark.slow, pytest.mark.acceptance]),
+        pytest.param(25, id="25", marks=pytest.mark.acceptance),
+        pytest.param(200, id="200", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:

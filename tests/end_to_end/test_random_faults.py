@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.forks import Forks
 from tests.end_to_end.test_interrupted import charges
 
 TINY = {
@@ -19,6 +18,9 @@ TINY = {
     "certify.n0": 10,
     "certify.images": 3,
     "certify.target_images": 2,
+    "certify.choose": "[60,90]",  # killed there too, but a little of it will do
+    "certify.choice_images": 4,
+    "certify.choice_n": 20,
     "attack.images": 10,
     "attack.steps": 1,
     "attack.eps": "[0.1]",
@@ -36,13 +38,6 @@ LIVES, KILLS = 3, 3  # jobs, and how often each is killed
 DRAWN = {"uri", "seconds_per_image", "certify/seconds_per_image", "files", "sha256", "versions"}
 
 pytestmark = [pytest.mark.slow, pytest.mark.acceptance]
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as forks:
-        forks.run(Path.cwd(), ["--version"])  # once this has answered, everything is imported
-        yield forks
 
 
 @pytest.fixture(scope="module")
