@@ -140,7 +140,7 @@ def log_served(folder: Path, name: str, example: np.ndarray, registered_model: s
         num_classes = spec["networks"]["classifier"]["num_classes"]
         outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))])
     info = mlflow.pyfunc.log_model(
-        name=name,
+        name=name.replace(".", "-"),  # a law's label may have a dot, a model's name may not
         python_model=str(Path(__file__).with_name("served_model.py")),
         artifacts={"model": str(folder)},
         # MLflow's hints forget that None is the default
