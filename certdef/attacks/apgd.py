@@ -3,9 +3,9 @@
 APGD (Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
 ICML 2020) needs no step size: it halves its own where the loss no longer grows. A single loss fails on some images, so
 there are three; and where a network answers the same all over a region, its gradient leads nowhere, so there are three kinds
-of start: anywhere, along a slow wave, and towards an image that is answered otherwise. A system that draws noise answers an image differently each time: a step follows the mean over several
-passes, and the attacker, who may ask the known system as often as he likes, submits the candidate that it most often gets
-wrong.
+of start: anywhere, along a slow wave, and towards an image with another label. A system that draws noise answers an image
+differently each time: a step follows the mean over several passes, and the attacker, who may ask the known system as often as
+he likes, submits the candidate that it most often gets wrong.
 """
 
 from __future__ import annotations
@@ -133,10 +133,8 @@ def strongest(
 @torch.no_grad()
 def wrong(system: nn.Module, images: Tensor, labels: Tensor, passes: int) -> Tensor:
     """How often each image is wrong, (N,); of equals what has the larger mean margin counts a little more."""
-    wrongs, margins = (
-        torch.zeros(len(images), device=images.device),
-        torch.zeros(len(images), device=images.device),
-    )
+    wrongs = torch.zeros(len(images), device=images.device)
+    margins = torch.zeros_like(wrongs)
     for _ in range(passes):
         logits = system(images.clone())
         wrongs += logits.argmax(dim=1) != labels

@@ -250,11 +250,7 @@ def _evaluation(path: Path, images: int, systems: int = 1) -> Evaluation:
     rows = plain if isinstance(plain, list) else plain["attacks"]  # version 0.1 kept the bare list
     attacks = [AttackEvaluation.from_json(row) for row in rows]
     others = [each for each in attacks if each.name != WORST_CASE]  # version 0.1 kept none
-    single, least, strongest = (
-        single_attacks(attacks),
-        worst_case(attacks, systems),
-        strongest_attack(attacks),
-    )
+    least, strongest = worst_case(attacks, systems), strongest_attack(attacks)
     control = next((each.accuracy for each in attacks if each.name == "worst_case_clean"), None)
     assert least.accuracy is not None
     assert strongest.accuracy is not None
@@ -264,7 +260,7 @@ def _evaluation(path: Path, images: int, systems: int = 1) -> Evaluation:
             least.name,
             least.knows,
             Share(*least.accuracy),
-            len(single),
+            len(single_attacks(attacks)),
             strongest.name,
             Share(*strongest.accuracy),
             Share(*control) if control else None,
