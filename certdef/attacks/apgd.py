@@ -1,37 +1,31 @@
-"""Auto-PGD with several losses on a system that may draw noise, and the choice among what they find.
+"""Auto-PGD with several losses, on a system that may draw noise.
 
 APGD (Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
 ICML 2020) needs no step size: it halves its own where the loss no longer grows. A single loss fails on some images, so
 there are three; and where a network answers the same all over a region, its gradient leads nowhere, so there are three kinds
 of start: anywhere, along a slow wave, and towards an image with another label. A system that draws noise answers an image
-differently each time: a step follows the mean over several passes, and the attacker, who may ask the known system as often as
-he likes, submits the candidate that it most often gets wrong.
+differently each time, and a step follows the mean over several passes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certdef.attacks.gradient import OnCopies, forked, within
-from surrogates.distillation.inference import evaluating, images_at_once
+from certdef.attacks.candidates import Search, margin
+from certdef.attacks.gradient import OnCopies, within
 
 MOMENTUM = 0.75  # alpha of the paper
 WAVES = 5  # points a side of a slow wave
 GROWING = 0.75  # rho: with a smaller share of steps that raise the loss the step size is halved
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The best other logit less the label's, (N,): positive where the label is not the answer (Carlini and Wagner, S&P 2017)."""
-    own = F.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]
 
 
 def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
@@ -76,70 +70,38 @@ def towards_another(images: Tensor, labels: Tensor) -> Tensor:
     return torch.where(some[:, None, None, None], (images[drawn] - images).sign(), anywhere(images, labels))
 
 
-STARTS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (anywhere, along_a_wave, towards_another)
+Start = Callable[[Tensor, Tensor], Tensor]
+STARTS: tuple[Start, ...] = (anywhere, along_a_wave, towards_another)
 
 
-def strongest(
+def searches(
     models: Sequence[nn.Module],
-    system: nn.Module,
-    images: Tensor,
-    labels: Tensor,
     *,
     eps: float,
     steps: int,
-    seed: int,
     eot: int = 1,
-    passes: int = 1,
     restarts: int = 1,
-    batch_size: int = 256,
-) -> Tensor:
-    """For each image the candidate that the system most often gets wrong, of APGD with every loss on every model.
+    starts: Sequence[Start] = STARTS,
+) -> list[Search]:
+    """APGD with every loss on every model, each as a search of its own.
 
     Args:
         models: Whose gradients are followed, images to logits (N, K): the system, or stand-ins of it.
-        system: What chooses: passes of its own, which cost the attacker nothing.
-        images: The originals, (N, C, H, W) in [0, 1].
-        labels: What the attacker wants to leave, (N,).
         eps: Largest L-infinity distance.
         steps: Of each run.
-        seed: Of the starts, and of what a model draws from the global generator.
         eot: Passes whose mean each step follows.
-        passes: Passes that judge a candidate.
         restarts: Runs of every loss on every model, the next one from the next kind of start.
-        batch_size: Images at once, at most; fewer of large ones.
-
-    Returns:
-        Adversarial images in [0, 1] within eps.
+        starts: Kinds of start, which take turns.
     """
-    device = next(system.parameters()).device
-    size = images_at_once(images.shape[1:], batch_size)
-    chosen = []
-    with evaluating(nn.ModuleList([system, *models])), forked(seed, device):
-        for batch, label in zip(images.split(size), labels.split(size), strict=True):
-            originals, truth = batch.to(device), label.to(device)
-            best, lost = originals, wrong(system, originals, truth, passes)
-            for model, (number, loss), restart in product(
-                models, enumerate(LOSSES.values()), range(restarts)
-            ):
-                start = originals + eps * STARTS[(number + restart) % len(STARTS)](originals, truth)
-                found = apgd(model, originals, truth, loss, start=start, eps=eps, steps=steps, eot=eot)
-                often = wrong(system, found, truth, passes)
-                best = torch.where((often > lost)[:, None, None, None], found, best)
-                lost = torch.maximum(lost, often)
-            chosen.append(best.cpu())
-    return within(torch.cat(chosen), images, eps)
 
+    def search(model: nn.Module, loss: Loss, start: Start, originals: Tensor, truth: Tensor) -> Tensor:
+        at = originals + eps * start(originals, truth)
+        return apgd(model, originals, truth, loss, start=at, eps=eps, steps=steps, eot=eot)
 
-@torch.no_grad()
-def wrong(system: nn.Module, images: Tensor, labels: Tensor, passes: int) -> Tensor:
-    """How often each image is wrong, (N,); of equals what has the larger mean margin counts a little more."""
-    wrongs = torch.zeros(len(images), device=images.device)
-    margins = torch.zeros_like(wrongs)
-    for _ in range(passes):
-        logits = system(images.clone())
-        wrongs += logits.argmax(dim=1) != labels
-        margins += margin(logits, labels)
-    return wrongs + torch.sigmoid(margins / passes) / 2
+    return [
+        partial(search, model, loss, starts[(number + restart) % len(starts)])
+        for model, (number, loss), restart in product(models, enumerate(LOSSES.values()), range(restarts))
+    ]
 
 
 def apgd(

@@ -14,20 +14,29 @@ THREAT_MODELS = {
     "blind": "the classifier's weights, nothing of the purifier",
     "surrogate_transfer": "a surrogate's weights, nothing of the purifier",
     "surrogate_transfer_eot": "a surrogate's weights and the purifier, averaged over its noise",
+    "ensemble_transfer": "the weights of several surrogates and the purifier; three losses, judged on surrogates alone",
     "square": "scores of the whole system",
+    "nes": "scores of the whole system, whose gradient is estimated",
     "hop_skip_jump": "labels of the whole system",
+    "low_frequency": "every weight and every gradient, of which it follows the low frequencies",
     "bpda_eot": "every weight; the purifier's gradient is replaced by the identity's",
     "full_eot": "every weight and every gradient, averaged over the noise",
+    "autoattack": "every weight and every gradient; the first attack of AutoAttack that a pass gets wrong",
+    "proxy": "every weight; the purifier's gradient is replaced by that of a network learned from what it does, or of its denoiser",
     "apgd": "every weight and every gradient; three losses, and the candidate that the attacker's own passes get wrong most often",
+    "dw_box": "every weight, every gradient, and the noise that will be drawn",
     "one_draw": "as full_eot, through one noise draw a step",
     "large_eps": "as the better of bpda_eot and full_eot, or as a transfer, at a distance where robust accuracy should be 0",
-    "resubmission": "as the strongest attack; submits each image again and again, wrong if wrong once",
+    "queries_large_eps": "as square, or as nes where noise is drawn, at a distance where robust accuracy should be 0",
+    "resubmission": "as the strongest attacks; submits each image again and again, wrong if wrong once",
     "resubmission_clean": "no attack; submits each image again and again, wrong if wrong once",
     "worst_case": "the best of the attacks that submit an image once, for each image its own",
     "worst_case_clean": "no attack; as many submissions as the worst case has, wrong if wrong once",
 }
-CONTROLS = ("clean", "large_eps", "resubmission_clean", "worst_case_clean")  # no attack at eps
+# No attack at eps.
+CONTROLS = ("clean", "large_eps", "queries_large_eps", "resubmission_clean", "worst_case_clean")
 RESUBMISSION, WORST_CASE = "resubmission", "worst_case"
+DW_BOX = "dw_box"  # who knows the noise beforehand is another attacker: it has a row, and no part in the worst case
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class AttackEvaluation:
         eps: L-infinity distance, in [0, 1] pixel units.
         accuracy: [share, lower, upper]; None where the attack could not be tried.
         right: Which images are classified right.
-        queries: What was queried of the system; gradients are not counted.
+        queries: What was queried of the system; what the attacker computes by himself is none.
+        gradients: Images whose gradient he followed, through the system or what stands for it.
         skipped: Why the attack could not be tried.
     """
 
@@ -50,6 +60,7 @@ class AttackEvaluation:
     accuracy: list[float] | None = None
     right: tuple[bool, ...] = ()
     queries: int = 0
+    gradients: int = 0
     skipped: str = ""
 
     @property
@@ -70,8 +81,8 @@ class AttackEvaluation:
 
 
 def single_attacks(evaluations: Sequence[AttackEvaluation]) -> list[AttackEvaluation]:
-    """The attacks that were tried and submit each image once; no controls."""
-    others = (*CONTROLS, RESUBMISSION, WORST_CASE)
+    """The attacks that were tried and submit each image once, not knowing the noise; no controls."""
+    others = (*CONTROLS, RESUBMISSION, DW_BOX, WORST_CASE)
     return [each for each in evaluations if each.accuracy and each.name not in others]
 
 

@@ -1,4 +1,4 @@
-"""Attacks by gradients and by scores, from torchattacks. Images are (N, C, H, W) in [0, 1], distances in the same units.
+"""Attacks by gradients, from torchattacks. Images are (N, C, H, W) in [0, 1], distances in the same units.
 
 The library draws from, and reseeds, the global generator: it is forked around every call. What an attack returns is
 checked too: it leaves here within eps of the original and in [0, 1]. A model gets copies of the batches, so that one
@@ -103,30 +103,59 @@ def pgd_l2(
     return within_l2(torch.cat(adversarial), images, eps)
 
 
-def square(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int) -> Tensor:
-    """L-infinity Square (Andriushchenko et al., ECCV 2020): random squares that are kept if they lower the margin.
+def auto_attack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    classes: int,
+    seed: int,
+    eot: int = 1,
+    queries: int = 5_000,
+    batch_size: int = 256,
+) -> Tensor:
+    """AutoAttack (Croce and Hein, ICML 2020) as torchattacks has it: the first attack that a pass gets wrong is kept.
 
-    Each image is queried at most steps + 3 times, and no more once it is misclassified. No gradient is taken.
+    Its version `standard`: APGD with cross-entropy, targeted APGD, targeted FAB, Square. With eot above 1 its version `rand`:
+    APGD with cross-entropy and with DLR, each step by the mean of eot passes.
 
     Args:
-        model: Images to logits (N, K), or to anything that orders classes alike.
+        model: Images to logits (N, K).
         images: The originals, (N, C, H, W).
         labels: What the attacker wants to leave, (N,).
-        eps: Largest distance.
-        steps: Squares.
-        seed: Of the squares.
-
-    Returns:
-        Adversarial images in [0, 1] within eps.
+        eps: Largest L-infinity distance.
+        steps: Of every attack by gradients (torchattacks takes 10, the paper 100).
+        classes: K; the targeted losses need at least 4.
+        seed: Of the starts and the squares.
+        eot: Passes a step.
+        queries: Of Square; 0 leaves it out.
+        batch_size: Images at once, at most; fewer of large ones.
     """
     import torchattacks
 
     model = OnCopies(model)
+    here = {"eps": eps, "seed": seed}
+    if eot > 1:
+        attacks = [
+            torchattacks.APGD(model, **here, steps=steps, loss=loss, eot_iter=eot) for loss in ("ce", "dlr")
+        ]
+    else:
+        attacks = [
+            torchattacks.APGD(model, **here, steps=steps, loss="ce"),
+            torchattacks.APGDT(model, **here, steps=steps, n_classes=classes),
+            torchattacks.FAB(model, **here, steps=steps, multi_targeted=True, n_classes=classes),
+            *([torchattacks.Square(model, **here, n_queries=queries)] if queries else []),
+        ]
+    attack = torchattacks.MultiAttack(attacks)
     device = next(model.parameters()).device
-    attack = torchattacks.Square(model, eps=eps, n_queries=steps, seed=seed)
+    size = images_at_once(images.shape[1:], batch_size)
+    adversarial = []
     with evaluating(model), forked(seed, device):
-        adversarial = attack(images.to(device), labels.to(device)).cpu()
-    return within(adversarial, images, eps)
+        for batch, label in zip(images.split(size), labels.split(size), strict=True):
+            adversarial.append(attack(batch.to(device), label.to(device)).cpu())
+    return within(torch.cat(adversarial), images, eps)
 
 
 def sign_steps(
@@ -159,6 +188,24 @@ class OnCopies(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images.clone()).clone()
+
+
+class Tally:
+    """How many images a gradient was asked for."""
+
+    gradients = 0
+
+
+class Tallied(nn.Module):
+    """A model that counts the images which pass it with a gradient."""
+
+    def __init__(self, model: nn.Module, tally: Tally):
+        super().__init__()
+        self.model, self.tally = model, tally
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.tally.gradients += len(images) * (torch.is_grad_enabled() and images.requires_grad)
+        return self.model(images)
 
 
 class StraightThrough(nn.Module):

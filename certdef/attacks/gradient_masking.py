@@ -8,23 +8,41 @@ one-sided).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from scipy.stats import binomtest
 
 from certdef.attacks.evaluation import AttackEvaluation
 
-TRANSFERS = ("surrogate_transfer", "surrogate_transfer_eot")
-QUERIES = ("square", "hop_skip_jump")
+TRANSFERS = ("surrogate_transfer", "surrogate_transfer_eot", "ensemble_transfer")
+QUERIES = ("square", "nes", "hop_skip_jump")
+FAR = ("large_eps", "queries_large_eps")
 BLACK_BOX = ("blind", *TRANSFERS, *QUERIES)
 WHITE_BOX = ("bpda_eot", "full_eot")  # the gradient as it is: APGD's losses and starts get round some masks
 LEVEL = 0.01  # of each test
 TOLERANCE = 0.05  # largest robust accuracy at large_eps
 
 
-def check_gradient_masking(evaluations: Sequence[AttackEvaluation]) -> list[str]:
-    """What suggests masked gradients or a weak attack, in words; empty where nothing does."""
-    tried = {each.name: each for each in evaluations if each.accuracy}
-    return [*_black_box(tried), *_transfer(tried), *_queries(tried), *_averaging(tried), *_large_eps(tried)]
+def check_gradient_masking(
+    evaluations: Sequence[AttackEvaluation], surrogate: Sequence[AttackEvaluation] = ()
+) -> list[str]:
+    """What suggests masked gradients or a weak attack, in words; empty where nothing does.
+
+    Args:
+        evaluations: Of one system.
+        surrogate: Of a target's: the same system with the surrogate in its place, on the same images first.
+    """
+    tried, alike = (
+        {each.name: each for each in every if each.accuracy} for every in (evaluations, surrogate)
+    )
+    return [
+        *_black_box(tried),
+        *_transfer(tried),
+        *_queries(tried),
+        *_averaging(tried),
+        *_large_eps(tried),
+        *_unlike_the_surrogate(tried, alike),
+    ]
 
 
 def strongest_white_box(evaluations: Sequence[AttackEvaluation]) -> AttackEvaluation | None:
@@ -92,11 +110,32 @@ def _averaging(tried: dict[str, AttackEvaluation]) -> list[str]:
 
 def _large_eps(tried: dict[str, AttackEvaluation]) -> list[str]:
     """At a large distance every image must be lost."""
-    far = tried.get("large_eps")
-    if far is None or far.accuracy is None or far.accuracy[1] <= TOLERANCE:
+    said = []
+    for name in FAR:
+        far = tried.get(name)
+        if far and far.accuracy and far.accuracy[1] > TOLERANCE:
+            how = " by queries" * (name != "large_eps")
+            said.append(
+                f"robust accuracy is {_percent(far)} at eps {far.eps:g}{how}, where it should be 0: the attack is too weak"
+            )
+    return said
+
+
+def _unlike_the_surrogate(
+    tried: dict[str, AttackEvaluation], alike: dict[str, AttackEvaluation]
+) -> list[str]:
+    """Where nothing is robust, queries that break the surrogate must break the target, which answers like it."""
+    name = "queries_large_eps"
+    if name not in tried or name not in alike:
+        return []
+    target, surrogate = tried[name], alike[name]
+    shared = min(len(target.right), len(surrogate.right))
+    target, surrogate = (replace(each, right=each.right[:shared]) for each in (target, surrogate))
+    if not _is_lower(surrogate, target):
         return []
     return [
-        f"robust accuracy is {_percent(far)} at eps {far.eps:g}, where it should be 0: the attack is too weak"
+        f"at eps {target.eps:g}, where nothing is robust, the same queries leave {_percent(target)} of the target and "
+        f"{_percent(surrogate)} of the surrogate: the target's answers are masked"
     ]
 
 

@@ -1,6 +1,6 @@
-"""Attacks by queries alone: Square by scores, HopSkipJump by labels.
+"""HopSkipJump: an attack by labels alone.
 
-HopSkipJump is the Adversarial Robustness Toolbox's (extra `attacks`), and so fits targets that are no torch module.
+It is the Adversarial Robustness Toolbox's (extra `attacks`), and so fits targets that are no torch module.
 """
 
 from __future__ import annotations
@@ -10,29 +10,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from certdef.attacks import gradient
 from certdef.attacks.endpoint import Endpoint
 from certdef.config.job import ConfigError
-
-
-def square(
-    endpoint: Endpoint, images: Tensor, labels: Tensor, *, eps: float, queries: int, seed: int
-) -> Tensor:
-    """Square by scores alone, at most `queries` an image; adversarial images (N, C, H, W) within eps.
-
-    Raises:
-        ConfigError: The endpoint answers labels alone, or so few queries are allowed that none is left to attack with.
-    """
-    if not endpoint.scored:
-        raise ConfigError("Square needs scores, and the target answers labels alone: use hop_skip_jump")
-    steps = queries // endpoint.repeats - 3  # three go to the original, the start and the end
-    if steps < 1:
-        raise ConfigError(
-            f"square_queries is {queries}: Square needs at least {4 * endpoint.repeats} an image (looks {endpoint.repeats})"
-        )
-    return gradient.square(_Scores(endpoint), images, labels, eps=eps, steps=steps, seed=seed)
 
 
 def hop_skip_jump(
@@ -149,20 +131,6 @@ class _Walk:
         if self.distance <= self.eps or self.budget < repeats:
             raise _Finished
         return wrong
-
-
-class _Scores(nn.Module):
-    """An endpoint's log-scores as a module, for torchattacks."""
-
-    def __init__(self, endpoint: Endpoint):
-        super().__init__()
-        self.endpoint = endpoint
-        self.place = nn.Parameter(torch.zeros(1, device=endpoint.device), requires_grad=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        _, scores = self.endpoint.query(images.cpu())
-        assert scores is not None  # square() refuses an endpoint without scores
-        return scores.to(self.place.device)
 
 
 @contextmanager

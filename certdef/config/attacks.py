@@ -37,10 +37,12 @@ class LadderConfig:
         restarts: Runs of APGD with each loss, each from another kind of start; where no noise is drawn a quarter of eot times
             as many, for as many passes.
         eot: Noise draws a step, where the purifier draws noise.
-        square_queries: Queries an image of Square, which needs scores; 0 is off.
+        square_queries: Queries an image of Square, and as many of NES where the purifier draws noise; they need scores; 0 is
+            off.
         decision_queries: Queries an image of HopSkipJump, which needs labels (extra attacks); 0 is off.
         looks: Queries that Square and HopSkipJump average over where the purifier draws noise. Also
             --ladder.repeats.
+        students: Further surrogates of the same paid answers, which transfer to the target together; 0 is off.
         resubmissions: How often an image is submitted in the worst-of-N attack and its clean control.
         smoothed_images: Held-out images for the certificate of the smoothed classifier beside its accuracy under PGD; 0 is off.
         smoothed_draws: Noise draws a step of that attack.
@@ -55,9 +57,10 @@ class LadderConfig:
     steps: int = 50
     restarts: int = 1
     eot: int = 20
-    square_queries: int = 500
+    square_queries: int = 5_000
     decision_queries: int = 500
-    looks: int = 1
+    looks: int = 4
+    students: int = 3
     resubmissions: int = 10
     smoothed_images: int = 20
     smoothed_draws: int = 16

@@ -241,7 +241,8 @@ def _ladder(ladder: LadderConfig) -> Rules:
         "smoothed_draws",
     ):
         yield name, getattr(ladder, name) >= 1, "use at least 1"
-    yield "smoothed_images", ladder.smoothed_images >= 0, "use 0 or more"
+    for name in ("smoothed_images", "students"):
+        yield name, getattr(ladder, name) >= 0, "use 0 or more"
     for name in ("square_queries", "decision_queries"):
         queries = getattr(ladder, name)
         least = 4 * ladder.looks

@@ -25,8 +25,8 @@ class Reversal(nn.Module):
     Deterministic: the random start is drawn once from `seed` and shared by all images, as the views of the tasks are,
     so that the result for an image depends on neither the others nor its place among them.
 
-    Not differentiable from end to end: the output carries no gradient (40 sign steps have a useless one). Attack it
-    with BPDA, the identity in its place backwards; an attacker can also hold the self-supervised loss low himself.
+    Not differentiable from end to end: the output carries no gradient (40 sign steps have a useless one). Attack it through
+    the denoiser of its task, the map that it is pulled towards, or with BPDA, the identity in its place backwards.
 
     Args:
         classifier: The frozen classifier whose features the tasks read; the one that was attacked, or alike.
@@ -134,4 +134,5 @@ PURIFIER = PurifierSpec(
     networks=_networks,
     differentiable=False,
     sees_classifier=True,
+    proxy=lambda parts: parts.networks.get("denoiser"),  # what the reversal is pulled towards
 )

@@ -31,6 +31,7 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.config.purifiers import plain_name
 from certdef.stages.attack import attack_queries
+from certdef.stages.fellows import Fellows, train_fellows
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.stages.students import Students
@@ -133,9 +134,9 @@ def evaluate_ladder(
 
     The job's own purifier is the headline: its figures are attack/<name>/accuracy.
     """
-    config = job.config
+    config, fellows = job.config, train_fellows(job, target, surrogate_stage)
     evaluated = {
-        name: _evaluate_system(job, target, surrogate, surrogate_stage, name, purifier)
+        name: _evaluate_system(job, target, surrogate, surrogate_stage, fellows, name, purifier)
         for name, purifier in systems.items()
     }
     own = systems[config.purifier]
@@ -197,19 +198,22 @@ def _evaluate_system(
     target: surrogates.Target,
     surrogate: nn.Module,
     surrogate_stage: Stage,
+    fellows: Fellows,
     name: str,
     purifier: Purifier | None,
 ) -> Stage[SystemResult]:
     """One system against every attacker, as both subjects; a subject that is done is not evaluated again."""
     config = job.config.ladder
     settings = {key: value for key, value in asdict(config).items() if key not in (*CURVE, *ELSEWHERE)}
-    parts = [other.fingerprint for other in (surrogate_stage, *(purifier.stages if purifier else []))]
+    before = (surrogate_stage, *fellows.stages, *(purifier.stages if purifier else []))
+    parts = [other.fingerprint for other in before]
     key = [settings, job.data.heldout_digest, target.subject, *parts]
     stage = job.stage(f"ladder-{plain_name(name)}", SystemResult, *key)
 
     def evaluate() -> SystemResult:
         defense = purifier.defense(torch.Generator(job.device)).to(job.device) if purifier else None
         passes = purifier.spec.differentiable if purifier else None
+        proxies = [each.to(job.device) for each in purifier.proxies()] if purifier else []
         paid = job.ledger.attach(
             target,
             purpose="attack",
@@ -217,8 +221,14 @@ def _evaluate_system(
             formerly=job.legacy.experiment(stage.name),
         )
         systems = {
-            "surrogate": (System(surrogate, defense, differentiable=passes), config.images),
-            "target": (System(paid, defense, surrogate, differentiable=passes), config.target_images),
+            "surrogate": (
+                System(surrogate, defense, differentiable=passes, proxies=proxies),
+                config.images,
+            ),
+            "target": (
+                System(paid, defense, surrogate, differentiable=passes, students=fellows.models),
+                config.target_images,
+            ),
         }
         subjects = {}
         for subject, (system, images) in systems.items():
@@ -246,9 +256,8 @@ def _attacked(job: Job, system: System, count: int, title: str) -> list[AttackEv
 
 def _evaluation(path: Path, images: int, systems: int = 1) -> Evaluation:
     """What a finished evaluation says, without the answers image by image; its headline beside those of so many systems."""
-    plain: Any = read_json(path)
-    rows = plain if isinstance(plain, list) else plain["attacks"]  # version 0.1 kept the bare list
-    attacks = [AttackEvaluation.from_json(row) for row in rows]
+    attacks = _attacks(path)
+    alike = _attacks(path.with_name("surrogate.json")) if path.stem == "target" else []
     others = [each for each in attacks if each.name != WORST_CASE]  # version 0.1 kept none
     least, strongest = worst_case(attacks, systems), strongest_attack(attacks)
     control = next((each.accuracy for each in attacks if each.name == "worst_case_clean"), None)
@@ -265,10 +274,17 @@ def _evaluation(path: Path, images: int, systems: int = 1) -> Evaluation:
             Share(*strongest.accuracy),
             Share(*control) if control else None,
         ),
-        alarms=tuple(check_gradient_masking(attacks)),
+        alarms=tuple(check_gradient_masking(attacks, alike)),
         images=images,
         queries=sum(each.queries for each in attacks),
     )
+
+
+def _attacks(path: Path) -> list[AttackEvaluation]:
+    """The evaluations of one system as one subject, as they are kept."""
+    plain: Any = read_json(path)
+    rows = plain if isinstance(plain, list) else plain["attacks"]  # version 0.1 kept the bare list
+    return [AttackEvaluation.from_json(row) for row in rows]
 
 
 def _metrics(

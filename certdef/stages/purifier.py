@@ -105,6 +105,12 @@ class Purifier:
         part = self.spec.denoiser
         return part.build(Parts(self.settings, self.networks(law))) if part else None
 
+    def proxies(self) -> list[nn.Module]:
+        """Modules whose gradients an attacker may follow in the place of the purifier's."""
+        parts = Parts(self.settings, self.networks())
+        proxy = self.spec.proxy(parts) if self.spec.proxy else self.denoiser()
+        return [] if proxy is None else [proxy]
+
     def denoiser_key(self, law: str | None = None) -> str:
         """Identifies what stands between the noise and the classifier under a law, and nothing else."""
         part = self.spec.denoiser

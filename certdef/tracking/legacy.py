@@ -34,7 +34,7 @@ NEWER = {
     "nim": ("tile", "keep", "finetune_epochs"),
     "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n"),
     "surrogate": ("noise", "consistency", "entropy"),
-    "ladder": ("restarts",),
+    "ladder": ("restarts", "students"),
 }
 CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
 # What rests on the certified surrogate, which was then the one that agrees.
