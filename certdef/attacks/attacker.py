@@ -24,6 +24,7 @@ from certdef.config.attacks import LadderConfig
 JUDGING = 20  # own passes by which an attacker judges a candidate
 FEWEST_CLASSES = 4  # that AutoAttack's targeted losses can work with
 FAR = ("large_eps", "queries_large_eps")
+FAR_QUERIES = 1_000  # of an image, at most: far away few will do
 
 
 class Attacker:
@@ -103,7 +104,7 @@ class Attacker:
         """
         attacks: dict[str, Callable[[float, int], Tensor]] = {
             "square": self._square,
-            "queries_large_eps": self._nes if self.noisy else self._square,
+            "queries_large_eps": self._from_afar,
             "nes": self._nes,
             "hop_skip_jump": self._hop_skip_jump,
             "autoattack": self._auto_attack,
@@ -215,14 +216,17 @@ class Attacker:
 
     # --- by queries -----------------------------------------------------------------------------------------
 
-    def _square(self, eps: float, seed: int) -> Tensor:
-        budget, looks = self.settings.square_queries, self.settings.looks if self.noisy else 0
+    def _square(self, eps: float, seed: int, queries: int | None = None) -> Tensor:
+        budget, looks = queries or self.settings.square_queries, self.settings.looks if self.noisy else 0
         return square(self._ask, self.images, self.labels, eps=eps, queries=budget, seed=seed, looks=looks)
 
-    def _nes(self, eps: float, seed: int) -> Tensor:
-        return nes(
-            self._ask, self.images, self.labels, eps=eps, queries=self.settings.square_queries, seed=seed
-        )
+    def _nes(self, eps: float, seed: int, queries: int | None = None) -> Tensor:
+        budget = queries or self.settings.square_queries
+        return nes(self._ask, self.images, self.labels, eps=eps, queries=budget, seed=seed)
+
+    def _from_afar(self, eps: float, seed: int) -> Tensor:
+        queries = min(self.settings.square_queries, FAR_QUERIES)
+        return (self._nes if self.noisy else self._square)(eps, seed, queries)
 
     def _hop_skip_jump(self, eps: float, seed: int) -> Tensor:
         budget = self.settings.decision_queries

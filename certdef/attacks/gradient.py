@@ -154,7 +154,7 @@ def auto_attack(
     adversarial = []
     with evaluating(model), forked(seed, device):
         for batch, label in zip(images.split(size), labels.split(size), strict=True):
-            adversarial.append(attack(batch.to(device), label.to(device)).cpu())
+            adversarial.append(attack(batch.to(device), label.to(device)).detach().cpu())
     return within(torch.cat(adversarial), images, eps)
 
 

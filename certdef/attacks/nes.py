@@ -27,7 +27,7 @@ def nes(ask: Ask, images: Tensor, labels: Tensor, *, eps: float, queries: int, s
     """NES, L-infinity: adversarial images (N, C, H, W) in [0, 1] within eps, by at most `queries` an image.
 
     Args:
-        ask: Images to log-scores (N, K), one query an image.
+        ask: Images (N, C, H, W) to logits or log-scores (N, K), one query an image; it gets copies.
         images: The originals in [0, 1].
         labels: What the attacker wants to leave, (N,).
         eps: Largest distance.

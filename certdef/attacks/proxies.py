@@ -90,7 +90,9 @@ def learned_proxy(
 def purified(purifier: nn.Module, images: Tensor) -> Tensor:
     """Images through a purifier, in batches of copies."""
     purifier = OnCopies(purifier)
-    return torch.cat([purifier(batch) for batch in images.split(images_at_once(images.shape[1:], 256))])
+    return torch.cat(
+        [purifier(batch).detach() for batch in images.split(images_at_once(images.shape[1:], 256))]
+    )
 
 
 def _copy(images: Tensor, changed: list[Tensor], eps: float, number: int) -> Tensor:

@@ -28,7 +28,7 @@ def square(
     """Square, L-infinity: adversarial images (N, C, H, W) in [0, 1] within eps, by at most `queries` an image.
 
     Args:
-        ask: Images to log-scores (N, K), one query an image.
+        ask: Images (N, C, H, W) to logits or log-scores (N, K), one query an image; it gets copies.
         images: The originals in [0, 1].
         labels: What the attacker wants to leave, (N,).
         eps: Largest distance.
@@ -119,7 +119,8 @@ class _Search:
 
     def _scores(self, images: Tensor) -> Tensor:
         """Mean probabilities (N, K)."""
-        return torch.stack([self.ask(images).exp() for _ in range(max(self.looks, 1))]).mean(dim=0)
+        answers = [self.ask(images.clone()).softmax(dim=1) for _ in range(max(self.looks, 1))]
+        return torch.stack(answers).mean(dim=0)
 
     def _margins(self, scores: Tensor) -> Tensor:
         return margin(scores.clamp_min(1e-12).log(), self.labels)

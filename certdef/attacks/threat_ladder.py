@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import certify
-from certdef.attacks.attacker import FAR, Attacker
+from certdef.attacks.attacker import FAR, FAR_QUERIES, Attacker
 from certdef.attacks.evaluation import (
     DW_BOX,
     THREAT_MODELS,
@@ -76,7 +76,7 @@ def most_queries(settings: LadderConfig, images: int, *, purified: bool, noisy: 
     by_queries = scores * (settings.square_queries > 0) + (settings.decision_queries > 0)
     transfers = 1 + purified + (settings.students > 0)
     spent = scores * settings.square_queries + settings.decision_queries
-    clean_and_large_eps, far = 2, settings.square_queries + (settings.square_queries > 0)
+    clean_and_large_eps, far = 2, min(settings.square_queries, FAR_QUERIES) + (settings.square_queries > 0)
     again = (2 * settings.resubmissions + transfers + by_queries) * noisy
     return images * (clean_and_large_eps + far + transfers + by_queries + spent + again)
 

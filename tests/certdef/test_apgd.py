@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.recall import found
-from certdef.attacks import apgd, gradient, threat_ladder
+from certdef.attacks import apgd, candidates, gradient, threat_ladder
 from certdef.config.attacks import LadderConfig
 from tests.certdef.test_ladder import Noise
 from tests.trained import digits_mlp
@@ -24,7 +24,7 @@ def victim():
 
 def test_losses_are_those_of_the_papers():
     logits, labels = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.0, 4.0, 1.0, 2.0]]), torch.tensor([0, 3])
-    assert apgd.margin(logits, labels).tolist() == [-1.0, 2.0]
+    assert candidates.margin(logits, labels).tolist() == [-1.0, 2.0]
     assert apgd.difference_of_logits_ratio(logits, labels).tolist() == pytest.approx([-0.5, 2 / 3])
     scaled = apgd.difference_of_logits_ratio(100 * logits, labels)
     assert scaled.tolist() == pytest.approx([-0.5, 2 / 3])
@@ -45,14 +45,18 @@ def test_the_optimum_of_a_linear_classifier_is_found(loss, start):
     weight = (model[1].weight[1] - model[1].weight[0]).reshape(1, 6, 6)
     toward = torch.where(labels == 0, 1.0, -1.0)[:, None, None, None]
     optimum = images + 0.1 * (toward * weight).sign()
-    assert torch.allclose(apgd.margin(model(best), labels), apgd.margin(model(optimum), labels), atol=1e-5)
+    assert torch.allclose(
+        candidates.margin(model(best), labels), candidates.margin(model(optimum), labels), atol=1e-5
+    )
 
 
 def test_adversarial_images_stay_within_eps_and_the_global_generator_as_it_was(victim):
     model, images, labels = victim
     state, before = torch.random.get_rng_state(), images.clone()
-    adversarial = apgd.strongest([model], model, images, labels, eps=0.1, steps=10, seed=0)
-    again = apgd.strongest([model], model, images, labels, eps=0.1, steps=10, seed=0)
+    searches = apgd.searches([model], eps=0.1, steps=10)
+    adversarial, again = (
+        candidates.strongest(searches, model, images, labels, eps=0.1, seed=0) for _ in range(2)
+    )
     assert torch.equal(adversarial, again)
     assert torch.equal(images, before)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -71,8 +75,9 @@ def test_the_candidate_is_the_one_that_is_wrong_most_often(victim):
     system = nn.Sequential(Noise(), model)
     torch.manual_seed(0)
     weak = (images + 0.05 * torch.randn_like(images).sign()).clamp(0, 1)
-    strong = apgd.strongest([system], system, images, labels, eps=0.2, steps=10, seed=0, eot=3, passes=10)
-    lost_weak, lost_strong = (apgd.wrong(system, each, labels, 40).floor() for each in (weak, strong))
+    searches = apgd.searches([system], eps=0.2, steps=10, eot=3)
+    strong = candidates.strongest(searches, system, images, labels, eps=0.2, seed=0, passes=10)
+    lost_weak, lost_strong = (candidates.wrong(system, each, labels, 40).floor() for each in (weak, strong))
     assert lost_strong.mean() > lost_weak.mean() + 10
     assert (lost_strong >= lost_weak - 8).all(), (
         "no image is submitted where another candidate is clearly better"

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from certdef.attacks import gradient as attacks
+from certdef.attacks.square import square
 from tests.trained import digits_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +28,7 @@ def test_every_attack_keeps_to_its_distance_breaks_the_model_and_leaves_the_glob
     attacked = {
         "pgd": lambda eps: attacks.pgd(model, images, labels, eps=eps, steps=10, seed=1),
         "eot": lambda eps: attacks.pgd(model, images, labels, eps=eps, steps=10, seed=1, eot=3),
-        "square": lambda eps: attacks.square(model, images, labels, eps=eps, steps=100, seed=1),
+        "square": lambda eps: square(model, images, labels, eps=eps, queries=100, seed=1),
         "l2": lambda eps: attacks.pgd_l2(
             model, images, labels, eps=torch.full((100,), 8 * eps), steps=10, seed=1
         ),
@@ -127,7 +128,7 @@ def test_a_model_that_writes_into_its_input_changes_no_attack(victim, attack):
     run = {
         "pgd": lambda m: attacks.pgd(m, images, labels, eps=0.1, steps=3, seed=1),
         "eot": lambda m: attacks.pgd(m, images, labels, eps=0.1, steps=3, seed=1, eot=2),
-        "square": lambda m: attacks.square(m, images, labels, eps=0.1, steps=20, seed=1),
+        "square": lambda m: square(m, images, labels, eps=0.1, queries=20, seed=1),
         "l2": lambda m: attacks.pgd_l2(m, images, labels, eps=torch.ones(10), steps=2, seed=1),
     }[attack]
     before = images.clone()

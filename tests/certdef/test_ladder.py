@@ -112,21 +112,30 @@ def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy)
         "blind",
         "square",
         "hop_skip_jump",
+        "low_frequency",
         "full_eot",
+        "autoattack",
         "apgd",
         "large_eps",
+        "queries_large_eps",
         "worst_case",
     ]
     assert list(noisy) == [
         "clean",
         "blind",
         "square",
+        "nes",
         "hop_skip_jump",
+        "low_frequency",
         "bpda_eot",
         "full_eot",
+        "autoattack",
+        "proxy",
         "apgd",
+        "dw_box",
         "one_draw",
         "large_eps",
+        "queries_large_eps",
         "resubmission",
         "resubmission_clean",
         "worst_case_clean",
@@ -137,23 +146,27 @@ def test_every_evaluation_has_a_name_an_interval_and_a_threat_model(bare, noisy)
         assert 0 <= low <= share <= high <= 1
         assert share == pytest.approx(sum(each.right) / 40)
         assert each.knows == THREAT_MODELS[each.name]
-        assert each.queries >= 40 * (each.name != "worst_case")
+        assert each.queries >= 40 * (each.name not in ("worst_case", "dw_box"))
     assert bare["clean"].accuracy[0] > 0.9
     assert bare["square"].queries <= 40 * 301
     assert bare["hop_skip_jump"].queries <= 40 * 201
     assert noisy["resubmission"].queries == 8 * 40
+    assert bare["full_eot"].gradients == 15 * 40
+    assert noisy["full_eot"].gradients == 5 * 15 * 40
+    assert noisy["proxy"].gradients == 3 * 16 * 40
+    assert noisy["square"].gradients == noisy["nes"].gradients == noisy["resubmission"].gradients == 0
 
 
 def test_the_worst_case_is_taken_image_by_image_over_the_attacks_of_one_pass(bare, noisy):
-    attacks = {"blind", "square", "hop_skip_jump", "full_eot", "apgd"}
-    for found, expected in ((bare, attacks), (noisy, attacks | {"bpda_eot", "one_draw"})):
+    attacks = {"blind", "square", "hop_skip_jump", "low_frequency", "full_eot", "autoattack", "apgd"}
+    for found, expected in ((bare, attacks), (noisy, attacks | {"nes", "bpda_eot", "proxy", "one_draw"})):
         assert {each.name for each in single_attacks(list(found.values()))} == expected
         least = found["worst_case"]
         assert least == worst_case(list(found.values()))
         assert least.eps == 0.2
         assert least.right == tuple(all(found[name].right[image] for name in expected) for image in range(40))
         assert least.accuracy[0] <= strongest_attack(list(found.values())).accuracy[0]
-    assert noisy["worst_case_clean"].queries == 7 * 40
+    assert noisy["worst_case_clean"].queries == 11 * 40
     assert noisy["worst_case"].accuracy[0] < noisy["worst_case_clean"].accuracy[0]
     with pytest.raises(ValueError, match="no attack was tried"):
         worst_case([bare["clean"]])
@@ -323,7 +336,7 @@ def test_a_target_is_attacked_by_queries_that_the_ledger_pays(victim, tmp_path, 
     with surrogates.QueryLedger(tmp_path / "ledger.db", {"attack": 20_000}) as ledger:
         asked = ledger.attach(target, purpose="attack", experiment="a test")
         images, labels = images[:15], labels[:15]
-        system = ladder.System(asked, Noise(), surrogate=model)
+        system = ladder.System(asked, Noise(), surrogate=model, students=[adversarial_mlp(0.1)])
         found = ladder.evaluate(system, images, labels, settings, seed=0)
         spent = ledger.bill()["attack"].answered
     named = {each.name: each for each in found}
@@ -331,9 +344,12 @@ def test_a_target_is_attacked_by_queries_that_the_ledger_pays(victim, tmp_path, 
         "clean",
         "surrogate_transfer",
         "surrogate_transfer_eot",
+        "ensemble_transfer",
         "square",
+        "nes",
         "hop_skip_jump",
         "large_eps",
+        "queries_large_eps",
         "resubmission",
         "resubmission_clean",
         "worst_case_clean",
@@ -424,7 +440,7 @@ def test_the_job_evaluates_the_ladder_pays_reports_and_does_nothing_twice(
 def test_a_ladder_that_the_budget_does_not_cover_is_refused_before_anything_is_spent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = certdef.load_config(ladder__enabled=True, ledger__attack=3_000)
-    with pytest.raises(ConfigError, match=r"ledger\.attack is 3000.*raise it to 4[0-9]{4}"):
+    with pytest.raises(ConfigError, match=r"ledger\.attack is 3000.*raise it to 52[0-9]{4}"):
         certdef.attack(config, progress=False)
     assert not (config.workspace / "ledger.db").exists()
 
@@ -434,7 +450,7 @@ def test_a_ladder_that_the_budget_does_not_cover_is_refused_before_anything_is_s
     [
         ({"ladder__systems": ("gs", "magic")}, "magic is no purifier"),
         ({"ladder__eps": 8.0}, r"\[0,1\] pixel units"),
-        ({"ladder__square_queries": 3}, "0 for off, or at least 4"),
+        ({"ladder__square_queries": 3}, "0 for off, or at least 16"),
         ({"ladder__eot": 0}, "at least 1"),
     ],
 )
