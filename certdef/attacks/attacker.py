@@ -149,8 +149,9 @@ class Attacker:
     def _apgd(self, eps: float, seed: int) -> Tensor:
         if self.noisy:  # rather more passes of one gradient than few of two
             models, eot, restarts = [self._better_gradient(self._together)], 2 * self.few, 1
-        else:
-            models, eot, restarts = self._gradients(self._together), 1, -(-self.settings.eot // 4)
+        else:  # a gradient past a purifier that has none is not worth many starts
+            models, eot = self._gradients(self._together), 1
+            restarts = -(-self.settings.eot // 4) if self.differentiable else 1
         restarts *= self.settings.restarts
         searches = apgd.searches(models, eps=eps, steps=self.settings.steps, eot=eot, restarts=restarts)
         return self._strongest(searches, eps, seed)

@@ -159,8 +159,8 @@ def ladder_plot(
         eps: L-infinity budget of the attacks.
         right: What right means, where it needs saying.
     """
-    panels = len(subjects) + bool(curve)
-    figure, every = canvas(1.5 + 4.6 * panels, 4.6, columns=panels)
+    panels, rows = len(subjects) + bool(curve), max(len(_tried(systems)) for systems in subjects.values())
+    figure, every = canvas(1.5 + 4.6 * panels, max(4.6, 1.6 + 0.32 * rows), columns=panels)
     for axes, (subject, systems) in zip(every, subjects.items(), strict=False):
         _attacks_panel(axes, systems)
         axes.set_xlabel(f"accuracy, ε = {eps:g} (L∞){right}")
@@ -176,8 +176,7 @@ def ladder_plot(
 
 def _attacks_panel(axes: Any, systems: Mapping[str, Sequence[AttackEvaluation]]) -> None:
     """Accuracy of each system under each attack that was run on any of them, in the order of the ladder."""
-    evaluated = {attack.name for attacks in systems.values() for attack in attacks if attack.accuracy}
-    names = [name for name in THREAT_MODELS if name in evaluated]
+    names = _tried(systems)
     for number, (system, attacks) in enumerate(systems.items()):
         run = [attack for attack in attacks if attack.accuracy]
         accuracy, errors = with_errors([attack.accuracy or () for attack in run])
@@ -197,6 +196,12 @@ def _attacks_panel(axes: Any, systems: Mapping[str, Sequence[AttackEvaluation]])
     axes.invert_yaxis()
     axes.set_xlim(-0.02, 1.02)
     percentages(axes.xaxis)
+
+
+def _tried(systems: Mapping[str, Sequence[AttackEvaluation]]) -> list[str]:
+    """The attacks that any of the systems was evaluated under, in the order of the ladder."""
+    tried = {attack.name for attacks in systems.values() for attack in attacks if attack.accuracy}
+    return [name for name in THREAT_MODELS if name in tried]
 
 
 def _smoothed_panel(axes: Any, curve: Sequence[SmoothedRow]) -> None:

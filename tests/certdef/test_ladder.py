@@ -235,7 +235,7 @@ class Nearest(nn.Module):
         return self.known[torch.cdist(images.flatten(1), self.known.flatten(1)).argmin(1)]
 
 
-def alarms_of_a_target(victim, classifier, purifier=None, surrogate=None, **changes):
+def alarms_of_a_target(victim, classifier, purifier=None, surrogate=None, alike=(), **changes):
     model, images, labels = victim
 
     def answer(pixels):
@@ -245,13 +245,22 @@ def alarms_of_a_target(victim, classifier, purifier=None, surrogate=None, **chan
     target = surrogates.open_target(answer, num_classes=10, output_kind="probabilities", identity="a target")
     system = ladder.System(target, purifier, surrogate or model)
     settings = replace(SETTINGS, **{"decision_queries": 0} | changes)
-    return check_gradient_masking(ladder.evaluate(system, images, labels, settings))
+    return check_gradient_masking(ladder.evaluate(system, images, labels, settings), alike)
 
 
 def test_a_target_that_hides_its_scores_raises_alarms(victim):
     found = alarms_of_a_target(victim, OneHot(victim[0]), eps=0.15)
     assert any("surrogate_transfer" in each and "beats square" in each for each in found)
     assert any("leave as much as no attack" in each for each in found)
+
+
+def test_a_target_that_queries_cannot_break_from_afar_as_they_break_the_surrogate_raises_an_alarm(victim):
+    model, images, labels = victim
+    surrogate = ladder.evaluate(ladder.System(model), images, labels, replace(SETTINGS, decision_queries=0))
+    found = alarms_of_a_target(victim, nn.Sequential(Nearest(images), model), alike=surrogate)
+    assert any("of the surrogate: the target's answers are masked" in each for each in found)
+    honest = alarms_of_a_target(victim, model, alike=surrogate)
+    assert not any("masked" in each for each in honest)
 
 
 def test_a_target_that_no_distance_breaks_raises_an_alarm(victim):
@@ -261,8 +270,11 @@ def test_a_target_that_no_distance_breaks_raises_an_alarm(victim):
 def test_adversarial_training_raises_no_alarm(victim):
     robust = adversarial_mlp(0.15)
     student = adversarial_mlp(0.1)  # another network, as a distilled one is
-    assert check_gradient_masking(list(evaluated(victim, classifier=robust, eps=0.15).values())) == []
-    assert alarms_of_a_target(victim, robust, surrogate=student, eps=0.15, decision_queries=500) == []
+    settings = {"eps": 0.15, "square_queries": 1_000}
+    assert check_gradient_masking(list(evaluated(victim, classifier=robust, **settings).values())) == []
+    alike = list(evaluated(victim, classifier=student, **settings).values())
+    settings["decision_queries"] = 500
+    assert alarms_of_a_target(victim, robust, surrogate=student, alike=alike, **settings) == []
 
 
 def test_averaging_that_misleads_raises_an_alarm(victim):
@@ -427,6 +439,13 @@ def test_the_job_evaluates_the_ladder_pays_reports_and_does_nothing_twice(
         assert section.count(" worst case<") == 2
     assert headline_of(config, summary).count("ladder      ") == 4
 
+    assert sorted(path.name[:8] for path in config.workspace.glob("fellow-*")) == [
+        f"fellow-{number}" for number in (1, 2, 3)
+    ]
+    assert (
+        summary.bill["training"].answered == config.ledger.training
+    )  # the fellows have learned from paid answers
+
     again = certdef.run(config, progress=False)
     assert again.reused
     assert again.bill["attack"].answered == asked + attack
@@ -440,7 +459,7 @@ def test_the_job_evaluates_the_ladder_pays_reports_and_does_nothing_twice(
 def test_a_ladder_that_the_budget_does_not_cover_is_refused_before_anything_is_spent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = certdef.load_config(ladder__enabled=True, ledger__attack=3_000)
-    with pytest.raises(ConfigError, match=r"ledger\.attack is 3000.*raise it to 52[0-9]{4}"):
+    with pytest.raises(ConfigError, match=r"ledger\.attack is 3000.*raise it to 363640"):
         certdef.attack(config, progress=False)
     assert not (config.workspace / "ledger.db").exists()
 
