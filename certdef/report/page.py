@@ -114,6 +114,7 @@ def ladder_table(systems: dict[str, Evaluation]) -> dict[str, Any]:
     return {
         "images": max(each.images for each in systems.values()),
         "queries": sum(each.queries for each in systems.values()),
+        "gradients": sum(attack.gradients for each in systems.values() for attack in each.rungs),
         "worst": {name: each.headline for name, each in systems.items()},
         "alarms": [f"{name}: {alarm}" for name, each in systems.items() for alarm in each.alarms],
         "rows": [

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -235,6 +236,18 @@ class Nearest(nn.Module):
         return self.known[torch.cdist(images.flatten(1), self.known.flatten(1)).argmin(1)]
 
 
+class Remembers(nn.Module):
+    """Answers a query as the first image that it looks like, as services do that watch for attacks."""
+
+    def __init__(self, first, inner):
+        super().__init__()
+        self.first, self.inner = first, inner
+
+    def forward(self, images):
+        apart = torch.cdist(images.flatten(1), self.first.flatten(1), p=math.inf)
+        return self.inner(self.first[apart.argmin(1)])
+
+
 def alarms_of_a_target(victim, classifier, purifier=None, surrogate=None, alike=(), **changes):
     model, images, labels = victim
 
@@ -257,7 +270,7 @@ def test_a_target_that_hides_its_scores_raises_alarms(victim):
 def test_a_target_that_queries_cannot_break_from_afar_as_they_break_the_surrogate_raises_an_alarm(victim):
     model, images, labels = victim
     surrogate = ladder.evaluate(ladder.System(model), images, labels, replace(SETTINGS, decision_queries=0))
-    found = alarms_of_a_target(victim, nn.Sequential(Nearest(images), model), alike=surrogate)
+    found = alarms_of_a_target(victim, Remembers(images, model), alike=surrogate)
     assert any("of the surrogate: the target's answers are masked" in each for each in found)
     honest = alarms_of_a_target(victim, model, alike=surrogate)
     assert not any("masked" in each for each in honest)
@@ -436,7 +449,7 @@ def test_the_job_evaluates_the_ladder_pays_reports_and_does_nothing_twice(
         assert section.count("<tr>") == 1 + len(
             {each["name"] for shown in found["systems"].values() for each in shown[subject]["rungs"]}
         )
-        assert section.count(" worst case<") == 2
+        assert section.count('class="figure worst"') == 2
     assert headline_of(config, summary).count("ladder      ") == 4
 
     assert sorted(path.name[:8] for path in config.workspace.glob("fellow-*")) == [
