@@ -25,6 +25,7 @@ JUDGING = 20  # own passes by which an attacker judges a candidate
 FEWEST_CLASSES = 4  # that AutoAttack's targeted losses can work with
 FAR = ("large_eps", "queries_large_eps")
 FAR_QUERIES = 1_000  # of an image, at most: far away few will do
+NOISY_SQUARE = 5  # Square has no power against noise, however many its queries: there NES has the budget, and Square a fifth
 
 
 class Attacker:
@@ -160,7 +161,9 @@ class Attacker:
         coarse = max(2, min(self.images.shape[2:]) // 2)
         model = LowFrequency(self._gradients(self._alone)[0], coarse)
         wave = [apgd.along_a_wave]
-        searches = apgd.searches([model], eps=eps, steps=self.settings.steps, eot=self.few, starts=wave)
+        searches = apgd.searches(
+            [model], eps=eps, steps=self.settings.steps, eot=min(self.few, 2), starts=wave
+        )
         return self._strongest(searches, eps, seed)
 
     def _proxy(self, eps: float, seed: int) -> Tensor:
@@ -172,8 +175,8 @@ class Attacker:
         return self._strongest(apgd.searches(models, eps=eps, steps=self.settings.steps), eps, seed)
 
     def _known_noise(self, eps: float, seed: int) -> Tensor:
-        models = [KnownNoise(model, seed) for model in self._gradients(self._alone)]
-        searches = apgd.searches(models, eps=eps, steps=self.settings.steps)
+        known = KnownNoise(self._better_gradient(self._alone), seed)
+        searches = apgd.searches([known], eps=eps, steps=self.settings.steps)
         system = self.whole(seed)
         return candidates.strongest(searches, system, self.images, self.labels, eps=eps, seed=seed)
 
@@ -186,7 +189,7 @@ class Attacker:
             steps=self.settings.steps,
             classes=self._classes,
             seed=seed,
-            eot=2 * self.few if self.noisy else 1,
+            eot=self.few,
             queries=self.settings.square_queries,
         )
 
@@ -218,7 +221,8 @@ class Attacker:
     # --- by queries -----------------------------------------------------------------------------------------
 
     def _square(self, eps: float, seed: int, queries: int | None = None) -> Tensor:
-        budget, looks = queries or self.settings.square_queries, self.settings.looks if self.noisy else 0
+        looks = self.settings.looks if self.noisy else 0
+        budget = queries or -(-self.settings.square_queries // (NOISY_SQUARE if self.noisy else 1))
         return square(self._ask, self.images, self.labels, eps=eps, queries=budget, seed=seed, looks=looks)
 
     def _nes(self, eps: float, seed: int, queries: int | None = None) -> Tensor:

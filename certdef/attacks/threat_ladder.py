@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import certify
-from certdef.attacks.attacker import FAR, FAR_QUERIES, Attacker
+from certdef.attacks.attacker import FAR, FAR_QUERIES, NOISY_SQUARE, Attacker
 from certdef.attacks.evaluation import (
     DW_BOX,
     THREAT_MODELS,
@@ -72,10 +72,12 @@ def most_queries(settings: LadderConfig, images: int, *, purified: bool, noisy: 
         purified: Whether the target stands behind a purifier.
         noisy: Whether the purifier draws noise.
     """
-    scores = 1 + noisy  # square, and nes
-    by_queries = scores * (settings.square_queries > 0) + (settings.decision_queries > 0)
+    by_queries = (1 + noisy) * (settings.square_queries > 0) + (settings.decision_queries > 0)
     transfers = 1 + purified + (settings.students > 0)
-    spent = scores * settings.square_queries + settings.decision_queries
+    few = -(-settings.square_queries // NOISY_SQUARE)
+    spent = (
+        settings.square_queries + few * noisy + settings.decision_queries
+    )  # nes, and few squares, where noise is drawn
     clean_and_large_eps, far = 2, min(settings.square_queries, FAR_QUERIES) + (settings.square_queries > 0)
     again = (2 * settings.resubmissions + transfers + by_queries) * noisy
     return images * (clean_and_large_eps + far + transfers + by_queries + spent + again)

@@ -37,8 +37,8 @@ class LadderConfig:
         restarts: Runs of APGD with each loss, each from another kind of start; where no noise is drawn a quarter of eot times
             as many, for as many passes.
         eot: Noise draws a step, where the purifier draws noise.
-        square_queries: Queries an image of Square, and as many of NES where the purifier draws noise; they need scores; 0 is
-            off.
+        square_queries: Queries an image of Square, which needs scores; where the purifier draws noise, of NES, and a fifth as
+            many of Square; 0 is off.
         decision_queries: Queries an image of HopSkipJump, which needs labels (extra attacks); 0 is off.
         looks: Queries that Square and HopSkipJump average over where the purifier draws noise. Also
             --ladder.repeats.
