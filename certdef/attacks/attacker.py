@@ -189,7 +189,7 @@ class Attacker:
             steps=self.settings.steps,
             classes=self._classes,
             seed=seed,
-            eot=self.few,
+            eot=max(2, self.few) if self.noisy else 1,
             queries=self.settings.square_queries,
         )
 
