@@ -472,7 +472,7 @@ def test_the_job_evaluates_the_ladder_pays_reports_and_does_nothing_twice(
 def test_a_ladder_that_the_budget_does_not_cover_is_refused_before_anything_is_spent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = certdef.load_config(ladder__enabled=True, ledger__attack=3_000)
-    with pytest.raises(ConfigError, match=r"ledger\.attack is 3000.*raise it to 363640"):
+    with pytest.raises(ConfigError, match=r"ledger\.attack is 3000.*raise it to 283640"):
         certdef.attack(config, progress=False)
     assert not (config.workspace / "ledger.db").exists()
 
