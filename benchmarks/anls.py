@@ -39,7 +39,7 @@ from surrogates.distillation.training import Training
 GRID = tuple(range(10, 101, 10))
 STEPS = 4  # reverse steps, of every purifier here
 DIFFUSION = {"channels": (32, 64), "longest": 200}
-RECIPE = {"epochs": 40, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.998, "precision": "bfloat16"}
+RECIPE = {"epochs": 30, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.998, "precision": "bfloat16"}
 ROBUST = {"epochs": 8, "eps_255": 4, "steps": 3, "learning_rate": 1e-3}
 EPS = 4 / 255
 SCALES = (100.0, 1_000.0, 10_000.0)
