@@ -182,7 +182,9 @@ def _loss(
 
     def jitter(attacked: Tensor) -> Tensor:
         logits = predict(attacked)
-        scores = (10 * logits / logits.abs().amax(1, keepdim=True).clamp_min(1e-12)).softmax(1) + 0.1 * noise()
+        scores = (10 * logits / logits.abs().amax(1, keepdim=True).clamp_min(1e-12)).softmax(
+            1
+        ) + 0.1 * noise()
         distance = (scores - right).square().mean(1)
         size = (attacked - images).flatten(1).abs().amax(1)
         lost = (logits.argmax(1) != labels) & (size > 0)

@@ -94,14 +94,14 @@ def test_mixup_sums_five_copies_of_halved_contrast(classifier, shown):
     def loss(x: torch.Tensor) -> torch.Tensor:
         copies = [0.5 + (x - 0.5) * share for share in (1, 0.5, 0.25, 0.125, 0.0625)]
         wrong = sum(F.cross_entropy(classifier(copy), labels, reduction="sum") for copy in copies)
-        apart = sum(
-            (target * (target.log() - shallow(copy).log_softmax(1))).mean(1).sum() for copy in copies
-        )
+        apart = sum((target * (target.log() - shallow(copy).log_softmax(1))).mean(1).sum() for copy in copies)
         return 1e-3 * wrong - apart
 
     expected = one_step(images, gradient_of(loss, images))
     attacked = scene_attack("mixup", classifier, images, labels, steps=1, others=others)
-    assert (attacked - expected).abs().max() <= 1 / 255 + 1e-6  # sums in another order may round the other way
+    assert (
+        attacked - expected
+    ).abs().max() <= 1 / 255 + 1e-6  # sums in another order may round the other way
     assert (attacked == expected).float().mean() > 0.99
 
 
