@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.anls import Outcome, class_distance, halves, judge
+from benchmarks.anls import DISTANCES, Outcome, class_distance, distances, halves, judge
 from certdef.purifiers.uad_rs import frechet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,6 +26,18 @@ def test_two_classes_that_change_places_are_seen_class_by_class_alone():
     assert class_distance(first, swapped, second, others) > 0.9 * (2 / 3) * 36
     # By the classifier's own predictions the change is not seen either: they have moved with the features.
     assert abs(class_distance(CENTERS[swapped] + first - CENTERS[classes], swapped, second, others)) < 0.1
+
+
+def test_classes_of_a_second_purification_show_what_changes_by_chance():
+    """A third of the images end in another class, each purification by itself."""
+    (features, labels), (clean, clean_labels) = drawn(600, 0), drawn(600, 1)
+    draws = np.random.default_rng(0)
+    once, again = ((labels + torch.from_numpy(draws.integers(3, size=600) == 0)) % 3 for _ in range(2))
+    purified = Outcome(features - CENTERS[labels] + CENTERS[once], once, again)
+    found = distances(purified, labels, Outcome(clean, clean_labels, clean_labels), clean_labels)
+    assert abs(found["predicted"]) < 0.2
+    assert found["across"] > 2
+    assert found["true"] > 2
 
 
 def test_few_images_a_class_do_not_look_far_away():
@@ -68,8 +80,8 @@ def test_a_choice_is_judged_on_the_other_half():
     wrong = (labels + 1) % 3
     far = torch.cat([features[:100], features[100:] + 50]), torch.cat([labels[:100], wrong[100:]])
     near = torch.cat([features[:100] + 50, features[100:]]), torch.cat([wrong[:100], labels[100:]])
-    at = {10: Outcome(*far), 20: Outcome(*near)}
-    judged = judge(at, labels, Outcome(clean, clean_labels), clean_labels, choosing, judging)
-    assert judged["chosen"] == {"marginal": 10, "predicted": 10, "true": 10, "labels": 10}
-    assert judged["regret"] == {"marginal": 1, "predicted": 1, "true": 1, "labels": 1, "any": 0.5}
+    at = {10: Outcome(*far, far[1]), 20: Outcome(*near, near[1])}
+    judged = judge(at, labels, Outcome(clean, clean_labels, clean_labels), clean_labels, choosing, judging)
+    assert judged["chosen"] == dict.fromkeys((*DISTANCES, "labels"), 10)
+    assert judged["regret"] == dict.fromkeys((*DISTANCES, "labels"), 1) | {"any": 0.5}
     assert judged["best"] == 20
