@@ -2,15 +2,16 @@
 
     python benchmarks/agdm.py
 
-Digits, a small network as the classifier. Three purifiers with the same diffusion model, t and ten reverse steps: plain, guided
-by an auxiliary network that was trained against attacks on images as they are, and guided by one that saw diffused images in
-that training (the default of the job, certdef/purifiers/networks/robust.py). Scale and distance of each guidance are chosen
-on pool images under a short attack of the same kind, by the classifier's own labels.
+Digits, a small network as the classifier. Both purifiers have the same diffusion model, t and ten reverse steps. The auxiliary
+network that guides is trained against attacks on images half of which are diffused, as is the default of the job
+(certdef/purifiers/networks/robust.py); another one, trained without, is compared in the choice. Distance and scale are
+chosen on pool images by the classifier's own labels, under attacks through the plain chain: the choice says what guidance does
+against an attacker who does not know of it.
 
-The attacker knows everything. APGD with three losses follows the true gradient of each system, through all reverse steps and
-through the guidance's own gradient, and the mean over several draws of the noise (EOT). Every system is then given
-what was found on any of them, and on the classifier alone: for each image the candidate that it most often gets wrong in passes of
-the attacker's. So no system looks robust because its own gradient is of little use. What is reported are fresh passes;
+The attacker of the figures knows everything. APGD with two losses follows the true gradient of each system, through all
+reverse steps and through the guidance's own gradient, and the mean over draws of the noise (EOT). Every system is then given what
+was found on any of them, and on the classifier alone: for each image the candidate that it most often gets wrong in passes of the
+attacker's. So neither looks robust because its own gradient is of little use. What is reported are fresh passes;
 differences are of the same images, with bootstrap intervals over these.
 """
 
@@ -35,7 +36,7 @@ from certdef.attacks.apgd import LOSSES, STARTS, apgd, wrong
 from certdef.attacks.gradient import forked, pgd
 from certdef.purifiers.agdm import AGDM, DISTANCES
 from certdef.purifiers.diffpure import DiffPure
-from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork
+from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork, inside, outside
 from certdef.purifiers.networks.robust import ROBUST
 from certdef.stages.networks import Defended, Trained, train_network
 from certdef.tracking.workspace import Stage
@@ -43,11 +44,17 @@ from certdef.tracking.workspace import Stage
 T = 100
 STEPS = 10
 EPS = 0.1
-SCALES = (300.0, 3_000.0, 30_000.0)
+SCALES = (1_000.0, 10_000.0)
 ROBUST_EPOCHS = 20
-PASSES = 20  # of the attacker, for each candidate
-FRESH = 20  # of the figures
-PLAIN, AS_THEY_ARE, DIFFUSED = "plain", "guided, images as they are", "guided, diffused images"
+PASSES = 5  # of the attacker, for each candidate
+FRESH = 10  # of the figures
+CHOICE_PASSES = 3
+OF = ("cross-entropy", "margin")  # losses
+AS_THEY_ARE, DIFFUSED = (
+    "images as they are",
+    "half of them diffused",
+)  # what an auxiliary network is trained on
+PLAIN, GUIDED = "plain", "guided"
 
 Guidance = tuple[nn.Module, str, float]  # auxiliary network, distance, scale
 
@@ -60,7 +67,9 @@ def system(network: DiffusionNetwork, classifier: nn.Module, guidance: Guidance 
     return nn.Sequential(AGDM(network, auxiliary, T, scale, distance=distance, steps=STEPS), classifier)
 
 
-def auxiliary_networks(job: stages.Job, classifier: nn.Module, parts: list[Stage], network: DiffusionNetwork):
+def auxiliary_networks(
+    job: stages.Job, classifier: nn.Module, parts: list[Stage], network: DiffusionNetwork
+) -> dict[str, Trained]:
     """The auxiliary networks by name, each trained by the job's own stage, and their stages."""
     target, diffusion = parts
     trained = {}
@@ -82,24 +91,52 @@ def rates(model: nn.Module, images: Tensor, labels: Tensor, *, passes: int, seed
     return torch.stack(right).mean(0).numpy()
 
 
-def choose_guidance(job: stages.Job, network, classifier, auxiliary: Trained, count: int, key: list) -> dict:
-    """Accuracy of each distance and scale on pool images under PGD through the chain; the classifier's answers are the truth."""
+def choose_guidance(
+    job: stages.Job,
+    network: DiffusionNetwork,
+    classifier: nn.Module,
+    auxiliary: dict[str, Trained],
+    count: int,
+    effort: dict[str, int],
+    key: list[Any],
+) -> dict[str, Any]:
+    """Accuracy of each auxiliary network, distance and scale on pool images that are attacked through the plain chain.
+
+    The classifier's answers are the truth. Also that of the auxiliary networks by themselves, on images as they are and on
+    diffused ones, each attacked there.
+    """
 
     def compute(stage: Stage) -> Figures:
         images = torch.from_numpy(job.data.pool[:count])
         with torch.no_grad():
             labels = classifier(images.clone()).argmax(1)
-        accuracy = {}
-        for distance, scale in job.progress([*product(DISTANCES, SCALES)], desc="guidance"):
-            model = system(network, classifier, (auxiliary.network, distance, scale))
-            found = pgd(model, images, labels, eps=EPS, steps=8, seed=job.config.seed, eot=2)
-            accuracy[f"{distance} {scale:g}"] = float(rates(model, found, labels, passes=5, seed=1).mean())
-        return Figures(
-            figures={"accuracy": accuracy, "chosen": max(accuracy, key=accuracy.__getitem__)},
-        )
+        plain = system(network, classifier, None)
+        found = attacked(plain, images, candidates(plain, images, labels, seed=1, **effort), labels, seed=2)
+        accuracy = {PLAIN: float(rates(plain, found, labels, passes=CHOICE_PASSES, seed=3).mean())}
+        settings = [*product(auxiliary, DISTANCES, SCALES)]
+        for name, distance, scale in job.progress(settings, desc="guidance"):
+            model = system(network, classifier, (auxiliary[name].network, distance, scale))
+            right = rates(model, found, labels, passes=CHOICE_PASSES, seed=3).mean()
+            accuracy[f"{name}, {distance} {scale:g}"] = float(right)
+        alone = {name: by_itself(each.network, network, images, labels) for name, each in auxiliary.items()}
+        own = {name: right for name, right in accuracy.items() if name.startswith(DIFFUSED)}
+        chosen = max(own, key=own.__getitem__).removeprefix(f"{DIFFUSED}, ")
+        return Figures(figures={"accuracy": accuracy, "alone": alone, "chosen": chosen})
 
-    fingerprint = auxiliary.stage.fingerprint
-    return kept(job, "agdm-choice", [list(SCALES), count, fingerprint, *key], compute).result.figures
+    fingerprints = [each.stage.fingerprint for each in auxiliary.values()]
+    return kept(job, "agdm-choice", [list(SCALES), count, effort, fingerprints, *key], compute).result.figures
+
+
+def by_itself(auxiliary: nn.Module, network: DiffusionNetwork, images: Tensor, labels: Tensor) -> list[float]:
+    """Accuracy of an auxiliary network on images as they are and diffused by T steps: clean, attacked, of both."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(4))
+    steps = torch.full((len(images),), T)
+    diffused = outside(network.diffuse(inside(images), steps, noise))
+    shares = []
+    for each in (images, diffused):
+        found = pgd(auxiliary, each, labels, eps=EPS, steps=10, seed=5)
+        shares += [float(rates(auxiliary, part, labels, passes=1, seed=0).mean()) for part in (each, found)]
+    return shares
 
 
 def candidates(
@@ -118,7 +155,7 @@ def candidates(
                 steps=steps,
                 eot=eot,
             )
-            for loss, start in zip(LOSSES.values(), STARTS, strict=True)
+            for loss, start in zip((LOSSES[each] for each in OF), STARTS, strict=False)
         ]
 
 
@@ -136,31 +173,35 @@ def attacked(
 
 
 def measure(
-    job: stages.Job, systems: dict[str, nn.Module], classifier: nn.Module, arguments, key: list
+    job: stages.Job,
+    systems: dict[str, nn.Module],
+    classifier: nn.Module,
+    count: int,
+    effort: dict[str, int],
+    key: list[Any],
 ) -> dict[str, Any]:
     """Rates of every system on clean images and under every attack, by system and attack."""
-    images = torch.from_numpy(job.data.heldout_images[: arguments.images])
-    labels = torch.from_numpy(job.data.heldout_labels[: arguments.images])
-    effort = {"steps": arguments.steps, "eot": arguments.eot}
+    images = torch.from_numpy(job.data.heldout_images[:count])
+    labels = torch.from_numpy(job.data.heldout_labels[:count])
 
     def compute(stage: Stage) -> Figures:
-        sources: dict[str, list[Tensor]] = {}
-        for name, model in {"classifier": classifier, **systems}.items():
-            eot = 1 if name == "classifier" else effort["eot"]
-            job.progress([0], desc=f"attack {name}")
-            sources[name] = candidates(model, images, labels, steps=effort["steps"], eot=eot, seed=0)
+        blind = {"steps": effort["steps"], "eot": 1}
+        sources = {"blind": candidates(classifier, images, labels, seed=0, **blind)}
+        for name, model in job.progress([*systems.items()], desc="attack"):
+            sources[f"through {name}"] = candidates(model, images, labels, seed=0, **effort)
         figures: dict[str, Any] = {}
-        for name, model in systems.items():
-            found = {source: sources[source] for source in sources}
-            found["all"] = [each for part in sources.values() for each in part]
+        for name, model in job.progress([*systems.items()], desc="judge"):
             row = {"clean": rates(model, images, labels, passes=FRESH, seed=2)}
-            for source, tried in found.items():
-                adversarial = attacked(model, images, tried, labels, seed=3)
+            worst = {
+                source: attacked(model, images, tried, labels, seed=3) for source, tried in sources.items()
+            }
+            worst["all"] = attacked(model, images, worst.values(), labels, seed=5)
+            for source, adversarial in worst.items():
                 row[source] = rates(model, adversarial, labels, passes=FRESH, seed=4)
             figures[name] = {attack: each.tolist() for attack, each in row.items()}
         return Figures(figures=figures)
 
-    return kept(job, "agdm", [arguments.images, effort, *key], compute).result.figures
+    return kept(job, "agdm", [count, effort, *key], compute).result.figures
 
 
 def interval(values: np.ndarray, draws: int = 2_000) -> list[float]:
@@ -175,22 +216,23 @@ def cell(values: np.ndarray) -> str:
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def show(figures: dict[str, Any], chosen: dict[str, str], robust: dict[str, str]) -> None:
+def show(figures: dict[str, Any], choice: dict[str, Any], count: int) -> None:
     plain = {attack: np.array(each) for attack, each in figures[PLAIN].items()}
-    print("\naccuracy of one pass in %, mean of fresh passes [95% over images]; gains on plain are paired\n")
-    columns = ("purifier", "guidance", *plain)
-    print(f"| {' | '.join(columns)} |\n| --- | --- |" + " ---: |" * len(plain))
-    for name, row in figures.items():
-        print(
-            f"| {name} | {chosen.get(name, '')} | {' | '.join(cell(np.array(each)) for each in row.values())} |"
-        )
-    for name in chosen:
-        gains = [cell(np.array(each) - plain[attack]) for attack, each in figures[name].items()]
-        print(f"| {name} - plain | | {' | '.join(gains)} |")
     print(
-        "\nthe auxiliary networks themselves: "
-        + "; ".join(f"{name}: {line}" for name, line in robust.items())
+        f"\n{count} digits, L∞ {EPS:g}, t = {T}, {STEPS} reverse steps, guidance by {choice['chosen']}; accuracy of a single pass "
+        f"in %, mean of {FRESH} fresh ones [95% over images]\n"
     )
+    print(f"| purifier | {' | '.join(plain)} |\n| --- |" + " ---: |" * len(plain))
+    for name, row in figures.items():
+        print(f"| {name} | {' | '.join(cell(np.array(each)) for each in row.values())} |")
+    gains = [cell(np.array(each) - plain[attack]) for attack, each in figures[GUIDED].items()]
+    print(f"| {GUIDED} - {PLAIN}, points | {' | '.join(gains)} |")
+    print("\npool images attacked through the plain chain, accuracy in %")
+    for name, right in choice["accuracy"].items():
+        print(f"  {name}: {100 * right:.1f}")
+    print("auxiliary networks by themselves: clean, attacked; diffused, diffused and attacked")
+    for name, shares in choice["alone"].items():
+        print(f"  {name}: {', '.join(f'{100 * each:.1f}' for each in shares)}")
 
 
 def main() -> None:
@@ -198,31 +240,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work-dir", type=Path, default=Path("runs"), help="Folder of the jobs.")
-    parser.add_argument("--images", type=int, default=150, help="Test images.")
-    parser.add_argument(
-        "--choice-images", type=int, default=60, help="Pool images that the guidance is chosen on."
-    )
-    parser.add_argument("--steps", type=int, default=15, help="Of each run of APGD.")
-    parser.add_argument("--eot", type=int, default=3, help="Draws of the noise that a step follows.")
+    parser.add_argument("--images", type=int, default=64, help="Test images.")
+    parser.add_argument("--choice-images", type=int, default=48, help="Pool images of the choice.")
+    parser.add_argument("--steps", type=int, default=8, help="Of each run of APGD.")
+    parser.add_argument("--eot", type=int, default=2, help="Draws of the noise that a step follows.")
     arguments = parser.parse_args()
-    setting = SETTINGS["digits"]
+    setting, effort = SETTINGS["digits"], {"steps": arguments.steps, "eot": arguments.eot}
     work_dir = str(arguments.work_dir / "digits")
     config = certdef.load_config("digits", work_dir=work_dir, threads=1, **setting.options)
     with pipeline.open_job(config) as job:
         classifier, network, parts = trained_networks(job, setting)
         auxiliary = auxiliary_networks(job, classifier, parts, network)
         key: list[Any] = [T, STEPS, EPS, *(stage.fingerprint for stage in parts)]
-        systems, chosen, robust = {PLAIN: system(network, classifier, None)}, {}, {}
-        for name, each in auxiliary.items():
-            choice = choose_guidance(job, network, classifier, each, arguments.choice_images, key)
-            distance, scale = choice["chosen"].split()
-            chosen[name] = choice["chosen"]
-            systems[name] = system(network, classifier, (each.network, distance, float(scale)))
-            robust[name] = ", ".join(
-                f"{setting} {100 * value:.1f}" for setting, value in choice["accuracy"].items()
-            )
-        key += [[each.stage.fingerprint for each in auxiliary.values()], chosen]
-        show(measure(job, systems, classifier, arguments, key), chosen, robust)
+        choice = choose_guidance(job, network, classifier, auxiliary, arguments.choice_images, effort, key)
+        distance, scale = choice["chosen"].split()
+        guidance = (auxiliary[DIFFUSED].network, distance, float(scale))
+        systems = {
+            PLAIN: system(network, classifier, None),
+            GUIDED: system(network, classifier, guidance),
+        }
+        key += [auxiliary[DIFFUSED].stage.fingerprint, choice["chosen"]]
+        show(measure(job, systems, classifier, arguments.images, effort, key), choice, arguments.images)
 
 
 if __name__ == "__main__":

@@ -305,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=SETTINGS, default="aerial", help="Which images.")
+    parser.add_argument("--preset", choices=SETTINGS, default="digits", help="Which images.")
     parser.add_argument("--eps", type=int, nargs="*", help="Peaks of the attacks, in 8-bit levels.")
     parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=ATTACKS, help="Which attacks.")
     parser.add_argument("--data-root", default=None, help="Folder of the data sets.")
