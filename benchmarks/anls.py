@@ -1,271 +1,351 @@
-"""Diffusion purification of aerial scenes: the step that ANLS chooses against the best one, and AGDM against plain diffusion.
+"""The step that ANLS chooses (UAD-RS), judged on other images than it was chosen on, and why it errs.
 
-    python benchmarks/anls.py --data-root FOLDER
+    python benchmarks/anls.py --preset aerial --data-root FOLDER
+    python benchmarks/anls.py --preset digits
 
-Acceptance of UAD-RS: seven attacks on the task network, blind to the purifier, are purified by DiffPure at each step t of a
-grid. ANLS chooses a t for each attack by the Frechet distance of the task network's features, without labels; labels then
-say which t was most accurate and what the choice cost (the regret, on the same images). AGDM is DiffPure at the chosen t with
-as many steps, guided by an adversarially trained network; its scale and distance are chosen on attacked pool images, by the
-target's own labels.
+Seven attacks on the task network, blind to the purifier (scene_attacks.py), are purified by DiffPure at each step t of a grid.
+ANLS chooses the t whose features lie nearest to those of clean training images, by Frechet's distance and without labels.
+Each of three seeds draws the attacks, the purification and a split: t is chosen on one half of the test images and judged on the
+other, then the halves change places. The regret is the accuracy of the best t on the judging half less that of the chosen t.
+Since that best t is read off the judging half itself, even the labels of the choosing half leave some regret: the row `labels`.
 
-Both networks are trained on the training scenes: the diffusion model on all of them without labels, the robust one from the
-target's weights on the target's scenes. About 25 minutes of one core the first time, seconds after that. Figures, table and
-plot are kept in MLflow, in the job of the preset.
+Why it errs is tested: a distance between two clouds of features stays as it is where two classes change places. If that
+is the reason, then distances class by class must help. Compared, on the same grid, images and halves:
+
+    marginal      ANLS as published
+    predicted     class by class, the network's own predictions on both sides: no label
+    across        the same, but the classes of purified images are what the network says of a second purification of the same
+                  attacked images, with other noise: no label, and an image that changes its class by chance is seen
+    true          class by class, the labels of the attacked images: a diagnosis, for these labels nobody has
+
+and two that are no distances: `labels`, the most accurate t of the choosing half, and `any`, the mean over the grid.
+
+The networks are trained once and kept, as are figures, tables and plot, in MLflow, in the job of the preset.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pictures
 import torch
 from kept import Figures, kept, trained
 from scene_attacks import ATTACKS, scene_attack
-from torch import nn
+from torch import Tensor, nn
 
 import certdef
 from certdef import pipeline, stages
-from certdef.attacks import gradient as attacks
 from certdef.models import storage
-from certdef.models.classifiers import build_classifier, train_classifier
-from certdef.purifiers.agdm import AGDM, DISTANCES
+from certdef.purifiers.diffpure import DiffPure
 from certdef.purifiers.networks.diffusion import DiffusionNetwork, DiffusionShape, train_diffusion
-from certdef.purifiers.uad_rs import anls, purify
+from certdef.purifiers.uad_rs import frechet, purify
 from certdef.tracking.results import Share
 from certdef.tracking.workspace import Stage
+from surrogates.distillation.inference import predict, predict_with_features
 from surrogates.distillation.training import Training
 
-GRID = tuple(range(10, 101, 10))
-STEPS = 4  # reverse steps, of every purifier here
-DIFFUSION = {"channels": (32, 64), "longest": 200}
-RECIPE = {"epochs": 40, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.998, "precision": "bfloat16"}
-ROBUST = {"epochs": 8, "eps_255": 4, "steps": 3, "learning_rate": 1e-3}
-EPS = 4 / 255
-SCALES = (100.0, 1_000.0, 10_000.0)
-SEARCH = ("i-fgsm", "mixcut")  # attacks that the guidance is chosen on
+SEEDS = (0, 1, 2)
+DISTANCES = ("marginal", "predicted", "across", "true")
+CHOICES = (*DISTANCES, "labels", "any")
+SHRINKAGE = 0.1  # of every covariance, for fewer images than the paper's
+SIZE = 128  # images of a forward pass
 
 
-def trained_networks(job: stages.Job) -> tuple[dict[str, nn.Module], list[Stage]]:
-    """The target, the diffusion model and AGDM's adversarially trained network."""
-    data, seed = job.data, job.config.seed
+@dataclass(frozen=True)
+class Setting:
+    """What a preset is measured with.
+
+    Attributes:
+        eps_255: Peaks of the attacks, in 8-bit levels; 57 is published.
+        grid: Steps t of 1,000.
+        steps: Reverse steps.
+        images: Test images at most.
+        longest: Largest t that the diffusion network is trained on.
+        recipe: How it is trained.
+        options: Of the job, beside the preset.
+    """
+
+    eps_255: tuple[int, ...]
+    grid: tuple[int, ...]
+    steps: int
+    images: int
+    longest: int
+    recipe: dict[str, Any]
+    options: dict[str, Any]
+
+
+SETTINGS = {
+    "aerial": Setting(
+        (57, 4),
+        tuple(range(20, 201, 20)),
+        4,
+        160,
+        200,
+        {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.998, "precision": "bfloat16"},
+        {},
+    ),
+    "digits": Setting(
+        (57, 16),
+        tuple(range(20, 241, 20)),
+        5,
+        384,
+        320,
+        {"epochs": 60, "batch_size": 64, "learning_rate": 3e-3, "ema": 0.995},
+        {"target__kind": "cnn", "target__epochs": 20},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Purified images as the task network sees them.
+
+    Attributes:
+        features: Input of its last layer, (N, D).
+        classes: Its predictions, (N,).
+        others: Its predictions after a second purification, with other noise, (N,).
+    """
+
+    features: Tensor
+    classes: Tensor
+    others: Tensor
+
+    def __getitem__(self, rows: np.ndarray) -> Outcome:
+        return Outcome(self.features[rows], self.classes[rows], self.others[rows])
+
+
+def trained_networks(job: stages.Job, setting: Setting) -> tuple[nn.Module, DiffusionNetwork, list[Stage]]:
+    """The task network, and a diffusion model of all training images without their labels."""
+    data = job.data
     _, target_stage = stages.open_target(job)
-    target = storage.load_model(target_stage.path / "model", job.device)
-    scenes = torch.from_numpy(np.concatenate([data.target_images, data.pool]))
+    images = torch.from_numpy(np.concatenate([data.target_images, data.pool]))
 
     def train(network: DiffusionNetwork, stage: Stage) -> list[float]:
         where = {"device": job.device, "checkpoint": stage.path / "checkpoint.pt", "progress": job.progress}
-        longest = DIFFUSION["longest"]
-        return train_diffusion(network, scenes, Training(**RECIPE), longest=longest, seed=seed, **where)
-
-    def perturb(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        eps, steps = ROBUST["eps_255"] / 255, ROBUST["steps"]
-        return attacks.pgd(model, images, labels, eps=eps, steps=steps, seed=seed).to(images.device)
-
-    def harden(model: nn.Module, stage: Stage) -> list[float]:
-        model.load_state_dict(target.state_dict())
-        train_classifier(
-            model,
-            data.target_images,
-            data.target_labels,
-            epochs=ROBUST["epochs"],
-            seed=seed,
-            device=job.device,
-            learning_rate=ROBUST["learning_rate"],
-            augment=True,
-            perturb=perturb,
-            progress=partial(job.progress, desc="robust"),
+        training = Training(**setting.recipe)
+        return train_diffusion(
+            network, images, training, longest=setting.longest, seed=job.config.seed, **where
         )
-        return []
 
-    shape = DiffusionShape(data.image_shape, DIFFUSION["channels"])
-    diffusion, first = trained(
-        job, "scene-diffusion", [DIFFUSION, RECIPE], lambda: DiffusionNetwork(shape), train
+    shape = DiffusionShape(data.image_shape, (32, 64))
+    key = [asdict(shape), setting.longest, setting.recipe]
+    diffusion, stage = trained(job, "anls-diffusion", key, lambda: DiffusionNetwork(shape), train)
+    return storage.load_model(target_stage.path / "model", job.device), diffusion, [target_stage, stage]
+
+
+def seen(network: nn.Module, images: Tensor, again: Tensor | None = None) -> Outcome:
+    """Features and predictions of images, purified once and, unless they are not purified, `again`."""
+    logits, features = predict_with_features(network, images, SIZE)
+    classes = logits.argmax(1)
+    others = classes if again is None else predict(network, again, SIZE).argmax(1)
+    return Outcome(features, classes, others)
+
+
+def class_distance(
+    first: Tensor, first_classes: Tensor, second: Tensor, second_classes: Tensor, shrinkage: float = SHRINKAGE
+) -> float:
+    """Frechet's distance class by class, of features (N, D) and (M, D) with their classes, weighted as in the first set.
+
+    Few images a class have no covariance of their own: within each set all classes share one. So it is the mean of
+    |m_c - n_c|^2, less what that is in expectation where the true means are equal, and Frechet's distance of the covariances
+    within classes. A class that the second set lacks is left out.
+    """
+    first, second = first.double(), second.double()
+    known = [c for c in first_classes.unique() if (second_classes == c).any()]
+    pairs = [(first[first_classes == c], second[second_classes == c]) for c in known]
+    within, others = (torch.cat([part - part.mean(0) for part in side]) for side in zip(*pairs, strict=True))
+    spread, other_spread = (
+        float(side.square().sum()) / max(len(side) - len(known), 1) for side in (within, others)
     )
-    untrained = partial(build_classifier, job.config.target.kind, data.image_shape, len(data.classes))
-    robust, second = trained(job, "scene-robust", [ROBUST, target_stage.fingerprint], untrained, harden)
-    return {"target": target, "diffusion": diffusion, "robust": robust}, [target_stage, first, second]
+    apart = 0.0
+    for own, other in pairs:
+        squared = float((own.mean(0) - other.mean(0)).square().sum())
+        apart += len(own) * (squared - spread / len(own) - other_spread / len(other))
+    return apart / len(within) + frechet(within, others, shrinkage)
 
 
-def attacked(
-    job: stages.Job, target: nn.Module, images: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...]
-) -> dict[str, torch.Tensor]:
-    """The images under each attack on the target alone; what mixup and mixcut mix is one training scene of each class."""
-    data = job.data
-    firsts = np.unique(data.target_labels, return_index=True)[1]
-    others = torch.from_numpy(data.target_images[firsts])
+def distances(purified: Outcome, labels: Tensor, clean: Outcome, clean_labels: Tensor) -> dict[str, float]:
+    """Each of DISTANCES between purified attacked images and clean ones."""
+    features = (purified.features, clean.features)
     return {
-        name: scene_attack(name, target, images, labels, eps=EPS, seed=job.config.seed, others=others)
-        for name in names
+        "marginal": frechet(*features, SHRINKAGE),
+        "across": class_distance(features[0], purified.others, features[1], clean.classes),
+        "predicted": class_distance(features[0], purified.classes, features[1], clean.classes),
+        "true": class_distance(features[0], labels, features[1], clean_labels),
     }
 
 
-@torch.inference_mode()
-def judged(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """Which images are classified right, (N,)."""
-    device = next(model.parameters()).device
-    guesses = torch.cat([model(batch.to(device)).argmax(1).cpu() for batch in images.split(128)])
-    return (guesses == labels).numpy()
+def halves(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Choosing and judging images, twice: the halves change places."""
+    order = np.random.default_rng(seed).permutation(count)
+    first, second = order[: count // 2], order[count // 2 :]
+    return [(first, second), (second, first)]
 
 
-def choose_step(job: stages.Job, name: str, networks, labels, attack, depends_on) -> dict:
-    """Accuracy at each t, ANLS's distances, both choices and the regret; `hits` are the images right at ANLS's t."""
-    data, target = job.data, networks["target"]
+def judge(
+    at: dict[int, Outcome],
+    labels: Tensor,
+    clean: Outcome,
+    clean_labels: Tensor,
+    choosing: np.ndarray,
+    judging: np.ndarray,
+) -> dict[str, Any]:
+    """Regret of every choice, the chosen steps and the best one of the judging half."""
+    hits = {t: (each.classes == labels).numpy() for t, each in at.items()}
+    accuracy = {t: float(right[judging].mean()) for t, right in hits.items()}
+    by_distance = {
+        t: distances(each[choosing], labels[choosing], clean, clean_labels) for t, each in at.items()
+    }
+    chosen = {name: min(at, key=lambda t: by_distance[t][name]) for name in DISTANCES}
+    chosen["labels"] = max(at, key=lambda t: hits[t][choosing].mean())
+    best = max(accuracy.values())
+    regret = {name: best - accuracy[t] for name, t in chosen.items()}
+    regret["any"] = best - float(np.mean(list(accuracy.values())))
+    steps = [t for t, value in accuracy.items() if value == best]
+    return {"regret": regret, "chosen": chosen, "best": float(np.mean(steps)), "accuracy": best}
+
+
+def measured(
+    job: stages.Job,
+    setting: Setting,
+    networks: tuple[nn.Module, DiffusionNetwork],
+    name: str,
+    eps: float,
+    seed: int,
+    key: list[Any],
+) -> dict[str, Any]:
+    """One attack under one seed: accuracy and distances at each t on all images, and what each half's choice costs on the other."""
+    data, (task, diffusion) = job.data, networks
 
     def compute(stage: Stage) -> Figures:
-        clean = torch.from_numpy(np.concatenate([data.target_images, data.pool]))
-        hits: dict[int, np.ndarray] = {}
-        choice = anls(
-            networks["diffusion"],
-            target,
-            clean.to(job.device),
-            attack.to(job.device),
-            GRID,
-            steps=STEPS,
-            seed=job.config.seed,
-            seen=lambda t, purified: hits.update({t: judged(target, purified, labels)}),
-            progress=lambda grid: job.progress(grid, desc=f"ANLS {name}"),
-        )
-        best = max(GRID, key=lambda t: hits[t].mean())
-        regret = difference(hits[best], hits[choice.t])
+        images = torch.from_numpy(data.heldout_images[: setting.images])
+        labels = torch.from_numpy(data.heldout_labels[: setting.images])
+        clean = seen(task, torch.from_numpy(data.target_images))
+        clean_labels = torch.from_numpy(data.target_labels)
+        firsts = np.unique(data.target_labels, return_index=True)[1]  # a scene of each class to mix
+        others = torch.from_numpy(data.target_images[firsts])
+        attack = scene_attack(name, task, images, labels, eps=eps, seed=seed, others=others)
+        at = {}
+        for t in job.progress(setting.grid, desc=f"{name}, {255 * eps:g}/255, seed {seed}"):
+            # Every t gets the same draws, so that differences are of t.
+            draws = [torch.Generator(job.device).manual_seed(each) for each in (seed, seed + len(SEEDS))]
+            once, again = (
+                purify(DiffPure(diffusion, t, setting.steps, each), attack.to(job.device)) for each in draws
+            )
+            at[t] = seen(task, once, again)
+        judged = [
+            judge(at, labels, clean, clean_labels, choosing, judging)
+            for choosing, judging in halves(len(images), seed)
+        ]
         figures = {
-            "t": choice.t,
-            "best": best,
-            "regret": regret,
-            "hits": hits[choice.t].tolist(),
-            "undefended": share(judged(target, attack, labels)),
-            "accuracy": {str(t): share(right) for t, right in hits.items()},
-            "distances": {str(t): distance for t, distance in choice.distances.items()},
+            "undefended": share(seen(task, attack).classes == labels),
+            "clean": share(seen(task, images).classes == labels),
+            "accuracy": {str(t): share(each.classes == labels) for t, each in at.items()},
+            "distances": {str(t): distances(each, labels, clean, clean_labels) for t, each in at.items()},
+            "halves": judged,
         }
-        metrics = {"t": choice.t, "best_t": best, "regret": regret[0]}
-        return Figures(
-            figures=figures, metrics={f"anls/{name}/{key}": value for key, value in metrics.items()}
-        )
+        return Figures(figures=figures)
 
-    return kept(job, f"anls-{name}", depends_on, compute).result.figures
+    return kept(job, f"anls-{name}", [name, eps, seed, *key], compute).result.figures
 
 
-def guided(job: stages.Job, networks: dict[str, nn.Module], images, labels, t: int, **guidance) -> np.ndarray:
-    """Hits of AGDM, with the noise that ANLS's purification had."""
-    generator = torch.Generator(job.device).manual_seed(job.config.seed)
-    purifier = AGDM(
-        networks["diffusion"], networks["robust"], t, **guidance, steps=STEPS, generator=generator
-    )
-    return judged(networks["target"], purify(purifier, images.to(job.device)), labels)
-
-
-def choose_guidance(job: stages.Job, networks, steps: dict[str, int], count: int, depends_on) -> dict:
-    """Accuracy of each distance and scale on attacked pool images, each at its attack's t; the target's labels are the truth."""
-
-    def compute(stage: Stage) -> Figures:
-        images = torch.from_numpy(job.data.pool[:count])
-        with torch.no_grad():
-            labels = networks["target"](images.to(job.device)).argmax(1).cpu()
-        adversarial = attacked(job, networks["target"], images, labels, SEARCH)
-        accuracy = {}
-        settings = [("cosine", 0.0), *((distance, scale) for distance in DISTANCES for scale in SCALES)]
-        for distance, scale in job.progress(settings, desc="guidance"):
-            hits = [
-                guided(job, networks, attack, labels, steps[name], scale=scale, distance=distance)
-                for name, attack in adversarial.items()
-            ]
-            accuracy[f"{distance} {scale:g}"] = float(np.mean(hits))
-        chosen = max((name for name in accuracy if not name.endswith(" 0")), key=accuracy.__getitem__)
-        return Figures(figures={"accuracy": accuracy, "chosen": chosen}, params={"guidance": chosen})
-
-    return kept(job, "agdm-choice", [steps, count, list(SCALES), *depends_on], compute).result.figures
-
-
-def compare(job: stages.Job, name: str, networks, attack, labels, row: dict, chosen: str, depends_on) -> dict:
-    """AGDM at ANLS's t, and what it gains on plain diffusion over the same images."""
-
-    def compute(stage: Stage) -> Figures:
-        distance, scale = chosen.split()
-        right = guided(job, networks, attack, labels, row["t"], scale=float(scale), distance=distance)
-        gain = difference(right, np.array(row["hits"]))
-        return Figures(figures={"agdm": share(right), "gain": gain}, metrics={f"agdm/{name}/gain": gain[0]})
-
-    return kept(job, f"agdm-{name}", [row["t"], chosen, *depends_on], compute).result.figures
-
-
-def share(hits: np.ndarray) -> list[float]:
+def share(hits: Tensor) -> list[float]:
     return list(Share.of(int(hits.sum()), len(hits)))
 
 
-def difference(first: np.ndarray, second: np.ndarray, draws: int = 2000) -> list[float]:
-    """Mean of first - second over the same images, with its 95% bootstrap interval."""
-    random, apart = np.random.default_rng(0), first.astype(float) - second
-    means = apart[random.integers(len(apart), size=(draws, len(apart)))].mean(1)
-    return [float(apart.mean()), *np.quantile(means, [0.025, 0.975]).tolist()]
+def points(values: Iterable[float]) -> str:
+    """Mean and range, in percentage points."""
+    found = [100 * value for value in values]
+    return f"{np.mean(found):.1f} [{min(found):.1f}, {max(found):.1f}]"
 
 
-def cell(share: list[float]) -> str:
-    return f"{100 * share[0]:.1f} [{100 * share[1]:.1f}, {100 * share[2]:.1f}]"
-
-
-def show(rows: dict[str, dict], guidance: dict, robust: list[float], count: int) -> None:
+def show(rows: dict[str, list[dict[str, Any]]], setting: Setting, eps: float) -> dict[str, float]:
+    """Print the tables of one peak; returns the mean regret of each choice."""
+    clean = next(iter(rows.values()))[0]["clean"]
     print(
-        f"\n{count} test scenes, L∞ {255 * EPS:g}/255, {STEPS} reverse steps; accuracy in % with 95% intervals\n"
+        f"\npeak {255 * eps:g}/255, {setting.images} test images, {setting.steps} reverse steps, {len(SEEDS)} seeds x 2 halves; "
+        f"clean {100 * clean[0]:.1f}%; regret in points: mean [range of seeds and halves]\n"
     )
-    columns = ("attack", "undefended", "t of ANLS", "accuracy", "most accurate t", "accuracy")
-    columns += ("regret, points", "AGDM", "AGDM - plain")
+    columns = ("attack", "undefended", "best t", "accuracy there", "t of ANLS", *CHOICES)
     print(f"| {' | '.join(columns)} |\n| --- |" + " ---: |" * (len(columns) - 1))
-    for name, row in rows.items():
-        at = row["accuracy"]
-        cells = [name, cell(row["undefended"])]
-        for step in (str(row["t"]), str(row["best"])):
-            cells += [step, cell(at[step])]
-        cells += [cell(row[key]) for key in ("regret", "agdm", "gain")]
-        print(f"| {' | '.join(cells)} |")
-    print("\naccuracy in % (and Frechet distance) at each t\n")
-    print("| attack | " + " | ".join(map(str, GRID)) + " |\n| --- |" + " ---: |" * len(GRID))
-    for name, row in rows.items():
-        cells = (f"{100 * row['accuracy'][str(t)][0]:.1f} ({row['distances'][str(t)]:.3g})" for t in GRID)
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    near = sum(abs(rows[name]["t"] - rows[name]["best"]) <= GRID[1] - GRID[0] for name in ATTACKS)
-    print(f"\nANLS within one grid step of the most accurate t: {near} of {len(ATTACKS)} attacks")
-    accuracies = ", ".join(f"{name} {100 * value:.1f}" for name, value in guidance["accuracy"].items())
-    print(f"AGDM on attacked pool images, accuracy in %: {accuracies}; chosen: {guidance['chosen']}")
-    print(f"the robust network itself, clean: {cell(robust)}")
+    for name, seeds in rows.items():
+        judged = [half for each in seeds for half in each["halves"]]
+        best = f"{np.mean([half['best'] for half in judged]):.0f}"
+        chosen = ", ".join(str(half["chosen"]["marginal"]) for half in judged)
+        undefended = f"{100 * np.mean([each['undefended'][0] for each in seeds]):.1f}"
+        accuracy = f"{100 * np.mean([half['accuracy'] for half in judged]):.1f}"
+        regrets = [points(half["regret"][choice] for half in judged) for choice in CHOICES]
+        print(f"| {' | '.join([name, undefended, best, accuracy, chosen, *regrets])} |")
+    over = {
+        choice: [
+            float(
+                np.mean([half["regret"][choice] for seeds in rows.values() for half in seeds[at]["halves"]])
+            )
+            for at in range(len(SEEDS))
+        ]
+        for choice in CHOICES
+    }
+    everything = [half for seeds in rows.values() for each in seeds for half in each["halves"]]
+    print("\nmean over the attacks [range over the seeds], and how far the chosen t is from the best one")
+    for choice in CHOICES:
+        line = f"  {choice}: {points(over[choice])}"
+        if choice != "any":
+            line += f"; {np.mean([half['chosen'][choice] - half['best'] for half in everything]):+.0f} steps"
+        print(line)
+    return {choice: float(np.mean(values)) for choice, values in over.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--preset", choices=SETTINGS, default="digits", help="Which images.")
+    parser.add_argument("--eps", type=int, nargs="*", help="Peaks of the attacks, in 8-bit levels.")
+    parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=ATTACKS, help="Which attacks.")
     parser.add_argument("--data-root", default=None, help="Folder of the data sets.")
     parser.add_argument("--work-dir", type=Path, default=Path("runs"), help="Folder of the jobs.")
-    parser.add_argument("--images", type=int, default=200, help="Test scenes.")
-    parser.add_argument("--choice-images", type=int, default=60, help="Pool scenes that AGDM is chosen on.")
     arguments = parser.parse_args()
-    work_dir = str(arguments.work_dir / "aerial")
-    config = certdef.load_config("aerial", data__root=arguments.data_root, work_dir=work_dir, threads=1)
+    setting, work_dir = SETTINGS[arguments.preset], str(arguments.work_dir / arguments.preset)
+    config = certdef.load_config(
+        arguments.preset, data__root=arguments.data_root, work_dir=work_dir, threads=1, **setting.options
+    )
     with pipeline.open_job(config) as job:
-        networks, parts = trained_networks(job)
-        depends_on = [arguments.images, STEPS, EPS, list(GRID), *(stage.fingerprint for stage in parts)]
-        images = torch.from_numpy(job.data.heldout_images[: arguments.images])
-        labels = torch.from_numpy(job.data.heldout_labels[: arguments.images])
-        adversarial = attacked(job, networks["target"], images, labels, ATTACKS) | {"clean": images}
-        rows = {
-            name: choose_step(job, name, networks, labels, attack, depends_on)
-            for name, attack in adversarial.items()
+        task, diffusion, parts = trained_networks(job, setting)
+        key = [asdict(setting), *(stage.fingerprint for stage in parts)]
+        for level in arguments.eps or setting.eps_255:
+            eps = level / 255
+            one = partial(measured, job, setting, (task, diffusion))
+            rows = {name: [one(name, eps, seed, key) for seed in SEEDS] for name in arguments.attacks}
+            regrets = show(rows, setting, eps)
+            keep(job, rows, eps, regrets, key)
+
+
+def keep(
+    job: stages.Job, rows: dict[str, list[dict]], eps: float, regrets: dict[str, float], key: list
+) -> None:
+    """The means in MLflow, with a plot of the first seed."""
+    first = {
+        name: {
+            "accuracy": seeds[0]["accuracy"],
+            "distances": {t: each["marginal"] for t, each in seeds[0]["distances"].items()},
+            "t": seeds[0]["halves"][0]["chosen"]["marginal"],
+            "best": seeds[0]["halves"][0]["best"],
         }
-        chosen_on = {name: rows[name]["t"] for name in SEARCH}
-        guidance = choose_guidance(job, networks, chosen_on, arguments.choice_images, depends_on)
-        for name, attack in adversarial.items():
-            rows[name] |= compare(
-                job, name, networks, attack, labels, rows[name], guidance["chosen"], depends_on
-            )
+        for name, seeds in rows.items()
+    }
 
-        def compute(stage: Stage) -> Figures:
-            (stage.path / "anls.png").write_bytes(pictures.noise_level_plot(rows))
-            params = {"images": arguments.images, "steps": STEPS, "eps": EPS, "guidance": guidance["chosen"]}
-            robust = share(judged(networks["robust"], images, labels))
-            return Figures(figures={"robust": robust}, params=params | RECIPE, artifacts=("anls.png",))
+    def compute(stage: Stage) -> Figures:
+        (stage.path / "anls.png").write_bytes(pictures.noise_level_plot(first))
+        metrics = {f"anls/regret_{choice}": value for choice, value in regrets.items()}
+        return Figures(metrics=metrics, params={"eps": eps}, artifacts=("anls.png",))
 
-        key = [chosen_on, arguments.choice_images, list(SCALES), *depends_on]
-        figures = kept(job, "anls", key, compute).result.figures
-        show(rows, guidance, figures["robust"], arguments.images)
+    kept(job, "anls", [eps, regrets, *key], compute)
 
 
 if __name__ == "__main__":

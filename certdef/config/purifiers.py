@@ -185,6 +185,7 @@ class DiffusionConfig:
         choice_images: Attacked images that it chooses on.
         guidance: Scale of AGDM's guidance; it is felt from hundreds on, 0 is DiffPure.
         robust_epochs: Passes over the pool that train AGDM's auxiliary network against attacks.
+        robust_diffused: Every second image of that training is diffused first, by 1 to t steps, as what AGDM guides is.
     """
 
     pretrained: str | None = None
@@ -199,3 +200,4 @@ class DiffusionConfig:
     choice_images: int = 200
     guidance: float = 1_000.0
     robust_epochs: int = 4
+    robust_diffused: bool = True

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certdef.config.job import RunConfig
-from certdef.purifiers.base import About, Parts, PurifierSpec
+from certdef.purifiers.base import About, NetworkSpec, Parts, PurifierSpec
 from certdef.purifiers.diffpure import DiffPure, chain_settings
 from certdef.purifiers.networks.diffusion import DIFFUSION, DiffusionNetwork, outside
 from certdef.purifiers.networks.robust import ROBUST
@@ -26,9 +26,9 @@ class AGDM(DiffPure):
 
     From the mean of each reverse step, scale * variance * gradient is subtracted; the gradient, in z, is of the distance
     between the latent of the current clean estimate and that of the input. The latent is what the auxiliary network's
-    last linear layer receives.
+    last linear layer receives. The last reverse step has variance 0 and is not guided: of few steps that is much.
 
-    The paper was not readable on scale and distance (unread): both are chosen by validation, benchmarks/anls.py.
+    The paper was not readable on scale and distance (unread): both are chosen by validation, benchmarks/agdm.py.
     The gradient is taken through the diffusion network, which costs a backward pass a step.
 
     Args:
@@ -84,6 +84,11 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return chain_settings(config) | {"scale": config.diffusion.guidance}
 
 
+def _networks(config: RunConfig) -> tuple[NetworkSpec, ...]:
+    """In the order of training: the auxiliary network may be trained on what the diffusion network's schedule diffuses."""
+    return (DIFFUSION, ROBUST) if config.diffusion.robust_diffused else (ROBUST, DIFFUSION)
+
+
 def _build(parts: Parts) -> AGDM:
     network = parts.network("diffusion", DiffusionNetwork)
     return AGDM(network, parts.networks["robust"], **parts.settings, generator=parts.generator)
@@ -99,7 +104,7 @@ PURIFIER = PurifierSpec(
     ),
     _build,
     _settings,
-    networks=lambda config: (ROBUST, DIFFUSION),
+    networks=_networks,
     denoiser=ONE_STEP,
     differentiable=True,
 )

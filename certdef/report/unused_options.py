@@ -80,7 +80,8 @@ def _rules(config: RunConfig, verb: str) -> Rules:
 def _other_job(config: RunConfig) -> Rules:
     """What the jobs beside the main one do without."""
     if config.udc.enabled:
-        own = tuple(f"diffusion.{name}" for name in ("t", "choice_images", "guidance", "robust_epochs"))
+        of_others = ("t", "choice_images", "guidance", "robust_epochs", "robust_diffused")
+        own = tuple(f"diffusion.{name}" for name in of_others)
         named = (
             "name",
             "path",

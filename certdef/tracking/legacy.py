@@ -24,7 +24,7 @@ FORMERLY = "formerly"  # the file that keeps what identified an adopted stage
 USED_LATER = {
     "blind_spot": ("iterations",),
     "reversal": ("eps", "steps", "step_255"),
-    "diffusion": ("t", "steps", "grid", "choice_images", "guidance", "robust_epochs"),
+    "diffusion": ("t", "steps", "grid", "choice_images", "guidance", "robust_epochs", "robust_diffused"),
 }
 # Options that came later: where they are as they are by default, a job is the one that it was without them.
 NEWER = {
@@ -34,6 +34,7 @@ NEWER = {
     "nim": ("tile", "keep", "finetune_epochs"),
     "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n"),
     "surrogate": ("noise", "consistency", "entropy"),
+    "diffusion": ("robust_diffused",),
     "ladder": ("restarts", "students"),
 }
 CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
@@ -166,6 +167,10 @@ class Legacy:
         adversarial = max(*config.attack.eps[:1], 1 / 255, 0)
         denoised = ["nim"] if "denoising" in config.reversal.tasks else []
         diffusion = config.diffusion
+        if name == "robust" and diffusion.robust_diffused:
+            return (
+                None  # version 0.1.0 diffused nothing: that is another network, and what rests on it is too
+            )
         tuned: list[Any] = [
             list(diffusion.grid),
             diffusion.steps,

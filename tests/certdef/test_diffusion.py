@@ -1,6 +1,7 @@
 """Diffusion purification: against diffusers' own samplers, an analytic diffusion model, finite differences, and real digits."""
 
 import json
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -14,8 +15,10 @@ import certdef
 from certdef.config.job import ConfigError
 from certdef.models.classifiers import build_classifier
 from certdef.purifiers.agdm import AGDM
+from certdef.purifiers.base import Plan, TrainingRun
 from certdef.purifiers.diffpure import DiffPure, strided
 from certdef.purifiers.networks.diffusion import (
+    DIFFUSION,
     DiffusionNetwork,
     DiffusionShape,
     inside,
@@ -23,7 +26,9 @@ from certdef.purifiers.networks.diffusion import (
     outside,
     train_diffusion,
 )
+from certdef.purifiers.networks.robust import ROBUST
 from certdef.purifiers.one_step import OneStep, noise_level
+from certdef.purifiers.registry import find_purifier
 from certdef.purifiers.uad_rs import anls, frechet, purify
 from surrogates.distillation.inference import features
 from surrogates.distillation.training import Training
@@ -461,6 +466,52 @@ class TestAGDM:
     def test_bad_settings(self, settings, message):
         with pytest.raises(ValueError, match=message):
             AGDM(make(), classifier(), 10, **settings)
+
+
+class TestAuxiliaryNetwork:
+    def perturbed(self, networks, t=40, eps=2 / 255):
+        """What the training is given of a batch of 64 gray images, which the classifier calls anything."""
+        seen = []
+
+        def train(network, images, labels, *, perturb, **_):
+            seen.append(perturb(network, torch.from_numpy(images), torch.from_numpy(labels)))
+
+        config = certdef.load_config(attack__eps=[eps], diffusion__t=t)
+        plan = Plan(config, (1, 8, 8), classifier=classifier(), networks=networks)
+        pool = torch.full((64, 1, 8, 8), 0.5)
+        ROBUST.train(classifier(), TrainingRun(plan, pool, torch.device("cpu"), Path(), lambda x: x, train))
+        return (seen[0] - pool).flatten(1).abs()
+
+    def test_half_of_its_images_are_diffused_and_all_are_attacked_there(self):
+        eps, network = 2 / 255, White(SMALL)
+        moved = self.perturbed({"diffusion": network})
+        assert moved[::2].amax() <= eps + 1e-6  # attacked as they were
+        assert moved[::2].amax(1).min() > 0
+        sigma = moved[1::2].square().mean(1).sqrt()
+        levels = (1 - network.keep).sqrt() / 2  # of noise in [0, 1] units after each step
+        assert 0.7 * levels[1] < sigma.min()
+        assert sigma.max() < 1.4 * levels[40] + eps
+        assert sigma.max() > 2 * sigma.min()  # of many steps, not of one
+        assert self.perturbed({}).amax() <= eps + 1e-6  # without the option it needs no diffusion network
+
+    def test_it_needs_the_diffusion_network_only_where_it_sees_diffused_images(self):
+        plain = certdef.load_config(diffusion__robust_diffused=False)
+        assert ROBUST.needs(plain) == ()
+        assert ROBUST.needs(certdef.load_config()) == (DIFFUSION,)
+        for config in (plain, certdef.load_config()):  # what is needed is trained first
+            roles = [each.role for each in find_purifier("agdm").networks(config)]
+            assert set(roles) == {"robust", "diffusion"}
+            assert all(roles.index(each.role) < roles.index("robust") for each in ROBUST.needs(config))
+
+    def test_the_last_reverse_step_is_not_guided(self):
+        """Its variance is 0: with one step, guidance does nothing."""
+        network, images = make(), rand(2, 1, 8, 8)
+        plain = DiffPure(network, 30, 1, seeded())(images)
+        guided = AGDM(network, classifier(), 30, 1e6, steps=1, generator=seeded())(images)
+        assert torch.allclose(guided, plain, atol=1e-6)
+        plain = DiffPure(network, 30, 2, seeded())(images)
+        guided = AGDM(network, classifier(), 30, 1e6, steps=2, generator=seeded())(images)
+        assert not torch.allclose(guided, plain, atol=1e-3)
 
 
 class TestANLS:

@@ -33,6 +33,7 @@ from certdef.stages.networks import (
     train_network,
 )
 from certdef.stages.purifier import Purifier, check_purifier, prepare_purifier
+from certdef.tracking.legacy import Legacy
 from tests.conftest import TINY
 
 SHAPE = (1, 8, 8)
@@ -121,6 +122,24 @@ class TestWhatDecidesTheWeights:
         one, two = (fingerprints(job, WITH_CLASSIFIER, defended) for defended in surrogate)
         assert not set(one) & set(two)
         assert fingerprints(job, ALONE, surrogate[0]) == fingerprints(job, ALONE, surrogate[1])
+
+    def test_the_auxiliary_network_depends_on_t_where_it_sees_diffused_images(self, job, surrogate):
+        """Version 0.1.0 diffused nothing: its network is that of robust_diffused=False, under its old name."""
+        plain, later = ({"t": t, "robust_diffused": False} for t in (100, 50))
+        names = [
+            fingerprints(changed(job, diffusion=each), [ROBUST], surrogate[0])[0]
+            for each in (plain, later, {"t": 100}, {"t": 50})
+        ]
+        assert names[0] == names[1]
+        assert len(set(names)) == 3
+        legacy = [
+            Legacy(changed(job, diffusion={"robust_diffused": each}).config, "cpu", "sqlite://")
+            for each in (False, True)
+        ]
+        assert legacy[0].fingerprint("robust") is not None
+        assert legacy[1].fingerprint("robust") is None
+        assert legacy[0].fingerprint("purifier-agdm") != legacy[1].fingerprint("purifier-agdm")
+        assert legacy[0].fingerprint("diffusion") == legacy[1].fingerprint("diffusion")
 
     def test_photographs_and_pretrained_weights_do_not_depend_on_the_pool(self, job, photographs):
         natural = changed(photographs, diffusion={"pretrained": "somewhere"})

@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from benchmarks.scene_attacks import ATTACKS, BLOCKS, patchwork, scene_attack
-from surrogates.distillation.inference import features
+from benchmarks.scene_attacks import (
+    ATTACKS,
+    BLOCKS,
+    PEAK,
+    patchwork,
+    peak_steps,
+    scene_attack,
+    shallow_features,
+)
 from tests.trained import digits_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-EPS = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -32,40 +39,100 @@ def accuracy(model, images, labels) -> float:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_each_attack_stays_within_eps_and_beats_noise_of_its_size(name, classifier, shown):
     images, labels, others = shown
-    attacked = scene_attack(name, classifier, images, labels, eps=EPS, others=others)
+    attacked = scene_attack(name, classifier, images, labels, others=others)
     assert attacked.shape == images.shape
-    assert (attacked - images).abs().max() <= EPS + 1e-6
+    assert (attacked - images).abs().max() <= PEAK + 0.5 / 255 + 1e-6
+    assert torch.equal(attacked, (attacked * 255).round() / 255)
     assert 0 <= float(attacked.min()) <= float(attacked.max()) <= 1
-    noise = EPS * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign()
-    noisy = accuracy(classifier, (images + noise).clamp(0, 1), labels)
+    # The same changes of each pixel, with signs that mean nothing.
+    signs = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign()
+    noisy = accuracy(classifier, (images + signs * (attacked - images)).clamp(0, 1), labels)
     assert accuracy(classifier, images, labels) > 0.9
     assert accuracy(classifier, attacked, labels) < noisy - 0.2
-    assert torch.equal(attacked, scene_attack(name, classifier, images, labels, eps=EPS, others=others))
+    assert torch.equal(attacked, scene_attack(name, classifier, images, labels, others=others))
 
 
-def test_fgsm_is_one_step_up_the_cross_entropy(classifier, shown):
-    images, labels, _ = shown
+def gradient_of(loss, images) -> torch.Tensor:
     x = images.clone().requires_grad_()
-    torch.nn.functional.cross_entropy(classifier(x), labels, reduction="sum").backward()
-    expected = (images + EPS * x.grad.sign()).clamp(0, 1)
-    assert torch.allclose(scene_attack("fgsm", classifier, images, labels, eps=EPS), expected, atol=1e-6)
+    return torch.autograd.grad(loss(x), x)[0]
+
+
+def one_step(images, gradient, eps=PEAK) -> torch.Tensor:
+    """Of alpha * grad / max|grad| for each image, rounded to 8 bits."""
+    peaks = gradient.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+    return ((images + eps * gradient / peaks).clamp(0, 1) * 255).round() / 255
+
+
+def test_fgsm_is_one_step_along_the_gradient_over_its_peak(classifier, shown):
+    images, labels, _ = shown
+    gradient = gradient_of(lambda x: F.cross_entropy(classifier(x), labels, reduction="sum"), images)
+    assert torch.equal(scene_attack("fgsm", classifier, images, labels), one_step(images, gradient))
+    signs = ((images + PEAK * gradient.sign()).clamp(0, 1) * 255).round() / 255
+    assert not torch.allclose(one_step(images, gradient), signs, atol=0.05)
+
+
+def test_more_steps_start_from_the_rounded_image_and_are_cut_to_eps(classifier, shown):
+    images, labels, _ = shown
+    once = scene_attack("i-fgsm", classifier, images, labels, steps=1)
+    gradient = gradient_of(lambda x: F.cross_entropy(classifier(x), labels, reduction="sum"), once)
+    peaks = gradient.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+    moved = torch.minimum(torch.maximum(once + PEAK * gradient / peaks, images - PEAK), images + PEAK)
+    expected = (moved.clamp(0, 1) * 255).round() / 255
+    assert torch.equal(scene_attack("i-fgsm", classifier, images, labels, steps=2), expected)
+
+
+def test_mixup_sums_five_copies_of_halved_contrast(classifier, shown):
+    """The first step by hand: momentum and the L1 norm do not change the direction of one step."""
+    images, labels, others = shown
+    hidden = classifier.network[:4]  # flatten, linear, batch norm, ReLU
+
+    def shallow(x: torch.Tensor) -> torch.Tensor:
+        return hidden((x - 0.5) / 0.5)
+
+    target = shallow(others.mean(0)[None]).detach().softmax(1).expand(len(images), -1)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        copies = [0.5 + (x - 0.5) * share for share in (1, 0.5, 0.25, 0.125, 0.0625)]
+        wrong = sum(F.cross_entropy(classifier(copy), labels, reduction="sum") for copy in copies)
+        apart = sum((target * (target.log() - shallow(copy).log_softmax(1))).mean(1).sum() for copy in copies)
+        return 1e-3 * wrong - apart
+
+    expected = one_step(images, gradient_of(loss, images))
+    attacked = scene_attack("mixup", classifier, images, labels, steps=1, others=others)
+    assert (
+        attacked - expected
+    ).abs().max() <= 1 / 255 + 1e-6  # sums in another order may round the other way
+    assert (attacked == expected).float().mean() > 0.99
+
+
+def test_momentum_adds_the_direction_before():
+    """A loss whose gradients are known: the second step goes along the sum of both, each over its L1 norm."""
+    image = torch.full((1, 1, 1, 2), 128 / 255)
+    gradients = iter([[1.0, 0.0], [1.0, 3.0]])
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten() * torch.tensor(next(gradients))).sum()[None]
+
+    moved = peak_steps(loss, image, eps=0.2, steps=2, momentum=1.0)  # [1.25, 0.75] over 1.25
+    assert torch.allclose(moved - image, torch.tensor([0.2, 0.12]), atol=1 / 255)
 
 
 def test_tpgd_needs_no_label(classifier, shown):
     images, labels, _ = shown
-    first = scene_attack("tpgd", classifier, images, labels, eps=EPS)
-    assert torch.equal(first, scene_attack("tpgd", classifier, images, torch.zeros_like(labels), eps=EPS))
+    first = scene_attack("tpgd", classifier, images, labels)
+    assert torch.equal(first, scene_attack("tpgd", classifier, images, torch.zeros_like(labels)))
 
 
-def test_mixup_draws_features_to_the_mean_scene(classifier, shown):
+def test_mixup_draws_shallow_features_to_the_mean_scene(classifier, shown):
     images, labels, others = shown
-    target = features(classifier, others.mean(0)[None])
+    target = shallow_features(classifier, others.mean(0)[None])[1].softmax(1)
 
-    def nearness(name: str) -> float:
-        attacked = scene_attack(name, classifier, images, labels, eps=EPS, others=others)
-        return torch.cosine_similarity(features(classifier, attacked), target).mean().item()
+    def distance(name: str) -> float:
+        attacked = scene_attack(name, classifier, images, labels, others=others)
+        found = shallow_features(classifier, attacked)[1].log_softmax(1)
+        return F.kl_div(found, target.expand_as(found), reduction="batchmean").item()
 
-    assert nearness("mixup") > nearness("i-fgsm") + 0.01
+    assert distance("mixup") < 0.9 * distance("i-fgsm")
 
 
 def test_a_patchwork_has_each_block_from_one_scene():
@@ -82,7 +149,7 @@ def test_the_model_is_left_as_it_was(classifier, shown):
     classifier.train().zero_grad()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     try:
-        scene_attack("i-fgsm", classifier, images[:8], labels[:8], eps=EPS)
+        scene_attack("i-fgsm", classifier, images[:8], labels[:8])
         assert classifier.training
         assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
         assert all(weight.grad is None for weight in classifier.parameters())
@@ -95,4 +162,4 @@ def test_the_model_is_left_as_it_was(classifier, shown):
 )
 def test_bad_input(name, message, classifier, shown):
     with pytest.raises(ValueError, match=message):
-        scene_attack(name, classifier, *shown[:2], eps=EPS)
+        scene_attack(name, classifier, *shown[:2])
