@@ -60,8 +60,8 @@ GAIN_TITLES = {
     "purification_gains": "Purification gains",
     "fine_tuning_adds": "Fine-tuning adds",
     "below_clean": "Below clean, at the end",
-    "attacked_inputs_add": "Of it, attacked inputs add",
-    "purifier_adds": "The purifier adds to adversarial training",
+    "attacked_inputs_add": "Attacked inputs add",
+    "purifier_adds": "Over adversarial training alone",
 }
 EXAMPLE_TITLES = {
     "truth": "truth",

@@ -184,22 +184,29 @@ def test_the_controls_lack_one_half_of_the_defense_each(done, tmp_path, monkeypa
         given[Path(options["checkpoint"]).parent.name.rsplit("-", 1)[0]] = inputs.clone()
         return original(network, inputs, truth, *args, **options)
 
-    monkeypatch.setattr(networks, "finetune_restoration", listening)
-    degraded, purified = [], []
-    through, apart = networks.purify_varied, networks.pgd
-    monkeypatch.setattr(
-        networks,
-        "purify_varied",
-        lambda make, images, *a, **o: purified.append(images) or through(make, images, *a, **o),
-    )
-    monkeypatch.setattr(
-        networks,
-        "pgd",
-        lambda net, images, *a, **o: degraded.append(images.clone()) or apart(net, images, *a, **o),
-    )
+    purified, attacks = [], []
+    through, attack = networks.purify_varied, networks.pgd
+
+    def purifying(purifier, images, *args, **options):
+        purified.append(images)
+        return through(purifier, images, *args, **options)
+
+    def attacking(*args, **options):
+        attacks.append(options["eps"])
+        return attack(*args, **options)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for name, spy in (
+        ("finetune_restoration", listening),
+        ("purify_varied", purifying),
+        ("pgd", attacking),
+    ):
+        monkeypatch.setattr(networks, name, spy)
     other = replace(config, work_dir=str(tmp_path / "work"), tracking=tracking)
     with monkeypatch.context() as patch:
-        patch.setattr(bench.Bench, "measured", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(bench.Bench, "measured", stop)
         with pytest.raises(KeyboardInterrupt):
             certdef.run(other, progress=False)
     assert list(given) == TUNINGS
@@ -211,9 +218,8 @@ def test_the_controls_lack_one_half_of_the_defense_each(done, tmp_path, monkeypa
     assert (moved[:6] <= 4.001).all()
     assert (moved[6:] <= 8.001).all()
     assert (moved > 1).all()
-    assert (
-        len(degraded) == 4
-    )  # the choice of t at two budgets, then the inputs at two, made once for both networks
+    # For the choice of t, then the inputs, which are made once for both networks.
+    assert attacks == [4 / 255, 8 / 255] * 2
 
 
 def test_the_page_holds_the_figures(done, monkeypatch):
@@ -323,17 +329,20 @@ def test_an_interrupted_job_goes_on_to_the_same_figures(done, tmp_path, monkeypa
     assert {path.name for path in unfinished.glob("*.npz")} == {
         f"quality-{name}.npz" for name in ("clean_0", *ATTACKS[1:6])
     }
-    attacks = []
-    for name in ("pgd", "simba", "carlini_wagner"):
-        original = getattr(bench, name)
-        monkeypatch.setattr(
-            bench, name, lambda *a, _o=original, _n=name, **k: attacks.append(_n) or _o(*a, **k)
-        )
+    again, simba = [], bench.simba
+
+    def counted(*args, **options):
+        again.append(options["eps"])
+        return simba(*args, **options)
+
+    monkeypatch.setattr(bench, "simba", counted)
+    monkeypatch.setattr(
+        bench, "carlini_wagner", stop_at(bench.carlini_wagner, 1)
+    )  # is done, and is not done again
     resumed = certdef.run(config, progress=False)
     assert [stage.reused for stage in resumed.stages.values()] == [True] * 6 + [False]
     assert result_of(resumed).evaluations == result_of(summary).evaluations
-    assert attacks.count("simba") == 4  # one a network: the attacks that were done are not done again
-    assert "carlini_wagner" not in attacks
+    assert again == [8 / 255] * 4  # one for each network
 
 
 def test_pictures_are_those_of_the_first_test_crops(done):
