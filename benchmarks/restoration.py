@@ -10,7 +10,7 @@ pixels, 2,000 of the 400 training photographs, 136 of the 68 test photographs, n
 Systems: the restoration alone; behind the purifier; fine-tuned on purified inputs of which half are attacked (the defense);
 and two controls, fine-tuned on purified clean inputs, and on the same attacked inputs unpurified (adversarial training).
 Each with and without the purifier in front. Rows: the attacker knows the network of that system and not the purifier (blind,
-as published); in the column "transfer" only the network before fine-tuning; in the last rows the purifier too, and follows
+as published); in the column "transfer" only the network before fine-tuning; in the rows with EOT the purifier too, and follows
 the gradient straight through it (BPDA) or the true one through all of it, averaged over 20 draws of its noise a step (EOT).
 
 Every figure is a mean over photographs, the two crops of each averaged first, with its 95% interval; gains are of paired
@@ -31,7 +31,7 @@ from certdef.stages.udc.networks import LevelResult
 
 SIZES: dict[str, Any] = {
     "udc__test_crops": 136,
-    "udc__adaptive_crops": 24,
+    "udc__adaptive_crops": 12,
 }
 
 

@@ -54,5 +54,5 @@ class UDCConfig:
     cw_steps: int = 40
     simba_queries: int = 200
     seeds: int = 3
-    adaptive_crops: int = 16
+    adaptive_crops: int = 12
     adaptive_eot: int = 20

@@ -104,19 +104,20 @@ class Bench:
         self.networks = {"restoration": defense.network} | defense.finetuned
 
     def measured(self) -> list[Measured]:
-        """Clean, then every attack at every budget, then the attacks through the purifier at the first."""
+        """Clean; every attack at the first budget, those through the purifier last; the other attacks at other budgets."""
         udc, every = self.udc, _attacks(self.udc)
-        blind = [("clean", 0.0, _no_attack, udc.seeds)]
-        blind += [(name, eps, *every[name]) for eps in udc.eps_255 for name in every]
-        first = udc.eps_255[0]
-        plan = [
-            _Planned(name, eps, seeds, tuple(SYSTEMS), partial(self._blind, eps, attack, seeds))
-            for name, eps, attack, seeds in blind
-        ]
+        first, *others = udc.eps_255
+
+        def blind(name: str, eps: float, attack: Attack, seeds: int) -> _Planned:
+            return _Planned(name, eps, seeds, tuple(SYSTEMS), partial(self._blind, eps, attack, seeds))
+
+        plan = [blind("clean", 0.0, _no_attack, udc.seeds)]
+        plan += [blind(name, first, *attack) for name, attack in every.items()]
         plan += [
             _Planned(name, first, 1, UNDER_ALL, partial(self._aware, first, through))
             for name, through in ADAPTIVE.items()
         ]
+        plan += [blind(name, eps, *attack) for eps in others for name, attack in every.items()]
         bar = self.job.progress(plan, desc="attack the restoration")
         return [Measured(each.attack, each.eps_255, each.seeds, self._kept(each)) for each in bar]
 
