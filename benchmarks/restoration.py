@@ -2,7 +2,7 @@
 
     python benchmarks/restoration.py
 
-The job of the preset `udc`, measured on more crops. About MINUTES minutes on one core the first time; networks and figures
+The job of the preset `udc`, measured on more crops. About 15 to 20 minutes on one core the first time; networks and figures
 are kept in runs/restoration, so a second call takes seconds, and an interrupted one goes on. Photographs: crops of 32x32 gray
 pixels, 2,000 of the 400 training photographs, 136 of the 68 test photographs, none of which is in both. All that is chosen
 (the step t) or trained sees training photographs alone.
