@@ -159,7 +159,14 @@ def auto_attack(
 
 
 def sign_steps(
-    loss: Callable[[Tensor], Tensor], start: Tensor, low: Tensor, high: Tensor, *, step: float, steps: int
+    loss: Callable[[Tensor], Tensor],
+    start: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    step: float,
+    steps: int,
+    eot: int = 1,
 ) -> Tensor:
     """Images that raise a loss of any kind: sign steps from a start, each kept between low and high.
 
@@ -170,11 +177,14 @@ def sign_steps(
         high: The highest pixels, of the same shape.
         step: Size of a step.
         steps: How many.
+        eot: Passes whose gradients are added up in each step; one graph is held at a time.
     """
     images = start
     for _ in range(steps):
         images = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(images).sum(), images)
+        gradient = torch.zeros_like(images)
+        for _ in range(eot):
+            gradient += torch.autograd.grad(loss(images).sum(), images)[0]
         images = (images.detach() + step * gradient.sign()).clamp(low, high)
     return images.detach()
 

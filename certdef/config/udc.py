@@ -21,7 +21,7 @@ class UDCConfig:
         epochs: Passes over the crops, each time under another noise.
         batch_size: Crops a step.
         learning_rate: Peak rate of AdamW.
-        finetune_epochs: Passes over the purified crops.
+        finetune_epochs: Passes over the crops of each fine-tuning: the defense's, and its two controls'.
         finetune_learning_rate: Peak rate of AdamW there.
         longest: Largest t that the diffusion network is trained on.
         choice_crops: Training crops, clean and attacked, that t is chosen on.
@@ -31,9 +31,8 @@ class UDCConfig:
         cw_steps: Steps of the C&W-like attack.
         simba_queries: Queries of an image of the SimBA-like attack.
         seeds: Starts of PGD, and noise draws of the purifier, that figures are averaged over.
-        adaptive_crops: Test crops attacked through the purifier too, at the first budget; the headline counts these attacks
-            if they are as many as test_crops.
-        adaptive_eot: Noise draws a step of that attack.
+        adaptive_crops: Test crops attacked through the purifier too, at the first budget; the headline is measured on these.
+        adaptive_eot: Noise draws a step of that attack: most of the job's time is adaptive_crops times these.
     """
 
     enabled: bool = False
@@ -55,5 +54,5 @@ class UDCConfig:
     cw_steps: int = 40
     simba_queries: int = 200
     seeds: int = 3
-    adaptive_crops: int = 68
-    adaptive_eot: int = 3
+    adaptive_crops: int = 12
+    adaptive_eot: int = 20

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from certdef.config.job import ConfigError
@@ -29,9 +30,24 @@ def natural_crops(
     source: str | None = None,
     scales: Sequence[int] = (1,),
 ) -> Tensor:
-    """Random square crops of natural photographs: (count, channels, size, size), float32 in [0, 1].
+    """Random square crops of natural photographs: the images of `numbered_crops`, whose options these are."""
+    return numbered_crops(root, channels, size, count, seed, source=source, scales=scales)[0]
 
-    Photographs take turns, so that each gives as many crops as any other; half of the crops are mirrored.
+
+def numbered_crops(
+    root: Path | str,
+    channels: int,
+    size: int,
+    count: int,
+    seed: int = 0,
+    *,
+    source: str | None = None,
+    scales: Sequence[int] = (1,),
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Random square crops of natural photographs, and which photograph each is cut from.
+
+    Photographs take turns, so that each gives as many crops as any other; half of the crops are mirrored. Two crops of one
+    photograph are not independent: whoever averages over crops takes photographs as the units of an interval.
 
     Args:
         root: Folder of the data sets, with `natural` below it.
@@ -42,6 +58,9 @@ def natural_crops(
         source: `train400` or `cbsd68`; unset, train400 for gray and cbsd68 for color.
         scales: Whole factors that photographs are shrunk by first, by averages; crops take turns among them. The images of
             most data sets are shrunken photographs, with more detail in a pixel.
+
+    Returns:
+        Crops (count, channels, size, size), float32 in [0, 1], and the number of each one's photograph, (count,).
 
     Raises:
         ConfigError: No such source, no such channels, no such file, or the crop is larger than a photograph.
@@ -66,7 +85,7 @@ def natural_crops(
         top, left = (random.integers(length - size + 1) for length in photograph.shape[1:])
         crop = photograph[:, top : top + size, left : left + size]
         crops[number] = crop[:, :, ::-1] if random.random() < 0.5 else crop
-    return torch.from_numpy(crops / 255)
+    return torch.from_numpy(crops / 255), order[:count]
 
 
 def _shrink(photograph: np.ndarray, scale: int) -> np.ndarray:

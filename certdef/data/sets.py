@@ -47,6 +47,8 @@ class Splits:
         named: Whether the classes have names of their own.
         by_name: Whether the labels are these names, so that nothing else says which class of a target they are.
         prepared: What was done to each image before the noise, in words; empty for nothing.
+        heldout_photographs: Number of the photograph that each held-out image is cut from, (heldout,); None where each image
+            stands alone.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Splits:
     named: bool = False
     by_name: bool = False
     prepared: str = ""
+    heldout_photographs: np.ndarray | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -24,8 +24,8 @@ class DiffPure(nn.Module):
     the posterior q(z_s | z_t, clean estimate) (Ho et al. 2020, equations 6 and 7, for any s < t); over strided steps that
     is DDIM with eta = 1.
 
-    The whole chain can be differentiated: each step is recomputed in the backward pass, so that memory does not grow with
-    the steps as a stored chain would.
+    The whole chain can be differentiated: of several steps each is recomputed in the backward pass, so that memory does not
+    grow with the steps as a stored chain would.
 
     Args:
         network: A trained diffusion network.
@@ -53,10 +53,11 @@ class DiffPure(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         z = self.network.diffuse(inside(images), self._all(self.t, images), self._draw(images))
+        several = len(self.times) > 2
         for now, then in pairwise(self.times):
             # Drawn once, not again in the backward pass.
             noise = self._draw(images) if then else torch.zeros_like(images)
-            if torch.is_grad_enabled() and z.requires_grad:
+            if several and torch.is_grad_enabled() and z.requires_grad:
                 z = checkpoint(self.step, z, images, noise, now, then, use_reentrant=False)
             else:
                 z = self.step(z, images, noise, now, then)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-from certdef.stages.udc.evaluation import Mean
+from certdef.stages.udc.intervals import Mean
 from certdef.tracking.results import Share
 
 

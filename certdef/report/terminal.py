@@ -210,10 +210,14 @@ def _(result: MembershipResult, config: RunConfig) -> list[str]:
 
 @stage_lines.register
 def _(result: UDCResult, config: RunConfig) -> list[str]:
-    lines = [f"restoration clean {decibels(result.named('clean').psnr['none'])}"]
-    for what, (evaluation, mean) in udc_page.headline(result).items():
-        title = udc_page.attack_title(evaluation)
-        lines.append(f"restoration {what.replace('_', '-')} {decibels(mean)} ({title}, the worst case)")
+    headline, width = result.headline, max(map(len, udc_page.SYSTEM_TITLES.values()))
+    lines = [
+        f"restoration {headline.crops} crops of {headline.photographs} photographs, that every attack was tried on",
+        f"restoration {'no attack':<{width}} {decibels(headline.clean['none'])}",
+    ]
+    for system, worst in headline.worst.items():
+        title, attack = udc_page.SYSTEM_TITLES[system], udc_page.attack_title(result.named(worst.attack))
+        lines.append(f"restoration {title:<{width}} {decibels(worst.psnr)} ({attack}, the worst case)")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The page of the UDC job: how well each stage of the defense restores, clean and under every attack.
+"""The page of the UDC job: how well each system restores, clean and under every attack; the defense beside its controls.
 
 Every figure is taken from a stage's result; none is measured here.
 """
@@ -15,7 +15,8 @@ from certdef.report import images
 from certdef.report.template import papers, template
 from certdef.stages.job import versions
 from certdef.stages.networks import NetworkResult
-from certdef.stages.udc.evaluation import DEFENSES, HEADLINE, Evaluation, UDCResult
+from certdef.stages.udc.bench import SYSTEMS
+from certdef.stages.udc.evaluation import Evaluation, UDCResult
 from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
@@ -35,18 +36,32 @@ THREAT_MODELS = {
     "pgd_bpda_eot": "every weight; the purifier's gradient is replaced by the identity's",
     "pgd_full_eot": "every weight and every gradient, averaged over the noise",
 }
-DEFENSE_TITLES = {
+SYSTEM_TITLES = {
     "none": "Restoration alone",
     "purified": "Purified",
     "fine_tuned": "Purified, fine-tuned",
     "fine_tuned_transfer": "Purified, fine-tuned, transfer",
     "fine_tuned_unpurified": "Fine-tuned alone",
+    "clean_tuned": "Purified, tuned without attacks",
+    "clean_tuned_unpurified": "Tuned without attacks, alone",
+    "adversarial": "Purified, adversarially trained",
+    "adversarial_unpurified": "Adversarially trained alone",
+}
+DEFENSE = tuple(SYSTEM_TITLES)[:5]  # the published stages; the others are controls
+CONTROLS = ("fine_tuned", "fine_tuned_unpurified", *tuple(SYSTEM_TITLES)[5:])
+NETWORK_TITLES = {
+    "restoration": "not fine-tuned",
+    "clean_tuned": "purified inputs, none attacked",
+    "adversarial": "half attacked, not purified: plain adversarial training",
+    "fine_tuned": "purified inputs, half attacked: the defense",
 }
 GAIN_TITLES = {
     "attack_costs": "Attack costs",
     "purification_gains": "Purification gains",
     "fine_tuning_adds": "Fine-tuning adds",
     "below_clean": "Below clean, at the end",
+    "attacked_inputs_add": "Attacked inputs add",
+    "purifier_adds": "Over adversarial training alone",
 }
 EXAMPLE_TITLES = {
     "truth": "truth",
@@ -80,11 +95,14 @@ def render(
         data=data,
         config=config,
         result=result,
-        clean=result.named("clean"),
-        headline=headline(result),
+        headline=result.headline,
+        named=result.named,
         attack_title=attack_title,
         threat_models=THREAT_MODELS,
-        defenses={name: DEFENSE_TITLES[name] for name in DEFENSES},
+        defense=titles(DEFENSE),
+        controls=titles(CONTROLS),
+        network_titles=NETWORK_TITLES,
+        with_and_without=with_and_without(),
         gain_titles=GAIN_TITLES,
         level=results["udc-level"],
         networks={name: each.parameters for name, each in results.items() if isinstance(each, NetworkResult)},
@@ -97,10 +115,19 @@ def render(
     )
 
 
-def headline(result: UDCResult) -> dict[str, tuple[Evaluation, Any]]:
-    """The worst case over attacks at the first budget: the attack and the mean PSNR that it leaves, by stage."""
-    worst = {what: result.named(name) for what, name in result.worst.items()}
-    return {what: (evaluation, evaluation.psnr[HEADLINE[what]]) for what, evaluation in worst.items()}
+def titles(systems: Sequence[str]) -> dict[str, str]:
+    """Systems and their titles."""
+    return {name: SYSTEM_TITLES[name] for name in systems}
+
+
+def with_and_without() -> dict[str, tuple[str, str]]:
+    """By network, its system with the purifier in front, and the one without."""
+    own = {name: system for name, system in SYSTEMS.items() if system.network == system.attacked}
+    by_purifier = [
+        {system.network: name for name, system in own.items() if system.purified is purified}
+        for purified in (True, False)
+    ]
+    return {network: (by_purifier[0][network], by_purifier[1][network]) for network in NETWORK_TITLES}
 
 
 def attack_title(evaluation: Evaluation) -> str:

@@ -53,12 +53,9 @@ def pgd(
 
     def attack(images: Tensor, truth: Tensor, low: Tensor, high: Tensor) -> Tensor:
         def distance(images: Tensor) -> Tensor:
-            total = squared_error(model(images), truth)
-            for _ in range(eot - 1):
-                total = total + squared_error(model(images), truth)
-            return total
+            return squared_error(model(images), truth)
 
-        return sign_steps(distance, images, low, high, step=2.5 * eps / steps, steps=steps)
+        return sign_steps(distance, images, low, high, step=2.5 * eps / steps, steps=steps, eot=eot)
 
     return _batched(attack, batch_size, start, truth, low, high)
 

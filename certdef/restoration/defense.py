@@ -96,21 +96,22 @@ def purify_varied(
 
 def finetune_restoration(
     network: RestorationNetwork,
-    purified: Tensor,
+    inputs: Tensor,
     truth: Tensor,
     training: Training,
     *,
     gradient: float = 0.1,
     **options: Unpack[FitOptions],
 ) -> list[float]:
-    """Go on training in place, purified images to truth, by L2 + perceptual loss. Returns the loss of each epoch.
+    """Go on training in place, inputs to truth, by L2 + perceptual loss. Returns the loss of each epoch.
 
-    Which images are purified is unread in the source; give clean and attacked ones in equal parts, and the network
-    neither forgets the one nor ignores the other.
+    In the defense the inputs are purified. Which images are purified is unread in the source; give clean and attacked ones
+    in equal parts, and the network neither forgets the one nor ignores the other. Attacked inputs that are not purified are
+    plain adversarial training, with attacks on the network as it was before.
 
     Args:
         network: The restoration, trained.
-        purified: Purified images, (N, C, H, W) in [0, 1].
+        inputs: What the network will see, (N, C, H, W) in [0, 1].
         truth: The photographs.
         training: The recipe.
         gradient: Weight of the loss's perceptual part.
@@ -118,11 +119,11 @@ def finetune_restoration(
     """
 
     def loss(
-        model: RestorationNetwork, purified: Tensor, truth: Tensor, *, generator: torch.Generator
+        model: RestorationNetwork, inputs: Tensor, truth: Tensor, *, generator: torch.Generator
     ) -> Tensor:
-        return restoration_loss(model.restore(purified), truth, gradient)
+        return restoration_loss(model.restore(inputs), truth, gradient)
 
-    return fit(network, (purified, truth), loss, training, **options)
+    return fit(network, (inputs, truth), loss, training, **options)
 
 
 @torch.no_grad()

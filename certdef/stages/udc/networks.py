@@ -1,11 +1,17 @@
-"""UDC, the training: the restoration, a diffusion model of what the camera sees, how far to diffuse, and the fine-tuning."""
+"""UDC, the training: the restoration, a diffusion model of what the camera sees, how far to diffuse, and the fine-tunings.
+
+The published fine-tuning is on purified inputs, here half of them attacked. Two controls lack one of the two, with the same
+recipe on the same crops: purified inputs without attacks, and the same attacked inputs without the purifier, which is plain
+adversarial training. So the figures show how much is the purifier's and how much is adversarial training's.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,6 +43,21 @@ CHOICE, ATTACKED, VARIED = 7, 8, 9
 FINETUNE_STEPS = 10  # of PGD on the inputs of the fine-tuning
 
 
+class Inputs(NamedTuple):
+    """What a network is fine-tuned on: whether half of the inputs are attacked, whether all are purified, by which stage."""
+
+    attacked: bool
+    purified: bool
+    stage: str
+
+
+FINETUNINGS = {
+    "fine_tuned": Inputs(attacked=True, purified=True, stage="udc-finetuned"),
+    "clean_tuned": Inputs(attacked=False, purified=True, stage="udc-finetuned-clean"),
+    "adversarial": Inputs(attacked=True, purified=False, stage="udc-finetuned-unpurified"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LevelResult(StageResult):
     """The chosen t, and the mean PSNR in dB of restored training crops at every t that was tried.
@@ -54,11 +75,11 @@ class LevelResult(StageResult):
 
 @dataclass(frozen=True)
 class Defense:
-    """The restoration before and after the fine-tuning, and the purifier of its inputs.
+    """The restoration before and after every fine-tuning, and the purifier of its inputs.
 
     Attributes:
         network: The restoration that is attacked.
-        finetuned: The same after the fine-tuning.
+        finetuned: The same after each fine-tuning, by the names of FINETUNINGS.
         diffusion: The purifier's network.
         t: Noise steps of the purifier.
         steps: Its reverse steps.
@@ -66,7 +87,7 @@ class Defense:
     """
 
     network: RestorationNetwork
-    finetuned: RestorationNetwork
+    finetuned: dict[str, RestorationNetwork]
     diffusion: DiffusionNetwork
     t: int
     steps: int | None
@@ -120,14 +141,30 @@ def check_udc(config: RunConfig, data: Splits) -> None:
 
 
 def train_defense(job: Job, photographs: Photographs) -> Defense:
-    """Train the restoration and the purifier, choose how far to diffuse, and fine-tune; each only if not done."""
+    """Train the restoration and the purifier, choose how far to diffuse, and fine-tune thrice; each only if not done."""
     network, restoration = _train_restoration(job, photographs)
     diffusion, purifier = _train_purifier(job, photographs)
     parts = (restoration, purifier)
     level = _choose_level(job, photographs, network, diffusion, parts)
-    finetuned, finetuning = _finetune(job, photographs, network, diffusion, level)
     steps = job.config.diffusion.steps
-    return Defense(network, finetuned, diffusion, level.result.t, steps, (*parts, level, finetuning))
+    longest, eps = job.config.udc.longest, job.config.udc.eps_255
+
+    @cache
+    def half_attacked() -> torch.Tensor:
+        return _half_attacked(job, photographs, network)
+
+    def inputs(kind: Inputs) -> torch.Tensor:
+        images = half_attacked() if kind.attacked else photographs.degraded
+        return _purify_around(job, diffusion, level.result.t, images) if kind.purified else images
+
+    finetuned, stages = {}, []
+    for name, kind in FINETUNINGS.items():
+        rests_on = [longest, level.fingerprint] if kind.purified else [eps, restoration.fingerprint]
+        finetuned[name], stage = _finetune(
+            job, kind.stage, rests_on, network, photographs.truth, partial(inputs, kind)
+        )
+        stages.append(stage)
+    return Defense(network, finetuned, diffusion, level.result.t, steps, (*parts, level, *stages))
 
 
 def _train_restoration(job: Job, photographs: Photographs) -> tuple[RestorationNetwork, Stage[NetworkResult]]:
@@ -190,26 +227,29 @@ def _choose_level(
 
 def _finetune(
     job: Job,
-    photographs: Photographs,
+    name: str,
+    rests_on: list[Any],
     network: RestorationNetwork,
-    diffusion: DiffusionNetwork,
-    level: Stage[LevelResult],
+    truth: torch.Tensor,
+    inputs: Callable[[], torch.Tensor],
 ) -> tuple[RestorationNetwork, Stage[NetworkResult]]:
-    """Fine-tune on purified inputs, half of them attacked, at levels around the chosen t."""
-    config, recipe = job.config, recipes(job.config).finetuning
-    t, longest, steps = level.result.t, config.udc.longest, config.diffusion.steps
-
-    def purifier(at: int) -> DiffPure:
-        return DiffPure(diffusion, at, steps, generator(job, 0))
+    """Fine-tune a copy of the network, inputs to truth, in a stage of this name; `rests_on` is what the inputs depend on."""
+    recipe = recipes(job.config).finetuning
 
     def train(finetuned: RestorationNetwork, stage: Stage) -> list[float]:
-        inputs = _half_attacked(job, photographs, network)
-        levels = [max(1, t // 2), t, min(2 * t, longest)]
-        purified = purify_varied(purifier, inputs, levels, seed=seed_of(config, VARIED))
-        return finetune_restoration(finetuned, purified, photographs.truth, recipe, **_options(job, stage))
+        return finetune_restoration(finetuned, inputs(), truth, recipe, **_options(job, stage))
 
-    key = [asdict(recipe), longest, level.fingerprint]
-    return trained_once(job, "udc-finetuned", key, lambda: copy.deepcopy(network), train)
+    return trained_once(job, name, [asdict(recipe), *rests_on], lambda: copy.deepcopy(network), train)
+
+
+def _purify_around(job: Job, diffusion: DiffusionNetwork, t: int, images: torch.Tensor) -> torch.Tensor:
+    """The images purified, each at a level of its own around the chosen t."""
+    levels = [max(1, t // 2), t, min(2 * t, job.config.udc.longest)]
+
+    def purifier(at: int) -> DiffPure:
+        return DiffPure(diffusion, at, job.config.diffusion.steps, generator(job, 0))
+
+    return purify_varied(purifier, images, levels, seed=seed_of(job.config, VARIED))
 
 
 def _half_attacked(job: Job, photographs: Photographs, network: RestorationNetwork) -> torch.Tensor:
