@@ -39,12 +39,14 @@ class System:
         purifier: Purifies every image first; unset, none.
         surrogate: A module like the classifier that the attacker has in the place of a target's weights.
         differentiable: Whether a gradient passes through the purifier; unset, autograd is tried.
+        proxy: A map with a gradient that apgd follows too, beside the purifier's own: images to images.
     """
 
     classifier: nn.Module | surrogates.Target
     purifier: nn.Module | None = None
     surrogate: nn.Module | None = None
     differentiable: bool | None = None
+    proxy: nn.Module | None = None
 
 
 def evaluate(
@@ -110,7 +112,7 @@ class _Ladder:
     ):
         self.system, self.images, self.labels = system, images, labels
         self.settings, self.seed, self.device = settings, seed, device
-        for part in (system.classifier, system.purifier, system.surrogate):
+        for part in (system.classifier, system.purifier, system.surrogate, system.proxy):
             if isinstance(part, nn.Module):
                 part.to(device).eval()
         self.noisy = draws_noise(system.purifier, images[:2].to(device))
@@ -226,9 +228,13 @@ class _Ladder:
         return nn.Sequential(gradient.StraightThrough(purifier) if straight else purifier, classifier)
 
     def _known_models(self) -> list[nn.Module]:
-        """The system with each gradient that there is."""
+        """The system with each gradient that there is, and its proxy."""
         names = ["full_eot"] if self.system.purifier is None else ["full_eot", "bpda_eot"]
-        return [self._known_model(name) for name in (names if self.differentiable else names[-1:])]
+        models = [self._known_model(name) for name in (names if self.differentiable else names[-1:])]
+        proxy, classifier = self.system.proxy, self.system.classifier
+        if proxy is not None and isinstance(classifier, nn.Module):
+            models.append(nn.Sequential(proxy, classifier))
+        return models
 
     def _whole(self) -> nn.Module:
         """The system of known weights as it answers."""

@@ -228,6 +228,8 @@ class PurifierSpec:
         differentiable: Whether a gradient passes; unset, autograd decides.
         sees_classifier: It is given the defended classifier, as the network `classifier`.
         tuning: Settings that are chosen after training.
+        proxy: Builds a map with a gradient that an attacker follows in the place of one that has none: images (N, C, H, W) ->
+            images; None where there is none with these parts.
     """
 
     name: str
@@ -239,6 +241,7 @@ class PurifierSpec:
     differentiable: bool | None = None
     sees_classifier: bool = False
     tuning: Tuning | None = None
+    proxy: Callable[[Parts], nn.Module | None] | None = None
 
     @property
     def title(self) -> str:

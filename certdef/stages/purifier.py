@@ -100,6 +100,11 @@ class Purifier:
         """Images -> images, as a defense of its own."""
         return self.spec.build(Parts(self.settings, self.networks(), generator))
 
+    def proxy(self) -> nn.Module | None:
+        """A map with a gradient that an attacker follows in the defense's place; None where there is none."""
+        build = self.spec.proxy
+        return build(Parts(self.settings, self.networks())) if build else None
+
     def denoiser(self, law: str | None = None) -> nn.Module | None:
         """What stands between the noise and the classifier; None where the purifier has no such part."""
         part = self.spec.denoiser
