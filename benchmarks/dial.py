@@ -75,7 +75,7 @@ class Size:
 
 
 SIZES = {
-    "digits": Size(100, 60, 60, 8, 20, 30),
+    "digits": Size(200, 100, 30, 4, 20, 30),
     "fashion-mnist": Size(40, 30, 20, 3, 10, 3, 4, (0, 75, 140), (PLAIN, AT_LEVEL)),
 }
 

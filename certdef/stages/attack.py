@@ -107,8 +107,8 @@ def _attack(
 
     def row(eps: float) -> AttackRow:
         attacked = attacked_by(surrogate, eps)
-        itself = behind is not surrogate  # then another attack finds its images
-        own = attacked_by(behind, eps) if itself else attacked
+        alone = behind is not surrogate  # then it is attacked by itself
+        own = attacked_by(behind, eps) if alone else attacked
         with torch.inference_mode():
             predicted = {
                 "surrogate": predict(surrogate, attacked, batch).argmax(1),
@@ -116,7 +116,7 @@ def _attack(
             }
             if purifier.name != NONE:
                 before_target = purified(of_target, attacked)
-                before_surrogate = purified(of_surrogate, own) if itself else before_target
+                before_surrogate = purified(of_surrogate, own) if alone else before_target
                 predicted |= {
                     "surrogate_purified": predict(behind, before_surrogate, batch).argmax(1),
                     "target_purified": torch.from_numpy(paid.query(before_target).labels),

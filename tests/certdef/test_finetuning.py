@@ -15,8 +15,7 @@ from certdef.data.sets import load_data
 from certdef.models import storage
 from certdef.models.storage import load_model
 from certdef.report.unused_options import unused_options
-from certdef.stages import finetuning
-from certdef.stages.durations import Durations
+from certdef.stages import durations, finetuning
 from surrogates.distillation.inference import predict
 
 EPOCHS = 20
@@ -198,10 +197,16 @@ def test_where_nothing_reads_it_that_is_said(options, verb, reason):
     assert all(reason in line for line in lines)
 
 
-def test_a_plan_counts_its_time():
-    def parts(epochs):
-        config = certdef.load_config("digits", surrogate__finetune_epochs=epochs)
-        return Durations(config, load_data(config.data, 0), 10, torch.device("cpu"), None).of({"attack": 1})
+def test_a_plan_counts_its_time(monkeypatch):
+    """A second for each view that is purified, at most 100 an image, and for each image of a pass."""
+    monkeypatch.setattr(durations, "seconds_each", lambda run, most: 1.0)
 
-    assert "fine-tune the surrogate" not in parts(0)
-    assert parts(2_000)["fine-tune the surrogate"] > parts(20)["fine-tune the surrogate"] > 0
+    def seconds(epochs):
+        config = certdef.load_config("digits", surrogate__finetune_epochs=epochs)
+        data = load_data(config.data, 0)
+        parts = durations.Durations(config, data, 10, torch.device("cpu"), None).of({"attack": 1})
+        return parts.get("fine-tune the surrogate")
+
+    assert seconds(0) is None
+    assert seconds(20) == 600 * (20 + 20)
+    assert seconds(2_000) == 600 * (100 + 2_000)
