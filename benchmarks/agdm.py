@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 import certdef
 from certdef import pipeline, stages
-from certdef.attacks.apgd import LOSSES, STARTS, apgd, wrong
+from certdef.attacks.apgd import LOSSES, STARTS, apgd
+from certdef.attacks.candidates import most_often_wrong
 from certdef.attacks.gradient import forked, pgd
 from certdef.purifiers.agdm import AGDM, DISTANCES
 from certdef.purifiers.diffpure import DiffPure
@@ -175,12 +176,7 @@ def attacked(
 ) -> Tensor:
     """For each image the candidate that the system most often gets wrong; the image itself where none is worse."""
     with forked(seed, images.device):
-        best, lost = images, wrong(model, images, labels, PASSES)
-        for each in found:
-            often = wrong(model, each, labels, PASSES)
-            best = torch.where((often > lost)[:, None, None, None], each, best)
-            lost = torch.maximum(lost, often)
-    return best
+        return most_often_wrong(model, images, found, labels, PASSES)
 
 
 def measure(

@@ -307,6 +307,9 @@ def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     alone = surrogate.noise != "certified" or surrogate.loss != "l1" or surrogate.consistency == 0
     yield "consistency", alone, "beside it loss l1 learns nothing: use 0, or surrogate.loss auto"
     yield "entropy", 0 <= surrogate.entropy < inf, "use a weight of 0 (off) or more, e.g. 0.5"
+    yield "finetune_epochs", surrogate.finetune_epochs >= 0, "use 0 (off) or more, e.g. 50"
+    given = is_object(surrogate.model) and surrogate.finetune_epochs > 0
+    yield "finetune_epochs", not given, "a module of your own is not trained further: use 0"
 
 
 def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:

@@ -45,6 +45,13 @@ class Parts:
     surrogate_stage: Stage | None = None
 
     @property
+    def agreeing(self) -> stages.Defended:
+        """The surrogate that agrees with the target, of a job that has one: others are refused before."""
+        assert self.surrogate is not None
+        assert self.surrogate_stage is not None
+        return stages.Defended(self.surrogate, self.surrogate_stage)
+
+    @property
     def defense(self) -> list[Stage]:
         """The stages that a result depends on, beside the target's identity."""
         return [*([self.surrogate_stage] if self.surrogate_stage else []), *self.purifier.stages]
@@ -84,10 +91,11 @@ def run(
         done = [*parts.all, *students.stages, *certified]
         if students.headline is None:
             return _report(job, done, target_page.render)
-        done.append(_attacked(job, parts))
+        behind = _behind(job, parts, parts.purifier)
+        done += _attacked(job, parts, behind)
         if storable(job.config):
             done.append(_registered(job, smoothed, students, certified[-1].result))
-        return _report(job, [*done, *_ladder(job, parts, students)], page.render)
+        return _report(job, [*done, *_ladder(job, parts, behind, students)], page.render)
 
 
 def pretrain(
@@ -150,11 +158,12 @@ def attack(
     config, objects = named(config, given)
     with open_job(config, progress, fresh, verb="attack", objects=objects) as job:
         parts = _parts(job)
-        done = [*parts.all, _attacked(job, parts)]
+        behind = _behind(job, parts, parts.purifier)
+        done = [*parts.all, *_attacked(job, parts, behind)]
         if not job.config.ladder.enabled:
             return _summary(job, done)
         students = _students(job, parts)
-        return _summary(job, [*done, *students.stages, *_ladder(job, parts, students)])
+        return _summary(job, [*done, *students.stages, *_ladder(job, parts, behind, students)])
 
 
 def purify(
@@ -307,9 +316,23 @@ def _registered(
     return stages.register(job, parts.target.num_classes, model, parts.purifier, [*parts.defense, *own], law)
 
 
-def _attacked(job: Job, parts: Parts) -> Stage:
-    assert parts.surrogate is not None  # refused before the job
-    return stages.attack(job, parts.target, parts.surrogate, parts.purifier, parts.defense)
+def _behind(job: Job, parts: Parts, purifier: stages.Purifier) -> stages.Defended:
+    """The surrogate that stands behind a purifier where it is attacked: fine-tuned on its images, or the one that agrees."""
+    return stages.finetune_surrogate(job, parts.target, parts.agreeing, purifier)
+
+
+def _finetuned(parts: Parts, behind: stages.Defended) -> list[Stage]:
+    """Its stage, where it is one of its own."""
+    return [] if behind.stage is parts.surrogate_stage else [behind.stage]
+
+
+def _attacked(job: Job, parts: Parts, behind: stages.Defended) -> list[Stage]:
+    tuned, agreeing = _finetuned(parts, behind), parts.agreeing.classifier
+    before = [*parts.defense, *tuned]
+    return [
+        *tuned,
+        stages.attack(job, parts.target, agreeing, parts.purifier, before, behind.classifier),
+    ]
 
 
 def storable(config: RunConfig) -> bool:
@@ -317,20 +340,25 @@ def storable(config: RunConfig) -> bool:
     return not (is_object(config.surrogate.model) or is_object(config.purifier))
 
 
-def _ladder(job: Job, parts: Parts, students: stages.Students) -> list[Stage]:
+def _ladder(job: Job, parts: Parts, behind: stages.Defended, students: stages.Students) -> list[Stage]:
     """Where it is enabled, the threat ladder with no purifier, the job's own, and those of ladder.systems."""
     if not job.config.ladder.enabled:
         return []
-    surrogate, surrogate_stage = parts.surrogate, parts.surrogate_stage
-    assert surrogate is not None  # refused before the job
-    assert surrogate_stage is not None
+    agreeing = parts.agreeing
     systems: dict[str, stages.Purifier | None] = {"none": None}
+    classifiers = {"none": agreeing}
+    tuned: list[Stage] = []
     for name in stages.ladder_systems(job.config):
         if name == job.config.purifier != "none":
-            systems[name] = parts.purifier
+            systems[name], classifiers[name] = parts.purifier, behind
         elif name not in systems:
-            systems[name] = stages.prepare_purifier(job, name, surrogate, surrogate_stage)
-    return [stages.evaluate_ladder(job, parts.target, surrogate, surrogate_stage, systems, students)]
+            purifier = stages.prepare_purifier(job, name, agreeing.classifier, agreeing.stage)
+            systems[name], classifiers[name] = purifier, _behind(job, parts, purifier)
+            tuned += _finetuned(parts, classifiers[name])
+    return [
+        *tuned,
+        stages.evaluate_ladder(job, parts.target, agreeing, systems, classifiers, students),
+    ]
 
 
 def _report(job: Job, done: list[Stage], render: Callable[..., str]) -> Summary:

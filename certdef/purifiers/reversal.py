@@ -102,6 +102,26 @@ class Reversal(nn.Module):
             return (images + correction).clamp(0, 1)
 
 
+class Proxy(nn.Module):
+    """What the denoising task pulls an image towards, (N, C, H, W) -> (N, C, H, W) in [0, 1]: the mean of its restorations.
+
+    The reversal has no useful gradient. This map has one, and what an attacker finds through it transfers to the reversal.
+
+    Args:
+        network: Heads with the denoising task, whose fixed noise and sigma it takes.
+        denoiser: The one of the task.
+    """
+
+    def __init__(self, network: TaskNetwork, denoiser: nn.Module):
+        super().__init__()
+        self.network, self.denoiser = network, denoiser
+
+    def forward(self, images: Tensor) -> Tensor:
+        noisy = images + self.network.shape.sigma * self.network.noise[:, None]  # (V, N, C, H, W)
+        restored = self.denoiser(noisy.flatten(0, 1)).unflatten(0, noisy.shape[:2])
+        return restored.mean(dim=0).clamp(0, 1)
+
+
 def _settings(config: RunConfig) -> dict[str, Any]:
     chosen = config.reversal
     return {
@@ -121,6 +141,11 @@ def _build(parts: Parts) -> Reversal:
     return Reversal(parts.networks["classifier"], heads, **parts.settings, denoiser=denoiser)
 
 
+def _proxy(parts: Parts) -> Proxy | None:
+    denoiser = parts.networks.get("denoiser")
+    return Proxy(parts.network("tasks", TaskNetwork), denoiser) if denoiser is not None else None
+
+
 PURIFIER = PurifierSpec(
     "reversal",
     About(
@@ -134,5 +159,5 @@ PURIFIER = PurifierSpec(
     networks=_networks,
     differentiable=False,
     sees_classifier=True,
-    proxy=lambda parts: parts.networks.get("denoiser"),  # what the reversal is pulled towards
+    proxy=_proxy,
 )

@@ -45,6 +45,7 @@ def render(
     trained = (each for each in result.values() if isinstance(each, CertifiedSurrogateResult))
     student = next((each for each in trained if each.headline), None)
     by_consistency = ["consistency"] if student and config.surrogate.consistency else []
+    behind = f"finetuned-{plain_name(config.purifier)}"
     about = find_purifier(config.purifier).about.papers
     return template("report.html").render(
         surrogate=result["surrogate"],
@@ -56,6 +57,7 @@ def render(
         purifier_stage=f"purifier-{plain_name(config.purifier)}",
         purified=config.purifier != "none",
         attack=_attack(config, data, result["attack"], shared["purifier"]),
+        finetuned=result.get(behind),
         ladder=_ladder(stages["ladder"]) if "ladder" in stages else None,
         bill=bill,
         papers=papers("smoothing", "denoised", *about, "ducd", *by_consistency, "pgd"),

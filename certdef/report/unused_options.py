@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from certdef.config.job import RunConfig, flatten, preset_path, without_password
+from certdef.config.own_target import NONE
 from certdef.config.purifiers import LEAVES, is_code
 
 DATA_SETS_IN_A_FOLDER = ("fashion-mnist", "cifar10-part", "aerial")
 OF_FILES = ("columns", "images_key", "labels_key")  # which part of a file is meant
 SELECTION = tuple(f"surrogate.{name}" for name in ("rounds", "start", "round_epochs", "features"))
 AS_CERTIFIED = tuple(f"surrogate.{name}" for name in ("consistency", "entropy"))
+FINETUNED = ("surrogate.finetune_epochs",)
+WITHOUT_ATTACK = ("pretrain", "distill", "budgets", "certify", "purify")  # verbs that attack nothing
 SOFT_LABELS = ("surrogate.unlabelled_weight", "surrogate.unlabelled_ratio")
 PURIFIER_SECTIONS = ("nim", "gs", "blind_spot", "reversal", "diffusion")
 
@@ -105,6 +108,7 @@ def _other_job(config: RunConfig) -> Rules:
             ("purifier", "attack", "ladder", *PURIFIER_SECTIONS, "tracking.registered_model"),
             "the DUCD job has no purifier and no attack, and registers nothing",
         )
+        yield FINETUNED, "the DUCD job has no purifier and no attack"
         choice = tuple(f"certify.{name}" for name in ("choose", "choice_images", "choice_n"))
         yield (
             choice,
@@ -164,6 +168,12 @@ def _surrogate(config: RunConfig, verb: str) -> Rules:
         yield ("surrogate.entropy",), "surrogate.consistency is 0"
     if verb in ("distill", "budgets") and surrogate.noise == "certified":
         yield AS_CERTIFIED, "certified surrogates are trained by certdef certify and run"
+    if verb in WITHOUT_ATTACK:
+        yield FINETUNED, "the surrogate behind the purifier is attacked by certdef attack and run"
+    elif not purifiers_of(config):
+        yield FINETUNED, "there is no purifier"
+    elif surrogate.model == NONE:
+        yield FINETUNED, "there is no surrogate"
     if surrogate.committee == 0:
         yield SOFT_LABELS, "surrogate.committee is 0"
 

@@ -24,10 +24,18 @@ from certdef.stages.ducd.membership import (
 )
 from certdef.stages.ducd.surrogates import StudentResult, check_pools, distill_pilot, distill_students
 from certdef.stages.estimates import foretell
+from certdef.stages.finetuning import FinetunedResult, finetune_surrogate
 from certdef.stages.job import Job, Shelf
 from certdef.stages.ladder import LadderResult, check_ladder_budget, evaluate_ladder, ladder_systems
 from certdef.stages.ledger import open_ledger
-from certdef.stages.networks import NetworkResult, Trained, pretrain_denoiser, train_network, trained_once
+from certdef.stages.networks import (
+    Defended,
+    NetworkResult,
+    Trained,
+    pretrain_denoiser,
+    train_network,
+    trained_once,
+)
 from certdef.stages.own_target import watch
 from certdef.stages.plan import Plan, look_at, make_plan, plan_of_own
 from certdef.stages.purifier import (
@@ -53,6 +61,8 @@ __all__ = [
     "ChoiceResult",
     "ComparisonResult",
     "Condition",
+    "Defended",
+    "FinetunedResult",
     "Job",
     "LadderResult",
     "MembershipResult",
@@ -89,6 +99,7 @@ __all__ = [
     "evaluate_defense",
     "evaluate_ladder",
     "finetune_denoiser",
+    "finetune_surrogate",
     "foretell",
     "headline_law",
     "ladder_systems",

@@ -49,23 +49,44 @@ class AttackResult(StageResult):
 
 
 def attack(
-    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: Purifier, depends_on: list[Stage]
+    job: Job,
+    target: surrogates.Target,
+    surrogate: nn.Module,
+    purifier: Purifier,
+    depends_on: list[Stage],
+    behind: nn.Module | None = None,
 ) -> Stage[AttackResult]:
-    """Accuracy with intervals at each eps."""
+    """Accuracy with intervals at each eps.
+
+    Args:
+        job: The job.
+        target: It pays from its ledger.
+        surrogate: The one that is attacked, and whose adversarial images go to the target.
+        purifier: The defense of both.
+        depends_on: The stages that trained them.
+        behind: The surrogate that stands behind the purifier, attacked by itself; unset, the same.
+    """
     config, data = job.config.attack, job.data
     defense = [other.fingerprint for other in depends_on]
     stage = job.stage("attack", AttackResult, asdict(config), data.heldout_digest, target.subject, *defense)
-    return job.run(stage, lambda: _attack(job, target, surrogate, purifier, stage))
+    return job.run(stage, lambda: _attack(job, target, surrogate, behind or surrogate, purifier, stage))
 
 
 def _attack(
-    job: Job, target: surrogates.Target, surrogate: nn.Module, purifier: Purifier, stage: Stage
+    job: Job,
+    target: surrogates.Target,
+    surrogate: nn.Module,
+    behind: nn.Module,
+    purifier: Purifier,
+    stage: Stage,
 ) -> AttackResult:
     config, data, seed = job.config.attack, job.data, job.config.seed
     count = min(config.images, len(data.heldout_images))
     images, labels = (torch.from_numpy(each[:count]) for each in (data.heldout_images, data.heldout_labels))
     batch = images_at_once(data.image_shape, BATCH)
-    defense = purifier.defense(torch.Generator(job.device).manual_seed(seed)).to(job.device)
+    of_target, of_surrogate = (
+        purifier.defense(torch.Generator(job.device).manual_seed(seed)).to(job.device) for _ in range(2)
+    )
     paid = job.ledger.attach(
         target,
         purpose="attack",
@@ -74,24 +95,31 @@ def _attack(
     )
     known = job.ledger.attach(target, purpose="evaluation")
 
+    def attacked_by(model: nn.Module, eps: float) -> torch.Tensor:
+        if not eps:
+            return images
+        return gradient.pgd(
+            model, images, labels, eps=eps, steps=config.steps, seed=seed, progress=job.progress
+        )
+
+    def purified(defense: nn.Module, shown: torch.Tensor) -> torch.Tensor:
+        return torch.cat([defense(part.to(job.device, copy=True)).cpu() for part in shown.split(batch)])
+
     def row(eps: float) -> AttackRow:
-        attacked = images
-        if eps:
-            attacked = gradient.pgd(
-                surrogate, images, labels, eps=eps, steps=config.steps, seed=seed, progress=job.progress
-            )
+        attacked = attacked_by(surrogate, eps)
+        alone = behind is not surrogate  # then it is attacked by itself
+        own = attacked_by(behind, eps) if alone else attacked
         with torch.inference_mode():
             predicted = {
                 "surrogate": predict(surrogate, attacked, batch).argmax(1),
                 "target": torch.from_numpy((paid if eps else known).query(attacked).labels),
             }
             if purifier.name != NONE:
-                purified = torch.cat(
-                    [defense(part.to(job.device, copy=True)).cpu() for part in attacked.split(batch)]
-                )
+                before_target = purified(of_target, attacked)
+                before_surrogate = purified(of_surrogate, own) if alone else before_target
                 predicted |= {
-                    "surrogate_purified": predict(surrogate, purified, batch).argmax(1),
-                    "target_purified": torch.from_numpy(paid.query(purified).labels),
+                    "surrogate_purified": predict(behind, before_surrogate, batch).argmax(1),
+                    "target_purified": torch.from_numpy(paid.query(before_target).labels),
                 }
         correct = {name: int((each == labels).sum()) for name, each in predicted.items()}
         return AttackRow(eps, **{name: Share.of(hits, count) for name, hits in correct.items()})

@@ -95,6 +95,7 @@ class Durations:
             seconds |= {"the surrogate's votes": free, "denoise the target's votes": paid}
         if "attack" in queries:
             seconds["attack"] = self._attack()
+            seconds["fine-tune the surrogate"] = self._finetuning()
         if self.query is not None:
             seconds["the target's answers"] = self.query * sum(queries.values())
         return {part: value for part, value in seconds.items() if value}
@@ -138,15 +139,20 @@ class Durations:
             return 0.0
         images = min(self.config.ledger.training, len(self.pool))
 
+        passes = float(config.epochs * (1 + config.committee)) * (1 + self._students_passes())
+        if config.strategy != "random":  # between rounds it trains on what it has by then
+            passes += (config.round_epochs or config.epochs) * config.rounds / 2
+        return passes * images * self._example(surrogate, images) + self._students_views(images)
+
+    def _example(self, surrogate: Any, most: int) -> float:
+        """One of so many images in the training of a surrogate."""
+
         def train(count: int) -> None:
             labels = np.zeros(count, np.int64)
             network = untrained_copy(surrogate)()
             train_classifier(network, self.data.pool[:count], labels, epochs=1, seed=0, device=self.device)
 
-        passes = float(config.epochs * (1 + config.committee)) * (1 + self._students_passes())
-        if config.strategy != "random":  # between rounds it trains on what it has by then
-            passes += (config.round_epochs or config.epochs) * config.rounds / 2
-        return passes * images * seconds_each(train, images) + self._students_views(images)
+        return seconds_each(train, most)
 
     def _students(self) -> list[Condition]:
         """The conditions whose surrogate is trained as it is certified."""
@@ -223,6 +229,22 @@ class Durations:
         levels = len(config.eps)
         steps = levels * config.steps * seconds_each(step, len(images))
         return len(images) * (steps + (levels + 1) * seconds_each(purify, min(100, len(images))))
+
+    def _finetuning(self) -> float:
+        """Purified views of the answered images, and the passes over them."""
+        config, surrogate = self.config.surrogate, self.surrogate
+        if surrogate is None or not config.finetune_epochs or self.spec.name == NONE:
+            return 0.0
+        answered = min(self.config.ledger.training, len(self.pool))
+        views = number_of_views(answered * math.prod(self.data.image_shape), 1, config.finetune_epochs)
+        defense = self.spec.build(self.parts).to(self.device).eval()
+
+        def purify(count: int) -> None:
+            with torch.inference_mode():
+                defense(self.pool[:count].to(self.device, copy=True)).sum().item()
+
+        each = views * seconds_each(purify, min(100, answered))
+        return answered * (each + config.finetune_epochs * self._example(surrogate, answered))
 
 
 def seconds_each(run: Callable[[int], Any], most: int) -> float:

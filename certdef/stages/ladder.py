@@ -33,6 +33,7 @@ from certdef.config.purifiers import plain_name
 from certdef.stages.attack import attack_queries
 from certdef.stages.fellows import Fellows, train_fellows
 from certdef.stages.job import Job
+from certdef.stages.networks import Defended
 from certdef.stages.purifier import Purifier
 from certdef.stages.students import Students
 from certdef.tracking import metrics
@@ -125,22 +126,30 @@ def ladder_systems(config: RunConfig) -> list[str]:
 def evaluate_ladder(
     job: Job,
     target: surrogates.Target,
-    surrogate: nn.Module,
-    surrogate_stage: Stage,
+    surrogate: Defended,
     systems: dict[str, Purifier | None],
+    behind: dict[str, Defended],
     students: Students,
 ) -> Stage[LadderResult]:
-    """Evaluate each system, by name, None for no purifier; beside them the certificate under attack, of the certified surrogate.
+    """Evaluate each system, beside them the certificate under attack, of the certified surrogate.
 
     The job's own purifier is the headline: its figures are attack/<name>/accuracy.
+
+    Args:
+        job: The job.
+        target: It pays from its ledger.
+        surrogate: The one that agrees with it, from which attacks are transferred to it.
+        systems: Purifiers by name, None for no purifier.
+        behind: By the same names the surrogate that stands behind each purifier where none is missing: fine-tuned, or the same.
+        students: The surrogates that are certified.
     """
-    config, fellows = job.config, train_fellows(job, target, surrogate_stage)
+    config, fellows = job.config, train_fellows(job, target, surrogate.stage)
     evaluated = {
-        name: _evaluate_system(job, target, surrogate, surrogate_stage, fellows, name, purifier)
+        name: _evaluate_system(job, target, surrogate, fellows, behind[name], name, purifier)
         for name, purifier in systems.items()
     }
     own = systems[config.purifier]
-    certified = [surrogate_stage, *(own.stages if own else []), *students.headline_stages]
+    certified = [surrogate.stage, *(own.stages if own else []), *students.headline_stages]
     parts = [other.fingerprint for other in certified]
     fingerprints = {name: each.fingerprint for name, each in evaluated.items()}
     key = [_curve_settings(config), job.data.heldout_digest, parts, fingerprints, WORST_CASE]
@@ -155,7 +164,7 @@ def evaluate_ladder(
             }
             for name, each in evaluated.items()
         }
-        smoothed_surrogate = students.headline or surrogate
+        smoothed_surrogate = students.headline or surrogate.classifier
         curve = _smoothed(job, smoothed_surrogate, own.denoiser() if own else None, target.num_classes)
         return LadderResult(
             systems=every,
@@ -196,16 +205,17 @@ def check_ladder_budget(config: RunConfig, heldout: int) -> None:
 def _evaluate_system(
     job: Job,
     target: surrogates.Target,
-    surrogate: nn.Module,
-    surrogate_stage: Stage,
+    surrogate: Defended,
     fellows: Fellows,
+    behind: Defended,
     name: str,
     purifier: Purifier | None,
 ) -> Stage[SystemResult]:
     """One system against every attacker, as both subjects; a subject that is done is not evaluated again."""
     config = job.config.ladder
     settings = {key: value for key, value in asdict(config).items() if key not in (*CURVE, *ELSEWHERE)}
-    before = (surrogate_stage, *fellows.stages, *(purifier.stages if purifier else []))
+    before = [surrogate.stage, *fellows.stages, *(purifier.stages if purifier else [])]
+    before += [] if behind.stage is surrogate.stage else [behind.stage]
     parts = [other.fingerprint for other in before]
     key = [settings, job.data.heldout_digest, target.subject, *parts]
     stage = job.stage(f"ladder-{plain_name(name)}", SystemResult, *key)
@@ -222,11 +232,11 @@ def _evaluate_system(
         )
         systems = {
             "surrogate": (
-                System(surrogate, defense, differentiable=passes, proxies=proxies),
+                System(behind.classifier, defense, differentiable=passes, proxies=proxies),
                 config.images,
             ),
             "target": (
-                System(paid, defense, surrogate, differentiable=passes, students=fellows.models),
+                System(paid, defense, surrogate.classifier, differentiable=passes, students=fellows.models),
                 config.target_images,
             ),
         }

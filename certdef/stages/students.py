@@ -7,7 +7,7 @@ remains the attacker and the guide: what is trained to stay the same under noise
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -144,7 +144,7 @@ def _student(
     law: SigmaLaw,
 ) -> Stage[CertifiedSurrogateResult]:
     config, behind = job.config, condition.purifier if condition.denoised else None
-    key = [asdict(config.surrogate), config.ledger.training, target.subject, surrogate.fingerprint]
+    key = [config.surrogate.certified, config.ledger.training, target.subject, surrogate.fingerprint]
     key += [law.parameters, purifier.denoiser_key(law.label) if behind else "none", job.data.heldout_digest]
     name = f"student-{law.label}-{plain_name(behind or 'none')}"
     stage = job.stage(name, CertifiedSurrogateResult, *key, law == config.certify.laws[0])
@@ -205,7 +205,7 @@ def _train(
         headline=condition.headline,
         agreement_with_clean=measured[metrics.WITH_CLEAN],
         agreement_same_input=measured.get(metrics.SAME_INPUT),
-        params=asdict(config)
+        params=config.certified
         | {"loss": student.loss, "law": law.label, "purifier": condition.purifier or "none"},
         metrics=figures,
         series={metrics.LOSS.format(stage=stage.name): tuple(student.history)},

@@ -169,6 +169,7 @@ def train_surrogate(
     checkpoint: Path,
     pool: np.ndarray | None = None,
     recipe: surrogates.Recipe | None = None,
+    start: nn.Module | None = None,
 ) -> surrogates.Surrogate:
     """Distill as configured, paying from the training budget of the job's ledger.
 
@@ -182,12 +183,15 @@ def train_surrogate(
         checkpoint: File from which an interrupted training goes on.
         pool: Images that are all queried, (N, C, H, W); unset, the budget is spent on the job's pool by the strategy.
         recipe: How it is trained; unset, to agree with the target.
+        start: A trained surrogate from whose weights it goes on; unset, it starts anew.
     """
 
     def build() -> nn.Module:
         model = build_classifier(surrogate_model(job.config), job.data.image_shape, target.num_classes)
         if isinstance(model, NIMClassifier) and encoder is not None:
             model.load_state_dict(NIMClassifier(encoder, target.num_classes).cpu().state_dict())
+        if start is not None:
+            model.load_state_dict(start.state_dict())
         return model
 
     committee = [OTHER_WEIGHTS * (2 + number) + seed for number in range(config.committee)]

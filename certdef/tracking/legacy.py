@@ -33,7 +33,7 @@ NEWER = {
     "ledger": ("preflight",),
     "nim": ("tile", "keep", "finetune_epochs"),
     "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n"),
-    "surrogate": ("noise", "consistency", "entropy"),
+    "surrogate": ("noise", "consistency", "entropy", "finetune_epochs"),
     "diffusion": ("robust_diffused",),
     "ladder": ("restarts", "students"),
 }

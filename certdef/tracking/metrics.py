@@ -14,6 +14,9 @@ AGREEMENT = (
 # Of a surrogate as it is certified, under the noise of its votes and behind its denoiser: with the target's answer to the
 # clean image, and with that to the same noisy, denoised one.
 WITH_CLEAN, SAME_INPUT = "as_certified_with_clean", "as_certified"
+FINETUNED = (
+    "finetuned_with_clean"  # of the one behind the purifier, with the target's answer to the clean image
+)
 QUERIES = "{subject}/queries"
 SAMPLES_PER_IMAGE = "certify/samples_per_image"
 SECONDS_PER_IMAGE = "certify/seconds_per_image"

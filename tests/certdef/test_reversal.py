@@ -8,12 +8,16 @@ from torch import nn
 from torch.nn import functional
 
 from certdef.attacks import gradient as attacks
+from certdef.attacks.threat_ladder import System, evaluate
+from certdef.config.attacks import LadderConfig
 from certdef.config.job import DataConfig
 from certdef.data.sets import load_data
 from certdef.models import storage
 from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers import Reversal, TaskNetwork, TaskShape, Training, train_tasks
+from certdef.purifiers.base import Parts
 from certdef.purifiers.networks.tasks import TASKS, draw_views, permutations, rotate, shuffle, view
+from certdef.purifiers.reversal import PURIFIER, Proxy
 from surrogates.distillation.inference import features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -310,3 +314,36 @@ class TestReversal:
     def test_bad_settings(self, network, classifier, settings, message):
         with pytest.raises(ValueError, match=message):
             Reversal(classifier, network, **{"tasks": HEADS, "eps": 0.1} | settings)
+
+
+class TestProxy:
+    """The map that the reversal is pulled towards, whose gradient it has not."""
+
+    def test_it_is_the_mean_of_what_the_denoising_task_restores(self, network, unseen):
+        restored = [Blur()(unseen[:1] + network.shape.sigma * z) for z in network.noise]
+        with torch.inference_mode():
+            found = Proxy(network, Blur())(unseen[:3])
+        assert torch.allclose(found[:1], torch.stack(restored).mean(dim=0), atol=1e-5)
+
+    def test_an_attack_through_it_leaves_less_of_the_reversal_than_bpda(
+        self, network, classifier, unseen, data
+    ):
+        """The ladder judges its candidates by the reversal itself."""
+        images, labels = unseen[:40], torch.from_numpy(data.heldout_labels)[:40]
+        reversal = Reversal(classifier, network, ("denoising",), 0.1, steps=20, step=0.02, denoiser=Blur())
+        settings = LadderConfig(
+            eps=0.2, steps=20, eot=4, square_queries=0, decision_queries=0, resubmissions=1
+        )
+
+        system = System(classifier, reversal, differentiable=False, proxies=[Proxy(network, Blur())])
+        left = {
+            each.name: each.robust_accuracy
+            for each in evaluate(system, images, labels, settings)
+            if each.accuracy
+        }
+        assert left["proxy"] < min(left["apgd"], left["bpda_eot"])
+
+    def test_only_the_denoising_task_has_one(self, network, classifier):
+        networks = {"tasks": network, "classifier": classifier}
+        assert PURIFIER.proxy(Parts({}, networks)) is None
+        assert isinstance(PURIFIER.proxy(Parts({}, networks | {"denoiser": Blur()})), Proxy)

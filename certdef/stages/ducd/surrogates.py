@@ -7,7 +7,7 @@ under the chosen one, from the same answers.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -171,7 +171,7 @@ def _distill(
         overlap=overlap,
         queries=surrogate.queries,
         loss=surrogate.loss,
-        params=asdict(config) | {"loss": surrogate.loss, "overlap": overlap},
+        params=config.certified | {"loss": surrogate.loss, "overlap": overlap},
         metrics={metrics.QUERIES.format(subject=stage.name): surrogate.queries},
         series={metrics.LOSS.format(stage=stage.name): tuple(surrogate.history)},
     )
