@@ -20,6 +20,7 @@ from certdef.attacks.proxies import LowFrequency, learned_proxy
 from certdef.attacks.square import square
 from certdef.attacks.system import Ensemble, KnownNoise, System, draws_noise, passes_gradients
 from certdef.config.attacks import LadderConfig
+from surrogates.distillation.inference import images_at_once
 
 JUDGING = 20  # own passes by which an attacker judges a candidate
 FEWEST_CLASSES = 4  # that AutoAttack's targeted losses can work with
@@ -89,7 +90,7 @@ class Attacker:
         """Why an attack that would apply cannot be tried; empty if it can."""
         if name in ("square", "queries_large_eps", "nes") and not self.endpoint.scored:
             return "the target answers labels alone"
-        if name == "full_eot" and not self.differentiable:
+        if name in ("full_eot", "low_frequency", "autoattack") and not self.differentiable:
             return "no gradient passes through the purifier"
         if name == "autoattack" and self._classes < FEWEST_CLASSES:
             return f"its losses need {FEWEST_CLASSES} classes"
@@ -204,17 +205,12 @@ class Attacker:
         if not self.knows_weights:
             return self.found[strongest]
         found = [each for name, each in self.found.items() if name not in (*FAR, "dw_box")]
-        rows = range(0, len(self.images), 256)
+        size = images_at_once(self.images.shape[1:], 256)
+        batches = zip(*(each.split(size) for each in (self.images, self.labels, *found)), strict=True)
         with torch.no_grad():
             chosen = [
-                candidates.most_often_wrong(
-                    self.whole(),
-                    self.images[row : row + 256].to(self.device),
-                    (each[row : row + 256].to(self.device) for each in found),
-                    self.labels[row : row + 256].to(self.device),
-                    JUDGING,
-                ).cpu()
-                for row in rows
+                candidates.most_often_wrong(self.whole(), images, others, labels, JUDGING).cpu()
+                for images, labels, *others in ([part.to(self.device) for part in batch] for batch in batches)
             ]
         return torch.cat(chosen)
 
