@@ -258,7 +258,7 @@ class Attacker:
     @property
     def _classes(self) -> int:
         with torch.no_grad():
-            return self._alone(self.images[:1].to(self.device)).shape[1]
+            return self._alone(self.images[:1].to(self.device, copy=True)).shape[1]
 
     def _gradients(self, classifier: nn.Module) -> list[nn.Module]:
         """The system with its own gradient, where there is one, then with that of the identity in the purifier's place."""

@@ -41,7 +41,7 @@ EXAMPLES = {
     "pretrain": "certdef pretrain --nim.epochs 100\n  certdef pretrain --nim.weights leaves --nim.epochs 30\n  certdef pretrain --leaves FOLDER",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
     "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.path photos/",
-    "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs]",
+    "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 2000000",
     "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
     "purifiers": "certdef purifiers\n  certdef run --purifier gs",
     "report": "certdef report",

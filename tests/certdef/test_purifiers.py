@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import certdef
-from certdef.attacks.threat_ladder import draws_noise, passes_gradients
+from certdef.attacks.system import draws_noise, passes_gradients
 from certdef.cli import main
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.purifiers import own_names

@@ -341,7 +341,7 @@ class TestProxy:
             for each in evaluate(system, images, labels, settings)
             if each.accuracy
         }
-        assert left["proxy"] < min(left["apgd"], left["bpda_eot"])
+        assert left["proxy"] < left["bpda_eot"] - 0.05
 
     def test_only_the_denoising_task_has_one(self, network, classifier):
         networks = {"tasks": network, "classifier": classifier}
