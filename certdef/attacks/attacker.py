@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from certdef.attacks import apgd, candidates, gradient, query
 from certdef.attacks.endpoint import Endpoint
-from certdef.attacks.evaluation import AttackEvaluation, strongest_attack
-from certdef.attacks.gradient_masking import strongest_white_box
+from certdef.attacks.evaluation import DW_BOX, AttackEvaluation, strongest_attack
+from certdef.attacks.gradient_masking import FAR, strongest_white_box
 from certdef.attacks.nes import nes
 from certdef.attacks.proxies import LowFrequency, learned_proxy
 from certdef.attacks.square import square
@@ -24,7 +24,6 @@ from surrogates.distillation.inference import images_at_once
 
 JUDGING = 20  # own passes by which an attacker judges a candidate
 FEWEST_CLASSES = 4  # that AutoAttack's targeted losses can work with
-FAR = ("large_eps", "queries_large_eps")
 FAR_QUERIES = 1_000  # of an image, at most: far away few will do
 NOISY_SQUARE = 5  # Square has no power against noise, however many its queries: there NES has the budget, and Square a fifth
 
@@ -204,7 +203,7 @@ class Attacker:
         """Of each image the candidate that the attacker's own passes get wrong most often; of a target, the strongest attack's."""
         if not self.knows_weights:
             return self.found[strongest]
-        found = [each for name, each in self.found.items() if name not in (*FAR, "dw_box")]
+        found = [each for name, each in self.found.items() if name not in (*FAR, DW_BOX)]
         size = images_at_once(self.images.shape[1:], 256)
         batches = zip(*(each.split(size) for each in (self.images, self.labels, *found)), strict=True)
         with torch.no_grad():

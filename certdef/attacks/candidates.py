@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from certdef.attacks.gradient import forked, within
 from surrogates.distillation.inference import evaluating, images_at_once
 
+Ask = Callable[[Tensor], Tensor]  # images to logits or log-scores (N, K), one query an image
 Search = Callable[[Tensor, Tensor], Tensor]  # originals (N, C, H, W) and labels (N,) to candidates
 
 

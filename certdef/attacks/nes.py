@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from certdef.attacks.candidates import margin
+from certdef.attacks.candidates import Ask, margin
 from certdef.attacks.gradient import within
 
 PROBES = 10  # a step: antithetic pairs whose mean is followed
@@ -20,7 +20,6 @@ MOMENTUM = 0.8
 STEP = 0.25  # first step size, in units of eps; it falls to zero in a straight line
 SIZES = (0.25, 0.5, 1.0)  # of a pattern, in units of eps
 TRIALS = 8  # pairs of each size, to choose one
-Ask = Callable[[Tensor], Tensor]
 
 
 def nes(ask: Ask, images: Tensor, labels: Tensor, *, eps: float, queries: int, seed: int) -> Tensor:

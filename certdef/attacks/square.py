@@ -8,18 +8,15 @@ ever: what is compared is the mean of all its scores. And a square is no smaller
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from certdef.attacks.candidates import margin
+from certdef.attacks.candidates import Ask, margin
 from certdef.attacks.gradient import within
 
 LARGEST = 0.8  # share of the pixels of the first squares, as in the paper
 SMALLER_AFTER = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the steps; then half as large
 PROBES = 8  # squares of each size that are tried against the noise
-Ask = Callable[[Tensor], Tensor]
 
 
 def square(

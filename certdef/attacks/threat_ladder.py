@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import certify
-from certdef.attacks.attacker import FAR, FAR_QUERIES, NOISY_SQUARE, Attacker
+from certdef.attacks.attacker import FAR_QUERIES, NOISY_SQUARE, Attacker
 from certdef.attacks.evaluation import (
     DW_BOX,
     THREAT_MODELS,
@@ -21,6 +21,7 @@ from certdef.attacks.evaluation import (
     worst_case,
 )
 from certdef.attacks.gradient import forked
+from certdef.attacks.gradient_masking import FAR
 from certdef.attacks.system import System, reseed
 from certdef.config.attacks import LadderConfig
 from surrogates.distillation.inference import images_at_once
