@@ -25,6 +25,7 @@ from surrogates.distillation.inference import images_at_once
 JUDGING = 20  # own passes by which an attacker judges a candidate
 FEWEST_CLASSES = 4  # that AutoAttack's targeted losses can work with
 FAR_QUERIES = 1_000  # of an image, at most: far away few will do
+QUIET_STARTS = 5  # of APGD where no noise is drawn, and a step is one pass
 NOISY_SQUARE = 5  # Square has no power against noise, however many its queries: there NES has the budget, and Square a fifth
 
 
@@ -152,7 +153,7 @@ class Attacker:
             models, eot, restarts = [self._better_gradient(self._together)], 2 * self.few, 1
         else:  # a gradient past a purifier that has none is not worth many starts
             models, eot = self._gradients(self._together), 1
-            restarts = -(-self.settings.eot // 4) if self.differentiable else 1
+            restarts = QUIET_STARTS if self.differentiable else 1
         restarts *= self.settings.restarts
         searches = apgd.searches(models, eps=eps, steps=self.settings.steps, eot=eot, restarts=restarts)
         return self._strongest(searches, eps, seed)

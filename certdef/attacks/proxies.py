@@ -39,7 +39,7 @@ class LowFrequency(nn.Module):
 
 
 class Regressor(nn.Module):
-    """A small residual network, images (N, C, H, W) to images in [0, 1]."""
+    """A small residual network, images (N, C, H, W) to images of the same range; its convolutions compute in bfloat16."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -54,7 +54,9 @@ class Regressor(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return images + self.body(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            change = self.body(images)
+        return images + change.float()
 
 
 def learned_proxy(
@@ -73,7 +75,7 @@ def learned_proxy(
     with forked(seed, device), torch.enable_grad():
         inputs = torch.cat([_copy(images, changed, eps, number) for number in range(COPIES)])
         outputs = purified(purifier, inputs)
-        network = Regressor(images.shape[1]).to(device)
+        network = Regressor(images.shape[1]).to(device).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
         rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
         for _ in range(STEPS):

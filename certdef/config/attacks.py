@@ -34,8 +34,7 @@ class LadderConfig:
         images: Held-out images that the surrogate is attacked on (free).
         target_images: Held-out images that the target is attacked on (paid).
         steps: PGD steps.
-        restarts: Runs of APGD with each loss, each from another kind of start; where no noise is drawn a quarter of eot times
-            as many, for as many passes.
+        restarts: Runs of APGD with each loss, each from another kind of start; where no noise is drawn five times as many.
         eot: Noise draws a step, where the purifier draws noise.
         square_queries: Queries an image of Square, which needs scores; where the purifier draws noise, of NES, and a fifth as
             many of Square; 0 is off.
@@ -56,7 +55,7 @@ class LadderConfig:
     target_images: int = 20
     steps: int = 50
     restarts: int = 1
-    eot: int = 20
+    eot: int = 8
     square_queries: int = 5_000
     decision_queries: int = 500
     looks: int = 4
