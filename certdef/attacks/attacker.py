@@ -26,7 +26,8 @@ from surrogates.distillation.inference import images_at_once
 JUDGING = 20  # own passes by which an attacker judges a candidate
 FEWEST_CLASSES = 4  # that AutoAttack's targeted losses can work with
 FAR_QUERIES = 1_000  # of an image, at most: far away few will do
-QUIET_STARTS = 5  # of APGD where no noise is drawn, and a step is one pass
+QUIET_STARTS = 5  # of APGD on a bare network, where a step is one cheap pass
+PURIFIED_STARTS = 2  # behind a purifier that draws no noise: as many passes as behind one that does
 NOISY_SQUARE = 5  # Square has no power against noise, however many its queries: there NES has the budget, and Square a fifth
 
 
@@ -162,7 +163,8 @@ class Attacker:
             models, eot, restarts = [self._better_gradient(self._together)], 2 * self.few, 1
         else:  # a gradient past a purifier that has none is not worth many starts
             models, eot = self._gradients(self._together), 1
-            restarts = QUIET_STARTS if self.differentiable else 1
+            starts = QUIET_STARTS if self.system.purifier is None else PURIFIED_STARTS
+            restarts = starts if self.differentiable else 1
         restarts *= self.settings.restarts
         searches = apgd.searches(models, eps=eps, steps=self.settings.steps, eot=eot, restarts=restarts)
         return self._strongest(searches, eps, seed)

@@ -34,7 +34,8 @@ class LadderConfig:
         images: Held-out images that the surrogate is attacked on (free).
         target_images: Held-out images that the target is attacked on (paid).
         steps: PGD steps.
-        restarts: Runs of APGD with each loss, each from another kind of start; where no noise is drawn five times as many.
+        restarts: Runs of APGD with each loss, each from another kind of start; where no noise is drawn five times as
+            many on a bare network, and twice as many behind a purifier.
         eot: Noise draws a step, where the purifier draws noise.
         square_queries: Queries an image of Square, which needs scores; where the purifier draws noise, of NES, and a fifth as
             many of Square; 0 is off.
