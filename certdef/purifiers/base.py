@@ -228,7 +228,7 @@ class PurifierSpec:
         differentiable: Whether a gradient passes; unset, autograd decides.
         sees_classifier: It is given the defended classifier, as the network `classifier`.
         tuning: Settings that are chosen after training.
-        proxy: Builds a module like it, whose gradient an attacker may follow in its place; unset, its denoiser.
+        proxies: Builds modules like it, whose gradients an attacker may follow in its place; unset, its denoiser.
     """
 
     name: str
@@ -240,7 +240,7 @@ class PurifierSpec:
     differentiable: bool | None = None
     sees_classifier: bool = False
     tuning: Tuning | None = None
-    proxy: Callable[[Parts], nn.Module | None] | None = None
+    proxies: Callable[[Parts], list[nn.Module]] | None = None
 
     @property
     def title(self) -> str:

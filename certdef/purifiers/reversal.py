@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from certdef.config.job import RunConfig
 from certdef.purifiers.base import About, NetworkSpec, Parts, PurifierSpec
 from certdef.purifiers.gs import THREAT
 from certdef.purifiers.networks.tasks import HEADS, TaskNetwork, check_denoiser, required_denoiser
+
+UNROLLED = 5  # steps of the reversal as an attacker follows it
 
 
 class Reversal(nn.Module):
@@ -26,7 +29,8 @@ class Reversal(nn.Module):
     so that the result for an image depends on neither the others nor its place among them.
 
     Not differentiable from end to end: the output carries no gradient (40 sign steps have a useless one). Attack it through
-    the denoiser of its task, the map that it is pulled towards, or with BPDA, the identity in its place backwards.
+    fewer and softer steps (Unrolled), the denoiser of its task, the map that it is pulled towards (Proxy), or with BPDA,
+    the identity in its place backwards.
 
     Args:
         classifier: The frozen classifier whose features the tasks read; the one that was attacked, or alike.
@@ -102,6 +106,36 @@ class Reversal(nn.Module):
             return (images + correction).clamp(0, 1)
 
 
+class Unrolled(nn.Module):
+    """The reversal in few steps without hard signs, (N, C, H, W) -> (N, C, H, W) in [0, 1]: its gradient is of second order.
+
+    Five steps of eight times the size, each the tanh of the slope in units of its mean size.
+
+    Args:
+        reversal: What it is like.
+    """
+
+    def __init__(self, reversal: Reversal):
+        super().__init__()
+        self.reversal = reversal
+
+    def forward(self, images: Tensor) -> Tensor:
+        reversal, correction = self.reversal, self.reversal.start.expand_as(images)
+        step = reversal.step * reversal.steps / UNROLLED
+        # the fast kernels of attention have no second derivative
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            for _ in range(UNROLLED):
+                corrected = (images + correction).clamp(0, 1)
+                if not corrected.requires_grad:
+                    corrected.requires_grad_()
+                loss = reversal.self_supervised_loss(corrected).sum()
+                (slope,) = torch.autograd.grad(loss, corrected, create_graph=True)
+                size = slope.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+                correction = corrected - images - step * torch.tanh(slope / size)
+                correction = correction.clamp(-reversal.limit, reversal.limit)
+            return (images + correction).clamp(0, 1)
+
+
 class Proxy(nn.Module):
     """What the denoising task pulls an image towards, (N, C, H, W) -> (N, C, H, W) in [0, 1]: the mean of its restorations.
 
@@ -141,9 +175,11 @@ def _build(parts: Parts) -> Reversal:
     return Reversal(parts.networks["classifier"], heads, **parts.settings, denoiser=denoiser)
 
 
-def _proxy(parts: Parts) -> Proxy | None:
-    denoiser = parts.networks.get("denoiser")
-    return Proxy(parts.network("tasks", TaskNetwork), denoiser) if denoiser is not None else None
+def _proxies(parts: Parts) -> list[nn.Module]:
+    unrolled, denoiser = Unrolled(_build(parts)), parts.networks.get("denoiser")
+    if denoiser is None:
+        return [unrolled]
+    return [unrolled, Proxy(parts.network("tasks", TaskNetwork), denoiser)]
 
 
 PURIFIER = PurifierSpec(
@@ -159,5 +195,5 @@ PURIFIER = PurifierSpec(
     networks=_networks,
     differentiable=False,
     sees_classifier=True,
-    proxy=_proxy,
+    proxies=_proxies,
 )

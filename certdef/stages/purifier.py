@@ -108,8 +108,10 @@ class Purifier:
     def proxies(self) -> list[nn.Module]:
         """Modules whose gradients an attacker may follow in the place of the purifier's."""
         parts = Parts(self.settings, self.networks())
-        proxy = self.spec.proxy(parts) if self.spec.proxy else self.denoiser()
-        return [] if proxy is None else [proxy]
+        if self.spec.proxies is not None:
+            return self.spec.proxies(parts)
+        denoiser = self.denoiser()
+        return [] if denoiser is None else [denoiser]
 
     def denoiser_key(self, law: str | None = None) -> str:
         """Identifies what stands between the noise and the classifier under a law, and nothing else."""

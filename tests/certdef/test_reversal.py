@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 
@@ -17,7 +18,7 @@ from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers import Reversal, TaskNetwork, TaskShape, Training, train_tasks
 from certdef.purifiers.base import Parts
 from certdef.purifiers.networks.tasks import TASKS, draw_views, permutations, rotate, shuffle, view
-from certdef.purifiers.reversal import PURIFIER, Proxy
+from certdef.purifiers.reversal import PURIFIER, Proxy, Unrolled
 from surrogates.distillation.inference import features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -343,7 +344,30 @@ class TestProxy:
         }
         assert left["proxy"] < left["bpda_eot"] - 0.05
 
-    def test_only_the_denoising_task_has_one(self, network, classifier):
-        networks = {"tasks": network, "classifier": classifier}
-        assert PURIFIER.proxy(Parts({}, networks)) is None
-        assert isinstance(PURIFIER.proxy(Parts({}, networks | {"denoiser": Blur()})), Proxy)
+    def test_what_an_attacker_follows_in_its_place(self, network, classifier):
+        parts = Parts({"tasks": HEADS, "eps": 0.1}, {"tasks": network, "classifier": classifier})
+        assert [type(each) for each in PURIFIER.proxies(parts)] == [Unrolled]
+        networks = {**parts.networks, "denoiser": Blur()}
+        found = PURIFIER.proxies(Parts({"tasks": ("denoising",), "eps": 0.1}, networks))
+        assert [type(each) for each in found] == [Unrolled, Proxy]
+
+    def test_the_unrolled_reversal_is_like_it_and_has_a_gradient(self, network, classifier, unseen):
+        reversal = Reversal(classifier, network, HEADS, 0.05, steps=20, step=0.01)
+        images, unrolled = unseen[:8], Unrolled(reversal)
+        with torch.no_grad():
+            purified, alike = reversal(images), unrolled(images)
+            far, near = (
+                reversal.self_supervised_loss(each).mean() for each in (images + reversal.start, alike)
+            )
+        assert near < far
+        moved = images + reversal.start
+        cosine = torch.nn.functional.cosine_similarity
+        assert cosine((alike - moved).flatten(1), (purified - moved).flatten(1)).median() > 0.5
+        # by central differences so close that no ReLU switches between
+        double = copy.deepcopy(unrolled).double()
+        at, way = images.double().requires_grad_(), torch.randn_like(images).double()
+        weights = torch.randn_like(way)
+        (slope,) = torch.autograd.grad((double(at) * weights).sum(), at)
+        with torch.no_grad():
+            ahead, behind = ((double(at + sign * 1e-9 * way) * weights).sum() for sign in (1, -1))
+        assert (slope * way).sum() == pytest.approx((ahead - behind).item() / 2e-9, rel=1e-2)
