@@ -20,7 +20,6 @@ from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
 
-
 # Columns of the table of certificates.
 CERTIFICATE = (
     "condition",
