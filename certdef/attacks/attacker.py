@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from certdef.attacks import apgd, candidates, gradient, query
 from certdef.attacks.endpoint import Endpoint
 from certdef.attacks.evaluation import DW_BOX, AttackEvaluation, strongest_attack
+from certdef.attacks.gradient import forked
 from certdef.attacks.gradient_masking import FAR, strongest_white_box
 from certdef.attacks.nes import nes
 from certdef.attacks.proxies import LowFrequency, learned_proxy
@@ -30,8 +31,10 @@ NOISY_SQUARE = 5  # Square has no power against noise, however many its queries:
 
 
 class Attacker:
-    """Attacks one system. `found` holds the adversarial images (N, C, H, W) of every attack so far, by its name; `evaluations`
+    """Attacks one system. `found` holds the adversarial images (M, C, H, W) of every attack so far, by its name; `evaluations`
     what they left, which whoever evaluates them writes down.
+
+    An image that passes of the attacker's own always get wrong is not attacked: he submits it as it is. M are attacked.
 
     Args:
         system: What is attacked.
@@ -44,7 +47,7 @@ class Attacker:
     def __init__(
         self, system: System, images: Tensor, labels: Tensor, settings: LadderConfig, device: torch.device
     ):
-        self.system, self.images, self.labels, self.settings = system, images, labels, settings
+        self.system, self.settings = system, settings
         for part in system.modules:
             part.to(device).eval()
         self.device, purifier = device, system.purifier
@@ -59,6 +62,9 @@ class Attacker:
         self.evaluations: list[AttackEvaluation] = []
         self.eot = settings.eot if self.noisy else 1
         self.few = -(-settings.eot // 4) if self.noisy else 1  # passes of a step that many others follow
+        self.every_image, self.every_label = images, labels
+        self.attacked = self._ever_right()  # (N,)
+        self.images, self.labels = images[self.attacked], labels[self.attacked]
 
     @property
     def knows_weights(self) -> bool:
@@ -114,18 +120,21 @@ class Attacker:
             "low_frequency": self._low_frequency,
             "proxy": self._proxy,
             "apgd": self._apgd,
-            "dw_box": self._known_noise,
         }
-        if name in attacks:
-            found = attacks[name](eps, seed)
-        elif name.endswith("clean"):
+        if name == DW_BOX:  # every image, in the batches whose noise he knows
+            return self._known_noise(eps, seed)
+        if name.endswith("clean") or not len(self.images):
             found = self.images
+        elif name in attacks:
+            found = attacks[name](eps, seed)
         elif name == "resubmission":
             found = self._to_submit_again(strongest_attack(self.evaluations).name)
         else:
             found = self._pgd(name, eps, seed)
         self.found[name] = found
-        return found
+        adversarial = self.every_image.clone()
+        adversarial[self.attacked] = found
+        return adversarial
 
     def whole(self, seed: int | None = None) -> nn.Module:
         """The system as the attacker has it, to ask it without a query; with a seed, under noise that he knows."""
@@ -178,8 +187,8 @@ class Attacker:
     def _known_noise(self, eps: float, seed: int) -> Tensor:
         known = KnownNoise(self._better_gradient(self._alone), seed)
         searches = apgd.searches([known], eps=eps, steps=self.settings.steps)
-        system = self.whole(seed)
-        return candidates.strongest(searches, system, self.images, self.labels, eps=eps, seed=seed)
+        images, labels = self.every_image, self.every_label
+        return candidates.strongest(searches, self.whole(seed), images, labels, eps=eps, seed=seed)
 
     def _auto_attack(self, eps: float, seed: int) -> Tensor:
         return gradient.auto_attack(
@@ -204,7 +213,7 @@ class Attacker:
         """Of each image the candidate that the attacker's own passes get wrong most often; of a target, the strongest attack's."""
         if not self.knows_weights:
             return self.found[strongest]
-        found = [each for name, each in self.found.items() if name not in (*FAR, DW_BOX)]
+        found = [each for name, each in self.found.items() if name not in FAR]
         size = images_at_once(self.images.shape[1:], 256)
         batches = zip(*(each.split(size) for each in (self.images, self.labels, *found)), strict=True)
         with torch.no_grad():
@@ -242,6 +251,22 @@ class Attacker:
 
     # --- what an attacker has -------------------------------------------------------------------------------
 
+    def _ever_right(self) -> Tensor:
+        """Which images (N,) a pass of his own gets right; all of a target's, where he has none."""
+        images, labels = self.every_image, self.every_label
+        if not self.knows_weights:
+            return torch.ones(len(images), dtype=torch.bool)
+        passes, system = JUDGING if self.noisy else 1, self.whole()
+        batches = [each.split(images_at_once(images.shape[1:], 256)) for each in (images, labels)]
+        with forked(0, self.device):
+            return torch.cat(
+                [
+                    candidates.wrong(system, shown.to(self.device), truth.to(self.device), passes).cpu()
+                    < passes
+                    for shown, truth in zip(*batches, strict=True)
+                ]
+            )
+
     @property
     def _alone(self) -> nn.Module:
         """The classifier, or the surrogate that stands for it."""
@@ -258,7 +283,7 @@ class Attacker:
     @property
     def _classes(self) -> int:
         with torch.no_grad():
-            return self._alone(self.images[:1].to(self.device, copy=True)).shape[1]
+            return self._alone(self.every_image[:1].to(self.device, copy=True)).shape[1]
 
     def _gradients(self, classifier: nn.Module) -> list[nn.Module]:
         """The system with its own gradient, where there is one, then with that of the identity in the purifier's place."""

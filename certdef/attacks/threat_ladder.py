@@ -121,7 +121,7 @@ def _right_each_time(attacker: Attacker, images: Tensor, submissions: int) -> tu
     """Which images are right in every one of so many submissions."""
     right = torch.ones(len(images), dtype=torch.bool)
     for _ in range(submissions):
-        right &= attacker.endpoint.query(images, repeats=1)[0] == attacker.labels
+        right &= attacker.endpoint.query(images, repeats=1)[0] == attacker.every_label
     return tuple(right.tolist())
 
 
@@ -130,4 +130,4 @@ def _right_under_known_noise(attacker: Attacker, images: Tensor, seed: int) -> t
     """Which images are right under the noise that the attacker knew: in the batches that he saw it in."""
     system, size = attacker.whole(seed), images_at_once(images.shape[1:], 256)
     answers = [system(batch.to(attacker.device)).argmax(1).cpu() for batch in images.split(size)]
-    return tuple((torch.cat(answers) == attacker.labels).tolist())
+    return tuple((torch.cat(answers) == attacker.every_label).tolist())

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from certdef.attacks import gradient, threat_ladder
+from certdef.attacks.attacker import Attacker
 from certdef.attacks.evaluation import single_attacks
 from certdef.attacks.proxies import LowFrequency, learned_proxy
 from certdef.attacks.system import Ensemble, KnownNoise, System
@@ -22,6 +23,26 @@ FEW = replace(SETTINGS, square_queries=0, decision_queries=0)
 def victim():
     model, images, labels = digits_mlp()
     return model, images[:40], labels[:40]
+
+
+def test_what_is_always_wrong_is_submitted_as_it_is(victim):
+    model, images, labels = victim
+    with torch.no_grad():
+        right = model(images).argmax(1) == labels
+    wrongly = (labels + 1) % 10  # the first ten have another label than the answer
+    labels = torch.where(torch.arange(40) < 10, torch.where(right, wrongly, labels), labels)
+    few = replace(FEW, steps=3)
+    for system in (System(model), System(model, Noise(0.02))):
+        attacker = Attacker(system, images, labels, few, torch.device("cpu"))
+        assert attacker.attacked.sum() == right[10:].sum()
+        for name in ("full_eot", "apgd"):
+            adversarial = attacker.attack(name, 0.2, 0)
+            moved = (adversarial != images).flatten(1).any(dim=1)
+            assert not moved[~attacker.attacked].any()
+            assert moved[attacker.attacked].float().mean() > 0.9
+    nothing = threat_ladder.evaluate(System(model), images[:5], labels[:5], few)
+    assert nothing[-1].robust_accuracy == 0
+    assert all(each.gradients == 0 for each in nothing)
 
 
 class Negative(nn.Module):
