@@ -376,12 +376,15 @@ def _summary(job: Job, done: list[Stage]) -> Summary:
         job.ledger.canaries.finish()  # nothing is reported of a target that has changed
     bill = job.ledger.bill()
     job.tracker.log_bill(bill)
-    return Summary(
+    summary = Summary(
         {stage.name: stage for stage in done},
         job.config.workspace,
         tracking_uri=without_password(job.tracker.uri),
         run_id=job.tracker.run_id,
+        run_page=job.tracker.run_page,
         bill=bill,
         ledger=Path(job.ledger.path),
         in_words=partial(headline, job.config),
     )
+    job.tracker.describe(str(summary))
+    return summary

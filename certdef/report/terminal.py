@@ -64,7 +64,8 @@ def headline(config: RunConfig, summary: Summary) -> str:
     if summary.report:
         lines.append(f"report      {summary.report}")
     mlflow = "mlflow" if shutil.which("mlflow") else Path(sys.executable).with_name("mlflow")
-    lines.append(f"runs        {mlflow} ui --backend-store-uri {summary.tracking_uri}")
+    start = f"{mlflow} ui --backend-store-uri {summary.tracking_uri}"
+    lines.append(f"runs        {summary.run_page or start}")
     return "\n".join(lines)
 
 

@@ -20,6 +20,20 @@ from certdef.tracking import metrics
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
 
+# Columns of the table of certificates.
+CERTIFICATE = (
+    "condition",
+    "subject",
+    "law",
+    "denoised",
+    "idx",
+    "label",
+    "predict",
+    "correct",
+    "p_lower",
+    "radius",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyResult(StageResult):
@@ -34,6 +48,18 @@ class CertifyResult(StageResult):
     curves: dict[str, CertifiedCurve]
     radii: tuple[float, ...]
     chosen: dict[str, SigmaLaw] = field(default_factory=dict)
+
+    def tables(self, folder: Path) -> dict[str, dict[str, list[Any]]]:
+        """Every certificate, a row an image and condition; radii in [0,1] pixel units."""
+        columns: dict[str, list[Any]] = {name: [] for name in CERTIFICATE}
+        for key, curve in self.curves.items():
+            records = certify.read_records(folder / "records" / f"{key}.jsonl")
+            assert records.p_lower is not None  # a .jsonl keeps it
+            same = {"condition": key, "subject": curve.subject, "law": curve.law, "denoised": curve.denoised}
+            for name in CERTIFICATE:
+                each = [same[name]] * len(records) if name in same else getattr(records, name).tolist()
+                columns[name] += each
+        return {"certificates.json": columns} if columns["idx"] else {}
 
 
 def certify_subjects(

@@ -20,6 +20,7 @@ class Summary:
     report: Path | None = None
     tracking_uri: str = ""
     run_id: str = ""
+    run_page: str = ""
     bill: surrogates.Bill | None = None
     ledger: Path | None = None
     purified: dict[str, Any] = field(default_factory=dict)

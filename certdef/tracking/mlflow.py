@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,8 @@ from surrogates import Bill
 LOCAL_STORE = Path("mlruns")
 ACTIVE_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
 PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+TABLES = "mlflow.loggedArtifacts"
 PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
 MOST_METRICS = 1000  # in one request
 LONGEST_PARAM = 6000
@@ -143,13 +146,27 @@ class Tracker:
         """The parent run."""
         return self._runs["job"]
 
+    @property
+    def run_page(self) -> str:
+        """Address of the parent run's page; empty where no server is asked, and pages need one to be started."""
+        if self.uri.startswith(PLAIN_URIS):
+            from mlflow.utils.databricks_utils import get_databricks_run_url
+
+            return get_databricks_run_url(self.uri, self.run_id) or ""
+        if not server_watch.is_server(self.uri):
+            return ""
+        experiment = self.mlflow.MlflowClient(self.uri).get_run(self.run_id).info.experiment_id
+        return f"{without_password(self.uri).rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+
     @contextmanager
     def job(self, data: Splits) -> Iterator[None]:
         """The parent run: configuration, data set, and whatever the stages add."""
-        purifier = "" if self.config.purifier == RunConfig.purifier else f", {self.config.purifier}"
+        config = self.config
+        purifier = "" if config.purifier == RunConfig.purifier else f", {config.purifier}"
         elsewhere = self.uri != self.callers_uri  # then an active run of the caller's is in another store
-        run = self._run("job", self.config.name + purifier, alone=elsewhere)
-        with server_watch.watched(self.uri, self.config.workspace), run:
+        run = self._run("job", f"{config.name}{purifier}, seed {config.seed}", alone=elsewhere)
+        with server_watch.watched(self.uri, config.workspace), run:
+            self.mlflow.set_tags(_tags(config))
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")
             images = self.mlflow.data.from_numpy
@@ -183,6 +200,10 @@ class Tracker:
         budget = {metrics.BUDGET.format(purpose=name): charge.budget for name, charge in charges.items()}
         self.mlflow.log_metrics(spent | budget)
 
+    def describe(self, summary: str) -> None:
+        """The summary of the job as the description of the parent run, which MLflow shows above all else."""
+        self.mlflow.set_tag(NOTE, f"```text\n{summary}\n```")
+
     def log_files(self, *paths: Path) -> None:
         """Files on the parent run."""
         for path in paths:
@@ -197,6 +218,10 @@ class Tracker:
             for path in sorted(folder.glob(pattern)):
                 where = str(path.parent.relative_to(folder))
                 self.mlflow.log_artifact(str(path), None if where == "." else where)
+        run = self.mlflow.active_run()
+        for name, columns in result.tables(folder).items():
+            if name not in run.data.tags.get(TABLES, ""):  # logged again, it would be appended to itself
+                self.mlflow.log_table(columns, name)
 
     def _log_points(self, points: Mapping[str, Sequence[tuple[int, float]]]) -> None:
         """Metrics with a value a step, many in one request."""
@@ -238,6 +263,19 @@ class Tracker:
 
     def _finished(self, key: str) -> bool:
         return key in self._runs and self.mlflow.get_run(self._runs[key]).info.status == "FINISHED"
+
+
+def _tags(config: RunConfig) -> dict[str, str]:
+    """By which a job is found among others."""
+    tags = {
+        "target": without_password(config.target.uri or config.name),
+        "purifier": config.purifier,
+        "law": config.headline_law,
+        "seed": config.seed,
+        "preset": config.preset,
+        "version": version("certdef"),
+    }
+    return {f"certdef.{name}": str(value) for name, value in tags.items()}
 
 
 def _params(values: Mapping[str, Any]) -> dict[str, str]:

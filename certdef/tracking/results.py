@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import certify
@@ -44,6 +45,14 @@ class StageResult:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON has them; those that are None are left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def tables(self, folder: Path) -> dict[str, dict[str, list[Any]]]:
+        """Tables for MLflow by file name: columns by their names. Most results have none.
+
+        Args:
+            folder: Of the stage.
+        """
+        return {}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:

@@ -234,7 +234,10 @@ def test_every_purifier_stands_in_front_of_a_whole_job(name, migrated_store, fol
     page = summary.report.read_text()
     assert f"target behind {name}" in page or f"<dt>{name}</dt>" in page
     assert "De³" not in page
-    assert mlflow.MlflowClient(config.tracking.uri).get_run(summary.run_id).info.run_name == f"digits, {name}"
+    assert (
+        mlflow.MlflowClient(config.tracking.uri).get_run(summary.run_id).info.run_name
+        == f"digits, {name}, seed 0"
+    )
     # The purifier is a model of its own in MLflow: the one that the attack met.
     images = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
     mlflow.set_tracking_uri(config.tracking.uri)

@@ -9,9 +9,11 @@ import pytest
 import certify
 from certdef.config.job import ConfigError
 from certdef.config.load import load_config
+from certdef.tracking.callers_session import given_back
 from certdef.tracking.mlflow import check_store, tracking_uri
 
 STUDENTS = {f"student-{law}-{purifier}" for law in ("nim", "wide") for purifier in ("de3", "none")}
+PARENT = "digits, seed 0"
 STAGES = {"target", "surrogate", "nim", "nim-wide", "purifier-de3", "certify", "attack", "served"} | STUDENTS
 
 
@@ -24,7 +26,7 @@ def client(tiny_job):
 
 @pytest.fixture(scope="module")
 def runs(tiny_job, client):
-    """Every run of the job by name; the parent is `digits`."""
+    """Every run of the job by name; the parent has the seed in its name."""
     experiment = client.get_experiment_by_name("certdef")
     own = tiny_job[1].run_id
     every = client.search_runs([experiment.experiment_id])
@@ -34,15 +36,15 @@ def runs(tiny_job, client):
 
 
 def test_one_parent_and_a_child_for_each_stage(tiny_job, runs):
-    assert set(runs) == {"digits"} | STAGES
-    parent = runs["digits"].info.run_id
+    assert set(runs) == {PARENT} | STAGES
+    parent = runs[PARENT].info.run_id
     assert parent == tiny_job[1].run_id
     assert all(runs[name].data.tags["mlflow.parentRunId"] == parent for name in STAGES)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
 def test_metric_names(runs, tiny_job):
-    metrics = runs["digits"].data.metrics
+    metrics = runs[PARENT].data.metrics
     expected = {
         "target/clean_accuracy",
         "target/certified_accuracy_at_0.25",
@@ -72,7 +74,7 @@ def test_parameters_data_sets_and_configuration(runs, tiny_job, client):
     import mlflow
 
     config, *_ = tiny_job
-    parent = runs["digits"]
+    parent = runs[PARENT]
     assert parent.data.params["certify.n"] == str(config.certify.n)
     assert parent.data.params["surrogate.model"] == config.surrogate.model
     assert {entry.dataset.name for entry in parent.inputs.dataset_inputs} == {
@@ -105,7 +107,40 @@ def test_records_curves_and_report(runs, client):
         "certified_accuracy_target.png",
         "certified_accuracy_surrogate.png",
     } <= pictures
-    assert "report.html" in {item.path for item in client.list_artifacts(runs["digits"].info.run_id)}
+    assert "report.html" in {item.path for item in client.list_artifacts(runs[PARENT].info.run_id)}
+
+
+def test_a_table_of_every_certificate(tiny_job, runs):
+    import mlflow
+
+    config, summary, *_ = tiny_job
+    with given_back():
+        mlflow.set_tracking_uri(config.tracking.uri)
+        mlflow.set_experiment(config.tracking.experiment)
+        table = mlflow.load_table("certificates.json", run_ids=[runs["certify"].info.run_id])
+    curves = summary.stages["certify"].result.curves
+    assert len(table) == sum(curve.images for curve in curves.values())
+    for key, curve in curves.items():
+        rows = table[table.condition == key]
+        assert (rows.subject.unique() == [curve.subject]).all()
+        certified = rows.correct & (rows.radius >= 0.25)
+        assert certified.mean() == curve.accuracy[config.certify.radii.index(0.25)].value
+        records = certify.read_records(summary.stages["certify"].path / "records" / f"{key}.jsonl")
+        assert rows.radius.tolist() == records.radius.tolist()
+
+
+def test_a_job_is_found_by_its_tags_and_says_what_it_found(tiny_job, runs):
+    config, summary, *_ = tiny_job
+    tags = runs[PARENT].data.tags
+    assert {name: tags[f"certdef.{name}"] for name in ("target", "purifier", "law", "seed")} == {
+        "target": "digits",
+        "purifier": config.purifier,
+        "law": config.headline_law,
+        "seed": "0",
+    }
+    found = [line for line in str(summary).splitlines() if line.startswith(("certified", "queries"))]
+    assert found
+    assert all(line in tags["mlflow.note.content"] for line in found)
 
 
 def test_records_hold_the_votes_and_how_they_were_drawn(tiny_job, runs):

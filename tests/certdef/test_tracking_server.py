@@ -135,7 +135,7 @@ def test_a_server_that_goes_away_during_a_job_costs_seconds_and_no_result(
     def job(compute: Callable[[], StageResult]) -> Any:
         with open_job(config, progress=False) as opened:
             stage = opened.stage("demo", StageResult, 1)
-            return opened.run(stage, compute), opened.tracker
+            return opened.run(stage, compute), opened.tracker, opened.tracker.run_page
 
     with mlflow_tracking_server(tmp_path, port) as send:
 
@@ -160,6 +160,8 @@ def test_a_server_that_goes_away_during_a_job_costs_seconds_and_no_result(
     assert stopped - went[0] < 120 * share
     assert server_watch.RETRIES not in os.environ
     with mlflow_tracking_server(tmp_path, port):
-        stage, tracker = job(lambda: pytest.fail("computed again"))
+        stage, tracker, page = job(lambda: pytest.fail("computed again"))
         assert stage.reused
-        assert tracker.mlflow.MlflowClient(tracker.uri).get_run(tracker.run_id).data.metrics["figure"] == 4.0
+        run = tracker.mlflow.MlflowClient(tracker.uri).get_run(tracker.run_id)
+        assert run.data.metrics["figure"] == 4.0
+        assert page == f"{tracker.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
