@@ -240,6 +240,29 @@ class Tracker:
         return key in self._runs and self.mlflow.get_run(self._runs[key]).info.status == "FINISHED"
 
 
+class Untracked(Tracker):
+    """The tracker of a shard: it connects, for targets that MLflow keeps, and logs nothing. The run is that of the merge."""
+
+    @property
+    def run_id(self) -> str:
+        return ""
+
+    @contextmanager
+    def job(self, data: Splits) -> Iterator[None]:
+        with server_watch.watched(self.uri, self.config.workspace):
+            yield
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        yield
+
+    def log_bill(self, bill: Bill) -> None:
+        pass
+
+    def log_files(self, *paths: Path) -> None:
+        pass
+
+
 def _params(values: Mapping[str, Any]) -> dict[str, str]:
     """Parameters as MLflow takes them: texts of limited length."""
     return {key: str(value)[:LONGEST_PARAM] for key, value in values.items()}
