@@ -22,7 +22,8 @@ PAGE = (ROOT / "docs" / "many-machines.md").read_text()
 def commands(text: str) -> list[list[str]]:
     """Every certdef command line in a text, continued lines joined."""
     joined = re.sub(r"\\\n\s*", " ", text)
-    found = re.findall(r"certdef ((?:%s) [^\n#)]*)" % "|".join([*JOBS, *OTHERS]), joined)
+    verbs = "|".join([*JOBS, *OTHERS])
+    found = re.findall(rf"certdef ((?:{verbs}) [^\n#)]*)", joined)
     return [re.split(r"[\s\"'`]+", line.strip()) for line in found]
 
 
@@ -35,7 +36,10 @@ def check_options(verb: str, words: list[str]) -> None:
 
 
 def jobs() -> dict[str, dict]:
-    return {name: yaml.safe_load((KUBERNETES / f"{name}.yaml").read_text()) for name in ("prepare", "shards", "merge")}
+    return {
+        name: yaml.safe_load((KUBERNETES / f"{name}.yaml").read_text())
+        for name in ("prepare", "shards", "merge")
+    }
 
 
 def container(job: dict) -> dict:
@@ -101,7 +105,9 @@ def test_the_image_is_slim_and_names_no_registry():
 
 def test_every_file_that_the_image_copies_is_there_and_not_ignored():
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    sources = [name for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]]
+    sources = [
+        name for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]
+    ]
     assert {"certdef", "certify", "surrogates", "setup.cfg"} <= {*sources}
     assert {*sources} == {*kept}
     assert all((ROOT / name).exists() for name in sources)

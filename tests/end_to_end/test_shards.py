@@ -155,7 +155,15 @@ def test_shares_of_the_bill_hold(forks, prepared, tmp_path):
     # Another seed is another experiment, whose votes nobody has paid for: the share is used up.
     code, output = forks.run(
         folder,
-        ["certify", "--shard", "3/3", f"--ledger.certification={votes}", "--certify.n0=101", "--certify.n=599", *OPTIONS],
+        [
+            "certify",
+            "--shard",
+            "3/3",
+            f"--ledger.certification={votes}",
+            "--certify.n0=101",
+            "--certify.n=599",
+            *OPTIONS,
+        ],
     )
     assert code == 2, output
     assert "shard 3/3 has spent its share of the budgets" in output
@@ -163,7 +171,9 @@ def test_shares_of_the_bill_hold(forks, prepared, tmp_path):
 
 STEPS = {
     "kubernetes": lambda number: (
-        yaml.safe_load((ROOT / "deploy/kubernetes/shards.yaml").read_text())["spec"]["template"]["spec"]["containers"][0],
+        yaml.safe_load((ROOT / "deploy/kubernetes/shards.yaml").read_text())["spec"]["template"]["spec"][
+            "containers"
+        ][0],
         {"JOB_COMPLETION_INDEX": str(number - 1), "SHARDS": "3"},
     ),
     "slurm": lambda number: (
@@ -184,14 +194,22 @@ def test_the_commands_of_the_manifests_as_three_processes(cluster, forks, prepar
     processes = []
     for number in (1, 2, 3):
         container, environment = STEPS[cluster](number)
-        command = [each.replace("/job/job.yaml", "job.yaml") for each in (*container["command"], *container["args"])]
-        processes.append(subprocess.Popen(command, cwd=folder, env=everywhere | environment, stderr=subprocess.PIPE))
+        command = [
+            each.replace("/job/job.yaml", "job.yaml") for each in (*container["command"], *container["args"])
+        ]
+        processes.append(
+            subprocess.Popen(command, cwd=folder, env=everywhere | environment, stderr=subprocess.PIPE)
+        )
     for process in processes:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said.decode()
     job = yaml.safe_load((ROOT / "deploy/kubernetes/merge.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     subprocess.run(
-        [*container["command"], *container["args"]], cwd=folder, env=everywhere | {"SHARDS": "3"}, check=True, timeout=300
+        [*container["command"], *container["args"]],
+        cwd=folder,
+        env=everywhere | {"SHARDS": "3"},
+        check=True,
+        timeout=300,
     )
     same(folder, whole)
