@@ -68,7 +68,9 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, verbs)}: certdef --help lists them")
     if verb in ("ledger", "purifiers"):  # of no job: without its options
         return _ledger(arguments) if verb == "ledger" else _purifiers(arguments)
-    folders, arguments = with_shards(arguments) if verb == "merge" else ([], arguments)
+    folders: list[str] = []
+    if verb == "merge":
+        folders, arguments = with_shards(arguments)
     arguments = with_ladder(arguments)
     parser = build_parser(verb, preset_of(arguments))
     if wants_help(arguments):

@@ -6,12 +6,13 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
+import surrogates
 from certdef import stages
 from certdef.config import own_target
 from certdef.config.checks import failures
@@ -81,7 +82,7 @@ def open_job(
             tracker = (Untracked if shard else Tracker)(config, callers_uri)
             legacy = Legacy(config, found.device.type, tracking_uri(config))
             path = stages.ledger_file(config, found.data, legacy)
-            opened = (
+            opened: AbstractContextManager[surrogates.QueryLedger] = (
                 stages.shard_ledger(config, path, shard, len(found.data.heldout_images))
                 if shard
                 else stages.open_ledger(config, path)
