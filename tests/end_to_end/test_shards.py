@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from certdef.tracking.checked_json import read_json
 from surrogates.ledger.reader import read_statement
 from tests.end_to_end.forks import Forks
 
+ROOT = Path(__file__).parents[2]
 SIZES = {
     "purifier": "gs",  # nothing to train, votes that are not all the same
     "threads": 1,
@@ -121,4 +124,92 @@ def test_three_shards_are_one_process_also_where_one_was_killed(forks, prepared,
     same(folder, whole)
     again = merged(forks, folder)
     assert "reused      every stage was done before" in again
+    same(folder, whole)
+
+
+@pytest.mark.slow
+def test_shards_on_machines_of_their_own_and_another_division(forks, prepared, whole, tmp_path):
+    """Each in a copy of the prepared folder; their folders are brought back for the merge."""
+    here = copy_of(prepared, tmp_path / "here")
+    for number in (1, 2):
+        there = copy_of(prepared, tmp_path / f"machine-{number}")
+        run(forks, there, "certify", "--shard", f"{number}/2")
+        name = f"runs/digits/shards/{number}-of-2"
+        shutil.copytree(there / name, here / name)
+    merged(forks, here, of=2)
+    same(here, whole)
+
+
+@pytest.mark.slow
+def test_shares_of_the_bill_hold(forks, prepared, tmp_path):
+    """A shard that would pass its share stops, names it, and goes on with a larger budget; all shares are one budget."""
+    folder = copy_of(prepared, tmp_path / "job")
+    votes = 3 * 5 * 700
+    run(forks, folder, "certify", "--shard", "1/3", f"--ledger.certification={votes}")
+    budgets = {}
+    for number in (1, 2, 3):
+        output = run(forks, folder, "certify", "--shard", f"{number}/3", f"--ledger.certification={votes}")
+        (line,) = (line for line in output.splitlines() if line.startswith("queries"))
+        budgets[number] = line.split("certification ")[1].split(" (")[0].split(",  ")[0]
+    assert budgets == {1: "4,200 of 4,200", 2: "4,200 of 4,200", 3: "2,100 of 2,100"}
+    # Another seed is another experiment, whose votes nobody has paid for: the share is used up.
+    code, output = forks.run(
+        folder,
+        [
+            "certify",
+            "--shard",
+            "3/3",
+            f"--ledger.certification={votes}",
+            "--certify.n0=101",
+            "--certify.n=599",
+            *OPTIONS,
+        ],
+    )
+    assert code == 2, output
+    assert "shard 3/3 has spent its share of the budgets" in output
+
+
+STEPS = {
+    "kubernetes": lambda number: (
+        yaml.safe_load((ROOT / "deploy/kubernetes/shards.yaml").read_text())["spec"]["template"]["spec"][
+            "containers"
+        ][0],
+        {"JOB_COMPLETION_INDEX": str(number - 1), "SHARDS": "3"},
+    ),
+    "slurm": lambda number: (
+        {"command": ["bash", str(ROOT / "deploy/slurm/shards.sh"), "--config", "/job/job.yaml"], "args": []},
+        {"SLURM_ARRAY_TASK_ID": str(number), "SHARDS": "3"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cluster", [pytest.param("kubernetes", marks=pytest.mark.acceptance), pytest.param("slurm")]
+)
+def test_the_commands_of_the_manifests_as_three_processes(cluster, forks, prepared, whole, tmp_path):
+    folder = copy_of(prepared, tmp_path / "job")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    everywhere = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for number in (1, 2, 3):
+        container, environment = STEPS[cluster](number)
+        command = [
+            each.replace("/job/job.yaml", "job.yaml") for each in (*container["command"], *container["args"])
+        ]
+        processes.append(
+            subprocess.Popen(command, cwd=folder, env=everywhere | environment, stderr=subprocess.PIPE)
+        )
+    for process in processes:
+        _, said = process.communicate(timeout=900)
+        assert process.returncode == 0, said.decode()
+    job = yaml.safe_load((ROOT / "deploy/kubernetes/merge.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    subprocess.run(
+        [*container["command"], *container["args"]],
+        cwd=folder,
+        env=everywhere | {"SHARDS": "3"},
+        check=True,
+        timeout=900,
+    )
     same(folder, whole)
