@@ -17,6 +17,7 @@ _HOME = {
     "pretrain": "certdef.pipeline",
     "distill": "certdef.pipeline",
     "certify": "certdef.pipeline",
+    "merge": "certdef.pipeline",
     "attack": "certdef.pipeline",
     "purify": "certdef.pipeline",
     "report": "certdef.pipeline",

@@ -30,6 +30,7 @@ from certdef.config.verbs import (
     own_options,
     wants_help,
     with_ladder,
+    with_shards,
 )
 from certdef.report.unused_options import UnusedOption, unused_options
 
@@ -67,6 +68,9 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, verbs)}: certdef --help lists them")
     if verb in ("ledger", "purifiers"):  # of no job: without its options
         return _ledger(arguments) if verb == "ledger" else _purifiers(arguments)
+    folders: list[str] = []
+    if verb == "merge":
+        folders, arguments = with_shards(arguments)
     arguments = with_ladder(arguments)
     parser = build_parser(verb, preset_of(arguments))
     if wants_help(arguments):
@@ -81,6 +85,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     jobs = verb in JOBS or verb == "plan"  # which name all that is wrong at once
     config = from_namespace(parser, namespace, arguments, checked=not jobs or namespace.print_config)
     namespace.chosen = chosen_options(parser, arguments, own_options(verb))
+    namespace.folders = folders
     _check_table(verb, namespace)
     if not (jobs and (own_target.applies(config) or failures(config))):
         for line in unused_options(config, _part(verb, namespace)):
@@ -104,6 +109,8 @@ def _as_it_runs(verb: str, config: RunConfig, namespace: Any) -> RunConfig:
 
 def _part(verb: str, namespace: Any) -> str:
     """The verb as unused_options knows it: a table of budgets and the shipped denoiser read other options."""
+    if verb == "merge":
+        return "certify"
     named = {"distill": "budgets", "pretrain": "leaves"}.get(verb, "")
     return named if getattr(namespace, named, None) else verb
 
@@ -145,10 +152,24 @@ def _job(verb: str, config: RunConfig, namespace: Any) -> int:
     if verb == "distill" and namespace.budgets:
         table = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
         summary = pipeline.budgets(config, *table, **options)
+    elif verb == "certify":
+        summary = pipeline.certify(config, shard=namespace.shard, prepare=namespace.prepare, **options)
     elif verb == "purify":
         summary = pipeline.purify(config, namespace.images, namespace.out, **options)
     else:
         summary = getattr(pipeline, verb)(config, **options)
+    print(f"\n{summary}")
+    return 0
+
+
+def _merge(verb: str, config: RunConfig, namespace: Any) -> int:
+    """Join shards and print the summary of the whole."""
+    _quiet()
+    from certdef import pipeline
+
+    _show_first_lines(namespace.quiet)
+    options = {"chosen": namespace.chosen} if own_target.applies(config) else {}
+    summary = pipeline.merge(namespace.folders, config, progress=not namespace.quiet, **options)
     print(f"\n{summary}")
     return 0
 
@@ -200,6 +221,7 @@ def _serve(verb: str, config: RunConfig, namespace: Any) -> int:
 ACTIONS: dict[str, Callable[[str, RunConfig, Any], int]] = {
     "doctor": _doctor,
     "cite": _cite,
+    "merge": _merge,
     "serve": _serve,
     "plan": _plan,
 }

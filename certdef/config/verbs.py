@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
+from pathlib import Path
 from typing import Any
 
 from certdef.config.load import add_config_arguments
@@ -31,6 +32,7 @@ JOBS = {
 OTHERS = {
     "purifiers": "every purifier by name: what it does, its source, and the threat model that it was proposed for",
     "serve": "serve the registered certified classifier with MLflow's scoring server",
+    "merge": "join the shards of certdef certify --shard: records, query bill and summary of one process; nothing is queried",
     "plan": "what is wrong with a job, what it will cost and reach; a look at your own target on 50 images",
     "doctor": "versions, devices, tracking store, and what is missing; with your own target or images, what is known of them",
     "cite": "the papers behind the options of a run",
@@ -40,12 +42,14 @@ EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
     "pretrain": "certdef pretrain --nim.epochs 100\n  certdef pretrain --nim.weights leaves --nim.epochs 30\n  certdef pretrain --leaves FOLDER",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
-    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.path photos/",
+    "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.path photos/\n"
+    "  certdef certify --prepare            then, on any number of machines: certdef certify --shard 1/3",
     "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 2000000",
     "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
     "purifiers": "certdef purifiers\n  certdef run --purifier gs",
     "report": "certdef report",
     "serve": 'certdef serve --port 5001\n  curl -d \'{"inputs": [...], "params": {"n": 2000}}\' -H \'Content-Type: application/json\' http://127.0.0.1:5001/invocations',
+    "merge": "certdef merge runs/digits/shards/*-of-3\n  certdef merge a/1-of-3 b/2-of-3 c/3-of-3 --work-dir runs/digits",
     "plan": "certdef plan --target.uri models:/mine/1 --data.path images.npz --price 1.50\n"
     "  certdef plan --target.uri net.onnx --data.path images.npz --target.pixel_range [0,255] --json\n"
     "  certdef plan --preset fashion-mnist --data.root FOLDER",
@@ -81,6 +85,14 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
         ),
         ("--strategies", str, "random", "With --budgets: strategies, e.g. random,kcenter."),
         ("--seeds", int, 1, "With --budgets: seeds of each strategy."),
+    ],
+    "certify": [
+        (
+            "--shard",
+            str | None,
+            None,
+            "Certify a part of the images alone, e.g. 2/3, of a job that --prepare has made ready; certdef merge joins all parts.",
+        ),
     ],
     "purify": [
         (
@@ -125,7 +137,7 @@ def build_parser(verb: str, preset: str) -> Any:
         allow_abbrev=False,
         add_help=False,
         print_config=None,  # we have one of our own
-        usage=f"certdef {verb} [options]",
+        usage=f"certdef {verb} {'SHARD... ' if verb == 'merge' else ''}[options]",
         formatter_class=Formatter,
         description=f"{description(verb)}\n\n{_defaults_are(preset)}",
     )
@@ -149,6 +161,10 @@ def flags(verb: str) -> dict[str, str]:
     every = {"--print-config": "Print the resolved configuration as YAML and stop."}
     if verb in JOBS:
         every |= {"--fresh": "Train and certify anew; paid answers are kept.", "--quiet": "No progress bars."}
+    if verb == "certify":
+        every |= {"--prepare": "Do all that comes before the certificates and stop: what shards need."}
+    if verb == "merge":
+        every |= {"--quiet": "No progress bars."}
     if verb == "plan":
         every |= {"--json": "Print the plan as JSON."}
     if verb == "serve":
@@ -174,6 +190,15 @@ def with_ladder(arguments: list[str]) -> list[str]:
     following = [*arguments[1:], "-"][: len(arguments)]
     bare = [a == "--ladder" and b.startswith("-") for a, b in zip(arguments, following, strict=True)]
     return ["--ladder.enabled=true" if each else a for a, each in zip(arguments, bare, strict=True)]
+
+
+def with_shards(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The folders that a merge is given first, and the options, which begin with what the first shard was told."""
+    ends = [at for at, each in enumerate(arguments) if each.startswith("-")]
+    at = ends[0] if ends else len(arguments)
+    folders, options = arguments[:at], arguments[at:]
+    told = [folder for folder in folders if (Path(folder) / "config.yaml").is_file()]
+    return folders, [*(f"--config={Path(folder) / 'config.yaml'}" for folder in told[:1]), *options]
 
 
 def wants_help(arguments: list[str]) -> bool:

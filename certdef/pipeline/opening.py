@@ -6,16 +6,18 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
+import surrogates
 from certdef import stages
 from certdef.config import own_target
 from certdef.config.checks import failures
 from certdef.config.job import RunConfig
+from certdef.config.shard import Shard
 from certdef.config.threads import fit_threads, torch_threads
 from certdef.data.sets import Splits, load_source, split
 from certdef.objects.following import followed
@@ -28,7 +30,7 @@ from certdef.stages.inspection import Check, inspect
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.legacy import Legacy
-from certdef.tracking.mlflow import Tracker, tracking_uri
+from certdef.tracking.mlflow import Tracker, Untracked, tracking_uri
 from certdef.tracking.workspace import forget, locked
 
 LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
@@ -44,13 +46,25 @@ def open_job(
     checks: Sequence[Check] | None = None,
     load: Callable[[RunConfig, Callable[..., Any]], Splits] | None = None,
     objects: Objects = NO_OBJECTS,
+    shard: Shard | None = None,
+    prepared: bool = False,
 ) -> Iterator[Job]:
-    """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once."""
+    """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once.
+
+    A shard (`shard`) and a merge (`prepared`) find everything before the certificates done, or are refused.
+    """
     with torch_threads(config.threads), given_back() as callers_uri:
         own = verb != "pretrain" and not config.udc.enabled
         bar = tqdm if progress else partial(tqdm, disable=True)
         config, objects = followed(config, verb, objects, bar)
         rules = job_checks.main(config, verb) if checks is None else checks
+        if shard:
+            rules = (
+                *rules,
+                Check(
+                    partial(stages.check_shard, shard), ("certify", "data", "laws", "purifier", "surrogate")
+                ),
+            )
         read = load or partial(load_images, objects=objects)
         loading: Callable[[RunConfig], Splits] = lambda config: read(config, bar)  # noqa: E731
         found = inspect(config, rules, loading, own_target=own)
@@ -62,13 +76,18 @@ def open_job(
         assert found.device is not None
         assert found.data is not None
         fit_threads(config.threads, math.prod(found.data.image_shape))
-        with locked(config.workspace), disk_errors(config.workspace):
+        with locked(config.workspace, shared=shard is not None), disk_errors(config.workspace):
             if fresh:
                 forget(config.workspace)
-            tracker = Tracker(config, callers_uri)
+            tracker = (Untracked if shard else Tracker)(config, callers_uri)
             legacy = Legacy(config, found.device.type, tracking_uri(config))
             path = stages.ledger_file(config, found.data, legacy)
-            with stages.open_ledger(config, path) as ledger, tracker.job(found.data):
+            opened: AbstractContextManager[surrogates.QueryLedger] = (
+                stages.shard_ledger(config, path, shard, len(found.data.heldout_images))
+                if shard
+                else stages.open_ledger(config, path)
+            )
+            with opened as ledger, tracker.job(found.data):
                 job = Job(
                     config=config,
                     data=found.data,
@@ -79,6 +98,8 @@ def open_job(
                     progress=bar,
                     draw=partial(draw.draw, config=config, data=found.data),
                     own_target=found.target,
+                    shard=shard,
+                    prepared=prepared or shard is not None,
                 )
                 if found.target is not None:
                     plan_words.show_first_lines(job, found.target, verb)

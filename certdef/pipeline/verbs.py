@@ -18,13 +18,15 @@ import surrogates
 from certdef import stages
 from certdef.config import own_target
 from certdef.config.job import ConfigError, RunConfig, without_password
+from certdef.config.load import load_config
 from certdef.config.objects import is_object
+from certdef.config.shard import Shard
 from certdef.config.threads import torch_threads
 from certdef.data.arrays import read_images
 from certdef.objects.following import followed
 from certdef.objects.named import Objects, named
 from certdef.pipeline.opening import load_images, open_job
-from certdef.report import ducd_page, page, target_page, udc_page
+from certdef.report import ducd_page, page, shard_words, target_page, udc_page
 from certdef.report.terminal import headline
 from certdef.stages import Job, job_checks
 from certdef.stages.inspection import inspect
@@ -32,6 +34,9 @@ from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
 from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
+
+# How certificates come about: by votes, of all images or of a shard's, or from the shards that have voted.
+Vote = Callable[[Job, stages.Ballot], Stage[stages.CertifyResult]]
 
 
 @dataclass(frozen=True)
@@ -136,19 +141,69 @@ def budgets(
 
 
 def certify(
-    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+    config: RunConfig | None = None,
+    *,
+    shard: str | None = None,
+    prepare: bool = False,
+    progress: bool = True,
+    fresh: bool = False,
+    **given: Any,
 ) -> Summary:
     """Certify the target by queries and the surrogate for free; does first what is missing for it.
 
     Your own target alone, without surrogate and training, where nothing of the surrogate was set, the purifier needs no
     training and no preset was named; there is a page of it then.
+
+    Args:
+        config: What to do.
+        shard: `2/3` certifies the second of three parts of the images, of a job that is prepared; `merge` joins all parts.
+        prepare: Do all that comes before the certificates and stop: what shards need.
+        progress: Show a bar for every long stage.
+        fresh: Train and certify anew.
+        given: As for run.
     """
+    part = None if shard is None else Shard.parse(shard)
+    if part and (prepare or fresh):
+        raise ConfigError(
+            f"shard is {part}: it reads a job that is prepared, leave --prepare and --fresh to that one"
+        )
     config, objects = named(config, given)
-    with open_job(config, progress, fresh, verb="certify", objects=objects) as job:
-        parts = _parts(job)
-        students = _students(job, parts)
-        done = [*parts.all, *students.stages, *_certified(job, parts, students)[1]]
-        return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
+    with open_job(config, progress, fresh, verb="certify", objects=objects, shard=part) as job:
+        if part is None and not prepare:
+            return _certify(job, stages.certify_subjects)
+        return _certify(job, stages.record_shard if part else (lambda job, ballot: ballot.stage))
+
+
+def merge(
+    shards: Sequence[str | Path], config: RunConfig | None = None, *, progress: bool = True, **given: Any
+) -> Summary:
+    """Join the shards of a job: records, bill and summary of one process. Nothing is queried.
+
+    Args:
+        shards: The folders of all of them, in any order.
+        config: The job; unset, as the shards were told.
+        progress: Show a bar.
+        given: As for run.
+
+    Raises:
+        ConfigError, certify.CertifyError: A shard is missing, there twice, not finished, damaged, or of another job; names it.
+    """
+    found = stages.read_shards(shards)
+    config, objects = named(config or load_config(file=found.config), given)
+    with open_job(config, progress, verb="certify", objects=objects, prepared=True) as job:
+        return _certify(job, partial(stages.merge_shards, shards=found))
+
+
+def _certify(job: Job, vote: Vote) -> Summary:
+    parts = _parts(job)
+    students = _students(job, parts)
+    *before, certified = _certified(job, parts, students, vote)[1]
+    done = [*parts.all, *students.stages, *before]
+    if not certified.done or job.shard:
+        in_words = partial(shard_words.of_part, job.config, job.shard)
+        return replace(_summary(job, done), in_words=in_words)
+    done.append(certified)
+    return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
 
 
 def attack(
@@ -288,17 +343,17 @@ def _students(job: Job, parts: Parts) -> stages.Students:
     return stages.train_students(job, parts.target, parts.surrogate, parts.surrogate_stage, parts.purifier)
 
 
-def _certified(job: Job, parts: Parts, students: stages.Students) -> tuple[Parts, list[Stage]]:
+def _certified(
+    job: Job, parts: Parts, students: stages.Students, vote: Vote = stages.certify_subjects
+) -> tuple[Parts, list[Stage]]:
     """The parts as they are certified, and the stages: the choice of the noise, where there is one, what is trained for it,
     and the certificates."""
     choice = stages.choose_headline(job, parts.target, students, parts.purifier, parts.defense)
     laws, before = choice.result.laws if choice else {}, len(parts.purifier.stages)
     behind = [law for place, law in laws.items() if choice and choice.result.chosen[place].purifier]
     smoothed = replace(parts, purifier=stages.finetune_denoiser(job, parts.purifier, behind))
-    certified = stages.certify_subjects(
-        job, smoothed.target, students, smoothed.purifier, smoothed.defense, laws
-    )
-    return smoothed, [*([choice] if choice else []), *smoothed.purifier.stages[before:], certified]
+    ballot = stages.prepare_votes(job, smoothed.target, students, smoothed.purifier, smoothed.defense, laws)
+    return smoothed, [*([choice] if choice else []), *smoothed.purifier.stages[before:], vote(job, ballot)]
 
 
 def _registered(

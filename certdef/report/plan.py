@@ -27,7 +27,7 @@ COLUMNS = ("purpose", "at most", "answered", "budget")
 def show_first_lines(job: Job, target: surrogates.Target, verb: str) -> None:
     """Before anything else is paid: a look at the user's own target, and what the job will take; both are logged."""
     watch(job.config, job.data, job.ledger, target)
-    if target_stage(job).done:
+    if job.prepared or target_stage(job).done:
         return
     seen = look_at(job.config, job.data, job.ledger, target)
     if LOG.isEnabledFor(logging.INFO):

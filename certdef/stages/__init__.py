@@ -6,7 +6,7 @@ A stage's `result.json` holds its typed result in plain form. The order, and wha
 
 from certdef.stages.attack import AttackResult, attack, check_attack_budget
 from certdef.stages.budgets import BudgetsResult, check_budgets, trace_budgets
-from certdef.stages.certificates import CertifyResult, certify_subjects, headline_law
+from certdef.stages.certificates import Ballot, CertifyResult, certify_subjects, headline_law, prepare_votes
 from certdef.stages.choice import ChoiceResult, choose_headline
 from certdef.stages.conditions import Condition, conditions, target_draws
 from certdef.stages.ducd.certificates import (
@@ -46,6 +46,15 @@ from certdef.stages.purifier import (
     purify_images,
 )
 from certdef.stages.served import ServedResult, register
+from certdef.stages.shards import (
+    Shards,
+    check_shard,
+    merge_shards,
+    read_shards,
+    record_shard,
+    shard_folder,
+    shard_ledger,
+)
 from certdef.stages.students import CertifiedSurrogateResult, Students, train_students
 from certdef.stages.surrogate import SurrogateResult, distill, recipe_of, selection_of
 from certdef.stages.target import TargetResult, ledger_file, open_target, target_stage
@@ -55,6 +64,7 @@ from certdef.stages.udc.photographs import load_photographs, photographs_through
 
 __all__ = [
     "AttackResult",
+    "Ballot",
     "BudgetsResult",
     "CertifiedSurrogateResult",
     "CertifyResult",
@@ -71,6 +81,7 @@ __all__ = [
     "Plan",
     "Purifier",
     "ServedResult",
+    "Shards",
     "Shelf",
     "StudentResult",
     "Students",
@@ -88,6 +99,7 @@ __all__ = [
     "check_ladder_budget",
     "check_pools",
     "check_purifier",
+    "check_shard",
     "check_udc",
     "choose_headline",
     "choose_noise",
@@ -107,16 +119,22 @@ __all__ = [
     "load_photographs",
     "look_at",
     "make_plan",
+    "merge_shards",
     "open_ledger",
     "open_target",
     "photographs_through_display",
     "plan_of_own",
     "prepare_purifier",
+    "prepare_votes",
     "pretrain_denoiser",
     "purify_images",
+    "read_shards",
     "recipe_of",
+    "record_shard",
     "register",
     "selection_of",
+    "shard_folder",
+    "shard_ledger",
     "target_draws",
     "target_stage",
     "trace_budgets",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,16 @@ from typing import Any
 import certify
 import surrogates
 from certdef.config.job import RunConfig, SigmaLaw
-from certdef.stages.conditions import conditions, denoising, guided_budget, place_of, subjects, target_draws
-from certdef.stages.job import Job
+from certdef.stages.conditions import (
+    Condition,
+    conditions,
+    denoising,
+    guided_budget,
+    place_of,
+    subjects,
+    target_draws,
+)
+from certdef.stages.job import CERTIFY, Job
 from certdef.stages.purifier import Purifier
 from certdef.stages.students import Students
 from certdef.stages.voters import Voters
@@ -62,15 +70,24 @@ class CertifyResult(StageResult):
         return {"certificates.json": columns} if columns["idx"] else {}
 
 
-def certify_subjects(
+@dataclass(frozen=True)
+class Ballot:
+    """All that is ready before the first vote: who votes, under which chosen laws, for which stage."""
+
+    stage: Stage[CertifyResult]
+    voters: Voters
+    chosen: Mapping[str, SigmaLaw]
+
+
+def prepare_votes(
     job: Job,
     target: surrogates.Target,
     students: Students,
     purifier: Purifier,
     depends_on: list[Stage],
     chosen: Mapping[str, SigmaLaw] | None = None,
-) -> Stage[CertifyResult]:
-    """Certify every condition, each surrogate's by the student that was trained for it; without a surrogate the target's alone.
+) -> Ballot:
+    """Look up the stage of the certificates, and who votes for it. No vote is asked for.
 
     Args:
         job: What is certified.
@@ -88,16 +105,21 @@ def certify_subjects(
     if chosen:
         key += [{place: law.parameters for place, law in chosen.items()}, config.choice_images]
     stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *key)
-    return job.run(stage, lambda: _certify_subjects(job, voters, stage, chosen))
+    return Ballot(stage, voters, chosen)
+
+
+def certify_subjects(job: Job, ballot: Ballot) -> Stage[CertifyResult]:
+    """Certify every condition, each surrogate's by the student that was trained for it; without a surrogate the target's alone."""
+    return job.run(ballot.stage, lambda: _certify_subjects(job, ballot.voters, ballot.stage, ballot.chosen))
 
 
 def certify_stage(job: Job, *key: Any) -> Stage[CertifyResult]:
     """Look up the stage by its key and, where a guide has a budget, by that."""
-    former = job.stage("certify", CertifyResult, *key)
+    former = job.stage(CERTIFY, CertifyResult, *key)
     budget = guided_budget(job.config)
     if not budget:
         return former
-    stage = job.stage("certify", CertifyResult, *key, *budget)
+    stage = job.stage(CERTIFY, CertifyResult, *key, *budget)
     # Version 0.1 left the budget out. The votes tell it: who stopped below a budget stops there with a larger one too.
     if former.done and not stage.path.exists() and _most_votes(job.config, former.path) == budget[0]:
         former.path.rename(stage.path)
@@ -118,32 +140,42 @@ def _most_votes(config: RunConfig, folder: Path) -> int:
     return max(votes)
 
 
+def classifiers(
+    job: Job, voters: Voters, stage: Stage, chosen: Mapping[str, SigmaLaw]
+) -> Iterator[tuple[Condition, BaseClassifier]]:
+    """What is smoothed under each condition."""
+    config = job.config.certify
+    for condition in conditions(job.config, chosen):
+        guide = voters.guide(condition) if condition.paid and config.guide != "off" else None
+        n = target_draws(job.config) if condition.paid else config.n
+        base = voters.classifier(condition, stage)
+        yield condition, BaseClassifier(base, voters.target.num_classes, n, guide)
+
+
 def _certify_subjects(
     job: Job,
     voters: Voters,
     stage: Stage,
     chosen: Mapping[str, SigmaLaw],
 ) -> CertifyResult:
-    config, draws = job.config.certify, target_draws(job.config)
+    config = job.config.certify
     curves: dict[str, CertifiedCurve] = {}
     figures: dict[str, float] = {}
-    for condition in conditions(job.config, chosen):
-        guide = voters.guide(condition) if condition.paid and config.guide != "off" else None
-        n = draws if condition.paid else config.n
-        base = voters.classifier(condition, stage)
-        classifier = BaseClassifier(base, voters.target.num_classes, n, guide)
+    for condition, classifier in classifiers(job, voters, stage, chosen):
         curve = certify_condition(job, condition, classifier, stage, voters.engines.chosen)
         curves[condition.key] = curve
         figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
         if condition.headline and condition.subject == subjects(job.config)[-1]:
             figures |= cost_metrics(curve)
     return CertifyResult(
-        draws_target=draws,
+        draws_target=target_draws(job.config),
         draws_surrogate=config.n,
         curves=curves,
         radii=config.radii,
         chosen=dict(chosen),
-        params=config.settings | {"n_target": draws, "engine": config.engine} | job.data.remarks,
+        params=config.settings
+        | {"n_target": target_draws(job.config), "engine": config.engine}
+        | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )

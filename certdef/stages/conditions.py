@@ -172,6 +172,12 @@ def certifiable(config: RunConfig, heldout: int) -> int:
     return heldout - (config.certify.choice_images if candidate_laws(config.certify) else 0)
 
 
+def images_of(config: RunConfig, condition: Condition, heldout: int) -> int:
+    """How many of the held-out images, the first ones, are certified under a condition."""
+    wanted = config.certify.target_images if condition.paid else config.certify.images
+    return min(wanted, certifiable(config, heldout))
+
+
 def check_choice_of_noise(config: RunConfig, heldout: int) -> None:
     """Refuse candidates that are no noise laws, and a choice that leaves no image to certify.
 

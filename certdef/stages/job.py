@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import surrogates
-from certdef.config.job import RunConfig
+from certdef.config.job import ConfigError, RunConfig
+from certdef.config.shard import Shard
 from certdef.data.sets import Splits
 from certdef.tracking.checked_json import file_digest
 from certdef.tracking.legacy import Legacy
@@ -20,6 +21,7 @@ from certdef.tracking.mlflow import Tracker
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
 
+CERTIFY = "certify"  # the stage of the certificates
 R = TypeVar("R", bound=StageResult)
 N = TypeVar("N", bound=nn.Module)
 
@@ -79,6 +81,8 @@ class Job(Shelf):
         progress: A factory of progress bars like tqdm.
         draw: Draws a result into the folder of its stage.
         own_target: The user's own target, opened; None where one is trained here.
+        shard: The part of the certificates that is done here; None for all of them.
+        prepared: Whether all that comes before the certificates must be done already.
     """
 
     tracker: Tracker
@@ -86,9 +90,17 @@ class Job(Shelf):
     progress: Callable[..., Any]
     draw: Callable[[StageResult, Path], None]
     own_target: surrogates.Target | None = None
+    shard: Shard | None = None
+    prepared: bool = False
 
     def run(self, stage: Stage[R], compute: Callable[[], R]) -> Stage[R]:
-        """Do a stage unless it is done, in an MLflow run of its own: folder, result, figures, tracking."""
+        """Do a stage unless it is done, in an MLflow run of its own: folder, result, figures, tracking.
+
+        Raises:
+            ConfigError: It comes before the certificates, which here are of a job that is prepared, and is not done.
+        """
+        if self.prepared and not stage.done and stage.name != CERTIFY:
+            raise not_prepared(self.config, stage.name)
         with self.tracker.stage(stage):
             if not stage.done:
                 stage.begin()
@@ -104,6 +116,14 @@ class Job(Shelf):
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed if seed is None else seed)
             return build()
+
+
+def not_prepared(config: RunConfig, stage: str) -> ConfigError:
+    """The error for a shard whose job is not prepared: each would train and pay for the same."""
+    return ConfigError(
+        f"{stage} is not done in work_dir {str(config.workspace)!r}: run certdef certify --prepare with the same options "
+        "there first, on one machine"
+    )
 
 
 def versions() -> dict[str, str]:

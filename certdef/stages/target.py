@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import surrogates
-from certdef.config.job import RunConfig, without_password
+from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.purifiers import plain_name
 from certdef.data.matching import match_labels
 from certdef.data.sets import Splits
@@ -49,6 +49,11 @@ def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
     config, stage = job.config.target, target_stage(job)
     opened = [] if job.own_target is None else [_ready(job, job.own_target)]
     if stage.done and not config.uri and not _loads(stage.result.uri):
+        if job.prepared:
+            raise ConfigError(
+                f"target {stage.result.uri!r} can't be loaded: give shards the tracking store that it was logged to, "
+                "--tracking.uri or MLFLOW_TRACKING_URI"
+            )
         stage.clear()  # the tracking store that it was logged to is gone
 
     def evaluate() -> TargetResult:

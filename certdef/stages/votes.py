@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import certify
 import surrogates
 from certdef.config.job import CertifyConfig, ConfigError
-from certdef.stages.conditions import Condition, certifiable, guided_budget
+from certdef.stages.conditions import Condition, guided_budget, images_of
 from certdef.stages.job import Job, versions
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import Share
@@ -126,7 +126,29 @@ def certify_condition(
         DriftError: The target has changed. Nothing stays recorded of it: what is good is in the ledger.
     """
     config, guided = job.config.certify, classifier.guide is not None
-    stem = stage.path / "records" / condition.key
+    log = record_condition(job, condition, classifier, stage, stage.path, arithmetic)
+    labels = job.data.heldout_labels
+    return _curve(condition, log, labels, classifier.n, 0 if guided else config.selection, config.radii)
+
+
+def record_condition(
+    job: Job,
+    condition: Condition,
+    classifier: BaseClassifier,
+    stage: Stage,
+    folder: Path,
+    arithmetic: dict[str, dict[str, Any]] | None = None,
+) -> certify.RecordLog:
+    """Record the images of a condition that are not recorded yet, of a shard its own; returns the log, closed.
+
+    Args:
+        job, condition, classifier, stage, arithmetic: As for certify_condition.
+        folder: Whose `records` they are kept in.
+
+    Raises:
+        DriftError: As there.
+    """
+    stem = folder / "records" / condition.key
     private = job.config.target.is_private
     stem.parent.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
     try:
@@ -137,8 +159,7 @@ def certify_condition(
         for records in stem.parent.glob("target-*"):
             records.unlink()
         raise
-    labels = job.data.heldout_labels
-    return _curve(condition, log, labels, classifier.n, 0 if guided else config.selection, config.radii)
+    return log
 
 
 def _record(
@@ -150,17 +171,17 @@ def _record(
     arithmetic: dict[str, dict[str, Any]],
 ) -> certify.RecordLog:
     """Record the images of a condition that are not recorded yet; returns the log, closed."""
-    config, data, guided = job.config.certify, job.data, classifier.guide is not None
-    most = certifiable(job.config, len(data.heldout_images))
-    count = min(config.target_images if condition.paid else config.images, most)
+    data, guided = job.data, classifier.guide is not None
+    count = images_of(job.config, condition, len(data.heldout_images))
+    wanted = job.shard.own(count) if job.shard else [*range(count)]
     header = _header(job, condition, classifier, stage) | ({"arithmetic": arithmetic} if arithmetic else {})
     with certify.RecordLog(stem, header) as log:
         if job.config.target.is_private:
             for path in (log.path, log.tsv_path):
                 path.chmod(0o600)
-        left = [index for index in range(count) if index not in log.done]
-        done = 0 if guided else count - len(left)
-        bar = job.progress(total=count, initial=done, desc=f"certify {condition.key}", unit="image")
+        left = [index for index in wanted if index not in log.done]
+        done = 0 if guided else len(wanted) - len(left)
+        bar = job.progress(total=len(wanted), initial=done, desc=f"certify {condition.key}", unit="image")
 
         def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
             log.append(index, int(data.heldout_labels[index]), certificate, seconds)

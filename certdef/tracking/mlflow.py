@@ -265,6 +265,36 @@ class Tracker:
         return key in self._runs and self.mlflow.get_run(self._runs[key]).info.status == "FINISHED"
 
 
+class Untracked(Tracker):
+    """The tracker of a shard: it connects, for targets that MLflow keeps, and logs nothing. The run is that of the merge."""
+
+    @property
+    def run_id(self) -> str:
+        return ""
+
+    @property
+    def run_page(self) -> str:
+        return ""
+
+    @contextmanager
+    def job(self, data: Splits) -> Iterator[None]:
+        with server_watch.watched(self.uri, self.config.workspace):
+            yield
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        yield
+
+    def log_bill(self, bill: Bill) -> None:
+        pass
+
+    def describe(self, summary: str) -> None:
+        pass
+
+    def log_files(self, *paths: Path) -> None:
+        pass
+
+
 def _tags(config: RunConfig) -> dict[str, str]:
     """By which a job is found among others."""
     tags = {

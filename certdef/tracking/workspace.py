@@ -168,18 +168,23 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the work directory; ConfigError if it can't be written or another job holds it."""
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the work directory; ConfigError if it can't be written or another job holds it.
+
+    Args:
+        folder: The work directory.
+        shared: Several may hold it so at once, as shards do, which write elsewhere.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")  # noqa: SIM115
+        handle = open(folder / ".lock", "a+")  # noqa: SIM115  readable, as NFS asks of a shared lock
     except OSError as error:
         raise ConfigError(
             f"work_dir {str(folder)!r} can't be written ({error.strerror}): choose another with --work-dir"
         ) from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(
                 f"work_dir {str(folder)!r} is in use by another certdef: wait for it, or choose another with --work-dir"
