@@ -40,7 +40,9 @@ class Subject:
 def tiny(data: Path, count: int) -> Subject:
     """The int8 network and the float network that it was made from."""
     folder = data / "targets/mlperf_tiny"
-    new, old = (surrogates.open_target(folder / f"resnet8_cifar10_{kind}.tflite") for kind in ("int8", "float"))
+    new, old = (
+        surrogates.open_target(folder / f"resnet8_cifar10_{kind}.tflite") for kind in ("int8", "float")
+    )
     with np.load(data / "cifar10/cifar10_lossless.npz") as arrays:
         images = torch.from_numpy(arrays["x_test"][:count].transpose(0, 3, 1, 2).astype(np.float32) / 255)
 
@@ -91,7 +93,9 @@ def fine_tuned(data: Path, count: int) -> Subject:
 def others(subject: Subject) -> dict[str, Classifier]:
     """The old versions to compare: the real one, an unrelated one, one that is always wrong."""
     shape = subject.images.shape[1:]
-    untrained = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 32), nn.ReLU(), nn.Linear(32, CLASSES))
+    untrained = nn.Sequential(
+        nn.Flatten(), nn.Linear(int(np.prod(shape)), 32), nn.ReLU(), nn.Linear(32, CLASSES)
+    )
     return {
         "old version": subject.old,
         "unrelated: an untrained network": untrained.eval(),
@@ -168,11 +172,17 @@ def hard(answers: Tensor) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="Folder of the data sets.")
-    parser.add_argument("--subjects", nargs="+", default=["tiny", "fine_tuned"], choices=("tiny", "fine_tuned"))
+    parser.add_argument(
+        "--subjects", nargs="+", default=["tiny", "fine_tuned"], choices=("tiny", "fine_tuned")
+    )
     parser.add_argument("--images", type=int, default=30, help="Test images, the first ones.")
-    parser.add_argument("--draws", type=int, default=10_000, help="Recorded answers of the old version an image.")
+    parser.add_argument(
+        "--draws", type=int, default=10_000, help="Recorded answers of the old version an image."
+    )
     parser.add_argument("--n", type=int, default=10_000, help="Most votes of an image.")
     parser.add_argument("--pairs", type=int, default=400, help="Of the zeta bound.")
     arguments = parser.parse_args()

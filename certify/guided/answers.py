@@ -83,9 +83,13 @@ class OldAnswers:
 
     def save(self, path: str | Path) -> None:
         """Write everything to an .npz file."""
-        about = {name: getattr(self, name) for name in ("num_classes", "noise", "seed", "chunk_size", "device")}
+        about = {
+            name: getattr(self, name) for name in ("num_classes", "noise", "seed", "chunk_size", "device")
+        }
         with open(path, "wb") as file:
-            np.savez_compressed(file, labels=self.labels, indices=np.array(self.indices), about=json.dumps(about))
+            np.savez_compressed(
+                file, labels=self.labels, indices=np.array(self.indices), about=json.dumps(about)
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -149,8 +153,7 @@ def record_answers(
     with torch.no_grad(), eval_mode(old):
         for position, image in enumerate(images.to(where)):
             row = [
-                _labels(old, noisy_chunk(image, noise, chunk), num_classes)
-                for chunk in kept.chunks(position)
+                asked(old, noisy_chunk(image, noise, chunk), num_classes) for chunk in kept.chunks(position)
             ]
             kept.labels[position] = np.concatenate(row)
             if progress is not None:
@@ -166,8 +169,11 @@ def noisy_chunk(image: torch.Tensor, noise: NoiseLaw, chunk: Chunk) -> torch.Ten
     return image + noise.sample((chunk.size, *image.shape), generator)
 
 
-def _labels(old: Callable[[torch.Tensor], Any], noisy: torch.Tensor, num_classes: int) -> NDArray[np.int64]:
-    answers = hard_labels(old(noisy.to(input_dtype(old))), len(noisy), num_classes)
+def asked(
+    classify: Callable[[torch.Tensor], Any], noisy: torch.Tensor, num_classes: int
+) -> NDArray[np.int64]:
+    """Labels (B,) of noisy images (B, C, H, W) by a classifier that gives scores or labels; errors as ``hard_labels``."""
+    answers = hard_labels(classify(noisy.to(input_dtype(classify))), len(noisy), num_classes)
     return check_labels(answers.cpu().numpy(), len(noisy), num_classes)
 
 

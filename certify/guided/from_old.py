@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 from certify.bounds.binomial import required_successes
 from certify.certificate import Certificate
 from certify.errors import CertifyError, check_alpha, check_count, with_options
-from certify.guided.answers import OldAnswers
+from certify.guided.answers import OldAnswers, asked
 from certify.guided.calibration import Calibration
 from certify.guided.certify import GuidedOptions, certify_guided, certify_set
 from certify.guided.image import Guide, GuidedImage, reachable_radii
@@ -181,7 +181,7 @@ def audited_certificate(certificate: Certificate, noise: NoiseLaw, alpha: float)
 
 
 def certify_from_old(
-    new: Callable[[torch.Tensor], ArrayLike],
+    new: Callable[[torch.Tensor], Any],
     old: OldAnswers | Callable[[torch.Tensor], Any],
     images: Any,
     noise: NoiseLaw,
@@ -198,7 +198,7 @@ def certify_from_old(
     Sound whatever the old version is, if the new one was not trained or chosen on these draws.
 
     Args:
-        new: Labels (B,) of noisy images (B, C, H, W); paid.
+        new: Noisy images (B, C, H, W) -> scores (B, num_classes) or labels (B,); paid.
         old: Its recorded answers (``record_answers``); or the old version itself, where it is free: scores (logits)
             or labels on fresh draws, as a surrogate of ``certify_guided``.
         images: (N, C, H, W) in [0, 1]: those of the answers, in their order, or some of them by ``indices``.
@@ -213,10 +213,16 @@ def certify_from_old(
         CertifyError: Bad arguments, or answers on other images, another law or another kind of device; before the
             first vote.
     """
+    check_count("num_classes", num_classes, 2)
+
+    def vote(noisy: torch.Tensor) -> NDArray[np.int64]:
+        with torch.no_grad(), eval_mode(new):
+            return asked(new, noisy, num_classes)
+
     if not isinstance(old, OldAnswers):
-        guide = Named(old, check_count("num_classes", num_classes, 2))
+        guide = Named(old, num_classes)
         shared: dict[str, Any] = {"radii": radii, "n": n, "alpha": alpha, "budget": budget}
-        return certify_guided(new, guide, images, noise, num_classes, **shared, **options)
+        return certify_guided(vote, guide, images, noise, num_classes, **shared, **options)
     chosen = with_options(GuidedOptions(), options)
     if budget is not None:
         check_count("budget", budget)
@@ -231,12 +237,8 @@ def certify_from_old(
     def start(position: int) -> GuidedImage:
         row, image = rows[position], images[position].to(device)
 
-        def ask(which: NDArray[np.int64]) -> ArrayLike:
-            with torch.no_grad(), eval_mode(new):
-                return new(old.draws(row, which, image, noise))
-
         return audited_image(
-            ask,
+            lambda which: vote(old.draws(row, which, image, noise)),
             old.labels[row],
             noise,
             num_classes,
