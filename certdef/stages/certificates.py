@@ -59,6 +59,8 @@ def certify_subjects(
     classifier = [target.subject, *(other.fingerprint for other in (*depends_on, *students.stages))]
     voters = Voters.of(job, target, students, purifier)
     key: list[Any] = [voters.engines.chosen] if voters.engines.chosen else []
+    if voters.baseline is not None:
+        key.append(voters.baseline.identity)
     if chosen:
         key += [{place: law.parameters for place, law in chosen.items()}, config.choice_images]
     stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *key)
@@ -111,13 +113,14 @@ def _certify_subjects(
         figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
         if condition.headline and condition.subject == subjects(job.config)[-1]:
             figures |= cost_metrics(curve)
+    guided = {} if voters.baseline is None else {"baseline": voters.baseline.identity}
     return CertifyResult(
         draws_target=draws,
         draws_surrogate=config.n,
         curves=curves,
         radii=config.radii,
         chosen=dict(chosen),
-        params=config.settings | {"n_target": draws, "engine": config.engine} | job.data.remarks,
+        params=config.settings | {"n_target": draws, "engine": config.engine} | guided | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),
     )
