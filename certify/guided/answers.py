@@ -6,6 +6,7 @@ version's answers come from the model itself, or from a ledger that kept what wa
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from certify.records.table import Records
 from certify.voting.base_classifier import eval_mode, input_dtype
 from certify.voting.checks import check_images, check_indices, check_labels, resolve_device
 from certify.voting.chunks import ESTIMATION, Chunk, chunks
+from certify.voting.engine import BATCH_BYTES
 from certify.voting.tally import hard_labels
 
 FIXED = ("fixed", "two_sided")  # methods whose number of draws no answer decides
@@ -69,18 +71,6 @@ class OldAnswers:
         where = {"stage": ESTIMATION, "seed": self.seed, "chunk_size": self.chunk_size}
         return list(chunks([self.indices[position]], 0, self.labels.shape[1], **where))
 
-    def draws(
-        self, position: int, which: NDArray[np.int64], image: torch.Tensor, noise: NoiseLaw
-    ) -> torch.Tensor:
-        """The noisy copies (B, C, H, W) of an image (C, H, W) at draws ``which`` (B,), drawn again."""
-        noisy = image.new_empty((len(which), *image.shape))
-        parts = self.chunks(position)
-        for chunk in np.unique(which // self.chunk_size):
-            rows = np.flatnonzero(which // self.chunk_size == chunk)
-            drawn = noisy_chunk(image, noise, parts[chunk])
-            noisy[torch.as_tensor(rows)] = drawn[torch.as_tensor(which[rows] % self.chunk_size)]
-        return noisy
-
     def save(self, path: str | Path) -> None:
         """Write everything to an .npz file."""
         about = {
@@ -102,6 +92,38 @@ class OldAnswers:
             raise CertifyError(
                 f"{path} holds no answers of an old version ({error}): see record_answers"
             ) from None
+
+
+class Redrawn:
+    """Draws of old answers, drawn again; the chunks of late use are kept.
+
+    Args:
+        answers: Which draws.
+        noise: Their law.
+    """
+
+    def __init__(self, answers: OldAnswers, noise: NoiseLaw) -> None:
+        self._answers, self._noise = answers, noise
+        self._kept: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+
+    def __call__(self, position: int, which: NDArray[np.int64], image: torch.Tensor) -> torch.Tensor:
+        """The noisy copies (B, C, H, W) of the image (C, H, W) at ``position``, at draws ``which`` (B,)."""
+        noisy, size = image.new_empty((len(which), *image.shape)), self._answers.chunk_size
+        parts = self._answers.chunks(position)
+        for chunk in np.unique(which // size):
+            rows = np.flatnonzero(which // size == chunk)
+            drawn = self._chunk(position, parts[chunk], image)
+            noisy[torch.as_tensor(rows)] = drawn[torch.as_tensor(which[rows] % size)]
+        return noisy
+
+    def _chunk(self, position: int, chunk: Chunk, image: torch.Tensor) -> torch.Tensor:
+        key = (position, chunk.seed)
+        if key not in self._kept:
+            self._kept[key] = noisy_chunk(image, self._noise, chunk)
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and len(self._kept) * self._kept[key].nbytes > BATCH_BYTES:
+            self._kept.popitem(last=False)
+        return self._kept[key]
 
 
 def record_answers(

@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 from certify.bounds.binomial import required_successes
 from certify.certificate import Certificate
 from certify.errors import CertifyError, check_alpha, check_count, with_options
-from certify.guided.answers import OldAnswers, asked
+from certify.guided.answers import OldAnswers, Redrawn, asked
 from certify.guided.calibration import Calibration
 from certify.guided.certify import GuidedOptions, certify_guided, certify_set
 from certify.guided.image import Guide, GuidedImage, reachable_radii
@@ -232,13 +232,13 @@ def certify_from_old(
     device = resolve_device(new, chosen.device)
     rows = _rows(old, names, noise, num_classes, device)
     check_reach(noise, radii, n, alpha, old.labels.shape[1])
-    calibration = chosen.calibration or Calibration()
+    calibration, redrawn = chosen.calibration or Calibration(), Redrawn(old, noise)
 
     def start(position: int) -> GuidedImage:
         row, image = rows[position], images[position].to(device)
 
         return audited_image(
-            lambda which: vote(old.draws(row, which, image, noise)),
+            lambda which: vote(redrawn(row, which, image)),
             old.labels[row],
             noise,
             num_classes,

@@ -300,9 +300,7 @@ class TestBaseline:
         assert not [*tmp_path.glob("runs/*/ledger.db")]
 
     def test_it_is_of_a_target_of_your_own(self):
-        with pytest.raises(
-            ConfigError, match="certify.baseline is 'old.onnx': it is an old version of your own"
-        ):
+        with pytest.raises(ConfigError, match="it is an old version of your own"):
             check(load_config(certify__baseline="old.onnx", certify__guide="decide"))
 
 

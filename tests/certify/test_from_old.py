@@ -7,6 +7,7 @@ from scipy.stats import binom, binomtest
 
 import certify
 from certify.guided import from_old
+from certify.guided.answers import Redrawn
 from certify.guided.from_old import METHOD, Audited, audited_certificate, audited_image
 from certify.records import RecordLog
 
@@ -236,7 +237,7 @@ def test_recorded_answers_are_on_the_draws_of_the_certificates(tmp_path):
     np.testing.assert_array_equal(kept.counts, records.counts)
     np.testing.assert_array_equal(kept.labels, answers().labels)
     which = np.array([599, 3, 256, 3])
-    again = old(kept.draws(2, which, IMAGES[2], NOISE)).numpy()
+    again = old(Redrawn(kept, NOISE)(2, which, IMAGES[2])).numpy()
     np.testing.assert_array_equal(again, kept.labels[2][which])
     with pytest.raises(certify.CertifyError, match="not the model that was certified"):
         certify.record_answers(Halfspace(0.5), IMAGES, NOISE, 2, records=records)
@@ -291,7 +292,8 @@ def test_a_new_version_is_certified_by_few_queries_on_the_old_draws():
     assert found[0].noise == NOISE.describe()
     assert new.again == 0
     assert new.asked <= sum(each.n0 + each.n for each in found) < 4 * 100
-    drawn = np.concatenate([kept.draws(row, np.arange(5000), IMAGES[row], NOISE) for row in range(4)])
+    again = Redrawn(kept, NOISE)
+    drawn = np.concatenate([again(row, np.arange(5000), IMAGES[row]) for row in range(4)])
     assert new.known <= {row.tobytes() for row in drawn}
 
 
