@@ -133,7 +133,7 @@ def table(subject: Subject, arguments: argparse.Namespace) -> None:
     for name, answers in kept.items():
         found = certify.certify_from_old(subject.new, answers, images, noise, CLASSES, seed=3, **one)
         print(row(f"{arguments.draws:,} recorded answers, {name}", found, least), flush=True)
-    for name, old in olds.items():
+    for name, old in olds.items() if arguments.afresh else ():
         found = certify.certify_from_old(subject.new, old, images, noise, CLASSES, seed=3, **one)
         print(row(f"asked afresh for free, {name}", found, least), flush=True)
     print(irs(subject, kept["old version"], radius, arguments.pairs, least), flush=True)
@@ -171,6 +171,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20, help="Test images, the first ones.")
     parser.add_argument(
         "--draws", type=int, default=5_000, help="Recorded answers of the old version an image."
+    )
+    parser.add_argument(
+        "--afresh", action="store_true", help="Also ask the old version itself: 32 answers a vote."
     )
     parser.add_argument("--n", type=int, default=5_000, help="Most votes of an image.")
     parser.add_argument("--pairs", type=int, default=400, help="Of the zeta bound.")
