@@ -41,9 +41,8 @@ class Subject:
 def tiny(data: Path, count: int) -> Subject:
     """The int8 network and the float network that it was made from."""
     folder = data / "targets/mlperf_tiny"
-    new, old = (
-        surrogates.open_target(folder / f"resnet8_cifar10_{kind}.tflite") for kind in ("int8", "float")
-    )
+    new = surrogates.open_target(folder / "resnet8_cifar10_int8.tflite")
+    old = surrogates.open_target(folder / "resnet8_cifar10_float.tflite", pixel_range=(0, 255))
     with np.load(data / "cifar10/cifar10_lossless.npz") as arrays:
         images = torch.from_numpy(arrays["x_test"][:count].transpose(0, 3, 1, 2).astype(np.float32) / 255)
 
