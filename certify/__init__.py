@@ -7,7 +7,7 @@ certificate   Certificate: what is claimed, and of whom
 noise/        what is added to the pixels, and the radius it proves
 bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
 voting/       the vote engine, alone or on many workers
-guided/       a surrogate as guide: fewer paid votes for the same certificate
+guided/       a surrogate or an old version as guide: fewer paid votes for the same certificate
 threats/      strata of sigma; deterministic noise with exact votes
 records/      append-only records, other certificates from the same votes, curves
 selection     choose a law on held-out images; what a few votes promise
@@ -19,11 +19,21 @@ from certify.bounds.binomial import (
     binomial_upper_bound,
     randomized_lower_bound,
 )
+from certify.bounds.incremental import incremental_lower_bound
 from certify.bounds.scores import score_lower_bound, score_radius, score_upper_bound
 from certify.bounds.two_sided import top_k_radius
 from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError
-from certify.guided import Calibration, Guide, GuidedOptions, certify_guided, certify_votes_guided
+from certify.guided import (
+    Calibration,
+    Guide,
+    GuidedOptions,
+    OldAnswers,
+    certify_from_old,
+    certify_guided,
+    certify_votes_guided,
+    record_answers,
+)
 from certify.noise import (
     IID,
     Gaussian,
@@ -63,6 +73,7 @@ __all__ = [
     "Laplace",
     "NoiseChoice",
     "NoiseLaw",
+    "OldAnswers",
     "RecordLog",
     "SmoothedClassifier",
     "Uniform",
@@ -71,6 +82,7 @@ __all__ = [
     "binomial_interval",
     "binomial_lower_bound",
     "binomial_upper_bound",
+    "certify_from_old",
     "certify_guided",
     "certify_parallel",
     "certify_splitting",
@@ -82,10 +94,12 @@ __all__ = [
     "expected_accuracy",
     "fastest_engine",
     "generalized_normal",
+    "incremental_lower_bound",
     "nim_noise",
     "randomized_lower_bound",
     "read_records",
     "recertify",
+    "record_answers",
     "recover_successes",
     "score_lower_bound",
     "score_radius",

@@ -27,6 +27,7 @@ from certdef.config.job import (
     TrackingConfig,
     nearest,
     preset_path,
+    without_password,
 )
 from certdef.config.objects import is_object
 from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
@@ -69,7 +70,7 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
         "nim": _nim(config.nim, "nim" in (config.surrogate.model, config.surrogate.features)),
-        "surrogate": _surrogate(config.surrogate, config.certify.guide != "off"),
+        "surrogate": _surrogate(config.surrogate, config.certify.guided_by_surrogate),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
         "ducd": _ducd(config.ducd),
@@ -81,7 +82,7 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
             found[part] = [*found.get(part, []), *lines]
     special = {
         "laws": _laws(config.certify),
-        "certify": _candidates(config.certify),
+        "certify": [*_candidates(config.certify), *_baseline(config)],
         "target": _headers(config.target),
     }
     for part, more in special.items():
@@ -118,6 +119,14 @@ def _laws(certify: CertifyConfig) -> list[str]:
         remedy = "give each law its own, whatever the case (gaussian is taken by the comparison)"
         failures.append(f"certify.laws has the labels {labels}: {remedy}")
     return failures
+
+
+def _baseline(config: RunConfig) -> list[str]:
+    baseline = config.certify.baseline
+    if baseline is None or config.target.uri is not None:
+        return []
+    shown = without_password(baseline)
+    return [f"certify.baseline is {shown!r}: it is an old version of your own target, give target.uri"]
 
 
 def _candidates(certify: CertifyConfig) -> list[str]:
@@ -183,6 +192,7 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     yield "guide", own, remedy
     chosen = "a guide chooses the class by free votes: set certify.guide off, or leave this out"
     yield "known_class", not (guided and certify.known_class), chosen
+    yield "baseline", certify.baseline is None or guided, "it guides the votes: add --certify.guide decide"
     yield "bound", certify.bound in BOUNDS, f"use one of {', '.join(BOUNDS)}"
     plain = certify.bound == CertifyConfig.bound or (certify.method == "fixed" and not guided)
     remedy = "it is known for a fixed number of votes: add --certify.method fixed, and no guide"
@@ -298,7 +308,7 @@ def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     yield (
         "model",
         surrogate.model != own_target.NONE or not guided,
-        "a guide is a surrogate: choose one, or certify.guide off",
+        "a guide is a surrogate: choose one, name an old version as certify.baseline, or use certify.guide off",
     )
     yield "features", surrogate.features in ("student", "nim"), "use student or nim"
     yield "committee", surrogate.committee >= 0, "use 0 or more"

@@ -120,8 +120,11 @@ class CertifyConfig:
             then says that this class wins, and an image where another wins is not certified.
         bound: Of method fixed: clopper_pearson, or randomized (Stevens 1950), which is never shorter; its uniform draw is
             in the records.
-        guide: Certify the target with the surrogate as guide, for fewer paid votes: off, decide (one of the radii an
-            image, by as few votes as decide it) or budget (ledger.certification is spent where it certifies most images).
+        guide: Certify the target with the surrogate, or its old version, as guide, for fewer paid votes: off, decide (one of
+            the radii an image, by as few votes as decide it) or budget (ledger.certification is spent where it certifies
+            most images).
+        baseline: An old version of your own target, as a model that runs here (NAME.onnx, NAME.tflite, or an MLflow model), in
+            the target's form: it guides in the surrogate's place, and no surrogate is needed for that.
         backend: Certify the surrogate on several workers: loky (this computer), dask or ray; unset, in this process.
             The counts are the same.
         workers: How many workers.
@@ -150,6 +153,7 @@ class CertifyConfig:
     known_class: bool = False
     bound: str = "clopper_pearson"
     guide: str = "off"
+    baseline: str | None = None
     backend: str | None = None
     workers: int = 2
     scheduler: str | None = None
@@ -169,13 +173,27 @@ class CertifyConfig:
     def settings(self) -> dict[str, Any]:
         """The options that a count depends on: all but where the work is done, how its law was chosen, and later ones that are unset.
 
-        What `engine` and `choose` chose are keys of their own.
+        What `engine` and `choose` chose, and what `baseline` is, are keys of their own.
         """
-        elsewhere = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
+        elsewhere = (
+            "backend",
+            "workers",
+            "scheduler",
+            "engine",
+            "choose",
+            "choice_images",
+            "choice_n",
+            "baseline",
+        )
         unset = [
             name for name in ("known_class", "bound") if getattr(self, name) == getattr(CertifyConfig, name)
         ]
         return {key: value for key, value in asdict(self).items() if key not in (*elsewhere, *unset)}
+
+    @property
+    def guided_by_surrogate(self) -> bool:
+        """Whether the votes need a surrogate for their guide."""
+        return self.guide != "off" and self.baseline is None
 
     @property
     def selection(self) -> int:

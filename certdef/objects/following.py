@@ -49,5 +49,5 @@ def _tests(source: Source) -> int:
 
 def alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:
     """Whether the target is certified alone: by certify, if nothing of a surrogate was set and nothing must be trained."""
-    asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guide != "off"
+    asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guided_by_surrogate
     return verb == "certify" and not asked and ("purifier" not in chosen or is_ready(config.purifier, config))

@@ -102,6 +102,8 @@ def prepare_votes(
     classifier = [target.subject, *(other.fingerprint for other in (*depends_on, *students.stages))]
     voters = Voters.of(job, target, students, purifier)
     key: list[Any] = [voters.engines.chosen] if voters.engines.chosen else []
+    if voters.baseline is not None:
+        key.append(voters.baseline.identity)
     if chosen:
         key += [{place: law.parameters for place, law in chosen.items()}, config.choice_images]
     stage = certify_stage(job, config.settings, draws, job.data.heldout_digest, *classifier, *key)
@@ -167,6 +169,7 @@ def _certify_subjects(
         figures |= metrics.certified_accuracy(condition.metric_prefix, [0, *config.radii], curve.shares)
         if condition.headline and condition.subject == subjects(job.config)[-1]:
             figures |= cost_metrics(curve)
+    guided = {} if voters.baseline is None else {"baseline": voters.baseline.identity}
     return CertifyResult(
         draws_target=target_draws(job.config),
         draws_surrogate=config.n,
@@ -175,6 +178,7 @@ def _certify_subjects(
         chosen=dict(chosen),
         params=config.settings
         | {"n_target": target_draws(job.config), "engine": config.engine}
+        | guided
         | job.data.remarks,
         metrics=figures,
         artifacts=("*.png", "records/*"),

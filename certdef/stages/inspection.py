@@ -14,6 +14,7 @@ from certdef.config.checks import failures
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.objects import is_object
 from certdef.data.sets import Splits
+from certdef.stages.baseline import open_baseline
 from certdef.stages.ledger import check_ledger
 from certdef.stages.own_target import open_own_target
 from certdef.tracking.mlflow import check_store, connect, tracking_uri
@@ -143,6 +144,8 @@ def _own_target(
         problems.attempt(connect, config, reads=["tracking", "store"], part="store")
     reads = ["target", "store"] if _is_of_mlflow(config) else ["target"]
     target, matched = problems.attempt(open_own_target, config, data, reads=reads) or (None, None)
+    if target is not None and matched is not None:
+        problems.attempt(open_baseline, config, matched.image_shape, target, reads=["certify"])
     problems.attempt(check_ledger, config.ledger_path, target.identity if target is not None else None)
     return target, matched or data
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 import surrogates
+from certdef.stages.baseline import Baseline, open_baseline
 from certdef.stages.conditions import Condition
 from certdef.stages.engines import Engines, choose_engines
 from certdef.stages.job import Job
@@ -27,6 +28,7 @@ class Voters:
         students: For free.
         purifier: What stands between noise and classifier.
         engines: The arithmetic of the job's own networks.
+        baseline: The old version of the target, where one guides.
     """
 
     job: Job
@@ -34,12 +36,14 @@ class Voters:
     students: Students
     purifier: Purifier
     engines: Engines
+    baseline: Baseline | None = None
 
     @staticmethod
     def of(job: Job, target: surrogates.Target, students: Students, purifier: Purifier) -> Voters:
         """The voters in the arithmetic that was chosen for this job."""
         engines = choose_engines(job, {"denoiser": purifier.denoiser(), "surrogate": students.surrogate})
-        return Voters(job, target, students, purifier, engines)
+        old = open_baseline(job.config, job.data.image_shape, target)
+        return Voters(job, target, students, purifier, engines, None if old is None else Baseline(old))
 
     def classifier(self, condition: Condition, stage: Stage, kind: str = "certification") -> Any:
         """What is smoothed: images (B, C, H, W) -> labels of the target, scores of a surrogate.
@@ -57,7 +61,12 @@ class Voters:
         return paid_classifier(self.job, self.target, stage, condition, denoiser, key, kind)
 
     def guide(self, condition: Condition) -> nn.Module | None:
-        """Who guides the target's votes: the surrogate that answers as it does, not a student that is to be right."""
+        """Who guides the target's votes: its old version, else the surrogate that answers as it does, not a student that is
+        to be right.
+        """
+        if self.baseline is not None:
+            denoiser = self._denoiser(condition)
+            return nn.Sequential(denoiser, self.baseline) if denoiser else self.baseline
         return self._behind(condition, self.students.surrogate)
 
     def _behind(self, condition: Condition, surrogate: nn.Module | None) -> nn.Module | None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import certdef
+import certify
 from certdef.cli import main
 from certdef.config import own_target
 from certdef.config.checks import check
@@ -225,6 +226,82 @@ class TestCertifyAlone:
         assert main([verb, *served, *options, "--quiet"]) == 2
         assert expected in capsys.readouterr().err
         assert not [*tmp_path.glob("runs/*/ledger.db")]
+
+
+@pytest.fixture
+def old_version(served, tmp_path) -> str:
+    """The option that names an old version of the served model: its weights, a little off."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(tmp_path / "model.onnx")
+    (weights,) = model.graph.initializer
+    off = numpy_helper.to_array(weights) + np.random.default_rng(0).normal(0, 0.02, (64, 10)).astype(
+        np.float32
+    )
+    weights.CopyFrom(numpy_helper.from_array(off, "w"))
+    onnx.save(model, tmp_path / "old.onnx")
+    return "--certify.baseline=old.onnx"
+
+
+def votes_of(folder: Path) -> tuple[int, set[str | None]]:
+    """Votes of all records under a folder, and their methods."""
+    records = [certify.read_records(path) for path in folder.rglob("records/*.jsonl")]
+    return int(sum(each.n0.sum() + each.counts.sum() for each in records)), {each.method for each in records}
+
+
+class TestBaseline:
+    def test_an_old_version_saves_votes_and_needs_no_surrogate(self, served, old_version, tmp_path, capsys):
+        options = [*served, "--certify.radii=[0.1]", "--certify.n=1000", "--quiet", "--certify.choose=off"]
+        assert main(["certify", *options, "--work_dir=scratch"]) == 0
+        guided = [*options, old_version, "--certify.guide=decide", "--work_dir=guided"]
+        assert main(["certify", *guided]) == 0
+        printed = capsys.readouterr().out
+        assert "surrogate" not in printed
+        scratch, with_old = votes_of(tmp_path / "scratch"), votes_of(tmp_path / "guided")
+        assert with_old[1] == {"guided"}
+        assert with_old[0] < 0.7 * scratch[0]
+        assert main(["certify", *guided]) == 0
+        assert "reused" in capsys.readouterr().out
+        # another old version is another stage, and what is paid for already is not paid again where draws are the same
+        (tmp_path / "model.onnx").rename(tmp_path / "renamed.onnx")
+        (tmp_path / "renamed.onnx").rename(tmp_path / "model.onnx")
+        other = [each.replace("old.onnx", "model.onnx") for each in guided]
+        assert main(["certify", *other]) == 0
+        assert len([*(tmp_path / "guided").glob("certify-*")]) == 2
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ([], "it guides the votes: add --certify.guide decide"),
+            (["--certify.guide=decide", "--certify.baseline=http://localhost:1/invocations"], "runs here"),
+            (
+                ["--certify.guide=decide", "--certify.baseline=missing.onnx"],
+                "certify.baseline is 'missing.onnx'",
+            ),
+            (
+                ["--certify.guide=decide", "--certify.baseline=three.onnx"],
+                "of 3 classes, and the target has 10",
+            ),
+        ],
+    )
+    def test_what_cannot_guide_is_refused_before_anything_is_paid(
+        self, options, expected, served, old_version, tmp_path, capsys
+    ):
+        import onnx
+        from onnx import numpy_helper
+
+        model = onnx.load(tmp_path / "model.onnx")
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((64, 3), dtype=np.float32), "w"))
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+        onnx.save(model, tmp_path / "three.onnx")
+        assert main(["certify", *served, old_version, *options, "--quiet"]) == 2
+        assert expected in capsys.readouterr().err
+        assert not [*tmp_path.glob("runs/*/ledger.db")]
+
+    def test_it_is_of_a_target_of_your_own(self):
+        with pytest.raises(ConfigError, match="it is an old version of your own"):
+            check(load_config(certify__baseline="old.onnx", certify__guide="decide"))
 
 
 class TestCommandLine:
