@@ -27,8 +27,9 @@ def as_junit(comparison: Comparison, text: str) -> bytes:
     for gate in cases:
         case = _case(suite, gate.rule)
         if not gate.passed:
-            message = {"message": f"{gate.rule}: {gate.measured}", "type": "gate"}
-            ElementTree.SubElement(case, "failure", message).text = gate.measured
+            measured = _printable(gate.measured)
+            message = {"message": f"{_printable(gate.rule)}: {measured}", "type": "gate"}
+            ElementTree.SubElement(case, "failure", message).text = measured
     if not cases:
         _case(suite, "compared, without a gate")
     ElementTree.SubElement(suite, "system-out").text = _printable(text)

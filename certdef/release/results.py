@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
-SCHEMA = "certdef-comparison-1"
+SCHEMA: Final = "certdef-comparison-1"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,12 @@ import pytest
 from markdown_it import MarkdownIt
 
 import certdef
+import certify
 from certdef.cli import main
 from certdef.release import results
 from certdef.release.compare import compare
 from certdef.release.results import Comparison
+from tests.certdef.release.certified import record
 
 SCHEMA = Path(results.__file__).parent / "schemas" / "comparison-1.json"
 
@@ -44,7 +46,9 @@ def test_a_quantized_network_changes_little(versions):
     assert found.old.mean_radius != found.new.mean_radius  # its votes are others
     assert {row.verdict for row in found.rows} == {"unproven"}
     again = compare(versions / "float", versions / "again")
-    assert sum(row.lost + row.won for row in found.overall) <= sum(row.lost + row.won for row in again.overall)
+    assert sum(row.lost + row.won for row in found.overall) <= sum(
+        row.lost + row.won for row in again.overall
+    )
 
 
 def test_a_worse_network_is_proven_to_be_worse(versions):
@@ -59,8 +63,6 @@ def test_a_worse_network_is_proven_to_be_worse(versions):
 
 
 def test_the_images_that_lost_are_those_of_the_records(versions):
-    import certify
-
     found = compare(versions / "float", versions / "worse", radii=[0.5])
     old, new = (
         certify.read_records(versions / name / "records" / "target-g-none.jsonl")
@@ -158,6 +160,35 @@ def test_no_records_are_one_clear_error(tmp_path, capsys):
     assert "'nowhere' is not there" in error[1]
     assert run(tmp_path) == 2
     assert "OLD and NEW are needed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.acceptance
+def test_mlperf_tiny_in_float_and_int8(data_root, tmp_path, capsys):
+    """ResNet-8 for CIFAR-10, quantized by those who published it: 60 images, 200 votes each, the same noise draws."""
+    from surrogates import open_target
+
+    folder = data_root / "targets/mlperf_tiny"
+    if not folder.exists():
+        pytest.skip("no targets/mlperf_tiny in the data")
+    with np.load(data_root / "cifar10/cifar10_lossless.npz") as file:
+        images = file["x_test"][:60].transpose(0, 3, 1, 2) / np.float32(255)
+        labels = file["y_test"][:60].astype(np.int64)
+    targets = {"float": open_target(folder / "resnet8_cifar10_float.tflite", pixel_range=(0, 255))}
+    targets["int8"] = open_target(folder / "resnet8_cifar10_int8.tflite")
+    for name, target in targets.items():
+
+        def base(noisy, target=target):
+            return target.query(noisy, bounded=False).labels
+
+        record(base, images, labels, tmp_path / name, noise=certify.Gaussian(0.03), n=200, n0=20)
+    files = [tmp_path / "float.jsonl", tmp_path / "int8.jsonl"]
+    found = compare(*files, radii=[0, 0.025, 0.05])
+    assert found.same_noise is True
+    assert found.lost or found.won  # int8 is another classifier
+    assert {row.verdict for row in found.rows} == {"unproven"}
+    assert run(*files, "--radii", "0,0.025,0.05", "--max-proven-drop", 0) == 0
+    print(capsys.readouterr().out)
 
 
 def test_groups_by_idx_by_row_and_of_an_npz(versions, tmp_path):
