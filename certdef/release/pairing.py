@@ -49,7 +49,7 @@ def pair(old: Records, new: Records, names: tuple[str, str], common: bool = Fals
     """
     by: Literal["image", "idx"] = "idx" if old.image is None or new.image is None else "image"
     keys = [_keys(records, by) for records in (old, new)]
-    problems = _laws(old, new) + _images(*keys, names, common, by)
+    problems = _laws(old, new) + _images(keys[0], keys[1], names, common, by)
     shared = [key for key in keys[0] if key in keys[1]]
     rows = [np.array([each[key] for key in shared], dtype=np.int64) for each in keys]
     first, second = old.take(rows[0]), new.take(rows[1])

@@ -114,7 +114,8 @@ class Comparison:
         old, new: The two certifications.
         images: Pairs that are compared.
         paired_by: What says that two records are of the same image: image (digest of its pixels) or idx.
-        same_noise: Whether each pair was voted on under the same noise draws; None where the records do not say.
+        same_noise: Whether seed, chunks and numbers of the images agree, so that on one kind of device each pair had the
+            same noise draws; None where the records do not say.
         radii: In norm and [0, 1] pixel units.
         alpha: Level of all tests together, and of all intervals together.
         tests: Number of rows, which the correction is for.

@@ -23,8 +23,8 @@ def mcnemar(lost: ArrayLike, won: ArrayLike) -> Floats:
     """
     from scipy.stats import binom
 
-    lost, won = np.asarray(lost), np.asarray(won)
-    return np.minimum(1.0, 2 * binom.cdf(np.minimum(lost, won), lost + won, 0.5))
+    counts = np.asarray(lost), np.asarray(won)
+    return np.minimum(1.0, 2 * binom.cdf(np.minimum(*counts), counts[0] + counts[1], 0.5))
 
 
 def paired_interval(
@@ -42,8 +42,7 @@ def paired_interval(
         images: All images (R,).
         alpha: Probability that an interval is wrong, in (0, 1).
     """
-    lost, won = np.asarray(lost), np.asarray(won)
-    moved = lost + won
+    moved = np.asarray(lost) + np.asarray(won)
     theta = binomial_interval(won, np.maximum(moved, 1), SIGN_SHARE * alpha)
     low = np.where(moved == 0, -1.0, 2 * theta[0] - 1)
     high = np.where(moved == 0, 1.0, 2 * theta[1] - 1)
@@ -52,8 +51,13 @@ def paired_interval(
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """Return p-values adjusted for their number by Holm (1979), whatever their dependence: one <= alpha is a false alarm with
-    probability <= alpha in all of them together."""
-    from statsmodels.stats.multitest import multipletests  # imports pandas: not at module level
+    """Return p-values (R,) adjusted for their number by Holm (1979): with all null hypotheses true, and whatever the dependence,
+    the least of them is at most alpha with probability <= alpha.
 
-    return np.asarray(multipletests(p_values, method="holm")[1], dtype=np.float64)
+    The k-th smallest of R is multiplied by R - k + 1, and none is less than the one before.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)
