@@ -22,6 +22,7 @@ _HOME = {
     "purify": "certdef.pipeline",
     "report": "certdef.pipeline",
     "plan": "certdef.pipeline",
+    "compare": "certdef.release.compare",
     "serve": "certdef.models.serving",
     "doctor": "certdef.doctor",
     "cite": "certdef.report.citations",

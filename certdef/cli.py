@@ -36,7 +36,7 @@ from certdef.report.unused_options import UnusedOption, unused_options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 2 for input that can't be used, 130 when interrupted."""
+    """Entry point; returns the exit code: 0, 1 where a gate fails, 2 for input that can't be used, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # Before torch is loaded: threads that spin while they wait cost a factor of ten on a busy computer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -66,8 +66,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     verbs = list(JOBS | OTHERS)
     if verb not in verbs:
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, verbs)}: certdef --help lists them")
-    if verb in ("ledger", "purifiers"):  # of no job: without its options
-        return _ledger(arguments) if verb == "ledger" else _purifiers(arguments)
+    if verb in OF_NO_JOB:  # without its options
+        return OF_NO_JOB[verb](arguments)
     folders: list[str] = []
     if verb == "merge":
         folders, arguments = with_shards(arguments)
@@ -279,6 +279,21 @@ def _purifiers(arguments: list[str]) -> int:
 
     print(purifiers_listed())
     return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    """Compare two certifications, which may be of other machines: it takes none of a job's options."""
+    from certdef.release.command import run
+
+    _quiet()
+    return run(arguments)
+
+
+OF_NO_JOB: dict[str, Callable[[list[str]], int]] = {
+    "ledger": _ledger,
+    "purifiers": _purifiers,
+    "compare": _compare,
+}
 
 
 def numbers(text: str) -> list[int]:

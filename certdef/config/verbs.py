@@ -37,6 +37,7 @@ OTHERS = {
     "doctor": "versions, devices, tracking store, and what is missing; with your own target or images, what is known of them",
     "cite": "the papers behind the options of a run",
     "ledger": "the query bill of a ledger: queries by purpose, their cost, and their export",
+    "compare": "a new version of a model against the old one, image by image; gates for a release",
 }
 EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
@@ -56,6 +57,10 @@ EXAMPLES = {
     "doctor": "certdef doctor\n  certdef doctor --target.uri net.onnx --data.path images.npz",
     "cite": "certdef cite --preset fashion-mnist",
     "ledger": "certdef ledger runs/digits/ledger.db\n  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet",
+    "compare": "certdef compare runs/old runs/new\n"
+    "  certdef compare models:/mine/1 models:/mine/2 --max-drop 0.02 --markdown pr.md --junit compare.xml\n"
+    '  certdef compare OLD_RUN_ID NEW_RUN_ID --fail-if "certified@0.25 < 0.60" --fail-if "abstained > 10%"\n'
+    "  certdef compare old.jsonl new.jsonl --groups data.csv:camera --max-proven-drop 0 --picture curves.png",
 }
 
 

@@ -49,6 +49,8 @@ class Splits:
         prepared: What was done to each image before the noise, in words; empty for nothing.
         heldout_photographs: Number of the photograph that each held-out image is cut from, (heldout,); None where each image
             stands alone.
+        heldout_rows: Row of each held-out image in the data set, or in its own test set, from 0, (heldout,); None where
+            images were not taken from one.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Splits:
     by_name: bool = False
     prepared: str = ""
     heldout_photographs: np.ndarray | None = None
+    heldout_rows: np.ndarray | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -232,6 +235,7 @@ def split(
         named=source.classes is not None,
         by_name=source.by_name,
         prepared=Form.of(config).in_words,
+        heldout_rows=held,
     )
 
 

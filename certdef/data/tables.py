@@ -44,7 +44,7 @@ def read_table(path: Path, columns: Sequence[str] | None, form: Form, progress: 
     Raises:
         ConfigError: No such columns, missing files or labels (all at once), or files that are no pictures.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     where, labels, rows = _columns(path, rows, columns)
     files = [path.parent / row[where] for _, row in rows]
     problems = [
@@ -66,31 +66,37 @@ def read_table(path: Path, columns: Sequence[str] | None, form: Form, progress: 
     return Source(path.stem, pictures, *labels_from_texts([row[labels] for _, row in rows]))
 
 
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows that are not empty, with the numbers of their lines; all of one width."""
+def read_rows(path: Path, what: str = "data.path") -> list[tuple[int, list[str]]]:
+    """The rows of a table that are not empty, the header among them, with the numbers of their lines; all of one width.
+
+    Args:
+        path: CSV in UTF-8, also with tabs or semicolons.
+        what: The option that names it, for errors.
+
+    Raises:
+        ConfigError: It can't be read, or is no table.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"data.path {str(path)!r} is larger than 1 GiB: give a shorter table")
+            raise ConfigError(f"{what} {str(path)!r} is larger than 1 GiB: give a shorter table")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"data.path {str(path)!r} can't be read ({error}): give a table in UTF-8"
-        ) from error
+        raise ConfigError(f"{what} {str(path)!r} can't be read ({error}): give a table in UTF-8") from error
     first = text.partition("\n")[0]
     delimiter = max("\t;,", key=first.count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except csv.Error as error:
-        raise ConfigError(f"data.path {str(path)!r} is no table ({error}): write it as CSV") from error
+        raise ConfigError(f"{what} {str(path)!r} is no table ({error}): write it as CSV") from error
     if not 1 <= len(rows) <= MOST_FILES:
         raise ConfigError(
-            f"data.path {str(path)!r} has {len(rows):,} rows: give one a picture, at most {MOST_FILES:,}"
+            f"{what} {str(path)!r} has {len(rows):,} rows: give one a picture, at most {MOST_FILES:,}"
         )
     for line, row in rows:
         if len(row) != len(rows[0][1]):
             raise ConfigError(
-                f"data.path {str(path)!r}: line {line} has {len(row)} columns, the first one {len(rows[0][1])}: quote what has "
+                f"{what} {str(path)!r}: line {line} has {len(row)} columns, the first one {len(rows[0][1])}: quote what has "
                 f"a {delimiter!r} in it"
             )
     return rows

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import certify
 import surrogates
 from certdef.config.job import CertifyConfig, ConfigError
+from certdef.data.sets import digest
 from certdef.stages.conditions import Condition, guided_budget, images_of
 from certdef.stages.job import Job, versions
 from certdef.tracking.checked_json import fingerprint
@@ -183,14 +184,20 @@ def _record(
         done = 0 if guided else len(wanted) - len(left)
         bar = job.progress(total=len(wanted), initial=done, desc=f"certify {condition.key}", unit="image")
 
+        def record(index: int, certificate: certify.Certificate, seconds: float) -> None:
+            image = digest(data.heldout_images[index])
+            row = None if data.heldout_rows is None else int(data.heldout_rows[index])
+            label = int(data.heldout_labels[index])
+            log.append(index, label, certificate, seconds, image=image, row=row)
+
         def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
-            log.append(index, int(data.heldout_labels[index]), certificate, seconds)
+            record(index, certificate, seconds)
             bar.update()
 
         if left and guided:
             for index, certificate, seconds in _guided(job, condition, classifier, count, bar):
                 if index in left:
-                    log.append(index, int(data.heldout_labels[index]), certificate, seconds)
+                    record(index, certificate, seconds)
         elif left:
             _certify_smoothed(job, condition, classifier, left, keep)
         bar.close()

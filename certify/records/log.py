@@ -71,8 +71,25 @@ class RecordLog:
         """Indices of the images that are recorded."""
         return set(self._done)
 
-    def append(self, idx: int, label: int, certificate: Certificate, seconds: float) -> None:
+    def append(
+        self,
+        idx: int,
+        label: int,
+        certificate: Certificate,
+        seconds: float,
+        *,
+        image: str | None = None,
+        row: int | None = None,
+    ) -> None:
         """Record the certificate of image ``idx`` with true ``label``; ``seconds`` goes to the TSV only.
+
+        Args:
+            idx: Number of the image among those that are certified.
+            label: Its class.
+            certificate: What is proven of it.
+            seconds: How long that took.
+            image: A digest of its pixels, so that the records of another run are paired with the same image.
+            row: Its row in the file of data, from 0, where that is known.
 
         Raises:
             CertifyError: The image is recorded already, the certificate contradicts itself, the log's configuration
@@ -80,23 +97,24 @@ class RecordLog:
         """
         if idx in self._done:
             raise CertifyError(f"image {idx} is already in {self.path}: skip the indices in log.done")
-        row = self._row(idx, label, certificate, seconds)
+        known = {"image": image, "row": row}
+        record = self._row(idx, label, certificate, seconds, known)
         if not _is_at(self._jsonl, self.path):
             raise CertifyError(
                 f"{self.path} was moved or deleted while it was written: put it back, or start again"
             )
-        line = json_line(row)
+        line = json_line(record)
         files = (self._tsv, self._jsonl)
         ends = [os.fstat(each.fileno()).st_size for each in files]
         try:
             # The TSV goes first: a crash may leave a row too many there, which is dropped, but never one too few.
-            for file, content in zip(files, (tsv_line(row, seconds), line), strict=True):
+            for file, content in zip(files, (tsv_line(record, seconds), line), strict=True):
                 _write(file, content)
         except OSError:  # the disk is full: the next record is not to follow half of this one
             for file, end in zip(files, ends, strict=True):
                 file.truncate(end)
             raise
-        self._done.add(row["idx"])
+        self._done.add(record["idx"])
         self._unsynced += 1
         if self._unsynced >= self._sync_every:
             self._sync()
@@ -117,8 +135,13 @@ class RecordLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _row(self, idx: int, label: int, certificate: Certificate, seconds: float) -> Row:
-        """The record of a certificate, checked as the reader will; its law only where the header does not name it."""
+    def _row(
+        self, idx: int, label: int, certificate: Certificate, seconds: float, known: dict[str, Any]
+    ) -> Row:
+        """The record of a certificate, checked as the reader will; its law only where the header does not name it.
+
+        ``known`` is what else is known of the image; None is left out.
+        """
         prediction = int(certificate.prediction)
         row = {
             "idx": int(idx),
@@ -136,6 +159,7 @@ class RecordLog:
             "noise": certificate.noise,
             "correct": int(is_correct(prediction, int(label))),
         }
+        row |= {name: value for name, value in known.items() if value is not None}
         if certificate.known_class:
             row["known_class"] = True
         if certificate.uniform is not None:

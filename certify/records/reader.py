@@ -81,7 +81,13 @@ def with_votes(log: Log) -> Records:
         ),
         known_class=any(row.get("known_class", False) for row in rows),
         uniform=_column(rows, "uniform", np.float64) if rows and "uniform" in rows[0] else None,
+        image=_where_all_have_it(rows, "image", np.str_),
+        row=_where_all_have_it(rows, "row", np.int64),
     )
+
+
+def _where_all_have_it(rows: list[Row], name: str, dtype: type) -> NDArray[Any] | None:
+    return _column(rows, name, dtype) if rows and all(name in row for row in rows) else None
 
 
 def _columns(rows: list[Row]) -> Records:

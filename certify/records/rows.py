@@ -134,6 +134,9 @@ def check_votes(row: Row) -> None:
     known = row.get("known_class", False)
     if not isinstance(known, bool) or (known and (row["n0"] != 0 or row["selected"] == ABSTAIN)):
         raise Fault(f"known_class is {_shown(known)} for class {row['selected']} and n0 = {row['n0']}")
+    if not isinstance(row.get("image", "-"), str) or not row.get("image", "-"):
+        raise Fault(f"image is {_shown(row['image'])}, not the digest of an image")
+    whole({"row": 0, **row}, "row", 0)
     if not isinstance(row.get("noise", {}), dict):
         raise Fault(f"noise is {_shown(row['noise'])}, not the description of a law")
 

@@ -27,6 +27,8 @@ class Records:
         noise: ``describe()`` of the law that the votes were drawn under; None where nothing names it.
         known_class: The classes were named before any vote: an abstention may be another class that wins.
         uniform: (M,), the draws of a randomized bound; None for Clopper and Pearson's.
+        image: (M,), digests of the images' pixels; None unless every record has one.
+        row: (M,), rows of the images in the file of data, from 0; None unless every record has one.
     """
 
     idx: NDArray[np.int64]
@@ -46,6 +48,8 @@ class Records:
     noise: dict[str, Any] | None = None
     known_class: bool = False
     uniform: NDArray[np.float64] | None = None
+    image: NDArray[np.str_] | None = None
+    row: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.idx)

@@ -1,0 +1,1 @@
+"""From a run to a release: what stands between a certified model and its deployment."""

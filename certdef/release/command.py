@@ -1,0 +1,184 @@
+"""The command line of certdef compare: options, files that are written, exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any
+
+from certdef.config.job import ConfigError, nearest
+from certdef.config.verbs import description
+
+PASSED, FAILED = 0, 1
+EXIT_CODES = """\
+exit codes:
+  0  every gate holds, or none was set
+  1  a gate failed
+  2  bad input: nothing was compared
+
+gates, each of NEW:
+  --fail-if "certified@0.25 < 0.60"   certified@R, clean (the same at 0), abstained, median_radius, mean_radius,
+                                      drop@R (OLD - NEW), lost@R (images); with <, <=, >, >= and a number, 0.6 or 60%
+  --max-drop 0.02                     as observed, of all images
+  --max-proven-drop 0.02              only what is proven at --alpha, of all images, each class and each group
+"""
+OUTPUTS = ("markdown", "junit", "json", "picture")
+
+
+def build_parser() -> ArgumentParser:
+    """The options."""
+    parser = ArgumentParser(
+        prog="certdef compare",
+        exit_on_error=False,
+        allow_abbrev=False,
+        add_help=False,
+        usage="certdef compare OLD NEW [options]",
+        formatter_class=RawDescriptionHelpFormatter,
+        description=description("compare"),
+        epilog=EXIT_CODES,
+    )
+    add = parser.add_argument
+    what = "A run id of MLflow, a folder of records, a .jsonl or .tsv, or models:/NAME/VERSION."
+    add("old", metavar="OLD", nargs="?", help=f"What is in use. {what}")
+    add(
+        "new", metavar="NEW", nargs="?", help="What is to replace it, likewise; certified on the same images."
+    )
+    add("--radii", metavar="R,R,...", help="Radii in [0, 1] pixel units; default 0,0.25,0.5,0.75,1.")
+    add(
+        "--groups",
+        metavar="FILE:COLUMN",
+        action="append",
+        default=[],
+        help="Subgroups by a column of a .csv, .tsv or .npz: with a column idx, or with the rows of the file of data. Repeatable.",
+    )
+    add("--no-classes", action="store_true", help="Don't compare class by class; the other rows gain power.")
+    add(
+        "--condition",
+        metavar="NAME",
+        help="Records of a job by name, e.g. target-nim-none; default the headline.",
+    )
+    add("--common", action="store_true", help="Compare the images that both have.")
+    add("--alpha", type=float, default=0.05, help="Level of all tests together; default 0.05.")
+    add(
+        "--fail-if",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="A gate, see below. Repeatable.",
+    )
+    add("--max-drop", metavar="SHARE", type=float, help="A gate on the observed drop, see below.")
+    add("--max-proven-drop", metavar="SHARE", type=float, help="A gate on the proven drop, see below.")
+    add("--markdown", metavar="FILE", help="Write a Markdown summary for a pull request.")
+    add("--junit", metavar="FILE", help="Write JUnit XML for CI, a test case a gate.")
+    add("--json", metavar="FILE", help="Write everything (docs/compare.md describes it).")
+    add("--picture", metavar="FILE", help="Draw both curves: .png, .svg, .pdf.")
+    add("--tracking.uri", dest="tracking_uri", metavar="URI", help="MLflow's store of runs and versions.")
+    add("-h", "--help", action="store_true", help="Show this help.")
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Compare, print, write; returns 0 where every gate holds, 1 where one fails.
+
+    Raises:
+        ConfigError: Options or records that can't be used.
+    """
+    parser = build_parser()
+    namespace = _parse(parser, arguments)
+    if namespace.help:
+        parser.print_help()
+        return PASSED
+    radii = _radii(namespace.radii)
+    _check_outputs(namespace)
+    from certdef.release.compare import RADII, compare
+    from certdef.release.junit import as_junit
+    from certdef.release.words import as_markdown, as_text
+
+    comparison = compare(
+        namespace.old,
+        namespace.new,
+        radii=radii or RADII,
+        groups=namespace.groups,
+        by_class=not namespace.no_classes,
+        alpha=namespace.alpha,
+        condition=namespace.condition,
+        common=namespace.common,
+        fail_if=namespace.fail_if,
+        max_drop=namespace.max_drop,
+        max_proven_drop=namespace.max_proven_drop,
+        picture=namespace.picture,
+        tracking_uri=namespace.tracking_uri,
+    )
+    text = as_text(comparison)
+    print(text)
+    if namespace.markdown:
+        _write(namespace.markdown, as_markdown(comparison, _link(namespace)).encode())
+    if namespace.junit:
+        _write(namespace.junit, as_junit(comparison, text))
+    if namespace.json:
+        _write(namespace.json, (json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n").encode())
+    return PASSED if comparison.passed else FAILED
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Any:
+    try:
+        namespace, rest = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(f"{error}: certdef compare --help shows the options") from error
+    if namespace.help:
+        return namespace
+    names = [name.replace("_", "-") for name in vars(namespace) if name not in ("old", "new", "tracking_uri")]
+    known = ["--tracking.uri", *(f"--{name}" for name in names)]
+    problems = [
+        f"unknown option {each!r}{nearest(each, known)}"
+        if each.startswith("-")
+        else f"{each!r} is one too many"
+        for each in rest
+    ]
+    if namespace.new is None:
+        problems.append("OLD and NEW are needed")
+    if problems:
+        raise ConfigError("\n".join(f"{each}: certdef compare OLD NEW [options]" for each in problems))
+    return namespace
+
+
+def _radii(text: str | None) -> list[float]:
+    try:
+        return [float(each) for each in text.split(",")] if text else []
+    except ValueError as error:
+        raise ConfigError(f"--radii is {text!r}: give numbers, e.g. --radii 0,0.25,0.5") from error
+
+
+def _check_outputs(namespace: Any) -> None:
+    """Refuse files that can't be written, before anything is read."""
+    problems = []
+    for name in OUTPUTS:
+        value = getattr(namespace, name)
+        if value is None:
+            continue
+        folder = Path(value).parent
+        if Path(value).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            problems.append(
+                f"--{name} is {value!r}: name a file in a folder that is there and can be written"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _link(namespace: Any) -> str | None:
+    """The picture as seen from the Markdown file."""
+    if namespace.picture is None:
+        return None
+    return Path(os.path.relpath(namespace.picture, Path(namespace.markdown).parent)).as_posix()
+
+
+def _write(path: str, content: bytes) -> None:
+    from surrogates.files import replacing
+
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise ConfigError(f"{path!r} can't be written ({error.strerror}): name another file") from error
