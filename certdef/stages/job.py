@@ -70,20 +70,29 @@ class Shelf:
 
 
 @dataclass(kw_only=True)
-class Job(Shelf):
+class Certification(Shelf):
+    """What votes and certificates need. Nothing of it is tracked, so that it also serves who tracks by himself.
+
+    Attributes:
+        ledger: Pays for every query.
+        progress: A factory of progress bars like tqdm.
+    """
+
+    ledger: surrogates.QueryLedger
+    progress: Callable[..., Any]
+
+
+@dataclass(kw_only=True)
+class Job(Certification):
     """One run of the pipeline.
 
     Attributes:
         tracker: Its MLflow runs.
-        ledger: Pays for every query.
-        progress: A factory of progress bars like tqdm.
         draw: Draws a result into the folder of its stage.
         own_target: The user's own target, opened; None where one is trained here.
     """
 
     tracker: Tracker
-    ledger: surrogates.QueryLedger
-    progress: Callable[..., Any]
     draw: Callable[[StageResult, Path], None]
     own_target: surrogates.Target | None = None
 

@@ -1,0 +1,1 @@
+"""Certificates where models are released: in the evaluation of a registered model."""
