@@ -110,7 +110,7 @@ def classes_of(labels: Any, count: int, target: Target) -> np.ndarray:
     found = labels_from_array(plain.astype(np.int64) if plain.dtype == bool else plain, count, names)
     if found.by_name and names is None:
         raise ConfigError(
-            f"labels of the data are texts, such as {plain[0]!r}: give classes, their names in the order of the model's classes"
+            f"labels of the data are texts, such as {str(plain[0])!r}: give classes, their names in the order of the model's classes"
         )
     if found.values.max() >= target.num_classes:
         raise ConfigError(
