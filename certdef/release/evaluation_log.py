@@ -44,7 +44,7 @@ def log_evaluation(
     client, now = MlflowClient(), round(1000 * time.time())
     root = client.get_run(run_id).info.artifact_uri
     values = {prefix + name: value for name, value in evaluation.metrics.items()}
-    of = {
+    of: dict[str, Any] = {
         "model_id": model_id,
         "dataset_name": dataset.name,
         "dataset_digest": dataset.digest,

@@ -224,7 +224,7 @@ def _is_law(value: Any) -> bool:
         return True
     if not isinstance(value, Mapping) or not {*value} <= {each.name for each in fields(SigmaLaw)}:
         return False
-    whole = asdict(SigmaLaw()) | value
+    whole = {**asdict(SigmaLaw()), **value}
     numbers = not len(whole["shape"]) or _are_numbers(whole["shape"])
     texts = isinstance(whole["label"], str) and isinstance(whole["family"], str)
     return numbers and texts and _is_number(whole["scale_255"])

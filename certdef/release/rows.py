@@ -69,12 +69,13 @@ def images_of(values: np.ndarray, config: EvaluatorConfig) -> np.ndarray:
         images = values.reshape(len(values), *shape)
     low, high = config.pixel_range
     images = (images - low) / (high - low)
-    for name, undo in (("std", np.multiply), ("mean", np.add)):
+    for name in ("std", "mean"):
         channels = getattr(config, name)
         if channels is not None:
             if len(channels) not in (1, shape[0]):
                 raise ConfigError(f"{name} has {len(channels)} values, but images have {shape[0]} channels")
-            images = undo(images, np.reshape(channels, (-1, 1, 1)))
+            each = np.reshape(channels, (-1, 1, 1))
+            images = images * each if name == "std" else images + each
     _check_range(values, images, config)
     return np.ascontiguousarray(images.clip(0, 1), dtype=np.float32)
 

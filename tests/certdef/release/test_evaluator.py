@@ -252,9 +252,10 @@ def test_an_interrupted_evaluation_goes_on_and_pays_for_nothing_twice(
         return predict(self, data, params)
 
     asked.clear()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(PyFuncModel, "predict", interrupted)
-        evaluate(info.model_uri, rows[900:], labels[900:], method="fixed", n=200)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(info.model_uri, rows[900:], labels[900:], method="fixed", n=200)
     assert 20 < asked.total() < 20 + 20 * 300
     result = evaluate(info.model_uri, rows[900:], labels[900:], method="fixed", n=200)
     assert asked.total() == 20 + 20 * 300
