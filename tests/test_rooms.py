@@ -20,6 +20,7 @@ DOORS = {
     "torchmetrics": {"certdef/restoration/metrics.py"},
     "mlflow": {
         "certdef/tracking/",
+        "certdef/release/",
         "certdef/models/serving.py",
         "surrogates/targets/pyfunc.py",
         "surrogates/targets/deployments.py",
@@ -222,6 +223,12 @@ def test_importing_certdef_and_asking_for_help_load_no_torch():
     for arguments in (["--help"], ["run", "--help"], ["run", "--print-config"]):
         loaded = loaded_by(f"from certdef.cli import main\nassert main({arguments}) == 0")
         assert not loaded & {"torch", "numpy", "mlflow", "pandas"}, arguments
+
+
+def test_the_evaluator_that_mlflow_loads_beside_every_other_loads_no_torch():
+    loaded = loaded_by("from certdef.release.evaluator import CertdefEvaluator")
+    assert "mlflow" in loaded
+    assert not loaded & {"torch", "torchvision", "timm"}
 
 
 def test_the_check_of_light_imports_sees_a_heavy_one():

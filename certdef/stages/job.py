@@ -72,25 +72,34 @@ class Shelf:
 
 
 @dataclass(kw_only=True)
-class Job(Shelf):
+class Certification(Shelf):
+    """What votes and certificates need. Nothing of it is tracked, so that it also serves who tracks by himself.
+
+    Attributes:
+        ledger: Pays for every query.
+        progress: A factory of progress bars like tqdm.
+        shard: The part of the certificates that is done here; None for all of them.
+    """
+
+    ledger: surrogates.QueryLedger
+    progress: Callable[..., Any]
+    shard: Shard | None = None
+
+
+@dataclass(kw_only=True)
+class Job(Certification):
     """One run of the pipeline.
 
     Attributes:
         tracker: Its MLflow runs.
-        ledger: Pays for every query.
-        progress: A factory of progress bars like tqdm.
         draw: Draws a result into the folder of its stage.
         own_target: The user's own target, opened; None where one is trained here.
-        shard: The part of the certificates that is done here; None for all of them.
         prepared: Whether all that comes before the certificates must be done already.
     """
 
     tracker: Tracker
-    ledger: surrogates.QueryLedger
-    progress: Callable[..., Any]
     draw: Callable[[StageResult, Path], None]
     own_target: surrogates.Target | None = None
-    shard: Shard | None = None
     prepared: bool = False
 
     def run(self, stage: Stage[R], compute: Callable[[], R]) -> Stage[R]:

@@ -21,7 +21,7 @@ import surrogates
 from certdef.config.job import CertifyConfig, ConfigError
 from certdef.data.sets import digest
 from certdef.stages.conditions import Condition, guided_budget, images_of
-from certdef.stages.job import Job, versions
+from certdef.stages.job import Certification, versions
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import Share
 from certdef.tracking.workspace import Stage
@@ -69,7 +69,7 @@ class CertifiedCurve:
 
 
 def paid_classifier(
-    job: Job,
+    job: Certification,
     target: surrogates.Target,
     stage: Stage,
     condition: Condition,
@@ -106,13 +106,13 @@ def paid_classifier(
     return classify
 
 
-def paid_batch(job: Job) -> int:
+def paid_batch(job: Certification) -> int:
     """Noisy images that a target gets at once; one chunk of one image where version 0.1 kept its receipts by such."""
     return CHUNK if job.ledger.store.former_sizes("certification") else PAID_BATCH
 
 
 def certify_condition(
-    job: Job,
+    job: Certification,
     condition: Condition,
     classifier: BaseClassifier,
     stage: Stage,
@@ -133,7 +133,7 @@ def certify_condition(
 
 
 def record_condition(
-    job: Job,
+    job: Certification,
     condition: Condition,
     classifier: BaseClassifier,
     stage: Stage,
@@ -164,7 +164,7 @@ def record_condition(
 
 
 def _record(
-    job: Job,
+    job: Certification,
     condition: Condition,
     classifier: BaseClassifier,
     stage: Stage,
@@ -204,7 +204,9 @@ def _record(
     return log
 
 
-def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: Stage) -> dict[str, Any]:
+def _header(
+    job: Certification, condition: Condition, classifier: BaseClassifier, stage: Stage
+) -> dict[str, Any]:
     """What the records say of how they were drawn."""
     config = job.config.certify
     known = {"known_class": True} if config.known_class else {}
@@ -227,7 +229,7 @@ def _header(job: Job, condition: Condition, classifier: BaseClassifier, stage: S
 
 
 def _guided(
-    job: Job,
+    job: Certification,
     condition: Condition,
     classifier: BaseClassifier,
     count: int,
@@ -262,7 +264,7 @@ def _guided(
 
 
 def _certify_smoothed(
-    job: Job,
+    job: Certification,
     condition: Condition,
     classifier: BaseClassifier,
     left: list[int],

@@ -39,6 +39,7 @@ UDC_QUALITY = "udc/{what}/{measure}"  # measure: psnr (dB) or ssim
 UDC_GAIN = "udc/{what}/{gain}"  # in dB of PSNR
 SPENT = "queries/spent{purpose}"  # purpose: empty for all, or _training ...
 BUDGET = "queries/budget{purpose}"
+PAID = "queries/paid"  # by one evaluation; what it was given from the ledger is not in it
 
 
 def with_interval(name: str, share: Share) -> dict[str, float]:
