@@ -112,13 +112,16 @@ def test_a_whole_job_by_folder_run_and_registered_version(tiny_job, monkeypatch)
     assert by_folder.rows == by_run.rows
     assert by_folder.paired_by == "image"
     assert by_run.old.subject == by_run.new.subject == "target"
-    version = compare(
-        f"models:/{config.registered_model}/1", summary.run_id, tracking_uri=store, condition=None
-    )
-    assert version.old.subject in ("target", "surrogate")
+    version = f"models:/{config.registered_model}/1"
+    with pytest.raises(ConfigError, match="their first records are not the same .*choose with --condition"):
+        compare(
+            version, summary.run_id, tracking_uri=store
+        )  # the surrogate is registered, the run is of both
+    of_target = compare(version, summary.run_id, tracking_uri=store, condition="target-nim-de3")
+    assert of_target.rows == by_run.rows
     by_name = certdef.compare(
-        f"models:/{config.registered_model}/1",
-        f"models:/{config.registered_model}/1",
+        version,
+        version,
         tracking_uri=store,
     )
     assert by_name.old.subject == "surrogate"  # what is registered
