@@ -113,7 +113,7 @@ def test_a_whole_job_by_folder_run_and_registered_version(tiny_job, monkeypatch)
     assert by_folder.paired_by == "image"
     assert by_run.old.subject == by_run.new.subject == "target"
     version = f"models:/{config.registered_model}/1"
-    with pytest.raises(ConfigError, match="their first records are not the same .*choose with --condition"):
+    with pytest.raises(ConfigError, match=r"their first records are not the same .*choose with --condition"):
         compare(
             version, summary.run_id, tracking_uri=store
         )  # the surrogate is registered, the run is of both
