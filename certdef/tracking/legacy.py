@@ -32,12 +32,21 @@ NEWER = {
     "target": ("color", "resize", "headers"),
     "ledger": ("preflight",),
     "nim": ("tile", "keep", "finetune_epochs"),
-    "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n"),
+    "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n", "baseline"),
     "surrogate": ("noise", "consistency", "entropy", "finetune_epochs"),
     "diffusion": ("robust_diffused",),
     "ladder": ("restarts", "students"),
 }
-CERTIFY_ELSEWHERE = ("backend", "workers", "scheduler", "engine", "choose", "choice_images", "choice_n")
+CERTIFY_ELSEWHERE = (
+    "backend",
+    "workers",
+    "scheduler",
+    "engine",
+    "choose",
+    "choice_images",
+    "choice_n",
+    "baseline",
+)
 # What rests on the certified surrogate, which was then the one that agrees.
 OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")

@@ -129,9 +129,7 @@ def test_without_labels_right_is_the_targets_own_clean_answer(
     assert faults.charged == charged
     # Another use of the same answers is free too: they are receipts of evaluation.
     # The budget of a job without a ladder is less than the ladder before it spent.
-    other = configured(
-        store, tmp_path / "work", url, folder, attack__eps=[0.05], ledger__attack=1000
-    )
+    other = configured(store, tmp_path / "work", url, folder, attack__eps=[0.05], ledger__attack=1000)
     certdef.run(other, progress=False)
     assert faults.charged <= charged + 2 * 20
 

@@ -172,6 +172,7 @@ THEN = {  # the default job of version 0.1.0
     "ledger__certification": 525_000,
     "nim__epochs": 300,
     "nim__base_learning_rate": 6e-3,
+    "ladder__eot": 20,
     "ladder__square_queries": 500,
     "ladder__looks": 1,
     "udc__adaptive_crops": 68,
