@@ -19,8 +19,17 @@ SMALLER_AFTER = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of
 PROBES = 8  # squares of each size that are tried against the noise
 
 
+@torch.no_grad()
 def square(
-    ask: Ask, images: Tensor, labels: Tensor, *, eps: float, queries: int, seed: int, looks: int = 0
+    ask: Ask,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    queries: int = 5_000,
+    seed: int,
+    looks: int = 0,
+    steps: int | None = None,
 ) -> Tensor:
     """Square, L-infinity: adversarial images (N, C, H, W) in [0, 1] within eps, by at most `queries` an image.
 
@@ -33,14 +42,16 @@ def square(
         seed: Of the squares.
         looks: Queries whose scores are averaged, of a system that draws noise; 0: it draws none, and an image whose margin
             was lowered is not asked again.
+        steps: The name of `queries` in version 0.1.
     """
+    queries = queries if steps is None else steps
     search = _Search(ask, images, labels, eps, looks, torch.Generator().manual_seed(seed))
     smallest, spent = 0.0, 0
     if looks and queries >= 20 * PROBES * looks:
         smallest, spent = search.smallest_size()
-    steps = (queries - spent - max(looks, 1)) // max(2 * looks, 1)
-    for step in range(steps):
-        search.step(max(size_at(step / steps), smallest))
+    rounds = (queries - spent - max(looks, 1)) // max(2 * looks, 1)
+    for number in range(rounds):
+        search.step(max(size_at(number / rounds), smallest))
         if search.done:
             break
     return within(search.best, images, eps)
