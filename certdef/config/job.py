@@ -100,6 +100,19 @@ class DataConfig:
     audit_images: int = 0
 
 
+# Options of certify that no count depends on, or whose outcome is a key of its own.
+CERTIFY_ELSEWHERE = (
+    "backend",
+    "workers",
+    "scheduler",
+    "engine",
+    "choose",
+    "choice_images",
+    "choice_n",
+    "baseline",
+)
+
+
 @dataclass(frozen=True)
 class CertifyConfig:
     """Randomized smoothing of both subjects.
@@ -175,20 +188,11 @@ class CertifyConfig:
 
         What `engine` and `choose` chose, and what `baseline` is, are keys of their own.
         """
-        elsewhere = (
-            "backend",
-            "workers",
-            "scheduler",
-            "engine",
-            "choose",
-            "choice_images",
-            "choice_n",
-            "baseline",
-        )
         unset = [
             name for name in ("known_class", "bound") if getattr(self, name) == getattr(CertifyConfig, name)
         ]
-        return {key: value for key, value in asdict(self).items() if key not in (*elsewhere, *unset)}
+        left_out = (*CERTIFY_ELSEWHERE, *unset)
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     @property
     def guided_by_surrogate(self) -> bool:

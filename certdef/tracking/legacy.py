@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from certdef.config.job import RunConfig
+from certdef.config.job import CERTIFY_ELSEWHERE, RunConfig
 from certdef.config.own_target import NONE
 from certdef.tracking.checked_json import fingerprint, read_json
 from certdef.tracking.workspace import Stage
@@ -37,16 +37,6 @@ NEWER = {
     "diffusion": ("robust_diffused",),
     "ladder": ("restarts", "students"),
 }
-CERTIFY_ELSEWHERE = (
-    "backend",
-    "workers",
-    "scheduler",
-    "engine",
-    "choose",
-    "choice_images",
-    "choice_n",
-    "baseline",
-)
 # What rests on the certified surrogate, which was then the one that agrees.
 OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")

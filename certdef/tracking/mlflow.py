@@ -33,6 +33,7 @@ TABLES = "mlflow.loggedArtifacts"
 PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
 MOST_METRICS = 1000  # in one request
 LONGEST_PARAM = 6000
+LONGEST_NOTE = 7900  # MLflow refuses a tag of more than 8,000 characters
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -202,7 +203,7 @@ class Tracker:
 
     def describe(self, summary: str) -> None:
         """The summary of the job as the description of the parent run, which MLflow shows above all else."""
-        self.mlflow.set_tag(NOTE, f"```text\n{summary}\n```")
+        self.mlflow.set_tag(NOTE, f"```text\n{summary[:LONGEST_NOTE]}\n```")
 
     def log_files(self, *paths: Path) -> None:
         """Files on the parent run."""
