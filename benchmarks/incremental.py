@@ -96,9 +96,9 @@ def untrained(subject: Subject) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(values, 32), nn.ReLU(), nn.Linear(32, CLASSES)).eval()
 
 
-def row(name: str, found: list[certify.Certificate], scratch: float | None = None) -> str:
+def row(name: str, found: list[certify.Certificate], radius: float, scratch: float | None = None) -> str:
     votes = np.mean([each.n0 + each.n for each in found])
-    certified = sum(not each.abstained for each in found)
+    certified = sum(each.radius >= radius for each in found)
     against = "" if scratch is None else f"{100 * (votes / scratch - 1):+.0f}%"
     return f"| {name} | {votes:,.0f} | {certified} of {len(found)} | {against} |"
 
@@ -127,14 +127,15 @@ def table(subject: Subject, arguments: argparse.Namespace) -> None:
     smoothed = certify.SmoothedClassifier(subject.new, noise, CLASSES, seed=2)
     scratch = smoothed.certify(images, n0=100, method="sequential", **one)
     least = float(np.mean([each.n0 + each.n for each in scratch]))
-    print(row("from scratch, sequential, n0 = 100", scratch, least))
-    print(row("from scratch, its class given", [replace(each, n0=0) for each in scratch], least), flush=True)
+    print(row("from scratch, sequential, n0 = 100", scratch, radius, least))
+    own = [replace(each, n0=0) for each in scratch]
+    print(row("from scratch, its class given", own, radius, least), flush=True)
     for name, answers in kept.items():
         found = certify.certify_from_old(subject.new, answers, images, noise, CLASSES, seed=3, **one)
-        print(row(f"{arguments.draws:,} recorded answers, {name}", found, least), flush=True)
+        print(row(f"{arguments.draws:,} recorded answers, {name}", found, radius, least), flush=True)
     for name, old in olds.items() if arguments.afresh else ():
         found = certify.certify_from_old(subject.new, old, images, noise, CLASSES, seed=3, **one)
-        print(row(f"asked afresh for free, {name}", found, least), flush=True)
+        print(row(f"asked afresh for free, {name}", found, radius, least), flush=True)
     print(irs(subject, kept["old version"], radius, arguments.pairs, least), flush=True)
 
 
