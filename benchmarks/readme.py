@@ -18,7 +18,11 @@ from certdef.stages.summary import Summary
 from certdef.tracking.results import Share
 from surrogates import Bill
 
-NUMBERS = ("docs/results.md", "<!-- numbers: from the run's result.json files -->\n", "<!-- end of numbers -->\n")
+NUMBERS = (
+    "docs/results.md",
+    "<!-- numbers: from the run's result.json files -->\n",
+    "<!-- end of numbers -->\n",
+)
 SUMMARY = ("README.md", "<!-- summary: of the default run -->\n", "<!-- end of summary -->\n")
 NAMES = {"nim": "NIM"}
 SUBJECTS = {"target": "by paid queries", "surrogate": "without queries"}

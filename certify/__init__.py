@@ -1,16 +1,16 @@
 """Vote under noise and prove a radius: noise laws, bounds, votes, certificates, records and curves.
 
-    core          the theorem: CERTIFY and PREDICT of Cohen et al. 2019, from counts
-    smoothing     SmoothedClassifier, certify_votes: draw, count, call core
-    sampling      how many votes, by which method and bound
-    certificate   Certificate: what is claimed, and of whom
-    noise/        what is added to the pixels, and the radius it proves
-    bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
-    voting/       the vote engine, alone or on many workers
-    guided/       a surrogate or an old version as guide: fewer paid votes for the same certificate
-    threats/      strata of sigma; deterministic noise with exact votes
-    records/      append-only records, other certificates from the same votes, curves
-    selection     choose a law on held-out images; what a few votes promise
+core          the theorem: CERTIFY and PREDICT of Cohen et al. 2019, from counts
+smoothing     SmoothedClassifier, certify_votes: draw, count, call core
+sampling      how many votes, by which method and bound
+certificate   Certificate: what is claimed, and of whom
+noise/        what is added to the pixels, and the radius it proves
+bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
+voting/       the vote engine, alone or on many workers
+guided/       a surrogate or an old version as guide: fewer paid votes for the same certificate
+threats/      strata of sigma; deterministic noise with exact votes
+records/      append-only records, other certificates from the same votes, curves
+selection     choose a law on held-out images; what a few votes promise
 """
 
 from certify.bounds.binomial import (
