@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.certdef-ready
 ARGS ?=
 
-.PHONY: help run test lint setup
+.PHONY: help run test lint docs setup
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -29,3 +29,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## the documentation as a site, in site/; a warning is an error
+	$(BIN)/python -c 'import mkdocstrings, material' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet

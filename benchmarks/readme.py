@@ -1,4 +1,4 @@
-"""Write the numbers of the default run into the README: `python benchmarks/readme.py`, after `make run`.
+"""Write the numbers of the default run into README and docs/results.md: `python benchmarks/readme.py`, after `make run`.
 
 The job is finished by then, so nothing is trained or paid for; each figure is read from a stage's result or the ledger.
 """
@@ -18,7 +18,12 @@ from certdef.stages.summary import Summary
 from certdef.tracking.results import Share
 from surrogates import Bill
 
-BEGIN, END = "<!-- numbers: from the run's result.json files -->\n", "<!-- end of numbers -->\n"
+NUMBERS = (
+    "docs/results.md",
+    "<!-- numbers: from the run's result.json files -->\n",
+    "<!-- end of numbers -->\n",
+)
+SUMMARY = ("README.md", "<!-- summary: of the default run -->\n", "<!-- end of summary -->\n")
 NAMES = {"nim": "NIM"}
 SUBJECTS = {"target": "by paid queries", "surrogate": "without queries"}
 
@@ -28,7 +33,9 @@ def numbers(config: RunConfig, summary: Summary) -> str:
     result = {name: stage.result for name, stage in summary.stages.items()}
     surrogate = result["surrogate"]
     lines = [
-        *printed(config, summary),
+        "The summary in the terminal:",
+        "",
+        *printed(summary),
         "",
         f"alpha {config.certify.alpha:g} for each image, n0 {config.certify.n0}; L2 radii in [0, 1] pixel units; every row is `sound`.",
         "Cells: certified accuracy, the percentage of held-out images that are classified right with a certified radius of at",
@@ -49,11 +56,11 @@ def numbers(config: RunConfig, summary: Summary) -> str:
     return "\n".join([*lines, "", *query_bill(summary.bill)]) + "\n"
 
 
-def printed(config: RunConfig, summary: Summary) -> list[str]:
+def printed(summary: Summary) -> list[str]:
     """The summary in the terminal, as the first run prints it."""
     lines = [line for line in str(summary).splitlines() if not line.startswith("reused")]
     store = "runs        mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"
-    return ["The summary in the terminal:", "", "```text", *lines[:-1], store, "```"]
+    return ["```text", *lines[:-1], store, "```"]
 
 
 def certificates(config: RunConfig, result: CertifyResult, subject: str) -> list[str]:
@@ -92,7 +99,7 @@ def attack(config: RunConfig, result: AttackResult) -> list[str]:
     return [
         f"**Attack** (empirical, not a proof): accuracy in percent on {result.images} images under L-infinity PGD, {steps} steps, computed",
         f"on the surrogate and transferred to the target. {purifier} is here a single forward pass (sigma {config.attack.sigma_255:g}/255) without a vote; the",
-        "attacker does not know of it. Robust accuracy against adaptive attackers: [the threat ladder](#the-threat-ladder).",
+        "attacker does not know of it. Robust accuracy against adaptive attackers: [the threat ladder](ladder.md).",
         "",
         *table([], ["eps", *columns.values()]),
         *(
@@ -130,17 +137,23 @@ def percent(share: Share) -> str:
     return f"{value:.1f} ({lower:.1f}–{upper:.1f})"
 
 
+def rewrite(file: str, begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of a file."""
+    path = Path(__file__).parents[1] / file
+    before, rest = path.read_text().split(begin)
+    path.write_text(before + begin + text + end + rest.split(end)[1])
+
+
 def main() -> None:
-    """Rewrite the section of the README."""
+    """Rewrite both sections."""
     if sys.argv[1:]:
         sys.exit(__doc__)
     config = load_config("digits")
     summary = pipeline.run(config, progress=False)
     if not summary.reused:
         sys.exit("the default job was not done: make run, then again")
-    readme = Path(__file__).parents[1] / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    readme.write_text(before + BEGIN + numbers(config, summary) + END + rest.split(END)[1])
+    rewrite(*NUMBERS, numbers(config, summary))
+    rewrite(*SUMMARY, "\n".join(printed(summary)) + "\n")
 
 
 if __name__ == "__main__":
