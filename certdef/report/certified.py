@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from torch import nn
@@ -20,12 +21,13 @@ from certdef.purifiers.base import Parts
 from certdef.purifiers.registry import find_purifier
 from certdef.report import images
 from certdef.report.certificates import certificate_rows
+from certdef.report.findings import warnings, worst_images
 from certdef.report.template import uris
 from certdef.report.words import purifier_title
 from certdef.stages.certificates import CertifyResult, headline_law
 from certdef.stages.conditions import conditions, subjects
 from certdef.stages.purifier import finetuned_networks
-from certdef.tracking.workspace import Stage
+from certdef.tracking.workspace import RESULT, Stage
 
 STRIP = 8  # held-out images among the pictures: the first ones, not picked
 MOST_CLASSES = 30  # rows of the table by class
@@ -46,6 +48,7 @@ def of_target(
     purifier = find_purifier(config.purifier)
     stages = {each.name: each for each in done}
     result = {each.name: each.result for each in done}
+    shown = certificates(config, stages)
     return {
         "config": config,
         "config_json": json.dumps(config.public_dict(), indent=2),
@@ -60,7 +63,17 @@ def of_target(
         "denoiser": purifier.denoiser.name if purifier.denoiser else None,
         "by_class": by_class(config, data, stages["certify"]) if data.named else [],
         "strip": strip(config, data, stages),
-        **certificates(config, stages),
+        "worst": {
+            subject: worst_images(
+                data, _headline_records(config, stages["certify"], subject), certify.ABSTAIN
+            )
+            for subject in subjects(config)
+        },
+        "certified_on": date.fromtimestamp((stages["certify"].path / RESULT).stat().st_mtime).isoformat(),
+        "warnings": warnings(
+            shown["certificates"], shown["radii"], shown["headline_at"], purifier_title(config.purifier)
+        ),
+        **shown,
     }
 
 

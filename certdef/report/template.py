@@ -46,7 +46,7 @@ def template(name: str) -> Any:
     )
     filters = {"share": formats.percent, "up": formats.percent_up, "sigma": sigma_in_words}
     environment.globals["purposes"] = PURPOSES
-    environment.filters |= filters | {"count": formats.count, "down": formats.radius_down}
+    environment.filters |= filters | {"count": formats.count, "down": formats.radius_down, "count_to": range}
     return environment.get_template(name)
 
 

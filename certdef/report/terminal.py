@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from functools import singledispatch
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from certdef.stages.attack import AttackResult
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
 from certdef.stages.choice import ChoiceResult
+from certdef.stages.conditions import largest_radius
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
@@ -35,6 +37,7 @@ from certdef.stages.target import TargetResult
 from certdef.stages.udc.evaluation import UDCResult
 from certdef.stages.votes import CertifiedCurve
 from certdef.tracking.results import StageResult
+from certify.noise.description import open_law
 
 
 def headline(config: RunConfig, summary: Summary) -> str:
@@ -137,7 +140,10 @@ def _(result: CertifyResult, config: RunConfig) -> list[str]:
     curves = (curve for curve in result.curves.values() if curve.headline)
     right = right_in_words(result.params)
     capped = config.certify.stops_early
-    return [_certified_line(f"{curve.subject:<9}", result.radii, curve, capped, right) for curve in curves]
+    alpha = config.certify.alpha
+    return [
+        _certified_line(f"{curve.subject:<9}", result.radii, curve, alpha, capped, right) for curve in curves
+    ]
 
 
 @stage_lines.register
@@ -196,7 +202,11 @@ def _(result: ComparisonResult, config: RunConfig) -> list[str]:
         )
     for subject, key in result.conditions.items():
         curve, capped = result.curves[key], config.certify.stops_early
-        lines.append(_certified_line(f"{SUBJECT_NAMES[subject]:<22}", result.radii, curve, capped))
+        lines.append(
+            _certified_line(
+                f"{SUBJECT_NAMES[subject]:<22}", result.radii, curve, config.certify.alpha, capped
+            )
+        )
     return lines
 
 
@@ -223,11 +233,19 @@ def _(result: UDCResult, config: RunConfig) -> list[str]:
 
 
 def _certified_line(
-    subject: str, radii: Sequence[float], curve: CertifiedCurve, capped: bool, right: str = ""
+    subject: str,
+    radii: Sequence[float],
+    curve: CertifiedCurve,
+    alpha: float,
+    capped: bool,
+    right: str = "",
 ) -> str:
     """Certified shares, with the votes that they took: n of every image, or on average where n is a cap."""
+    law = open_law(curve.noise)
+    reach = inf if law is None else largest_radius(law, curve.n, alpha)
     shares = "  ".join(
-        f"r={r:g} {with_interval(share)}" for r, share in zip(radii, curve.accuracy, strict=True)
+        f"r={r:g} {with_interval(share) if r <= reach else 'n too small'}"
+        for r, share in zip(radii, curve.accuracy, strict=True)
     )
     votes = f"n={curve.n:,}"
     if capped:

@@ -404,7 +404,7 @@ def test_page_has_the_figures_of_the_stages(page, job, results):
         assert row[1:3] == [str(curve["images"]), str(curve["n"])]
         figures = zip([0, *compared["radii"]], [curve["accuracy_at_0"], *curve["accuracy"]], strict=True)
         for cell, (radius, figure) in zip(row[3:-2], figures, strict=True):
-            assert cell == (shown(figure) if radius <= ceiling else "0.0% n too small")
+            assert cell == (shown(figure) if radius <= ceiling else "– n too small")
     found = cells(page, "agreement-table")
     for row, each in zip(found, compared["agreement"].values(), strict=True):
         assert row[2] == shown(each["clean"]["agreement"])

@@ -133,7 +133,7 @@ def test_certificate_table_equals_the_result(page, config, job, subject):
         assert cells[-2] == f"{100 * curve.abstained:.1f}%"
         figures = zip([0, *config.certify.radii], curve.shares, strict=True)
         for cell, (radius, figure) in zip(cells[3:-2], figures, strict=True):
-            assert cell == (printed(figure) if radius <= ceiling else "0.0% n too small")
+            assert cell == (printed(figure) if radius <= ceiling else "– n too small")
     caption = page.execute_script(
         f"return document.querySelector('#certificates-{subject} caption').innerText"
     )
