@@ -26,6 +26,7 @@ from certdef.config.verbs import (
     OTHERS,
     build_parser,
     description,
+    help_of,
     overview,
     own_options,
     wants_help,
@@ -74,7 +75,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     arguments = with_ladder(arguments)
     parser = build_parser(verb, preset_of(arguments))
     if wants_help(arguments):
-        parser.print_help()
+        print(help_of(verb, parser, arguments), end="")
         return 0
     try:
         namespace = parse(parser, arguments, own_options(verb))

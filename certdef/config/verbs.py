@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from certdef.config.load import add_config_arguments
+from certdef.config.short_help import short_help, whole_help
 
 OVERVIEW = """\
 Certify a classifier whose weights are out of reach.
@@ -27,7 +28,7 @@ JOBS = {
     "certify": "certify target and surrogate by randomized smoothing; your own target alone, if nothing of a surrogate is set",
     "attack": "PGD on the surrogate, transferred to the target, with and without the purifier; --ladder for the threat ladder",
     "purify": "purify images of your own, or the held-out ones, with the job's purifier",
-    "report": "write the page of the job again",
+    "report": "write the page of a finished job again; nothing is trained or paid for",
 }
 OTHERS = {
     "purifiers": "every purifier by name: what it does, its source, and the threat model that it was proposed for",
@@ -146,7 +147,10 @@ def build_parser(verb: str, preset: str) -> Any:
         formatter_class=Formatter,
         description=f"{description(verb)}\n\n{_defaults_are(preset)}",
     )
-    parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    parser.add_argument("-h", "--help", action="store_true", help="Show the options that are used most.")
+    parser.add_argument(
+        "--help-all", action="store_true", help="Show all options; --help-all GROUP those of a group."
+    )
     for name, text in flags(verb).items():
         parser.add_argument(name, action="store_true", help=text)
     for name, kind, default, text in OPTIONS.get(verb, []):
@@ -181,7 +185,7 @@ def flags(verb: str) -> dict[str, str]:
 
 def own_options(verb: str) -> list[str]:
     """Every option that a verb has beside those of the configuration."""
-    return ["--help", *flags(verb), *(name for name, *_ in OPTIONS.get(verb, []))]
+    return ["--help", "--help-all", *flags(verb), *(name for name, *_ in OPTIONS.get(verb, []))]
 
 
 def description(verb: str, more: str = "") -> str:
@@ -208,4 +212,13 @@ def with_shards(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def wants_help(arguments: list[str]) -> bool:
     """Whether the help of a verb is asked for."""
-    return any(argument in ("-h", "--help") for argument in arguments)
+    return any(argument in ("-h", "--help", "--help-all") for argument in arguments)
+
+
+def help_of(verb: str, parser: Any, arguments: list[str]) -> str:
+    """The help that is asked for: a screen (--help), every option (--help-all), or those of a group (--help-all GROUP)."""
+    if "--help-all" not in arguments:
+        return short_help(verb, parser.format_help(), own_options(verb))
+    following = arguments[arguments.index("--help-all") + 1 :]
+    group = following[0] if following and not following[0].startswith("-") else None
+    return whole_help(parser.format_help(), group)

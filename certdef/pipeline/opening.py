@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
 import surrogates
 from certdef import stages
 from certdef.config import own_target
@@ -22,6 +20,7 @@ from certdef.config.threads import fit_threads, torch_threads
 from certdef.data.sets import Splits, load_source, split
 from certdef.objects.following import followed
 from certdef.objects.named import NO_OBJECTS, Objects
+from certdef.pipeline.bars import bars
 from certdef.report import draw
 from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
@@ -48,14 +47,16 @@ def open_job(
     objects: Objects = NO_OBJECTS,
     shard: Shard | None = None,
     prepared: bool = False,
+    finished: bool = False,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once.
 
-    A shard (`shard`) and a merge (`prepared`) find everything before the certificates done, or are refused.
+    A shard (`shard`) and a merge (`prepared`) find everything before the certificates done, a report (`finished`) everything, or
+    are refused.
     """
     with torch_threads(config.threads), given_back() as callers_uri:
         own = verb != "pretrain" and not config.udc.enabled
-        bar = tqdm if progress else partial(tqdm, disable=True)
+        bar = bars(progress)
         config, objects = followed(config, verb, objects, bar)
         rules = job_checks.main(config, verb) if checks is None else checks
         if shard:
@@ -100,6 +101,7 @@ def open_job(
                     own_target=found.target,
                     shard=shard,
                     prepared=prepared or shard is not None,
+                    finished=finished,
                 )
                 if found.target is not None:
                     plan_words.show_first_lines(job, found.target, verb)

@@ -85,11 +85,17 @@ def run(
         ConfigError, certify.CertifyError, surrogates.SurrogateError: One line each, with the remedy.
     """
     config, objects = named(config, given)
+    return _run(config, objects, progress, fresh)
+
+
+def _run(
+    config: RunConfig, objects: Objects, progress: bool, fresh: bool = False, finished: bool = False
+) -> Summary:
     if config.ducd.enabled:
-        return _run_ducd(config, objects, progress, fresh)
+        return _run_ducd(config, objects, progress, fresh, finished)
     if config.udc.enabled:
-        return _run_udc(config, progress, fresh)
-    with open_job(config, progress, fresh, objects=objects) as job:
+        return _run_udc(config, progress, fresh, finished)
+    with open_job(config, progress, fresh, objects=objects, finished=finished) as job:
         parts = _parts(job)
         students = _students(job, parts)
         smoothed, certified = _certified(job, parts, students)
@@ -256,8 +262,15 @@ def purify(
 def report(
     config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
 ) -> Summary:
-    """Write the page of the job again, doing first whatever is missing for it."""
-    return run(config, progress=progress, fresh=fresh, **given)
+    """Write the page of a finished job again. Nothing is trained, queried or paid for.
+
+    Raises:
+        ConfigError: A stage is not done, or `fresh` was asked for.
+    """
+    if fresh:
+        raise ConfigError("--fresh does every stage anew, and report does none: use certdef run --fresh")
+    config, objects = named(config, given)
+    return _run(config, objects, progress, finished=True)
 
 
 def plan(
@@ -304,9 +317,9 @@ def plan(
         return stages.plan_of_own(config, found.data, found.device, found.target, ask=ask, price=price)
 
 
-def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) -> Summary:
+def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool, finished: bool) -> Summary:
     """DUCD: target -> pilot -> one noise for all images -> surrogates -> certificates side by side -> membership inference."""
-    with open_job(config, progress, fresh, checks=job_checks.DUCD, objects=objects) as job:
+    with open_job(config, progress, fresh, checks=job_checks.DUCD, objects=objects, finished=finished) as job:
         target, target_stage = stages.open_target(job)
         pilot = stages.distill_pilot(job, target)
         choice = stages.choose_noise(job, pilot, target.num_classes)
@@ -320,9 +333,11 @@ def _run_ducd(config: RunConfig, objects: Objects, progress: bool, fresh: bool) 
         return _report(job, done, ducd_page.render)
 
 
-def _run_udc(config: RunConfig, progress: bool, fresh: bool) -> Summary:
+def _run_udc(config: RunConfig, progress: bool, fresh: bool, finished: bool) -> Summary:
     """UDC: restoration -> diffusion purifier -> how far to diffuse -> fine-tuning -> attacks on all of them."""
-    with open_job(config, progress, fresh, checks=job_checks.UDC, load=stages.load_photographs) as job:
+    with open_job(
+        config, progress, fresh, checks=job_checks.UDC, load=stages.load_photographs, finished=finished
+    ) as job:
         photographs = stages.photographs_through_display(job)
         defense = stages.train_defense(job, photographs)
         evaluated = stages.evaluate_defense(job, photographs, defense)

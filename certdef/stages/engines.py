@@ -15,7 +15,7 @@ from torch import nn
 
 import certify
 from certdef.config.noise_laws import noise_law
-from certdef.stages.job import Job, not_prepared
+from certdef.stages.job import Job, not_finished, not_prepared
 from certdef.tracking.checked_json import fingerprint, read_json, write_json
 from certify.voting import Computed, fastest_engine
 from surrogates.distillation.inference import images_at_once
@@ -65,6 +65,8 @@ def choose_engines(job: Job, parts: dict[str, nn.Module | None]) -> Engines:
         if key not in kept:
             if job.prepared:
                 raise not_prepared(job.config, f"the arithmetic of {part}")
+            if job.finished:
+                raise not_finished(job.config, f"the arithmetic of {part}")
             kept[key] = _fastest(job, module)
             write_json(path, kept)
         if kept[key]:

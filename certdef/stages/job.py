@@ -95,19 +95,23 @@ class Job(Certification):
         draw: Draws a result into the folder of its stage.
         own_target: The user's own target, opened; None where one is trained here.
         prepared: Whether all that comes before the certificates must be done already.
+        finished: Whether every stage must be done already.
     """
 
     tracker: Tracker
     draw: Callable[[StageResult, Path], None]
     own_target: surrogates.Target | None = None
     prepared: bool = False
+    finished: bool = False
 
     def run(self, stage: Stage[R], compute: Callable[[], R]) -> Stage[R]:
         """Do a stage unless it is done, in an MLflow run of its own: folder, result, figures, tracking.
 
         Raises:
-            ConfigError: It comes before the certificates, which here are of a job that is prepared, and is not done.
+            ConfigError: It is not done, and the job is to be finished, or prepared and the stage comes before the certificates.
         """
+        if self.finished and not stage.done:
+            raise not_finished(self.config, stage.name)
         if self.prepared and not stage.done and stage.name != CERTIFY:
             raise not_prepared(self.config, stage.name)
         with self.tracker.stage(stage):
@@ -132,6 +136,14 @@ def not_prepared(config: RunConfig, stage: str) -> ConfigError:
     return ConfigError(
         f"{stage} is not done in work_dir {str(config.workspace)!r}: run certdef certify --prepare with the same options "
         "there first, on one machine"
+    )
+
+
+def not_finished(config: RunConfig, stage: str) -> ConfigError:
+    """The error for a report, which trains and pays for nothing."""
+    return ConfigError(
+        f"{stage} is not done in work_dir {str(config.workspace)!r}: report only writes the page of a finished job; "
+        "do the job first, certdef run with the same options"
     )
 
 

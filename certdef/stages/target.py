@@ -49,9 +49,9 @@ def open_target(job: Job) -> tuple[surrogates.Target, Stage[TargetResult]]:
     config, stage = job.config.target, target_stage(job)
     opened = [] if job.own_target is None else [_ready(job, job.own_target)]
     if stage.done and not config.uri and not _loads(stage.result.uri):
-        if job.prepared:
+        if job.prepared or job.finished:
             raise ConfigError(
-                f"target {stage.result.uri!r} can't be loaded: give shards the tracking store that it was logged to, "
+                f"target {stage.result.uri!r} can't be loaded: give the tracking store that it was logged to, "
                 "--tracking.uri or MLFLOW_TRACKING_URI"
             )
         stage.clear()  # the tracking store that it was logged to is gone

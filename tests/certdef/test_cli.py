@@ -74,8 +74,22 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     shown = capsys.readouterr().out
     assert f"certdef {verb}" in shown.split("examples:")[1].split("options:")[0]
     of_a_job = verb not in ("ledger", "purifiers", "compare")
-    assert ("--certify.alpha" in shown) == of_a_job
+    assert ("--certify.radii" in shown) == of_a_job
+    assert shown.count("\n") <= 60, "a screen"
     assert ("defaults below are those of preset digits; for your own target" in shown) == of_a_job
+
+
+def test_all_options_and_those_of_a_group_are_behind_help_all(capsys):
+    assert main(["certify", "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    assert "--certify.alpha" in whole
+    assert "--nim.epochs" in whole
+    assert main(["certify", "--help-all", "certify"]) == 0
+    group = capsys.readouterr().out
+    assert "--certify.alpha" in group
+    assert "--nim.epochs" not in group
+    assert main(["certify", "--help-all", "certfy"]) == 2
+    assert "did you mean 'certify'" in capsys.readouterr().err
 
 
 def test_version(capsys):

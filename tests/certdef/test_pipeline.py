@@ -146,6 +146,14 @@ def test_each_verb_is_a_part_of_run(verb, tiny_job, here):
     assert summary.results.items() <= tiny_job[1].results.items()
 
 
+def test_a_report_starts_nothing(uncertified):
+    with pytest.raises(ConfigError, match=r"certify is not done .* certdef run with the same options"):
+        certdef.report(uncertified, progress=False)
+    assert not list(uncertified.workspace.glob("certify-*/result.json"))
+    with pytest.raises(ConfigError, match="--fresh"):
+        certdef.report(uncertified, progress=False, fresh=True)
+
+
 def test_another_attack_reuses_what_it_does_not_change(copied):
     changed = dataclasses.replace(copied, attack=dataclasses.replace(copied.attack, eps=(0.05,)))
     summary = certdef.attack(changed, progress=False)
