@@ -56,7 +56,9 @@ EXAMPLES = {
     "  certdef plan --preset fashion-mnist --data.root FOLDER",
     "doctor": "certdef doctor\n  certdef doctor --target.uri net.onnx --data.path images.npz",
     "cite": "certdef cite --preset fashion-mnist",
-    "ledger": "certdef ledger runs/digits/ledger.db\n  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet",
+    "ledger": "certdef ledger runs/digits/ledger.db\n"
+    "  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet\n"
+    "  certdef ledger runs/digits/ledger.db --digest --upto 812",
     "compare": "certdef compare runs/old runs/new\n"
     "  certdef compare models:/mine/1 models:/mine/2 --max-drop 0.02 --markdown pr.md --junit compare.xml\n"
     '  certdef compare OLD_RUN_ID NEW_RUN_ID --fail-if "certified@0.25 < 0.60" --fail-if "abstained > 10%"\n'
