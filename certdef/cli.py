@@ -307,10 +307,19 @@ def _compare(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _evidence(arguments: list[str]) -> int:
+    """Gather the evidence of a run, which may be of another machine: it takes none of a job's options."""
+    from certdef.release.evidence_command import run
+
+    _quiet()
+    return run(arguments)
+
+
 OF_NO_JOB: dict[str, Callable[[list[str]], int]] = {
     "ledger": _ledger,
     "purifiers": _purifiers,
     "compare": _compare,
+    "evidence": _evidence,
 }
 
 

@@ -27,7 +27,9 @@ def interval(share: Sequence[float]) -> Interval:
     return Interval(value=float(value), lower=float(lower), upper=float(upper))
 
 
-def at_radii(records: Records, radii: Sequence[float], mask: NDArray[np.bool_] | None = None) -> tuple[AtRadius, ...]:
+def at_radii(
+    records: Records, radii: Sequence[float], mask: NDArray[np.bool_] | None = None
+) -> tuple[AtRadius, ...]:
     """Certified accuracy of the images of a mask (M,), at each radius."""
     within = np.ones(len(records), dtype=bool) if mask is None else mask
     rows = []
@@ -38,7 +40,9 @@ def at_radii(records: Records, radii: Sequence[float], mask: NDArray[np.bool_] |
     return tuple(rows)
 
 
-def certificate(key: str, path: Path, records: Records, radii: Sequence[float], *, headline: bool) -> Certificate:
+def certificate(
+    key: str, path: Path, records: Records, radii: Sequence[float], *, headline: bool
+) -> Certificate:
     """Everything that a file of records says, counted again from its votes."""
     noise = records.noise or None
     votes = None
@@ -76,12 +80,17 @@ def law_in_words(noise: dict[str, Any] | None) -> str:
     if noise.get("law") == "gaussian" and "sigma" in noise:
         return f"Gaussian, sigma {noise['sigma']:.3f}"
     if noise.get("law") == "gaussian_scale_mixture" and "kwds" in noise:
-        arguments = [*(f"{each:g}" for each in noise.get("args", [])), *(f"{k} {v:.4g}" for k, v in noise["kwds"].items())]
+        arguments = [
+            *(f"{each:g}" for each in noise.get("args", [])),
+            *(f"{name} {255 * value:.4g}/255" for name, value in noise["kwds"].items()),
+        ]
         return f"Gaussian, sigma ~ {noise['sigma']}({', '.join(arguments)}), mean {noise['mean_sigma']:.3f}"
     return in_words(noise)
 
 
-def subgroups(key: str, records: Records, radii: Sequence[float], columns: Sequence[str]) -> Subgroups | Absent:
+def subgroups(
+    key: str, records: Records, radii: Sequence[float], columns: Sequence[str]
+) -> Subgroups | Absent:
     """The headline's certificate by class, and by each column.
 
     Raises:
@@ -92,17 +101,22 @@ def subgroups(key: str, records: Records, radii: Sequence[float], columns: Seque
     absent = Absent(
         status="not measured",
         why="no column of subgroups was given",
-        how="certdef evidence RUN --groups data.csv:COLUMN, a column of the data's table; nothing is queried for it",
+        how="`certdef evidence RUN --groups data.csv:COLUMN`, a column of the data's table; nothing is queried for it",
     )
     return Subgroups(of=key, groups=tuple(_groups(records, radii, every)), columns=tuple(groups) or absent)
 
 
 def _groups(records: Records, radii: Sequence[float], every: dict[str, NDArray[np.str_]]) -> Iterator[Group]:
     for column, values in every.items():
-        names = sorted(set(values.tolist()), key=lambda name: (not name.isdigit(), name.zfill(12) if name.isdigit() else name))
+        names = sorted(
+            set(values.tolist()),
+            key=lambda name: (not name.isdigit(), name.zfill(12) if name.isdigit() else name),
+        )
         for name in names:
             mask = values == name
-            yield Group(column=column, name=name, images=int(mask.sum()), radii=at_radii(records, radii, mask))
+            yield Group(
+                column=column, name=name, images=int(mask.sum()), radii=at_radii(records, radii, mask)
+            )
 
 
 def data_of(dossier: Dossier, records: Records) -> Data:

@@ -61,7 +61,9 @@ def open_dossier(given: str | Path, tracking_uri: str | None, ledger: str | None
     """
     text, path = str(given), Path(given)
     if ledger is not None and not Path(ledger).is_file():
-        raise ConfigError(f"--ledger is {ledger!r}, which is no file: give a job's ledger, e.g. runs/digits/ledger.db")
+        raise ConfigError(
+            f"--ledger is {ledger!r}, which is no file: give a job's ledger, e.g. runs/digits/ledger.db"
+        )
     own = None if ledger is None else Path(ledger)
     if path.is_file():
         if path.suffix not in FILES:
@@ -110,7 +112,9 @@ def _of_place(text: str, place: Path, files: dict[str, Path], ledger: Path | Non
         kind="folder",
         records=files,
         stages={name: read_json(folders[0] / RESULT) for name, folders in found.items() if len(folders) == 1},
-        unclear={name: tuple(each.name for each in folders) for name, folders in found.items() if len(folders) > 1},
+        unclear={
+            name: tuple(each.name for each in folders) for name, folders in found.items() if len(folders) > 1
+        },
         ledger=ledger or (there if there.is_file() else None),
     )
 
@@ -118,7 +122,9 @@ def _of_place(text: str, place: Path, files: dict[str, Path], ledger: Path | Non
 def headline_of(dossier: Dossier) -> str:
     """The name of the records that come first: those of the subject's headline, as its job says."""
     curves: dict[str, Any] = dossier.stages.get(CERTIFY, {}).get("curves", {})
-    first = [key for key, curve in curves.items() if curve["headline"] and curve["subject"] == dossier.subject]
+    first = [
+        key for key, curve in curves.items() if curve["headline"] and curve["subject"] == dossier.subject
+    ]
     known = [key for key in first if key in dossier.records]
     if known:
         return known[0]

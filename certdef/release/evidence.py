@@ -64,7 +64,9 @@ def _document(dossier: Dossier, groups: Sequence[str], radii: Sequence[float] | 
     first = headline_of(dossier)
     records = certified_parts.read(dossier.records)
     if not len(records[first]):
-        raise ConfigError(f"{dossier.given!r}: no image is certified in {first} yet: finish it, the same command goes on")
+        raise ConfigError(
+            f"{dossier.given!r}: no image is certified in {first} yet: finish it, the same command goes on"
+        )
     decided = radii_of(dossier)
     at = sorted({0.0, *decided} if radii is None and decided else set(map(float, radii or RADII)))
     keys = sorted(records, key=lambda key: (key != first, not key.startswith(first.split("-")[0]), key))

@@ -18,10 +18,10 @@ from surrogates.targets.addresses import public_url
 FILE_DIGEST = re.compile(r"[a-z]+:([0-9a-f]{64})\b")
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
 OF_FILES = (
-    "SHA-256 over a line `SHA-256  PATH` for each file of the model, sorted by path: "
-    "find . -type f | sed 's|^./||' | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum"
+    "SHA-256 over a line for each file of the model, sorted by path, in its folder: "
+    "`find . -type f | sed 's|^./||' | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum`"
 )
-OF_FILE = "SHA-256 of the model's file: sha256sum FILE"
+OF_FILE = "SHA-256 of the model's file: `sha256sum FILE`"
 
 
 def model_of(dossier: Dossier) -> Model:
@@ -37,7 +37,7 @@ def model_of(dossier: Dossier) -> Model:
         unread = Absent(
             status="not known",
             why=f"the files of the version can't be fetched ({version.unread})",
-            how=f"mlflow artifacts download -u {version.source}",
+            how=f"`mlflow artifacts download -u {version.source}`",
         )
         return Model(
             name=version.name,
@@ -48,10 +48,12 @@ def model_of(dossier: Dossier) -> Model:
             digest_of=OF_FILES,
             role="surrogate" if dossier.subject == "surrogate" else "target",
         )
-    how = "register it in MLflow and certify --target.uri models:/NAME/VERSION"
+    how = "register it in MLflow, and `certdef certify --target.uri models:/NAME/VERSION`"
     unnamed = Absent(status="not known", why="the target has no version in a registry", how=how)
     if target is None:
-        nameless = Absent(status="not known", why="what was named keeps no result of the target", how=NAME_THE_JOB)
+        nameless = Absent(
+            status="not known", why="what was named keeps no result of the target", how=NAME_THE_JOB
+        )
         tagged = None if dossier.job is None else dossier.job.tags.get("certdef.target")
         return Model(
             name=public_url(tagged) if tagged else nameless,
@@ -85,11 +87,15 @@ def _digest(dossier: Dossier, target: dict[str, Any]) -> tuple[str | Absent, str
         sha256, unread = digest_of_uri(uri, dossier.job.store)
         if sha256 is not None:
             return sha256, OF_FILES
-        return Absent(status="not known", why=f"its files can't be fetched ({unread})", how="--tracking.uri of its store"), ""
+        return Absent(
+            status="not known",
+            why=f"its files can't be fetched ({unread})",
+            how="`--tracking.uri` of its store",
+        ), ""
     why = "the target is a service or an object: nobody outside has its files"
     how = "its owner's release notes; the ledger's canaries say whether its answers changed while it was queried"
     if uri.startswith(("models:/", "runs:/")):
-        why, how = "its files are in MLflow", "certdef evidence RUN_ID: a run says in which store"
+        why, how = "its files are in MLflow", "`certdef evidence RUN_ID`: a run says in which store"
     return Absent(status="not known", why=why, how=how), ""
 
 
@@ -97,7 +103,11 @@ def run_of(dossier: Dossier) -> Run | Absent:
     """The run that it comes from."""
     job = dossier.job
     if job is None:
-        return Absent(status="not known", why="a folder or records were named, no run of MLflow", how="certdef evidence RUN_ID")
+        return Absent(
+            status="not known",
+            why="a folder or records were named, no run of MLflow",
+            how="`certdef evidence RUN_ID`",
+        )
     return Run(
         store=job.store,
         job=job.job_id,
@@ -124,14 +134,18 @@ def reproduce(dossier: Dossier, records: str) -> Reproduce:
     offline = f"python -c \"import certify; print(certify.read_records('{records}.jsonl').radius)\""
     config = dossier.config
     if config is None:
-        how = "certdef evidence RUN_ID: a run keeps the job's configuration"
+        how = "`certdef evidence RUN_ID`: a run keeps the job's configuration"
         nothing = Absent(status="not known", why="what was named keeps no configuration of the job", how=how)
         return Reproduce(command=nothing, note="", offline=offline)
     if any(is_object(str(each)) for each in (config.target.uri, config.surrogate.model, config.purifier)):
         why = "target, surrogate or purifier was an object in Python"
         how = "the program that called certdef, with the configuration in the run's config.yaml"
         return Reproduce(command=Absent(status="not known", why=why, how=how), note="", offline=offline)
-    left_out = ["a token is read from the environment variable that token_env names"] if config.target.token_env else []
+    left_out = (
+        ["a token is read from the environment variable that token_env names"]
+        if config.target.token_env
+        else []
+    )
     if config.target.headers:
         left_out.append("the values of headers are left out here")
     if "://…@" in str(config.public_dict()):

@@ -28,8 +28,10 @@ from surrogates.ledger.bill import PURPOSES
 from surrogates.ledger.digest import ledger_digest
 from surrogates.ledger.reader import read_statement
 
-NAME_THE_JOB = "certdef evidence RUN_ID, or the folder of the job: records alone hold votes and nothing else"
-LIMIT_OF_FOLDER = "certdef evidence RUN_ID: a run of MLflow names the stages of one job"
+NAME_THE_JOB = (
+    "`certdef evidence RUN_ID`, or the folder of the job: records alone hold votes and nothing else"
+)
+LIMIT_OF_FOLDER = "`certdef evidence RUN_ID`: a run of MLflow names the stages of one job"
 
 
 def absent(dossier: Dossier, stages: Sequence[str], why: str, how: str) -> Absent:
@@ -42,7 +44,11 @@ def absent(dossier: Dossier, stages: Sequence[str], why: str, how: str) -> Absen
         return Absent(status="not known", why="records were named, not their job", how=NAME_THE_JOB)
     if dossier.kind == "run" and not dossier.stages:
         lost = "this run keeps no results of stages: it was made by an evaluation, or by a version that logged none"
-        return Absent(status="not known", why=lost, how="certdef run or certify again, or name the folder of the job")
+        return Absent(
+            status="not known",
+            why=lost,
+            how="`certdef run` or `certify` again, or name the folder of the job",
+        )
     return Absent(status="not measured", why=why, how=how)
 
 
@@ -50,12 +56,14 @@ def clean_accuracy(dossier: Dossier) -> CleanAccuracy | Absent:
     """The bare target on the held-out images."""
     result = dossier.stages.get("target")
     if result is None:
-        return absent(dossier, ["target"], "the target's clean accuracy was not measured", "certdef certify")
+        return absent(
+            dossier, ["target"], "the target's clean accuracy was not measured", "`certdef certify`"
+        )
     if result.get("answers") is not None:
         return Absent(
             status="not measured",
             why="the images have no labels: right means the target's own clean answer, of which it is right by definition",
-            how="certdef certify --data.path with labels",
+            how="`certdef certify --data.path FOLDER`, of images with labels",
         )
     images = None if dossier.config is None else dossier.config.data.heldout_images
     return CleanAccuracy(images=images, accuracy=interval(result["accuracy"]))
@@ -65,8 +73,12 @@ def attack(dossier: Dossier) -> Attack | Absent:
     """The threat ladder's worst cases, the job's own system first."""
     result = dossier.stages.get("ladder")
     if result is None:
-        also = "; a transfer attack was run, which says nothing of the worst case" if "attack" in dossier.stages else ""
-        how = "certdef attack --ladder with the options of the job (it needs a surrogate, and queries of ledger.attack)"
+        also = (
+            "; a transfer attack was run, which says nothing of the worst case"
+            if "attack" in dossier.stages
+            else ""
+        )
+        how = "`certdef attack --ladder` with the options of the job (it needs a surrogate, and queries of ledger.attack)"
         return absent(dossier, ["ladder"], f"the threat ladder was not run{also}", how)
     own = result["own"]
     rows = [
@@ -125,8 +137,10 @@ def membership(dossier: Dossier) -> Membership | Absent:
         )
     if (result := dossier.stages.get("membership")) is not None:
         return _of_trained_target(result)
-    how = "certdef certify --membership.members FILE_OR_FOLDER --membership.nonmembers FILE_OR_FOLDER with the options of the job"
-    return absent(dossier, ["membership-own", "membership"], "no lists of members and non-members were given", how)
+    how = "`certdef certify --membership.members FILE_OR_FOLDER --membership.nonmembers FILE_OR_FOLDER` with the options of the job"
+    return absent(
+        dossier, ["membership-own", "membership"], "no lists of members and non-members were given", how
+    )
 
 
 def _of_trained_target(result: dict[str, Any]) -> Membership:
@@ -175,7 +189,10 @@ def queries(dossier: Dossier, identity: str | None) -> Queries | Absent:
     ledger = _ledger(dossier, identity)
     if isinstance(ledger, Ledger) and dossier.ledger is not None:
         accounts = read_statement(dossier.ledger).accounts
-        spent = {name: (each.answered + each.unknown, each.answered, each.unknown) for name, each in accounts.items()}
+        spent = {
+            name: (each.answered + each.unknown, each.answered, each.unknown)
+            for name, each in accounts.items()
+        }
         return Queries(purposes=_purposes(dossier, spent), source="ledger", ledger=ledger)
     known = {} if dossier.job is None else dossier.job.metrics
     figures = {name: known.get(metrics.SPENT.format(purpose=f"_{name}")) for name in PURPOSES}
@@ -186,15 +203,17 @@ def queries(dossier: Dossier, identity: str | None) -> Queries | Absent:
     return Queries(purposes=_purposes(dossier, spent_by), source="run", ledger=ledger)
 
 
-def _purposes(
-    dossier: Dossier, spent: dict[str, tuple[int, int | None, int | None]]
-) -> tuple[Purpose, ...]:
+def _purposes(dossier: Dossier, spent: dict[str, tuple[int, int | None, int | None]]) -> tuple[Purpose, ...]:
     budgets = _budgets(dossier)
     rows = []
     for name in PURPOSES:
         total, answered, unknown = spent.get(name, (0, 0, 0))
         if total or budgets.get(name):
-            rows.append(Purpose(purpose=name, spent=total, answered=answered, unknown=unknown, budget=budgets.get(name)))
+            rows.append(
+                Purpose(
+                    purpose=name, spent=total, answered=answered, unknown=unknown, budget=budgets.get(name)
+                )
+            )
     return tuple(rows)
 
 
@@ -202,7 +221,11 @@ def _budgets(dossier: Dossier) -> dict[str, int]:
     """Queries that the job was granted; what the run logged counts before the configuration."""
     if dossier.job is not None:
         names = {name: metrics.BUDGET.format(purpose=f"_{name}") for name in PURPOSES}
-        logged = {name: dossier.job.metrics[metric] for name, metric in names.items() if metric in dossier.job.metrics}
+        logged = {
+            name: dossier.job.metrics[metric]
+            for name, metric in names.items()
+            if metric in dossier.job.metrics
+        }
         if logged:
             return {name: int(value) for name, value in logged.items()}
     if dossier.config is not None:
@@ -211,9 +234,13 @@ def _budgets(dossier: Dossier) -> dict[str, int]:
 
 
 def _ledger(dossier: Dossier, identity: str | None) -> Ledger | Absent:
-    how = "certdef evidence RUN --ledger FILE, the ledger of the job"
+    how = "`certdef evidence RUN --ledger FILE`, the ledger of the job"
     if dossier.ledger is None:
-        return Absent(status="not known", why="the job's ledger is not on this machine, or not where the job had it", how=how)
+        return Absent(
+            status="not known",
+            why="the job's ledger is not on this machine, or not where the job had it",
+            how=how,
+        )
     owner = read_statement(dossier.ledger).identity or ""
     if identity is not None and owner != identity:
         other = f"the ledger at {dossier.ledger} belongs to {without_password(owner)!r}, and the job's target is {identity!r}"

@@ -28,7 +28,9 @@ ANCHORS = {
 
 def as_html(document: Evidence) -> str:
     """The whole page; styles are inside."""
-    return template("evidence.html").render(**shown(document), document=document, anchors=ANCHORS, purposes=PURPOSES)
+    return template("evidence.html").render(
+        **shown(document), document=document, anchors=ANCHORS, purposes=PURPOSES
+    )
 
 
 def shown(document: Evidence) -> dict[str, Any]:
@@ -66,9 +68,13 @@ def lead_of(document: Evidence, at: AtRadius) -> str:
     norm = (first.norm or "norm not known").upper()
     proven = "provably" if first.claim == "sound" else "approximately (not proven)"
     subject = first.subject or "model"
-    of_target = "" if subject != "surrogate" else " It says nothing about the target that the surrogate stands in for."
+    of_target = (
+        ""
+        if subject != "surrogate"
+        else " It says nothing about the target that the surrogate stands in for."
+    )
     return (
-        f"{100 * at.accuracy.value:.1f}% of {first.images} images {right} by the smoothed {subject}{behind} under {first.law} noise, {proven}, "
+        f"{100 * at.accuracy.value:.1f}% of {first.images} images {right} by the smoothed {subject}{behind} under noise ({first.law}), {proven}, "
         f"whatever is done to them within an {norm} distance of {at.radius:g}.{of_target}"
     )
 
@@ -86,4 +92,7 @@ def shown_groups(document: Evidence, radius: float) -> tuple[tuple[Group, ...], 
         return next(row.accuracy.upper for row in group.radii if row.radius == radius)
 
     chosen = sorted(groups, key=least)[:MOST_GROUPS]
-    return tuple(chosen), f"{note}: the {MOST_GROUPS} of {len(groups)} with the lowest upper bound at r = {radius:g}; the JSON has all."
+    return (
+        tuple(chosen),
+        f"{note}: the {MOST_GROUPS} of {len(groups)} with the lowest upper bound at r = {radius:g}; the JSON has all.",
+    )

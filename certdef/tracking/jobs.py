@@ -122,9 +122,7 @@ def fetch_job(given: str, tracking_uri: str | None, into: Path) -> TrackedJob:
 def _stages(client: Any, job: Any, into: Path) -> Iterator[tuple[str, Path]]:
     """The results of the runs below a job, the latest of each name last."""
     wanted = f"tags.`{PARENT}` = '{job.info.run_id}'"
-    for run in client.search_runs(
-        [job.info.experiment_id], wanted, order_by=["attributes.start_time ASC"]
-    ):
+    for run in client.search_runs([job.info.experiment_id], wanted, order_by=["attributes.start_time ASC"]):
         found = _artifact(client, run, RESULT, into, run.info.run_id)
         if found is not None:
             yield str(run.info.run_name), found.parent
@@ -185,6 +183,10 @@ def digest_of_uri(uri: str, store: str) -> tuple[str | None, str]:
 
 def digest_of_files(folder: Path) -> str:
     """The SHA-256 of a folder: over a line `SHA-256  PATH` for each file, sorted by path, as sha256sum writes it."""
-    lines = sorted((path.relative_to(folder).as_posix(), file_digest(path)) for path in folder.rglob("*") if path.is_file())
+    lines = sorted(
+        (path.relative_to(folder).as_posix(), file_digest(path))
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
     text = "".join(f"{digest}  {name}\n" for name, digest in lines)
     return hashlib.sha256(text.encode()).hexdigest()
