@@ -15,9 +15,11 @@ from certdef.release.document import Absent, AtRadius, Certificate, Data, DataSe
 from certdef.release.dossier import Dossier
 from certdef.release.groups import read_groups
 from certdef.release.pairing import certified, in_words, setting
+from certdef.stages.conditions import largest_radius
 from certdef.tracking.checked_json import file_digest
 from certdef.tracking.results import Share
 from certify import ABSTAIN
+from certify.noise.description import open_law
 from certify.records import Records
 
 
@@ -67,10 +69,19 @@ def certificate(
         images=len(records),
         radii=at_radii(records, radii),
         abstained=interval(Share.of(int((records.predict == ABSTAIN).sum()), len(records))),
+        reach=_reach(noise, setting(records, "n"), setting(records, "alpha")),
         median_radius=float(np.median(right)),
         records=file_digest(path),
         versions=setting(records, "versions") or {},
     )
+
+
+def _reach(noise: dict[str, Any] | None, votes: int | None, alpha: float | None) -> float | None:
+    law = open_law(noise) if noise else None
+    if law is None or not votes or not alpha:
+        return None
+    radius = largest_radius(law, votes, alpha)
+    return radius if np.isfinite(radius) else None
 
 
 def law_in_words(noise: dict[str, Any] | None) -> str:

@@ -157,6 +157,7 @@ class Certificate(Entry):
         images: Certified images.
         radii: Certified accuracy, from radius 0 on.
         abstained: Share without a certificate.
+        reach: The largest radius that n votes can prove, if they are unanimous: beyond it 0% says nothing of the model.
         median_radius: Over all images; a wrong or abstained one has radius 0.
         records: SHA-256 of the file with every vote, from which all of this can be computed again.
         versions: Of the libraries that drew and counted the votes.
@@ -179,6 +180,7 @@ class Certificate(Entry):
     images: int
     radii: tuple[AtRadius, ...]
     abstained: Interval
+    reach: float | None
     median_radius: float
     records: str
     versions: dict[str, str]

@@ -103,7 +103,8 @@ def certificates(document: Evidence) -> Iterator[str]:
             f"seed {each.seed}",
             each.claim,
         ]
-        cells = [share(row.accuracy) for row in each.radii]
+        reach = float("inf") if each.reach is None else each.reach
+        cells = [share(row.accuracy) if row.radius <= reach else "n too small" for row in each.radii]
         rows.append(
             [
                 f"{each.subject or 'not known'}{' (headline)' if each.headline else ''}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from certdef.release.document import Absent, Evidence, Interval
@@ -33,6 +34,7 @@ def front_matter(document: Evidence) -> dict[str, Any]:
             claim=first.claim,
         )
         for row in first.radii
+        if first.reach is None or row.radius <= first.reach
     ]
     results.append(_metric("abstention_rate", f"Abstentions of the smoothed {subject}", first.abstained))
     data = document.data.sets[0].name if document.data.sets else "certified images"
@@ -59,7 +61,9 @@ def front_matter(document: Evidence) -> dict[str, Any]:
                 )
             )
     if extra:
-        entries.append({"task": {"type": "image-classification"}, "dataset": dict(dataset), "metrics": extra})
+        entries.append(
+            {"task": {"type": "image-classification"}, "dataset": deepcopy(dataset), "metrics": extra}
+        )
     return {
         "pipeline_tag": "image-classification",
         "tags": ["certified-robustness", "randomized-smoothing", "certdef"],
