@@ -3,7 +3,8 @@
 Members and non-members must be of one distribution. A classifier that sees the images and labels alone, and no answer of
 the model under attack, is trained on one half of both lists and tried on the other (a classifier two-sample test: Lopez-Paz and
 Oquab, ICLR 2017; as a blind baseline of membership inference: Das, Zhang and Tramèr, "Blind baselines beat membership
-inference attacks for foundation models", 2024). Whatever it gains over a coin, it gains by how the lists were made.
+inference attacks for foundation models", 2024). Whatever it gains over a coin, it gains by how the lists were made. Beside it the
+classes of both lists are compared as such, by a permutation test: trees that look at pixels overlook them.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from surrogates.targets import check_images
 
 LEAST = 20  # images of each list: of fewer, half are too few to see anything
 GRID = 8  # cells a side that an image is averaged over
-TREES = 200
+TREES = 100
+PERMUTATIONS = 2_000
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 Labeled = tuple[Any, Any]  # images (N, C, H, W) float32 in [0, 1] and labels (N,)
@@ -32,7 +34,9 @@ class Blind:
         auc: Area under the ROC curve; 0.5 is a coin.
         lower: Of its 95% DeLong interval.
         upper: Of the same.
-        p: One-sided p-value of Mann and Whitney: how likely lists of one distribution look so different.
+        p: How likely lists of one distribution look so different: the smaller one of Mann and Whitney's one-sided p-value on these
+            halves and p_classes, doubled because there are two (Bonferroni).
+        p_classes: Of the numbers of images of each class alone: chi-squared, by permutation.
         images: That it was tried on.
     """
 
@@ -40,6 +44,7 @@ class Blind:
     lower: float
     upper: float
     p: float
+    p_classes: float
     images: int
 
 
@@ -72,11 +77,28 @@ def told_apart(members: Labeled, nonmembers: Labeled, *, seed: int = 0, tail: fl
     forest = RandomForestClassifier(TREES, class_weight="balanced", random_state=seed, n_jobs=1)
     forest.fit(seen, is_member)
     scores = [forest.predict_proba(half[1])[:, 1] for half in halves]
+    p_images = float(mannwhitneyu(scores[0], scores[1], alternative="greater").pvalue)
+    p_classes = classes_alike(lists[0][1], lists[1][1], random)
     return Blind(
         *auc_interval(scores[0], scores[1], tail),
-        p=float(mannwhitneyu(scores[0], scores[1], alternative="greater").pvalue),
+        p=min(1.0, 2 * min(p_images, p_classes)),
+        p_classes=p_classes,
         images=sum(map(len, scores)),
     )
+
+
+def classes_alike(members: NDArray[Any], nonmembers: NDArray[Any], random: np.random.Generator) -> float:
+    """The p-value of chi-squared for the classes (M,) and (N,) of two lists, exact by permutation up to their number."""
+    _, classes = np.unique(np.concatenate([members, nonmembers]), return_inverse=True)
+    every = np.bincount(classes)
+    expected = every * len(members) / len(classes)
+
+    def statistic(chosen: NDArray[Any]) -> float:  # the other list's part is this times a constant
+        return float((np.square(np.bincount(chosen, minlength=len(every)) - expected) / every).sum())
+
+    seen = statistic(classes[: len(members)])
+    drawn = [statistic(random.permutation(classes)[: len(members)]) for _ in range(PERMUTATIONS)]
+    return (1 + sum(each >= seen - 1e-9 for each in drawn)) / (1 + PERMUTATIONS)
 
 
 def features(images: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Final, Literal, Self
 
 SCHEMA: Final = "certdef-evidence-1"
@@ -443,14 +444,17 @@ class Evidence(Entry):
         Raises:
             pydantic.ValidationError: It does not follow the schema.
         """
-        from pydantic import TypeAdapter
+        return _reader().validate_json(text, strict=True)
 
-        return TypeAdapter(cls).validate_json(text, strict=True)
+
+@cache
+def _reader() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Evidence)
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of to_json, as it is published."""
-    from pydantic import TypeAdapter
-
-    schema = TypeAdapter(Evidence).json_schema(mode="serialization")
+    schema = _reader().json_schema(mode="serialization")
     return {"$schema": DIALECT, "$id": ID, **schema, "title": SCHEMA}

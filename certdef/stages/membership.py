@@ -104,7 +104,9 @@ def check_lists(config: RunConfig, data: Splits, target: surrogates.Target) -> L
     """
     if not config.membership.wanted or config.ducd.enabled or config.udc.enabled:
         return None
-    lists = read_lists(config, data.image_shape, target.class_names, target.num_classes)
+    # Where the target does not name its classes, those of the images are in its order by now.
+    names = target.class_names or (data.classes if data.named else None)
+    lists = read_lists(config, data.image_shape, names, target.num_classes)
     need = held_out_queries(config, len(data.heldout_images)) + len(lists)
     if need > config.ledger.evaluation:
         raise ConfigError(

@@ -61,6 +61,7 @@ def test_every_change_changes_it(ledger, change):
     with sqlite3.connect(path) as db:
         db.execute(change)
     try:
-        assert ledger_digest(path).sha256 != before
-    except surrogates.LedgerError as error:  # noticed even before the digest
-        assert "damaged" in str(error)
+        after = ledger_digest(path).sha256
+    except surrogates.LedgerError:  # noticed even before the digest
+        after = ""
+    assert after != before

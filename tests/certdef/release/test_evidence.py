@@ -185,7 +185,7 @@ def test_a_result_or_a_vote_that_was_changed_is_refused(own_job, tmp_path):
     folder, *_ = own_job
     for pattern, old, new in (
         ("target-*/result.json", b'"accuracy": [', b'"accuracy": [9'),
-        ("certify-*/records/*.jsonl", b'"predict": 1', b'"predict": 2'),
+        ("certify-*/records/*.jsonl", b'"correct": 1', b'"correct": 0'),
     ):
         work = tmp_path / pattern.partition("-")[0]
         shutil.copytree(folder / "work", work)
