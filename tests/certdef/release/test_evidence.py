@@ -225,7 +225,7 @@ def test_what_was_not_measured_names_its_command(run_document):
 
 
 def test_the_whole_job_the_registered_surrogate_and_its_ladder(tiny_job, schema):
-    config, summary, folder = tiny_job
+    config, summary, _ = tiny_job
     found = evidence("models:/certdef-digits/1", tracking_uri=config.tracking.uri)
     jsonschema.validate(json.loads(json.dumps(found.to_json())), schema)
     assert (found.model.name, found.model.version, found.model.role) == ("certdef-digits", "1", "surrogate")
