@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -203,7 +203,9 @@ def queries(dossier: Dossier, identity: str | None) -> Queries | Absent:
     return Queries(purposes=_purposes(dossier, spent_by), source="run", ledger=ledger)
 
 
-def _purposes(dossier: Dossier, spent: dict[str, tuple[int, int | None, int | None]]) -> tuple[Purpose, ...]:
+def _purposes(
+    dossier: Dossier, spent: Mapping[str, tuple[int, int | None, int | None]]
+) -> tuple[Purpose, ...]:
     budgets = _budgets(dossier)
     rows = []
     for name in PURPOSES:

@@ -151,11 +151,9 @@ def _inferred(
         population=population,
     )
     found = audit(job.ledger.attach(target, purpose="evaluation"))
-    np.savez_compressed(
-        stage.path / "scores.npz",
-        **{f"{name}/members": each.member_scores for name, each in found.items()},
-        **{f"{name}/nonmembers": each.nonmember_scores for name, each in found.items()},
-    )
+    scores = {f"{name}/members": each.member_scores for name, each in found.items()}
+    scores |= {f"{name}/nonmembers": each.nonmember_scores for name, each in found.items()}
+    np.savez_compressed(stage.path / "scores.npz", **scores)  # type: ignore[arg-type]  # its flags have other names
     if job.config.target.is_private:
         (stage.path / "scores.npz").chmod(0o600)
     seen = Alike(Share(alike.auc, alike.lower, alike.upper), alike.p, alike.images)
