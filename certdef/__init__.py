@@ -23,6 +23,7 @@ _HOME = {
     "report": "certdef.pipeline",
     "plan": "certdef.pipeline",
     "compare": "certdef.release.compare",
+    "evidence": "certdef.release.evidence",
     "serve": "certdef.models.serving",
     "doctor": "certdef.doctor",
     "cite": "certdef.report.citations",

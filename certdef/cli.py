@@ -243,6 +243,17 @@ def _ledger(arguments: list[str]) -> int:
     parser.add_argument("file", metavar="FILE", nargs="?", help="A ledger, e.g. runs/digits/ledger.db.")
     parser.add_argument("--price", type=float, metavar="USD", help="Price of 1,000 queries, for the cost.")
     parser.add_argument("--export", metavar="OUT", help="Write every query to OUT, .parquet or .csv.")
+    parser.add_argument(
+        "--digest",
+        action="store_true",
+        help="Print the SHA-256 of every query and answer, as evidence has it.",
+    )
+    parser.add_argument(
+        "--upto",
+        type=int,
+        metavar="BATCH",
+        help="With --digest: of the batches up to this one, the later ones left out.",
+    )
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
     parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
     try:
@@ -253,9 +264,11 @@ def _ledger(arguments: list[str]) -> int:
         parser.print_help()
         return 0
     if rest or namespace.file is None:
-        options = ["--price", "--export", "--quiet", "--help"]
+        options = ["--price", "--export", "--digest", "--upto", "--quiet", "--help"]
         problem = f"unknown option {rest[0]!r}{nearest(rest[0], options)}" if rest else "no file given"
-        raise ConfigError(f"{problem}: certdef ledger FILE [--price USD] [--export OUT]")
+        raise ConfigError(f"{problem}: certdef ledger FILE [--price USD] [--export OUT] [--digest]")
+    if namespace.upto is not None and not namespace.digest:
+        raise ConfigError(f"--upto is {namespace.upto}: it is for --digest, add that")
     from certdef.report.ledger_view import render
 
     print(render(namespace.file, namespace.price))
@@ -266,6 +279,11 @@ def _ledger(arguments: list[str]) -> int:
 
         rows = export(namespace.file, namespace.export, progress=None if namespace.quiet else tqdm)
         print(f"export   {namespace.export}: {rows:,} queries")
+    if namespace.digest:
+        from surrogates.ledger.digest import ledger_digest
+
+        found = ledger_digest(namespace.file, namespace.upto)
+        print(f"digest   sha256:{found.sha256} of {found.queries:,} queries, up to batch {found.upto}")
     return 0
 
 
@@ -290,10 +308,19 @@ def _compare(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _evidence(arguments: list[str]) -> int:
+    """Gather the evidence of a run, which may be of another machine: it takes none of a job's options."""
+    from certdef.release.evidence_command import run
+
+    _quiet()
+    return run(arguments)
+
+
 OF_NO_JOB: dict[str, Callable[[list[str]], int]] = {
     "ledger": _ledger,
     "purifiers": _purifiers,
     "compare": _compare,
+    "evidence": _evidence,
 }
 
 

@@ -1,5 +1,6 @@
 """Black boxes and their stand-ins: query a target under a budget, keep every answer, distil a surrogate."""
 
+from surrogates.blind import Blind, told_apart
 from surrogates.distillation.checkpoint import TrainingCheckpoint
 from surrogates.distillation.distill import Querying, distill
 from surrogates.distillation.fidelity import Fidelity, fidelity
@@ -24,6 +25,7 @@ from surrogates.targets import Answers, Target, open_target
 __all__ = [
     "Answers",
     "Bill",
+    "Blind",
     "BudgetExceeded",
     "Canaries",
     "Charge",
@@ -47,4 +49,5 @@ __all__ = [
     "distill",
     "fidelity",
     "open_target",
+    "told_apart",
 ]

@@ -29,6 +29,7 @@ from certdef.config.job import (
     preset_path,
     without_password,
 )
+from certdef.config.membership import MembershipConfig
 from certdef.config.objects import is_object
 from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
 from certdef.config.target import NOISES
@@ -73,6 +74,7 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
         "surrogate": _surrogate(config.surrogate, config.certify.guided_by_surrogate),
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
+        "membership": _membership(config.membership, config.target.uri is not None),
         "ducd": _ducd(config.ducd),
         "tracking": _tracking(config.tracking),
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
@@ -360,6 +362,19 @@ def _tracking(tracking: TrackingConfig) -> Rules:
     name = tracking.registered_model
     good = name is None or bool(name and not set(name) & set("/:"))
     yield "registered_model", good, "MLflow takes no name with / or :, nor an empty one"
+
+
+def _membership(lists: MembershipConfig, own: bool) -> Rules:
+    names = ("members", "nonmembers")
+    for name, other in (names, names[::-1]):
+        given = getattr(lists, name) is not None
+        alone = f"give --membership.{other} as well, the images that the target was {'not ' * (other != 'members')}trained on"
+        yield name, not given or getattr(lists, other) is not None, alone
+        yield (
+            name,
+            not given or own,
+            "it is for a target of your own, give target.uri; certdef's own is audited by preset ducd-fashion-mnist",
+        )
 
 
 def _ducd(ducd: DUCDConfig) -> Rules:

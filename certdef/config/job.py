@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from certdef.config.attacks import AttackConfig, LadderConfig
+from certdef.config.membership import MembershipConfig
 from certdef.config.purifiers import BlindSpotConfig, DiffusionConfig, GSConfig, NIMConfig, ReversalConfig
 from certdef.config.target import LedgerConfig, SurrogateConfig, TargetConfig
 from certdef.config.udc import UDCConfig
@@ -282,6 +283,7 @@ class RunConfig:
         certify: Randomized smoothing.
         attack: The transfer attack.
         ladder: The threat ladder.
+        membership: Membership inference on your own target, by lists of your own.
         ducd: The DUCD job, in the place of the main one.
         udc: The UDC job, in the place of the main one.
         tracking: MLflow.
@@ -305,6 +307,7 @@ class RunConfig:
     certify: CertifyConfig = field(default_factory=CertifyConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
+    membership: MembershipConfig = field(default_factory=MembershipConfig)
     ducd: DUCDConfig = field(default_factory=DUCDConfig)
     udc: UDCConfig = field(default_factory=UDCConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

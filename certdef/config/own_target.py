@@ -35,12 +35,14 @@ class Facts:
         images: How many there are.
         tests: Of them, those of a test set of its own; 0 where the data has none.
         alone: The job certifies the target and does nothing else: no stand-in is wanted.
+        listed: Images of the lists for membership inference.
     """
 
     shape: tuple[int, int, int]
     images: int
     tests: int = 0
     alone: bool = False
+    listed: int = 0
 
     @property
     def values(self) -> int:
@@ -198,7 +200,7 @@ RULES = (
     Rule("attack.images", lambda f, c: min(c.data.heldout_images, 20 if f.large else 200), "each costs seven queries"),
     Rule("attack.steps", lambda f, c: 10 if f.large else 20, "each is a pass through the surrogate and back"),
     Rule("attack.sigma_255", lambda f, c: c.certify.laws[0].scale_255 if c.certify.laws[0].family == "constant" else 75.0, "the noise of the vote"),
-    Rule("ledger.evaluation", lambda f, c: 8 * max(25, c.data.heldout_images), "the held-out images clean, noisy and denoised, for two jobs or three"),
+    Rule("ledger.evaluation", lambda f, c: 8 * max(25, c.data.heldout_images) + f.listed, "the held-out images clean, noisy and denoised, for two jobs or three, and the lists of membership inference"),
     Rule("ledger.certification", _certification, "n0 + n votes for every image and smoothed target, at most, and those that choose the noise"),
     Rule("ledger.attack", _attack_queries, "every image at every distance, bare and purified, for up to four jobs"),
 )  # fmt: skip

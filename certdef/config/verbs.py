@@ -39,6 +39,7 @@ OTHERS = {
     "cite": "the papers behind the options of a run",
     "ledger": "the query bill of a ledger: queries by purpose, their cost, and their export",
     "compare": "a new version of a model against the old one, image by image; gates for a release",
+    "evidence": "all that is measured of one model version, and what is not: JSON by a schema, Markdown, a page, a model card",
 }
 EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
@@ -57,7 +58,13 @@ EXAMPLES = {
     "  certdef plan --preset fashion-mnist --data.root FOLDER",
     "doctor": "certdef doctor\n  certdef doctor --target.uri net.onnx --data.path images.npz",
     "cite": "certdef cite --preset fashion-mnist",
-    "ledger": "certdef ledger runs/digits/ledger.db\n  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet",
+    "ledger": "certdef ledger runs/digits/ledger.db\n"
+    "  certdef ledger runs/digits/ledger.db --price 1.50 --export queries.parquet\n"
+    "  certdef ledger runs/digits/ledger.db --digest --upto 812",
+    "evidence": "certdef evidence models:/mine/2 --out evidence/2\n"
+    "  certdef evidence RUN_ID --groups data.csv:camera --format json,html\n"
+    "  certdef evidence runs/digits\n"
+    "  certdef evidence --schema > evidence-1.json",
     "compare": "certdef compare runs/old runs/new\n"
     "  certdef compare models:/mine/1 models:/mine/2 --max-drop 0.02 --markdown pr.md --junit compare.xml\n"
     '  certdef compare OLD_RUN_ID NEW_RUN_ID --fail-if "certified@0.25 < 0.60" --fail-if "abstained > 10%"\n'

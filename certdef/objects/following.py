@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from certdef.config import own_target
 from certdef.config.job import ConfigError, RunConfig
+from certdef.data.lists import listed_images
 from certdef.data.sets import load_source
 from certdef.data.source import Progress, Source, no_bar
 from certdef.objects.named import NO_OBJECTS, Objects
@@ -35,7 +36,8 @@ def followed(
     chosen = own_target.changed(config) if objects.chosen is None else objects.chosen
     try:
         source = objects.source or load_source(config.data, progress)
-        facts = own_target.Facts(source.image_shape, len(source), _tests(source), alone(config, verb, chosen))
+        only = alone(config, verb, chosen)
+        facts = own_target.Facts(source.image_shape, len(source), _tests(source), only, listed_images(config))
     except ConfigError:
         return own_target.checkable(config), objects
     config = own_target.resolved(config, facts, chosen)

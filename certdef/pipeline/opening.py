@@ -99,6 +99,7 @@ def open_job(
                     progress=bar,
                     draw=partial(draw.draw, config=config, data=found.data),
                     own_target=found.target,
+                    lists=found.lists,
                     shard=shard,
                     prepared=prepared or shard is not None,
                     finished=finished,

@@ -98,8 +98,9 @@ def _run(
     with open_job(config, progress, fresh, objects=objects, finished=finished) as job:
         parts = _parts(job)
         students = _students(job, parts)
+        audited = stages.infer_membership(job, parts.target, parts.surrogate, parts.surrogate_stage)
         smoothed, certified = _certified(job, parts, students)
-        done = [*parts.all, *students.stages, *certified]
+        done = [*parts.all, *students.stages, *audited, *certified]
         if students.headline is None:
             return _report(job, done, target_page.render)
         behind = _behind(job, parts, parts.purifier)
@@ -203,8 +204,9 @@ def merge(
 def _certify(job: Job, vote: Vote) -> Summary:
     parts = _parts(job)
     students = _students(job, parts)
+    audited = stages.infer_membership(job, parts.target, parts.surrogate, parts.surrogate_stage)
     *before, certified = _certified(job, parts, students, vote)[1]
-    done = [*parts.all, *students.stages, *before]
+    done = [*parts.all, *students.stages, *audited, *before]
     if not certified.done or job.shard:
         in_words = partial(shard_words.of_part, job.config, job.shard)
         return replace(_summary(job, done), in_words=in_words)

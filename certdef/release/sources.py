@@ -84,7 +84,7 @@ def _find(name: str, given: str | Path | Records, tracking_uri: str | None, fold
         raise ConfigError(f"{text!r} is not there: {HOW}")
     folder.mkdir()
     tracked = fetch_records(text, tracking_uri, folder)
-    files = _records_in(tracked.folder)
+    files = records_in(tracked.folder)
     # Only what is no headline has its own name among the metrics of a run.
     first = [
         stem
@@ -95,21 +95,29 @@ def _find(name: str, given: str | Path | Records, tracking_uri: str | None, fold
     return Source(text, files, first[0] if len(first) == 1 else None, f"run {tracked.run_id}")
 
 
-def _in_folder(text: str, path: Path) -> Source:
-    """The records of a folder: in it, in its folder `records`, or in those of a job's stages."""
+def records_of_folder(text: str, path: Path) -> tuple[Path, dict[str, Path]]:
+    """The records of a folder, in it, in its folder `records`, or in those of a job's stages: where, and files by name.
+
+    Raises:
+        ConfigError: There are none, or several folders that have some.
+    """
     places = [path, path / "records", *sorted(path.glob("*/records"))]
-    having = [(place, files) for place in places if place.is_dir() and (files := _records_in(place))]
+    having = [(place, files) for place in places if place.is_dir() and (files := records_in(place))]
     if not having:
         raise ConfigError(f"{text!r} has no records in it: {HOW}")
     if len(having) > 1:
         raise ConfigError(
             f"{text!r} has several folders of records: name one of {', '.join(str(place) for place, _ in having)}"
         )
-    [(place, files)] = having
+    return having[0]
+
+
+def _in_folder(text: str, path: Path) -> Source:
+    place, files = records_of_folder(text, path)
     return Source(text, files, _headline(place, files), str(place))
 
 
-def _records_in(folder: Path) -> dict[str, Path]:
+def records_in(folder: Path) -> dict[str, Path]:
     """The records in a folder; of both formats the one that keeps the votes."""
     found: dict[str, Path] = {}
     for suffix in reversed(FILES):

@@ -55,13 +55,13 @@ def as_markdown(comparison: Comparison, picture: str | None = None) -> str:
     if comparison.gates:
         lines += ["| gate | | measured |", "| --- | --- | --- |"]
         lines += [
-            f"| `{gate.rule}` | {'✅ passed' if gate.passed else '❌ failed'} | {_escaped(gate.measured)} |"
+            f"| `{gate.rule}` | {'✅ passed' if gate.passed else '❌ failed'} | {escaped(gate.measured)} |"
             for gate in comparison.gates
         ]
         lines.append("")
-    lines += [f"- OLD: {_escaped(_about(comparison.old))}", f"- NEW: {_escaped(_about(comparison.new))}"]
-    lines += [f"- {_images(comparison)}", *(f"- {_escaped(note)}" for note in comparison.notes), ""]
-    lines += _markdown_table(_columns(comparison), [_cells(row) for row in comparison.overall])
+    lines += [f"- OLD: {escaped(_about(comparison.old))}", f"- NEW: {escaped(_about(comparison.new))}"]
+    lines += [f"- {_images(comparison)}", *(f"- {escaped(note)}" for note in comparison.notes), ""]
+    lines += markdown_table(_columns(comparison), [_cells(row) for row in comparison.overall])
     if picture:
         lines += ["", f"![Certified accuracy of OLD and NEW against the radius]({picture})"]
     parts = [row for row in comparison.rows if row.scope != "all"]
@@ -72,7 +72,7 @@ def as_markdown(comparison: Comparison, picture: str | None = None) -> str:
             f"<details><summary>classes and groups: {len(moved)} of {len(parts)} rows changed</summary>",
             "",
         ]
-        lines += _markdown_table(_columns(comparison), [_cells(row) for row in moved]) if moved else []
+        lines += markdown_table(_columns(comparison), [_cells(row) for row in moved]) if moved else []
         lines += ["", "</details>"]
     for name, changes in (("lost", comparison.lost), ("won", comparison.won)):
         if changes:
@@ -192,16 +192,17 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table of plain texts, the first and the last column to the left."""
     lines = [
         header,
         [" --- ", *(" ---: " for _ in header[2:]), " --- "],
-        *([_escaped(each) for each in row] for row in rows),
+        *([escaped(each) for each in row] for row in rows),
     ]
     return ["| " + " | ".join(each.strip() for each in line) + " |" for line in lines]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Without what a table, a link or HTML would take for its own."""
     for each in ("\\", "|", "`", "*", "_", "<", ">", "[", "]"):
         text = text.replace(each, f"\\{each}")

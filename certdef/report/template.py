@@ -46,8 +46,19 @@ def template(name: str) -> Any:
     )
     filters = {"share": formats.percent, "up": formats.percent_up, "sigma": sigma_in_words}
     environment.globals["purposes"] = PURPOSES
-    environment.filters |= filters | {"count": formats.count, "down": formats.radius_down, "count_to": range}
+    own = {"down": formats.radius_down, "count_to": range, "inline": _inline}
+    environment.filters |= filters | {"count": formats.count} | own
     return environment.get_template(name)
+
+
+def _inline(text: str) -> Any:
+    """Bold, emphasis and code of a line of Markdown as HTML; all else is text."""
+    from markupsafe import Markup, escape
+
+    safe = str(escape(text))
+    for mark, tag in ((r"\*\*(.+?)\*\*", "b"), (r"(?<!\w)\*(\S.*?)\*(?!\w)", "em"), (r"`(.+?)`", "code")):
+        safe = re.sub(mark, rf"<{tag}>\1</{tag}>", safe)
+    return Markup(safe)
 
 
 def uris(results: Mapping[str, StageResult]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from certdef.stages.conditions import largest_radius
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
+from certdef.stages.membership import OwnMembershipResult
 from certdef.stages.students import CertifiedSurrogateResult
 from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
@@ -217,6 +218,20 @@ def _(result: MembershipResult, config: RunConfig) -> list[str]:
         f"membership  {name:<22} AUC {auc.value:.3f} [{auc.lower:.3f}, {auc.upper:.3f}]"
         for name, auc in shares.items()
     ]
+
+
+@stage_lines.register
+def _(result: OwnMembershipResult, config: RunConfig) -> list[str]:
+    lines = []
+    for name, attack in result.attacks.items():
+        auc, rates = attack.auc, (rate for rate in attack.rates if rate.possible)
+        powers = "".join(
+            f", finds {with_interval(each.found)} at {100 * each.fpr:g}% false" for each in rates
+        )
+        lines.append(
+            f"membership  {name} attack: AUC {auc.value:.3f} [{auc.lower:.3f}, {auc.upper:.3f}]{powers}"
+        )
+    return [*lines, *(f"            {warning}" for warning in result.warnings)]
 
 
 @stage_lines.register

@@ -16,6 +16,7 @@ OF_FILES = ("columns", "images_key", "labels_key")  # which part of a file is me
 SELECTION = tuple(f"surrogate.{name}" for name in ("rounds", "start", "round_epochs", "features"))
 AS_CERTIFIED = tuple(f"surrogate.{name}" for name in ("consistency", "entropy"))
 FINETUNED = ("surrogate.finetune_epochs",)
+WITH_MEMBERSHIP = ("run", "certify", "merge", "plan")
 WITHOUT_ATTACK = ("pretrain", "distill", "budgets", "certify", "purify")  # verbs that attack nothing
 SOFT_LABELS = ("surrogate.unlabelled_weight", "surrogate.unlabelled_ratio")
 PURIFIER_SECTIONS = ("nim", "gs", "blind_spot", "reversal", "diffusion")
@@ -74,6 +75,8 @@ def _rules(config: RunConfig, verb: str) -> Rules:
     yield from _target(config)
     yield from _surrogate(config, verb)
     yield from _votes(config)
+    if verb not in WITH_MEMBERSHIP:
+        yield ("membership",), "certdef run and certify infer membership"
     if not config.ladder.enabled:
         yield ("ladder",), "the threat ladder is off, turn it on with --ladder"
     if config.ladder.smoothed_images == 0:
@@ -82,6 +85,8 @@ def _rules(config: RunConfig, verb: str) -> Rules:
 
 def _other_job(config: RunConfig) -> Rules:
     """What the jobs beside the main one do without."""
+    if config.udc.enabled or config.ducd.enabled:
+        yield ("membership",), "the main job infers membership by lists of your own"
     if config.udc.enabled:
         of_others = ("t", "choice_images", "guidance", "robust_epochs", "robust_diffused")
         own = tuple(f"diffusion.{name}" for name in of_others)

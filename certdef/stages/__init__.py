@@ -28,6 +28,7 @@ from certdef.stages.finetuning import FinetunedResult, finetune_surrogate
 from certdef.stages.job import Job, Shelf
 from certdef.stages.ladder import LadderResult, check_ladder_budget, evaluate_ladder, ladder_systems
 from certdef.stages.ledger import open_ledger
+from certdef.stages.membership import OwnMembershipResult, infer_membership
 from certdef.stages.networks import (
     Defended,
     NetworkResult,
@@ -78,6 +79,7 @@ __all__ = [
     "MembershipResult",
     "NetworkResult",
     "NoiseResult",
+    "OwnMembershipResult",
     "Plan",
     "Purifier",
     "ServedResult",
@@ -114,6 +116,7 @@ __all__ = [
     "finetune_surrogate",
     "foretell",
     "headline_law",
+    "infer_membership",
     "ladder_systems",
     "ledger_file",
     "load_photographs",

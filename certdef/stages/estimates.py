@@ -26,6 +26,7 @@ from certdef.stages.ducd.membership import audit_queries
 from certdef.stages.ducd.surrogates import pool_queries
 from certdef.stages.job import Shelf
 from certdef.stages.ladder import ladder_queries
+from certdef.stages.membership import membership_queries
 from certdef.stages.own_target import CANARIES
 from certdef.stages.preflight import IMAGES
 from certdef.stages.purifier import ready_denoiser
@@ -79,7 +80,7 @@ def expected_queries(
     else:
         expected = {
             "training": min(config.ledger.training, len(data.pool)),
-            "evaluation": held_out_queries(config, heldout, verb),
+            "evaluation": held_out_queries(config, heldout, verb) + membership_queries(config, verb),
             "certification": certification_queries(config, heldout),
             "attack": attack_queries(config, heldout),
         }

@@ -13,9 +13,11 @@ import surrogates
 from certdef.config.checks import failures
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.objects import is_object
+from certdef.data.lists import Lists
 from certdef.data.sets import Splits
 from certdef.stages.baseline import open_baseline
 from certdef.stages.ledger import check_ledger
+from certdef.stages.membership import check_lists
 from certdef.stages.own_target import open_own_target
 from certdef.tracking.mlflow import check_store, connect, tracking_uri
 from surrogates.targets.uris import protocol_of
@@ -95,12 +97,14 @@ class Inspected:
         device: Where networks run.
         data: The images.
         target: The user's own target, opened and not queried.
+        lists: Its lists for membership inference.
     """
 
     problems: Problems
     device: torch.device | None
     data: Splits | None
     target: surrogates.Target | None
+    lists: Lists | None = None
 
 
 def inspect(
@@ -130,10 +134,13 @@ def inspect(
         with torch.random.fork_rng():
             problems.attempt(check.function, config, data, reads=check.reads)
     problems.attempt(check_store, tracking_uri(config), reads=["tracking"], part="store")
-    target = None
+    target = lists = None
     if own_target and config.target.uri:
         target, data = _own_target(problems, config, data)
-    return Inspected(problems, device, data, target)
+        if target is not None and data is not None:
+            reads = ("membership", "data", "ledger", "purifier", "surrogate")
+            lists = problems.attempt(check_lists, config, data, target, reads=reads)
+    return Inspected(problems, device, data, target, lists)
 
 
 def _own_target(

@@ -14,6 +14,7 @@ from torch import nn
 import surrogates
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.shard import Shard
+from certdef.data.lists import Lists
 from certdef.data.sets import Splits
 from certdef.tracking.checked_json import file_digest
 from certdef.tracking.legacy import Legacy
@@ -94,6 +95,7 @@ class Job(Certification):
         tracker: Its MLflow runs.
         draw: Draws a result into the folder of its stage.
         own_target: The user's own target, opened; None where one is trained here.
+        lists: Images that this target was trained on, and others; None where membership inference is not asked for.
         prepared: Whether all that comes before the certificates must be done already.
         finished: Whether every stage must be done already.
     """
@@ -101,6 +103,7 @@ class Job(Certification):
     tracker: Tracker
     draw: Callable[[StageResult, Path], None]
     own_target: surrogates.Target | None = None
+    lists: Lists | None = None
     prepared: bool = False
     finished: bool = False
 

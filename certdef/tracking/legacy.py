@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from certdef.config.job import CERTIFY_ELSEWHERE, RunConfig
+from certdef.config.membership import MembershipConfig
 from certdef.config.own_target import NONE
 from certdef.tracking.checked_json import fingerprint, read_json
 from certdef.tracking.workspace import Stage
@@ -37,6 +38,7 @@ NEWER = {
     "diffusion": ("robust_diffused",),
     "ladder": ("restarts", "students"),
 }
+NEWER_SECTIONS = {"membership": MembershipConfig()}  # and whole sections, likewise
 # What rests on the certified surrogate, which was then the one that agrees.
 OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
@@ -47,6 +49,9 @@ def runs_file(config: RunConfig, uri: str) -> Path:
     """Where a job keeps the names of its MLflow runs; those of a job of version 0.1.0 are taken over."""
     folder, plain = config.workspace / "jobs", config.to_dict()
     plain |= {name: _section(config, name) for name in NEWER}
+    for name, unset in NEWER_SECTIONS.items():
+        if getattr(config, name) == unset:
+            del plain[name]
     path = folder / f"{fingerprint(plain, uri)}.json"
     plain.pop("udc", None)
     plain["target"]["quantise"] = plain["target"].pop("quantize", None)

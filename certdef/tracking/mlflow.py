@@ -22,7 +22,7 @@ from certdef.tracking import legacy, metrics, server_watch
 from certdef.tracking.checked_json import read_json, write_json
 from certdef.tracking.local_store import holds_no_run, make_local_store
 from certdef.tracking.results import StageResult
-from certdef.tracking.workspace import Stage
+from certdef.tracking.workspace import RESULT, Stage
 from surrogates import Bill
 
 LOCAL_STORE = Path("mlruns")
@@ -219,6 +219,7 @@ class Tracker:
             for path in sorted(folder.glob(pattern)):
                 where = str(path.parent.relative_to(folder))
                 self.mlflow.log_artifact(str(path), None if where == "." else where)
+        self.mlflow.log_artifact(str(folder / RESULT))  # all that is known, also where this folder is not
         run = self.mlflow.active_run()
         for name, columns in result.tables(folder).items():
             if name not in run.data.tags.get(TABLES, ""):  # logged again, it would be appended to itself

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,29 @@ def fetch_records(given: str, tracking_uri: str | None, into: Path) -> TrackedRe
     Raises:
         ConfigError: No store, no such run or version, no records, or several runs that have some.
     """
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{LOCAL_STORE}/mlflow.db"
+    with opened_store(given, tracking_uri) as client:
+        run, path, subject = find_records(client, given)
+        folder = Path(client.download_artifacts(run.info.run_id, path, str(into)))
+        return TrackedRecords(run.info.run_id, folder, frozenset(run.data.metrics), subject)
+
+
+def store_of(tracking_uri: str | None) -> str:
+    """The store that is meant: as given, $MLFLOW_TRACKING_URI, else the one in mlruns/."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{LOCAL_STORE}/mlflow.db"
+
+
+@contextmanager
+def opened_store(given: str, tracking_uri: str | None) -> Iterator[Any]:
+    """MLflow's client of a store that is only read; what fails in the block becomes one line.
+
+    Args:
+        given: The run or version that is looked for.
+        tracking_uri: The store, as for fetch_records.
+
+    Raises:
+        ConfigError: As there.
+    """
+    uri = store_of(tracking_uri)
     if is_missing(uri):
         raise ConfigError(f"{given!r}: tracking store {uri!r} is not there: {MEND}")
     if given.startswith("models:") and not VERSION.fullmatch(given):
@@ -70,23 +93,24 @@ def fetch_records(given: str, tracking_uri: str | None, into: Path) -> TrackedRe
         from mlflow import MlflowClient, MlflowException
 
         try:
-            return _fetch(MlflowClient(uri, registry_uri=uri), given, into)
+            yield MlflowClient(uri, registry_uri=uri)
         except (MlflowException, OSError) as error:
             said = without_password(str(error).splitlines()[0])
             raise ConfigError(f"{given!r} in {without_password(uri)!r}: {said}: {MEND}") from error
 
 
-def _fetch(client: Any, given: str, into: Path) -> TrackedRecords:
+def find_records(client: Any, given: str) -> tuple[Any, str, str]:
+    """The run that has the records, the folder of artifacts that they are in, and whose they should be.
+
+    Raises:
+        ConfigError: No records, or several runs that have some.
+    """
     match = VERSION.fullmatch(given)
     subject = "target"
     if match is None:
         found = _with_records(client, [client.get_run(given)])
     else:
-        version = (
-            client.get_model_version(match["name"], match["version"])
-            if match["version"]
-            else client.get_model_version_by_alias(match["name"], match["alias"])
-        )
+        version = registered_version(client, match)
         made_by = [client.get_run(version.run_id)] if version.run_id else []
         found = _with_records(client, made_by)
         parents = [run.data.tags[PARENT] for run in made_by if PARENT in run.data.tags]
@@ -102,9 +126,14 @@ def _fetch(client: Any, given: str, into: Path) -> TrackedRecords:
     if len(found) > 1:
         names = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run, _ in found)
         raise ConfigError(f"{given!r} has records on several runs: name one of {names}")
-    [(run, path)] = found
-    folder = Path(client.download_artifacts(run.info.run_id, path, str(into)))
-    return TrackedRecords(run.info.run_id, folder, frozenset(run.data.metrics), subject)
+    return *found[0], subject
+
+
+def registered_version(client: Any, match: re.Match[str]) -> Any:
+    """The registered version that a URI of VERSION names."""
+    if match["version"]:
+        return client.get_model_version(match["name"], match["version"])
+    return client.get_model_version_by_alias(match["name"], match["alias"])
 
 
 def _with_records(client: Any, runs: list[Any]) -> list[tuple[Any, str]]:

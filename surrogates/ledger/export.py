@@ -133,7 +133,7 @@ def _columns(
     keys: list[str | None] = []
     for (*_, batch, size, blob), start in zip(batches, starts, strict=True):
         keys += _hexadecimal(blob, size)
-        packed, table = _kept(db, batch)
+        packed, table = answers_of(db, batch)
         if packed:
             rows = slice(start, start + size)
             labels[rows], labeled[rows] = np.frombuffer(packed, label_type(num_classes)), True
@@ -167,7 +167,7 @@ def _hexadecimal(blob: bytes | None, size: int) -> list[str | None]:
     return keys if len(keys) == size else keys * size
 
 
-def _kept(db: sqlite3.Connection, batch: int) -> Kept:
+def answers_of(db: sqlite3.Connection, batch: int) -> Kept:
     """Return the answers of a batch, empty where there are none."""
     first, after = ((number << PLACE_BITS) // KEYS_A_ROW for number in (batch, batch + 1))
     query = "SELECT labels, scores FROM answers WHERE id >= ? AND id < ? ORDER BY id"

@@ -186,6 +186,7 @@ def test_a_real_table(store, tmp_path, monkeypatch, capsys):
         "budgets.csv",
         "budgets.md",
         "budgets.png",
+        "result.json",
     }
 
     pipeline.pretrain(config, progress=False)

@@ -28,3 +28,26 @@ def versions(tmp_path_factory):
     for name, (model, seed) in models.items():
         record(model, images, labels, folder / name / "records" / "target-g-none", seed=seed)
     return folder
+
+
+@pytest.fixture(scope="session")
+def own_job(migrated_store, tmp_path_factory):
+    """A target that knows its training images by heart, certified alone with both lists: (folder, store, options)."""
+    import os
+    import shutil
+    from pathlib import Path
+
+    from certdef.cli import main
+    from tests.certdef.release.memorizing import LISTS, write_job
+
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copy(migrated_store, folder / "mlflow.db")
+    store = f"sqlite:///{folder}/mlflow.db"
+    options = [*write_job(folder), *LISTS, f"--tracking.uri={store}"]
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["certify", *options, "--quiet"]) == 0
+    finally:
+        os.chdir(here)
+    return folder, store, options

@@ -1,0 +1,198 @@
+"""The command line of certdef evidence: options, files that are written, exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from certdef.config.job import ConfigError, nearest
+from certdef.config.verbs import description
+
+if TYPE_CHECKING:
+    from certdef.release.document import Evidence
+
+WRITTEN = 0
+FORMATS = {"json": "evidence.json", "md": "evidence.md", "html": "evidence.html", "card": "card.md"}
+EPILOG = """\
+exit codes:
+  0  written; what was not measured is in it as such
+  2  bad input: nothing was written
+
+formats:
+  json  everything, by the schema certdef-evidence-1, which it is checked against before it is written
+  md    the same as Markdown; html: as one page that loads nothing
+  card  a block for a Hugging Face model card: front matter with a model index, and a section
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """The options."""
+    parser = ArgumentParser(
+        prog="certdef evidence",
+        exit_on_error=False,
+        allow_abbrev=False,
+        add_help=False,
+        usage="certdef evidence RUN [options]",
+        formatter_class=RawDescriptionHelpFormatter,
+        description=description("evidence", "Nothing is queried."),
+        epilog=EPILOG,
+    )
+    add = parser.add_argument
+    add(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="A run id of MLflow, models:/NAME/VERSION, a job's folder, or records (a folder, a .jsonl or .tsv).",
+    )
+    add("--out", metavar="FOLDER", default="evidence", help="Where the files go; default evidence/.")
+    add("--format", metavar="F,F,...", default=",".join(FORMATS), help="Which; default json,md,html,card.")
+    add(
+        "--groups",
+        metavar="FILE:COLUMN",
+        action="append",
+        default=[],
+        help="Subgroups, as for certdef compare. Repeatable.",
+    )
+    add("--radii", metavar="R,R,...", help="Radii in [0, 1] pixel units; default 0 and those of the job.")
+    add("--ledger", metavar="FILE", help="The job's ledger; default where the job had it.")
+    add("--schema", action="store_true", help="Print the JSON schema and stop.")
+    add("--tracking.uri", dest="tracking_uri", metavar="URI", help="MLflow's store of runs and versions.")
+    add("-h", "--help", action="store_true", help="Show this help.")
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Gather, check, write; returns 0.
+
+    Raises:
+        ConfigError: Options or a run that can't be used.
+    """
+    parser = build_parser()
+    namespace = _parse(parser, arguments)
+    if namespace.help:
+        parser.print_help()
+        return WRITTEN
+    if namespace.schema:
+        from certdef.release.document import json_schema
+
+        print(json.dumps(json_schema(), indent=1))
+        return WRITTEN
+    formats = _checked(namespace)
+    from certdef.release.evidence import evidence
+
+    document = evidence(
+        namespace.run,
+        groups=namespace.groups,
+        radii=_radii(namespace.radii),
+        ledger=namespace.ledger,
+        tracking_uri=namespace.tracking_uri,
+    )
+    out = Path(namespace.out)
+    for name in formats:
+        _write(out / FORMATS[name], _writers()[name](document))
+    print(_summary(document, [out / FORMATS[name] for name in formats]))
+    return WRITTEN
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Any:
+    try:
+        namespace, rest = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(f"{error}: certdef evidence --help shows the options") from error
+    if namespace.help or namespace.schema:
+        return namespace
+    names = [name for name in vars(namespace) if name not in ("run", "tracking_uri")]
+    known = ["--tracking.uri", *(f"--{name}" for name in names)]
+    problems = [
+        f"unknown option {each!r}{nearest(each, known)}"
+        if each.startswith("-")
+        else f"{each!r} is one too many"
+        for each in rest
+    ]
+    if namespace.run is None:
+        problems.append("RUN is needed")
+    if problems:
+        raise ConfigError("\n".join(f"{each}: certdef evidence RUN [options]" for each in problems))
+    return namespace
+
+
+def _checked(namespace: Any) -> list[str]:
+    """The formats; refuses options that can't be used before anything is read."""
+    formats = list(dict.fromkeys(each.strip() for each in namespace.format.split(",")))
+    problems = [
+        f"--format has {each!r}{nearest(each, FORMATS)}: choose of {', '.join(FORMATS)}"
+        for each in formats
+        if each not in FORMATS
+    ]
+    out = Path(namespace.out)
+    there = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problems.append(f"--out is {namespace.out!r}, which can't be written: name another folder")
+    try:
+        _radii(namespace.radii)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return formats
+
+
+def _radii(text: str | None) -> list[float] | None:
+    try:
+        return [float(each) for each in text.split(",")] if text else None
+    except ValueError as error:
+        raise ConfigError(f"--radii is {text!r}: give numbers, e.g. --radii 0,0.25,0.5") from error
+
+
+def _writers() -> dict[str, Callable[[Evidence], str]]:
+    from certdef.release.evidence_words import as_markdown
+    from certdef.release.model_card import as_card
+    from certdef.release.page import as_html
+
+    return {"json": _as_json, "md": as_markdown, "html": as_html, "card": as_card}
+
+
+def _as_json(document: Evidence) -> str:
+    return json.dumps(document.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    from surrogates.files import replacing
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise ConfigError(
+            f"{str(path)!r} can't be written ({error.strerror}): name another folder with --out"
+        ) from error
+
+
+def _summary(document: Evidence, paths: list[Path]) -> str:
+    """What it is of, what is absent in it, and where it is."""
+    from certdef.release.document import Absent
+    from certdef.release.page import headline_radius, lead_of, title_of
+
+    parts = {
+        "clean accuracy": document.clean_accuracy,
+        "groups": getattr(document.subgroups, "columns", document.subgroups),
+        "attack": document.attack,
+        "membership": document.membership,
+        "queries": document.queries,
+        "ledger": getattr(document.queries, "ledger", document.queries),
+        "version": document.model.version,
+        "digest": document.model.digest,
+    }
+    lines = [
+        f"evidence    {title_of(document)}",
+        f"            {lead_of(document, headline_radius(document))}",
+    ]
+    for name, part in parts.items():
+        if isinstance(part, Absent):
+            lines.append(f"{part.status:<13} {name}: {part.how}".replace("`", ""))
+    return "\n".join([*lines, *(f"written     {path}" for path in paths)])
