@@ -1,4 +1,4 @@
-"""What certdef proves, what it does not, and the ten sharp edges: as the README says it, word for word (a test compares them)."""
+"""What certdef proves, what it does not, and the ten sharp edges: as docs/sharp-edges.md says it, word for word (a test compares them)."""
 
 from __future__ import annotations
 
