@@ -246,12 +246,15 @@ class TrackingConfig:
         uri: Tracking URI; default $MLFLOW_TRACKING_URI, else the local store in mlruns/.
         experiment: Name of the experiment.
         registered_model: Registry name of the certified classifier; default certdef-<preset>, or certdef-<your target>.
+        register_parts: Register what the job trained, too, for others to reuse: denoisers (certdef-nim), diffusion model
+            (certdef-diffusion) and surrogate (certdef-surrogate).
         system_metrics: Log processor, memory and GPU use of each stage.
     """
 
     uri: str | None = None
     experiment: str = "certdef"
     registered_model: str | None = None
+    register_parts: bool = False
     system_metrics: bool = True
 
 

@@ -21,6 +21,7 @@ ALIASES = {
     "surrogate.unlabeled_weight": "surrogate.unlabelled_weight",
     "surrogate.unlabeled_ratio": "surrogate.unlabelled_ratio",
     "ladder.repeats": "ladder.looks",
+    "diffusion.weights": "diffusion.pretrained",
 }
 # The options that take a file or a mapping with such names, and what the names in it begin with.
 MAPPINGS = {"--config": ""} | {

@@ -31,6 +31,7 @@ from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, Untracked, tracking_uri
+from certdef.tracking.parts import fetch
 from certdef.tracking.workspace import forget, locked
 
 LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
@@ -54,6 +55,7 @@ def open_job(
     A shard (`shard`) and a merge (`prepared`) find everything before the certificates done, or are refused.
     """
     with torch_threads(config.threads), given_back() as callers_uri:
+        config = fetch(config)
         own = verb != "pretrain" and not config.udc.enabled
         bar = tqdm if progress else partial(tqdm, disable=True)
         config, objects = followed(config, verb, objects, bar)

@@ -32,6 +32,7 @@ from certdef.stages import Job, job_checks
 from certdef.stages.inspection import inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
+from certdef.tracking.parts import fetch, lineage
 from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
 
@@ -287,7 +288,7 @@ def plan(
         raise ConfigError(f"price must be USD per 1,000 queries above 0, got {price:g}: try --price 1.50")
     config, objects = named(config, given)
     with torch_threads(config.threads), given_back():
-        config, objects = followed(config, "run", objects)
+        config, objects = followed(fetch(config), "run", objects)
         load = stages.load_photographs if config.udc.enabled else partial(load_images, objects=objects)
         found = inspect(
             config,
@@ -441,5 +442,5 @@ def _summary(job: Job, done: list[Stage]) -> Summary:
         ledger=Path(job.ledger.path),
         in_words=partial(headline, job.config),
     )
-    job.tracker.describe(str(summary))
+    job.tracker.describe(str(summary), lineage(job.config))
     return summary

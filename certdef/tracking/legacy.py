@@ -33,9 +33,10 @@ NEWER = {
     "ledger": ("preflight",),
     "nim": ("tile", "keep", "finetune_epochs"),
     "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n", "baseline"),
-    "surrogate": ("noise", "consistency", "entropy", "finetune_epochs"),
+    "surrogate": ("noise", "consistency", "entropy", "finetune_epochs", "weights"),
     "diffusion": ("robust_diffused",),
     "ladder": ("restarts", "students"),
+    "tracking": ("register_parts",),
 }
 # What rests on the certified surrogate, which was then the one that agrees.
 OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
