@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.purifiers import BlindSpotConfig, DiffusionConfig, GSConfig, NIMConfig, ReversalConfig
@@ -288,8 +288,13 @@ class RunConfig:
         ducd: The DUCD job, in the place of the main one.
         udc: The UDC job, in the place of the main one.
         tracking: MLflow.
+
+    Attributes:
+        chosen: The options that were set on purpose, dotted, where `load_config` made this: it is no option itself, and a copy
+            with changes (dataclasses.replace) does not have it.
     """
 
+    chosen: ClassVar[frozenset[str] | None] = None
     preset: str = "digits"
     seed: int = 0
     device: str = "auto"
