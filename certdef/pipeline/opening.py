@@ -22,6 +22,7 @@ from certdef.config.threads import fit_threads, torch_threads
 from certdef.data.sets import Splits, load_source, split
 from certdef.objects.following import followed
 from certdef.objects.named import NO_OBJECTS, Objects
+from certdef.pipeline.callers_torch import as_in_a_new_process
 from certdef.report import draw
 from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
@@ -54,7 +55,7 @@ def open_job(
 
     A shard (`shard`) and a merge (`prepared`) find everything before the certificates done, or are refused.
     """
-    with torch_threads(config.threads), given_back() as callers_uri:
+    with as_in_a_new_process(), torch_threads(config.threads), given_back() as callers_uri:
         config = fetch(config)
         own = verb != "pretrain" and not config.udc.enabled
         bar = tqdm if progress else partial(tqdm, disable=True)
