@@ -30,7 +30,8 @@ from certdef.config.job import (
     without_password,
 )
 from certdef.config.membership import MembershipConfig
-from certdef.config.objects import is_object
+from certdef.config.objects import is_given, is_object
+from certdef.config.parts import is_part
 from certdef.config.purifiers import LEAVES, DiffusionConfig, NIMConfig, is_code, purifier_names
 from certdef.config.target import NOISES
 from certdef.config.udc import UDCConfig
@@ -86,6 +87,7 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
         "laws": _laws(config.certify),
         "certify": [*_candidates(config.certify), *_baseline(config)],
         "target": _headers(config.target),
+        "surrogate": _own_surrogates(config),
     }
     for part, more in special.items():
         if more:
@@ -129,6 +131,13 @@ def _baseline(config: RunConfig) -> list[str]:
         return []
     shown = without_password(baseline)
     return [f"certify.baseline is {shown!r}: it is an old version of your own target, give target.uri"]
+
+
+def _own_surrogates(config: RunConfig) -> list[str]:
+    given = config.surrogate.weights
+    if given is None or not config.ducd.enabled:
+        return []
+    return [f"surrogate.weights is {given!r}: the DUCD job distills its own surrogates, unset one of the two"]
 
 
 def _candidates(certify: CertifyConfig) -> list[str]:
@@ -282,8 +291,19 @@ def _nim(nim: NIMConfig, encoder_needed: bool) -> Rules:
     yield "heads", nim.encoder is not None or own, "nim.width must be a multiple of it"
     yield (
         "weights",
-        nim.weights in (None, LEAVES) or nim.encoder is not None,
-        "name the network they are of: nim.encoder",
+        nim.weights in (None, LEAVES) or nim.encoder is not None or is_part(nim.weights),
+        "name the network they are of, nim.encoder; or a trained one: models:/NAME/VERSION, runs:/RUN/PATH, or a folder "
+        "that holds model.json",
+    )
+    yield (
+        "weights",
+        not (nim.encoder and is_part(nim.weights)),
+        "it has an encoder of its own: unset nim.encoder",
+    )
+    yield (
+        "tile",
+        not (nim.tile and is_part(nim.weights)),
+        "nim.weights has tiles of its own, or none: unset it",
     )
     shipped = nim.weights == LEAVES
     yield (
@@ -320,8 +340,14 @@ def _surrogate(surrogate: SurrogateConfig, guided: bool) -> Rules:
     yield "consistency", alone, "beside it loss l1 learns nothing: use 0, or surrogate.loss auto"
     yield "entropy", 0 <= surrogate.entropy < inf, "use a weight of 0 (off) or more, e.g. 0.5"
     yield "finetune_epochs", surrogate.finetune_epochs >= 0, "use 0 (off) or more, e.g. 50"
-    given = is_object(surrogate.model) and surrogate.finetune_epochs > 0
-    yield "finetune_epochs", not given, "a module of your own is not trained further: use 0"
+    part = surrogate.weights is None or is_part(surrogate.weights)
+    yield "weights", part, "name models:/NAME/VERSION, runs:/RUN/PATH, or a folder that holds model.json"
+    alone = surrogate.weights is None or surrogate.model != own_target.NONE
+    yield "weights", alone, "surrogate.model is none, the target alone: unset one of the two"
+    mixed = surrogate.weights is None or not is_object(surrogate.model)
+    yield "weights", mixed, "the surrogate is given as an object, too: leave one of the two out"
+    given = is_given(surrogate) and surrogate.finetune_epochs > 0
+    yield "finetune_epochs", not given, "a surrogate that was given is not trained further: use 0"
 
 
 def _ledger(ledger: LedgerConfig, query_batch: int) -> Rules:

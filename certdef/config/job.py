@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.membership import MembershipConfig
@@ -247,12 +247,15 @@ class TrackingConfig:
         uri: Tracking URI; default $MLFLOW_TRACKING_URI, else the local store in mlruns/.
         experiment: Name of the experiment.
         registered_model: Registry name of the certified classifier; default certdef-<preset>, or certdef-<your target>.
+        register_parts: Register what the job trained, too, for others to reuse: denoisers (certdef-nim), diffusion model
+            (certdef-diffusion) and surrogate (certdef-surrogate).
         system_metrics: Log processor, memory and GPU use of each stage.
     """
 
     uri: str | None = None
     experiment: str = "certdef"
     registered_model: str | None = None
+    register_parts: bool = False
     system_metrics: bool = True
 
 
@@ -287,8 +290,13 @@ class RunConfig:
         ducd: The DUCD job, in the place of the main one.
         udc: The UDC job, in the place of the main one.
         tracking: MLflow.
+
+    Attributes:
+        chosen: The options that were set on purpose, dotted, where `load_config` made this: it is no option itself, and a copy
+            with changes (dataclasses.replace) does not have it.
     """
 
+    chosen: ClassVar[frozenset[str] | None] = None
     preset: str = "digits"
     seed: int = 0
     device: str = "auto"

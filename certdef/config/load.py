@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ ALIASES = {
     "surrogate.unlabeled_weight": "surrogate.unlabelled_weight",
     "surrogate.unlabeled_ratio": "surrogate.unlabelled_ratio",
     "ladder.repeats": "ladder.looks",
+    "diffusion.weights": "diffusion.pretrained",
 }
 # The options that take a file or a mapping with such names, and what the names in it begin with.
 MAPPINGS = {"--config": ""} | {
@@ -69,7 +70,7 @@ def from_namespace(parser: Any, namespace: Any, arguments: list[str], *, checked
     Of your own target without a preset it has what was set alone: a job adds what follows from its images.
     """
     values = parser.instantiate(namespace)
-    config = RunConfig(**{name: getattr(values, name) for name in RunConfig.__dataclass_fields__})
+    config = RunConfig(**{each.name: getattr(values, each.name) for each in fields(RunConfig)})
     own = replace(config, preset=own_target.PRESET)
     if config.target.uri and named_preset(arguments) is None and own_target.applies(own):
         config = own
@@ -98,7 +99,10 @@ def load_config(preset: str | None = None, file: str | Path | None = None, **ove
         arguments.append(f"--config={file}")
     arguments += [f"--{key.replace('__', '.')}={_literal(value)}" for key, value in overrides.items()]
     parser = config_parser(preset_of(arguments))
-    return from_namespace(parser, parse(parser, arguments), arguments)
+    config = from_namespace(parser, parse(parser, arguments), arguments)
+    # What was set to its default is set all the same: the rules for your own target leave it alone.
+    object.__setattr__(config, "chosen", frozenset(chosen_options(parser, arguments)))
+    return config
 
 
 def config_parser(preset: str, **options: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from certdef.config.job import ConfigError
+from certdef.config.target import SurrogateConfig
 
 OBJECT = "object:"  # begins such a name
 _KNOWN: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -15,6 +16,11 @@ _LASTING: dict[str, Any] = {}  # those that have no weak references
 def is_object(name: str | None) -> bool:
     """Whether a name is that of an object: object:module.name:digest."""
     return name is not None and name.startswith(OBJECT)
+
+
+def is_given(surrogate: SurrogateConfig) -> bool:
+    """Whether a job is given its surrogate, and distills none: an object in Python, or weights of another job."""
+    return is_object(surrogate.model) or surrogate.weights is not None
 
 
 def remember(identity: str, thing: Any) -> str:

@@ -61,7 +61,8 @@ class NIMConfig:
         encoder: Name of a timm ViT whose width, depth and heads are taken in the place of these, e.g. vit_base_patch16_224.
         weights: What the training starts from: leaves, the shipped denoiser (for de3; it has sizes of its own and takes a
             tenth of the rate); or published weights of the encoder: timm (fetched by its name, e.g.
-            vit_base_patch16_224.mae), or a file of them; unset, none.
+            vit_base_patch16_224.mae), or a file of them; unset, none. Or a network that a job has trained, in the place of
+            any training: models:/certdef-nim/3, runs:/RUN/PATH, or a folder with its model.json.
         decoder_width: Width of the decoder.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder; unset, as the encoder.
@@ -173,7 +174,9 @@ class DiffusionConfig:
     """The diffusion model behind DiffPure, UAD-RS, AGDM and one-step denoising.
 
     Args:
-        pretrained: Hub name or folder of a UNet or DDPM of diffusers; unset, one is trained on the pool.
+        pretrained: Hub name or folder of a UNet or DDPM of diffusers, or a network that a job has trained
+            (models:/certdef-diffusion/3, runs:/RUN/PATH, or a folder with its model.json); unset, one is trained on the pool.
+            Also --diffusion.weights.
         channels: Channels of the UNet's levels.
         epochs: Passes over the pool.
         batch_size: Images a step.

@@ -156,6 +156,8 @@ class SurrogateConfig:
     Args:
         model: cnn, mlp, resnet, nim (the pre-trained denoiser's encoder with a linear head), any timm model name, or none:
             the target alone is certified, without stand-in, attack and served model.
+        weights: A surrogate that a job has distilled, as it is: models:/certdef-surrogate/3, runs:/RUN/PATH, or a folder with
+            its model.json. Nothing is distilled then, and it is certified, too; model is not read.
         epochs: Passes over the answered images.
         batch_size: Images a step.
         query_batch: Images a query batch.
@@ -189,6 +191,7 @@ class SurrogateConfig:
     """
 
     model: str = "mlp"
+    weights: str | None = None
     epochs: int = 200
     batch_size: int = 100
     query_batch: int = 100
@@ -223,4 +226,5 @@ class SurrogateConfig:
     @property
     def certified(self) -> dict[str, Any]:
         """The options that decide the surrogates which are trained as they are certified."""
-        return {name: value for name, value in asdict(self).items() if name not in FINETUNED}
+        left_out = FINETUNED if self.weights else (*FINETUNED, "weights")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.objects import is_object, object_named
 from certdef.models import small
+from certdef.tracking.parts import read_part
 from surrogates.distillation.augmentation import moved
 from surrogates.distillation.inference import evaluating, features
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
@@ -118,7 +119,18 @@ def _timm_network(name: str, image_shape: tuple[int, int, int], num_classes: int
 
 
 def surrogate_model(config: RunConfig) -> str:
-    """Name of the surrogate's architecture for build_classifier: `nim` stands for the configured encoder's sizes."""
+    """Name of the surrogate's architecture for build_classifier: `nim` stands for the configured encoder's sizes.
+
+    Raises:
+        ConfigError: It is that of another job, and holds no classifier.
+    """
+    if config.surrogate.weights is not None:
+        said = read_part(config, config.surrogate.weights)["networks"].get("classifier", {})
+        if "model" not in said:
+            raise ConfigError(
+                f"surrogate.weights is {config.surrogate.weights!r}, which holds no classifier: name one of certdef-surrogate"
+            )
+        return said["model"]
     if config.surrogate.model != "nim":
         return config.surrogate.model
     from certdef.purifiers.networks.denoisers import configured_sizes

@@ -37,9 +37,12 @@ PARAMS = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH}
 MEND = "put it back, or train it again, in a job with --fresh"
 
 
-def save_classifier(folder: Path, model: nn.Module, answers: str = "probabilities") -> None:
-    """Write a classifier's weights, how to rebuild it, and what it answers when served: probabilities or logits."""
-    _save(folder, {"classifier": model}, kind="classifier", answers=answers)
+def save_classifier(folder: Path, model: nn.Module, answers: str = "probabilities", **spec: Any) -> None:
+    """Write a classifier's weights, how to rebuild it, and what it answers when served: probabilities or logits.
+
+    `spec` is what else `model.json` says of it.
+    """
+    _save(folder, {"classifier": model}, kind="classifier", answers=answers, **spec)
 
 
 def save_network(folder: Path, network: nn.Module, **spec: Any) -> None:

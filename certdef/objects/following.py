@@ -33,7 +33,8 @@ def followed(
     """
     if not own_target.applies(config):
         return config, objects
-    chosen = own_target.changed(config) if objects.chosen is None else objects.chosen
+    set_before = config.chosen if objects.chosen is None else objects.chosen
+    chosen = own_target.changed(config) if set_before is None else set_before
     try:
         source = objects.source or load_source(config.data, progress)
         only = alone(config, verb, chosen)

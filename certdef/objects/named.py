@@ -82,6 +82,8 @@ def named(config: RunConfig | None, given: Mapping[str, Any]) -> tuple[RunConfig
         config = load_config(**names | options)
         chosen = {name.replace("__", ".") for name in names | options}
     else:
+        if chosen is None and config.chosen is not None:
+            chosen = config.chosen | {name.replace("__", ".") for name in names}
         for name, value in names.items():
             config = own_target.with_value(config, name.replace("__", "."), value)
     images = given.get("images")

@@ -21,6 +21,7 @@ from certdef.data.sets import Splits, load_source, split
 from certdef.objects.following import followed
 from certdef.objects.named import NO_OBJECTS, Objects
 from certdef.pipeline.bars import bars
+from certdef.pipeline.callers_torch import as_in_a_new_process
 from certdef.report import draw
 from certdef.report import plan as plan_words
 from certdef.report.unused_options import UnusedOption, unused_options
@@ -30,6 +31,7 @@ from certdef.tracking.callers_session import given_back
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import Tracker, Untracked, tracking_uri
+from certdef.tracking.parts import fetch
 from certdef.tracking.workspace import forget, locked
 
 LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
@@ -54,7 +56,8 @@ def open_job(
     A shard (`shard`) and a merge (`prepared`) find everything before the certificates done, a report (`finished`) everything, or
     are refused.
     """
-    with torch_threads(config.threads), given_back() as callers_uri:
+    with as_in_a_new_process(), torch_threads(config.threads), given_back() as callers_uri:
+        config = fetch(config)
         own = verb != "pretrain" and not config.udc.enabled
         bar = bars(progress)
         config, objects = followed(config, verb, objects, bar)

@@ -25,6 +25,7 @@ from certdef.config.threads import torch_threads
 from certdef.data.arrays import read_images
 from certdef.objects.following import followed
 from certdef.objects.named import Objects, named
+from certdef.pipeline.callers_torch import as_in_a_new_process
 from certdef.pipeline.opening import load_images, open_job
 from certdef.report import ducd_page, page, shard_words, target_page, udc_page
 from certdef.report.terminal import headline
@@ -32,6 +33,7 @@ from certdef.stages import Job, job_checks
 from certdef.stages.inspection import inspect
 from certdef.stages.summary import Summary
 from certdef.tracking.callers_session import given_back
+from certdef.tracking.parts import fetch, lineage
 from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
 
@@ -301,8 +303,8 @@ def plan(
     if price is not None and not 0 < price < float("inf"):
         raise ConfigError(f"price must be USD per 1,000 queries above 0, got {price:g}: try --price 1.50")
     config, objects = named(config, given)
-    with torch_threads(config.threads), given_back():
-        config, objects = followed(config, "run", objects)
+    with as_in_a_new_process(), torch_threads(config.threads), given_back():
+        config, objects = followed(fetch(config), "run", objects)
         load = stages.load_photographs if config.udc.enabled else partial(load_images, objects=objects)
         found = inspect(
             config,
@@ -458,5 +460,5 @@ def _summary(job: Job, done: list[Stage]) -> Summary:
         ledger=Path(job.ledger.path),
         in_words=partial(headline, job.config),
     )
-    job.tracker.describe(str(summary))
+    job.tracker.describe(str(summary), lineage(job.config))
     return summary

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from certdef.config.job import RunConfig, SigmaLaw
+from certdef.config.parts import reused
 from surrogates.distillation.inference import images_at_once
 from surrogates.distillation.training import FitOptions
 
@@ -121,6 +122,7 @@ class NetworkSpec:
         files: The files that its weights depend on, of a configuration and a number of color channels.
         check: Refuses, before anything is paid for, a configuration that it cannot be trained with.
         served: It is logged in MLflow as a model that can be served: images in, images out.
+        weights: The option that may name a trained one of another job in its place, dotted; unset, none does.
         finetune: Trains it further under its plan's law, in place, as train does; unset, that is not done.
     """
 
@@ -137,7 +139,12 @@ class NetworkSpec:
     files: Callable[[RunConfig, int], Sequence[Path]] = lambda config, channels: ()
     check: Callable[[RunConfig], None] = lambda config: None
     served: bool = False
+    weights: str | None = None
     finetune: Callable[[Any, TrainingRun], list[float]] | None = None
+
+    def reused(self, config: RunConfig) -> str | None:
+        """What names a trained network of another job, which a job takes in its place; None where it trains its own."""
+        return reused(config).get(self.weights) if self.weights else None
 
     def stage_name(self, config: RunConfig, law: SigmaLaw | None) -> str:
         """Name of its stage under a law: the first law has the plain name."""

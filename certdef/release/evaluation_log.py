@@ -62,7 +62,7 @@ def log_evaluation(
                     picture.load()
                 artifacts[name] = ImageEvaluationArtifact(uri, picture)
             else:
-                artifacts[name] = TextEvaluationArtifact(uri, path.read_text())
+                artifacts[name] = TextEvaluationArtifact(uri, path.read_text(encoding="utf-8"))
     rows = table(evaluation)
     client.log_table(run_id, rows, prefix + TABLE)
     artifacts[prefix + Path(TABLE).stem] = JsonEvaluationArtifact(f"{root}/{prefix}{TABLE}", rows)
@@ -138,7 +138,7 @@ def _files(evaluation: Evaluation, folder: Path) -> list[Path]:
     picture, page = folder / "certified_accuracy.png", folder / "report.md"
     norm = evaluation.curve.noise["norm"]
     certify.curves.plot({"smoothed model": curve}, picture, norm=norm)
-    page.write_text(report(evaluation))
+    page.write_text(report(evaluation), encoding="utf-8")
     copies = [folder / f"records{suffix}" for suffix in (".jsonl", ".tsv")]
     for copy in copies:
         copy.write_bytes(evaluation.records.with_suffix(copy.suffix).read_bytes())

@@ -71,7 +71,8 @@ def _(result: LadderResult, folder: Path, *, config: RunConfig, data: Splits) ->
     )
     tables = {subject: markdown_table(systems) for subject, systems in result.attacks_by_subject.items()}
     (folder / "ladder.md").write_text(
-        "\n\n".join(f"{k}{right_in_words(data.remarks)}\n\n{v}" for k, v in tables.items()) + "\n"
+        "\n\n".join(f"{k}{right_in_words(data.remarks)}\n\n{v}" for k, v in tables.items()) + "\n",
+        encoding="utf-8",
     )
 
 
@@ -83,8 +84,8 @@ def _(result: UDCResult, folder: Path, *, config: RunConfig, data: Splits) -> No
 
 @draw.register
 def _(result: BudgetsResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
-    (folder / "budgets.csv").write_text(budget_curves.as_csv(result.cells))
-    (folder / "budgets.md").write_text(budget_curves.as_markdown(result.cells) + "\n")
+    (folder / "budgets.csv").write_text(budget_curves.as_csv(result.cells), encoding="utf-8")
+    (folder / "budgets.md").write_text(budget_curves.as_markdown(result.cells) + "\n", encoding="utf-8")
     (folder / "budgets.png").write_bytes(budget_curves.plot(result.cells))
 
 

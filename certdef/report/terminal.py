@@ -95,7 +95,13 @@ def _(result: TargetResult, config: RunConfig) -> list[str]:
 def _(result: SurrogateResult, config: RunConfig) -> list[str]:
     clean, noisy = with_interval(result.agreement_clean), with_interval(result.agreement_noisy)
     how = f"{result.queries} queries" if result.queries else "given, nothing was distilled"
-    return [f"surrogate   agreement with the target {clean} clean, {noisy} under the noise ({how})"]
+    how = f"{result.weights}, nothing was distilled" if result.weights else how
+    lines = [f"surrogate   agreement with the target {clean} clean, {noisy} under the noise ({how})"]
+    if result.distilled_from:
+        lines.append(
+            f"            it was distilled from another target ({result.distilled_from}): a guide and a stand-in for this one"
+        )
+    return lines
 
 
 @stage_lines.register

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from certdef.config.job import RunConfig, flatten, preset_path, without_password
+from certdef.config.objects import is_given
 from certdef.config.own_target import NONE
 from certdef.config.purifiers import LEAVES, is_code
 
@@ -161,6 +162,14 @@ def _target(config: RunConfig) -> Rules:
 
 def _surrogate(config: RunConfig, verb: str) -> Rules:
     surrogate = config.surrogate
+    if is_given(surrogate):
+        given = "surrogate.weights" if surrogate.weights else "the surrogate"
+        model = ("surrogate.model",) if surrogate.weights else ()
+        read = ("surrogate.model", "surrogate.weights")
+        trained = tuple(
+            name for name in (f"surrogate.{each}" for each in vars(surrogate)) if name not in read
+        )
+        yield (*trained, *model, "ledger.training"), f"{given} is given, and nothing is distilled"
     if verb != "budgets" and surrogate.strategy == "random":
         yield SELECTION, "surrogate.strategy is random"
     elif verb != "budgets" and "kcenter" not in surrogate.strategy:

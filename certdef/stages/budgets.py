@@ -17,6 +17,7 @@ from torch import nn
 import surrogates
 from certdef.config.job import ConfigError, RunConfig, SurrogateConfig
 from certdef.config.noise_laws import noise_law
+from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.networks.nim import NIM
 from certdef.stages.job import Job
 from certdef.stages.networks import pretrained
@@ -107,7 +108,7 @@ def trace_budgets(
     settings: list[Any] = [replace(config, strategy="random").agreeing, target.subject, law.parameters]
     settings += [job.data.pool_digest, job.data.heldout_digest]
     if encoder is not None or denoiser is not None:
-        settings += [job.config.nim.settings, denoiser is not None]
+        settings += [NIM_MAE.settings(job.config), denoiser is not None]
     cells = job.stage("budget-cells", StageResult, *settings)  # a larger table finds those of a smaller one
     table = [sorted(budgets), list(strategies), seeds]
     name = f"budgets-{fingerprint(*table)[:6]}"  # each table has a run of its own

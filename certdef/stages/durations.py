@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from certdef.attacks import gradient
 from certdef.config.job import RunConfig
-from certdef.config.objects import is_object
+from certdef.config.objects import is_given
 from certdef.config.own_target import NONE
 from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, surrogate_model, train_classifier
@@ -112,7 +112,7 @@ class Durations:
         )
 
     def _network(self, spec: NetworkSpec, times: int) -> float:
-        if not spec.settings(self.config):  # its weights are shipped
+        if not spec.settings(self.config) or spec.reused(self.config):  # its weights are there
             return 0.0
         short, laws = one_epoch(self.config), laws_of(spec, self.config)
 
@@ -135,7 +135,7 @@ class Durations:
     def _distillation(self) -> float:
         """Training of the surrogate, of its committee, and between rounds."""
         config, surrogate = self.config.surrogate, self.surrogate
-        if surrogate is None or is_object(config.model):
+        if surrogate is None or is_given(config):
             return 0.0
         images = min(self.config.ledger.training, len(self.pool))
 
@@ -157,7 +157,7 @@ class Durations:
     def _students(self) -> list[Condition]:
         """The conditions whose surrogate is trained as it is certified."""
         config = self.config
-        if not trains_students(config.surrogate.noise, config.surrogate.model):
+        if not trains_students(config.surrogate):
             return []
         laws = {law.label for law in config.certify.laws}
         every = conditions(unchosen(config))

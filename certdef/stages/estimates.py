@@ -16,7 +16,7 @@ import surrogates
 from certdef.config.candidates import candidate_laws
 from certdef.config.job import RunConfig
 from certdef.config.noise_laws import noise_law
-from certdef.config.objects import is_object
+from certdef.config.objects import is_given, is_object
 from certdef.config.own_target import NONE
 from certdef.data.sets import Splits
 from certdef.models import storage
@@ -86,7 +86,7 @@ def expected_queries(
         }
         if config.surrogate.model == NONE:
             expected |= {"training": 0, "attack": 0}
-        elif is_object(config.surrogate.model):
+        elif is_given(config.surrogate):
             expected["training"] = 0
         if config.ladder.enabled:
             expected["attack"] += ladder_queries(config, heldout)

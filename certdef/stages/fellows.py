@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 import surrogates
-from certdef.config.objects import is_object
+from certdef.config.objects import is_given
 from certdef.models import storage
 from certdef.stages.job import Job
 from certdef.stages.surrogate import (
@@ -44,9 +44,9 @@ class Fellows:
 
 
 def train_fellows(job: Job, target: surrogates.Target, surrogate: Stage[SurrogateResult]) -> Fellows:
-    """ladder.students further students, trained unless a run has done it; none where the surrogate is a given module."""
+    """ladder.students further students, trained unless a run has done it; none where the surrogate was given."""
     config = job.config
-    if is_object(config.surrogate.model):
+    if is_given(config.surrogate):
         return Fellows()
     stages = tuple(_fellow(job, target, surrogate, number) for number in range(1, config.ladder.students + 1))
     models = tuple(storage.load_model(stage.path / "model", job.device) for stage in stages)

@@ -19,6 +19,7 @@ from certdef.stages.baseline import open_baseline
 from certdef.stages.ledger import check_ledger
 from certdef.stages.membership import check_lists
 from certdef.stages.own_target import open_own_target
+from certdef.stages.parts import check_surrogate
 from certdef.tracking.mlflow import check_store, connect, tracking_uri
 from surrogates.targets.uris import protocol_of
 
@@ -153,6 +154,9 @@ def _own_target(
     target, matched = problems.attempt(open_own_target, config, data, reads=reads) or (None, None)
     if target is not None and matched is not None:
         problems.attempt(open_baseline, config, matched.image_shape, target, reads=["certify"])
+        problems.attempt(
+            check_surrogate, config, matched.image_shape, target.num_classes, reads=["surrogate"]
+        )
     problems.attempt(check_ledger, config.ledger_path, target.identity if target is not None else None)
     return target, matched or data
 

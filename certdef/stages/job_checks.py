@@ -10,7 +10,7 @@ from torch import nn
 
 from certdef.config import own_target
 from certdef.config.job import ConfigError, RunConfig
-from certdef.config.objects import is_object
+from certdef.config.objects import is_given, is_object
 from certdef.data.sets import Splits
 from certdef.models.classifiers import build_classifier, check_known, surrogate_model
 from certdef.purifiers.registry import is_ready
@@ -21,6 +21,7 @@ from certdef.stages.ducd.membership import check_audit
 from certdef.stages.ducd.surrogates import check_pools
 from certdef.stages.inspection import Check, Problems
 from certdef.stages.ladder import check_ladder_budget, ladder_systems
+from certdef.stages.parts import check_surrogate as check_part
 from certdef.stages.purifier import check_purifier
 from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import recipe_of, selection_of
@@ -92,7 +93,7 @@ def _check_target_model(config: RunConfig, data: Splits) -> None:
 
 def _check_name(config: RunConfig, data: Splits | None) -> None:
     """Refuse a surrogate that nobody knows, whatever the images."""
-    if not _is_alone(config) and not is_object(config.surrogate.model):
+    if not _is_alone(config) and not is_given(config.surrogate):
         check_known(surrogate_model(config))
 
 
@@ -100,6 +101,8 @@ def _check_surrogate(config: RunConfig, data: Splits) -> None:
     """Refuse a surrogate that does not take such images, or a training that there is not."""
     recipe_of(config.surrogate)
     selection_of(config.surrogate)
+    if config.target.uri is None:  # another's is opened first, and says how many classes it has
+        check_part(config, data.image_shape, len(data.classes))
     _untrained_surrogate(config, data)
 
 
@@ -125,7 +128,7 @@ def _check_purifiers(config: RunConfig, data: Splits) -> None:
 
 
 def _check_pool(config: RunConfig, data: Splits) -> None:
-    given = is_object(config.surrogate.model) or _is_alone(config)
+    given = is_given(config.surrogate) or _is_alone(config)
     if not len(data.pool) and not (given and is_ready(config.purifier, config)):
         raise ConfigError(
             "data.pool_images is 0, and surrogate and denoiser are trained on the images of the pool: use at least 1"
@@ -181,6 +184,10 @@ def _check_verb(verb: str, config: RunConfig, data: Splits | None) -> None:
     if verb == "purify" and config.purifier == own_target.NONE:
         raise ConfigError(
             "purifier is none: there is nothing to purify with, name one that certdef purifiers lists"
+        )
+    if verb in ("distill", "budgets") and config.surrogate.weights is not None:
+        raise ConfigError(
+            f"surrogate.weights is {config.surrogate.weights!r}: nothing is distilled, unset it"
         )
     if verb in ("distill", "budgets") and (_is_alone(config) or is_object(name)):
         raise ConfigError(f"surrogate.model is {name!r}: nothing is distilled, name a model, e.g. resnet")

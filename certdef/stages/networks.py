@@ -21,6 +21,7 @@ from certdef.models.classifiers import build_classifier, train_classifier
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks.denoisers import NIM_MAE, NIM_SIMMIM
 from certdef.stages.job import Job, Shelf
+from certdef.stages.parts import build_network, provenance, publish
 from certdef.tracking.metrics import LAST_LOSS, LOSS
 from certdef.tracking.results import StageResult
 from certdef.tracking.workspace import Stage
@@ -68,6 +69,7 @@ def trained_once(
     served: bool = False,
     kind: str | None = None,
     files: Sequence[Path] = (),
+    said: Mapping[str, Any] | None = None,
 ) -> tuple[N, Stage[NetworkResult]]:
     """The network of a stage, in eval mode on the job's device; trained only if no run has done it.
 
@@ -81,13 +83,14 @@ def trained_once(
         served: Log it in MLflow as a model that can be served: images in, images out.
         kind: How the names begin of all stages that have the same network by the same key.
         files: What the weights depend on beside the key, by its contents.
+        said: What is kept beside the weights of how they came about; unset, nothing.
     """
     stage = job.stage(name, NetworkResult, *key, kind=kind, files=files)
-    network = job.seeded(build)
+    network, reused = job.seeded(build), "reused" in (said or {})
 
     def compute() -> NetworkResult:
         history = train(network.to(job.device), stage)
-        storage.save_network(stage.path / "model", network)
+        storage.save_network(stage.path / "model", network, **(said or {}))
         parameters = sum(weight.numel() for weight in network.parameters())
         example = job.data.heldout_images[:2]
         uri = serving.log_served(stage.path / "model", name, example) if served else None
@@ -97,10 +100,11 @@ def trained_once(
             params=(params or {}) | {"parameters": parameters},
             metrics={LAST_LOSS.format(stage=name): history[-1]} if history else {},
             series={LOSS.format(stage=name): tuple(history)},
-            artifacts=() if uri else ("model/*",),
+            artifacts=() if uri or reused else ("model/*",),  # what is reused is kept by whoever trained it
         )
 
     job.run(stage, compute)
+    publish(job, stage, stage.result.uri)
     storage.load_weights(stage.path / "model", network)
     return network.to(job.device).eval(), stage
 
@@ -130,16 +134,19 @@ def train_network(
         plan = replace(
             plan, classifier=defended.classifier, new_classifier=untrained_copy(defended.classifier)
         )
+    settings, given = spec.settings(config), spec.reused(config)
+    said = provenance(spec.role, settings, job.data.pool_digest if spec.uses_pool(config) else None, law)
     network, stage = trained_once(
         job,
         spec.stage_name(config, law),
         network_key(job, spec, law, defended, needs),
-        lambda: spec.build(plan),
-        lambda network, stage: spec.train(network, training_run(job, plan, stage)),
-        spec.settings(config) | (asdict(law) if law else {}),
-        served=spec.served,
+        lambda: build_network(spec, plan),
+        lambda network, stage: [] if given else spec.train(network, training_run(job, plan, stage)),
+        settings | ({"weights": given} if given else {}) | (asdict(law) if law else {}),
+        served=spec.served and not given,
         kind=spec.stage,
         files=spec.files(config, job.data.image_shape[0]),
+        said=(said | {"reused": given} if given else said) if spec.weights else None,
     )
     return Trained(network, stage)
 
@@ -150,6 +157,7 @@ def finetuned(spec: NetworkSpec) -> NetworkSpec:
     assert train is not None
     return replace(
         spec,
+        weights=None,
         stage=f"{spec.stage}-finetuned",
         every_label=True,
         build=lambda plan: copy.deepcopy(plan.networks[spec.role]),

@@ -31,6 +31,7 @@ from certdef.stages.networks import (
     training_run,
     untrained_copy,
 )
+from certdef.stages.parts import build_network
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import fingerprint
 from certdef.tracking.results import StageResult
@@ -291,7 +292,7 @@ def check_purifier(
     name = config.purifier
     try:
         if "nim" in (config.surrogate.model, config.surrogate.features):
-            NIM_MAE.build(Plan(config, image_shape))
+            build_network(NIM_MAE, Plan(config, image_shape, config.certify.laws[0]))
         spec = find_purifier(name)
         settings, needed = spec.settings(config), spec.networks(config)
         if classifier is None and (
@@ -328,5 +329,5 @@ def untrained_networks(
     built: dict[str, nn.Module] = {}
     for network in networks:
         plan = Plan(config, image_shape, laws_of(network, config)[0], classifier, again, built)
-        built[network.role] = network.build(plan)
+        built[network.role] = build_network(network, plan)
     return built

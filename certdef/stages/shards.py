@@ -218,7 +218,7 @@ def _differing(states: Mapping[Path, Mapping[str, Any]]) -> list[str]:
     lines: list[str] = []
     first: tuple[str, dict[str, Any], str] | None = None
     for folder, state in states.items():
-        told = flatten(yaml.safe_load((folder / CONFIG).read_text()))
+        told = flatten(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
         told = {name: value for name, value in told.items() if not name.startswith(ELSEWHERE)}
         shard = str(Shard(state["number"], state["of"]))
         first = first or (shard, told, state["stage"])

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 import surrogates
-from certdef.config.job import RunConfig, SigmaLaw
+from certdef.config.job import RunConfig, SigmaLaw, SurrogateConfig
 from certdef.config.noise_laws import noise_law
-from certdef.config.objects import is_object
+from certdef.config.objects import is_given
 from certdef.config.own_target import NONE
 from certdef.config.purifiers import plain_name
 from certdef.models import storage
@@ -104,11 +104,7 @@ def train_students(
     """The surrogates that are certified, trained unless a run has done it; without surrogate.noise certified, the surrogate."""
     config = job.config
     first = Students(surrogate, config.headline_law)
-    if (
-        surrogate is None
-        or stage is None
-        or not trains_students(config.surrogate.noise, config.surrogate.model)
-    ):
+    if surrogate is None or stage is None or not trains_students(config.surrogate):
         return first
     trained: dict[tuple[str, bool], nn.Module] = {}
     stages = []
@@ -122,16 +118,16 @@ def train_students(
     return Students(surrogate, config.headline_law, trained, tuple(stages))
 
 
-def trains_students(noise: str, model: str) -> bool:
-    """Whether surrogates are trained as they are certified: not where a module was given."""
-    return noise == CERTIFIED and not is_object(model)
+def trains_students(surrogate: SurrogateConfig) -> bool:
+    """Whether surrogates are trained as they are certified: not where the surrogate was given."""
+    return surrogate.noise == CERTIFIED and not is_given(surrogate)
 
 
 def held_out_queries(config: RunConfig, held_out: int, verb: str = "run") -> int:
     """Queries of accuracy and agreement on so many held-out images: clean, under the noise, and denoised."""
     if config.surrogate.model == NONE:
         return held_out
-    trained = verb not in WITHOUT_STUDENTS and trains_students(config.surrogate.noise, config.surrogate.model)
+    trained = verb not in WITHOUT_STUDENTS and trains_students(config.surrogate)
     return held_out * (2 + (trained and find_purifier(config.purifier).denoiser is not None))
 
 

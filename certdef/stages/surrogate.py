@@ -17,16 +17,19 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef.config.job import ConfigError, SurrogateConfig
+from certdef.config.job import ConfigError, SurrogateConfig, without_password
 from certdef.config.noise_laws import noise_law
 from certdef.config.objects import is_object
 from certdef.models import serving, storage
 from certdef.models.classifiers import build_classifier, surrogate_model
+from certdef.purifiers.networks.denoisers import NIM_MAE
 from certdef.purifiers.networks.nim import NIM, NIMClassifier
 from certdef.stages.job import Job, Shelf
 from certdef.stages.networks import pretrain_denoiser
+from certdef.stages.parts import check_surrogate, load_surrogate, provenance, publish
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import read_json, write_json
+from certdef.tracking.parts import part_key
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
 from surrogates.distillation.distill import check_student
@@ -54,7 +57,9 @@ SAME_NAMES = (
 class SurrogateResult(StageResult):
     """What the surrogate cost, and how often it agrees with the target: clean, and under the headline's noise."""
 
-    uri: str | None = None  # a module of your own is not logged
+    uri: str | None = None  # a module of your own is not logged, nor is one of another job
+    weights: str | None = None  # what names that one
+    distilled_from: str | None = None  # another target than this one, of which it learned nothing
     queries: int
     loss: str
     agreement_clean: Share
@@ -63,21 +68,27 @@ class SurrogateResult(StageResult):
 
 def distill(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[SurrogateResult]]:
     """Pay for answers within the training budget, train on them, and measure how often the two agree."""
+    if job.config.surrogate.weights is not None:
+        return _of_another_job(job, target, job.config.surrogate.weights)
     if is_object(job.config.surrogate.model):
         return _as_given(job, target)
     encoder, stage = pretrained_encoder(job, job.config.surrogate), surrogate_stage(job, target)
     job.run(stage, lambda: _distill(job, target, stage, encoder))
+    publish(job, stage, stage.result.uri)
     return storage.load_model(stage.path / "model", job.device), stage
 
 
 def surrogate_stage(job: Shelf, target: surrogates.Target) -> Stage[SurrogateResult]:
     """The stage of the surrogate, whether it is done or not."""
     config, data, law = job.config.surrogate, job.data, job.config.certify.laws[0]
+    if config.weights is not None:
+        key = [part_key(job.config, config.weights), target.subject, law.parameters]
+        return job.stage("surrogate", SurrogateResult, key, data.heldout_digest)
     if is_object(config.model):
         own = [config.model, target.subject, law.parameters]
         return job.stage("surrogate", SurrogateResult, own, data.heldout_digest)
     key = [config.agreeing, job.config.ledger.training, target.subject, law.parameters, data.pool_digest]
-    starts_from = [job.config.nim.settings] if _needs_encoder(config) else []
+    starts_from = [NIM_MAE.settings(job.config)] if _needs_encoder(config) else []
     return job.stage("surrogate", SurrogateResult, key, data.heldout_digest, *starts_from)
 
 
@@ -99,6 +110,33 @@ def _as_given(job: Job, target: surrogates.Target) -> tuple[nn.Module, Stage[Sur
         )
 
     return model, job.run(surrogate_stage(job, target), measure)
+
+
+def _of_another_job(
+    job: Job, target: surrogates.Target, given: str
+) -> tuple[nn.Module, Stage[SurrogateResult]]:
+    """A surrogate that another job distilled: nothing is trained, and its agreement with this job's target is measured."""
+    check_surrogate(job.config, job.data.image_shape, target.num_classes)
+    model, said = load_surrogate(job.config, given)
+    model, stage = model.to(job.device), surrogate_stage(job, target)
+    identity, teacher = without_password(target.identity), said.get("distilled_from")
+
+    def measure() -> SurrogateResult:
+        kept = {name: said[name] for name in ("part", "recipe", "pool", "distilled_from") if name in said}
+        storage.save_classifier(stage.path / "model", model, **kept, reused=given)
+        agreement, figures = _agreement(job, target, model)
+        return SurrogateResult(
+            weights=given,
+            distilled_from=teacher if teacher != identity else None,
+            queries=0,
+            loss="none",
+            agreement_clean=agreement["clean"],
+            agreement_noisy=agreement["noisy"],
+            params={"weights": given, "distilled_from": teacher or "not known"},
+            metrics=figures,
+        )
+
+    return model, job.run(stage, measure)
 
 
 def _agreement(
@@ -125,7 +163,9 @@ def _distill(job: Job, target: surrogates.Target, stage: Stage, encoder: NIM | N
         encoder=encoder,
         checkpoint=stage.path / "checkpoint.pt",
     )
-    storage.save_classifier(stage.path / "model", surrogate.model)
+    said = provenance("surrogate", config.agreeing | {"queries": surrogate.queries}, data.pool_digest)
+    said |= {"distilled_from": without_password(target.identity)}
+    storage.save_classifier(stage.path / "model", surrogate.model, **said)
     write_json(stage.path / QUERIED, {"pool_indices": list(surrogate.pool_indices)})
     agreement, figures = _agreement(job, target, surrogate)
     figures |= {metrics.QUERIES.format(subject="surrogate"): surrogate.queries}

@@ -34,9 +34,10 @@ NEWER = {
     "ledger": ("preflight",),
     "nim": ("tile", "keep", "finetune_epochs"),
     "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n", "baseline"),
-    "surrogate": ("noise", "consistency", "entropy", "finetune_epochs"),
+    "surrogate": ("noise", "consistency", "entropy", "finetune_epochs", "weights"),
     "diffusion": ("robust_diffused",),
     "ladder": ("restarts", "students"),
+    "tracking": ("register_parts",),
 }
 NEWER_SECTIONS = {"membership": MembershipConfig()}  # and whole sections, likewise
 # What rests on the certified surrogate, which was then the one that agrees.

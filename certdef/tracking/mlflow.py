@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from certdef.config.job import ConfigError, RunConfig, flatten, without_password
+from certdef.config.parts import reused
 from certdef.data.sets import Splits
 from certdef.tracking import legacy, metrics, server_watch
 from certdef.tracking.checked_json import read_json, write_json
@@ -147,6 +148,15 @@ class Tracker:
         """The parent run."""
         return self._runs["job"]
 
+    def run_of(self, stage: str) -> str:
+        """The run of a stage."""
+        return self._runs[stage]
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client of the job's store."""
+        return self.mlflow.MlflowClient(self.uri, registry_uri=self.uri)
+
     @property
     def run_page(self) -> str:
         """Address of the parent run's page; empty where no server is asked, and pages need one to be started."""
@@ -201,9 +211,15 @@ class Tracker:
         budget = {metrics.BUDGET.format(purpose=name): charge.budget for name, charge in charges.items()}
         self.mlflow.log_metrics(spent | budget)
 
-    def describe(self, summary: str) -> None:
-        """The summary of the job as the description of the parent run, which MLflow shows above all else."""
-        self.mlflow.set_tag(NOTE, f"```text\n{summary[:LONGEST_NOTE]}\n```")
+    def describe(self, summary: str, lineage: str = "") -> None:
+        """The summary of the job as the description of the parent run, which MLflow shows above all else.
+
+        Args:
+            summary: As it is printed.
+            lineage: Markdown below it.
+        """
+        text = summary[: LONGEST_NOTE - len(lineage)]
+        self.mlflow.set_tag(NOTE, f"```text\n{text}\n```\n{lineage}".rstrip())
 
     def log_files(self, *paths: Path) -> None:
         """Files on the parent run."""
@@ -290,7 +306,7 @@ class Untracked(Tracker):
     def log_bill(self, bill: Bill) -> None:
         pass
 
-    def describe(self, summary: str) -> None:
+    def describe(self, summary: str, lineage: str = "") -> None:
         pass
 
     def log_files(self, *paths: Path) -> None:
@@ -306,7 +322,7 @@ def _tags(config: RunConfig) -> dict[str, str]:
         "seed": config.seed,
         "preset": config.preset,
         "version": version("certdef"),
-    }
+    } | {option: without_password(given) for option, given in reused(config).items()}
     return {f"certdef.{name}": str(value) for name, value in tags.items()}
 
 

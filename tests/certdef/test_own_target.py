@@ -20,6 +20,8 @@ from certdef.config.load import load_config
 from certdef.config.noise_laws import noise_law
 from certdef.config.own_target import Facts, resolved
 from certdef.models.classifiers import build_classifier
+from certdef.objects.following import followed
+from certdef.objects.named import named
 from certdef.stages.attack import check_attack_budget
 from certdef.stages.conditions import conditions, target_draws
 from certify import binomial_lower_bound
@@ -361,3 +363,21 @@ def test_images_that_cannot_be_read_are_named_with_all_else(store):
         certdef.run(config, progress=False)
     assert "nowhere" in str(raised.value)
     assert "nothing.onnx" in str(raised.value)
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_what_was_set_to_its_default_stays_too(by_file, tmp_path):
+    """By Python and by a file as on the command line: a budget of 50,000 is the user's, though it is the default."""
+    images = np.random.default_rng(0).random((60, 8, 8), dtype=np.float32)
+    (tmp_path / "job.yaml").write_text("ledger: {attack: 50000}\ntarget: {uri: model.onnx}\n")
+    config = (
+        load_config(file=tmp_path / "job.yaml")
+        if by_file
+        else load_config(target__uri="model.onnx", ledger__attack=50_000)
+    )
+    config, objects = named(config, {"images": images})
+    config = followed(config, "run", objects)[0]
+    assert config.ledger.attack == 50_000 == RunConfig().ledger.attack
+    assert config.data.heldout_images == 30, "what was not set follows the images"
+    plain = named(OWN, {"images": images})
+    assert followed(plain[0], "run", plain[1])[0].ledger.attack < 1_000, "nobody set it"

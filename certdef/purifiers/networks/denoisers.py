@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
+from certdef.config.parts import is_part
 from certdef.config.purifiers import LEAVES
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks import shipped
@@ -30,17 +31,27 @@ from certdef.purifiers.networks.nim import (
     pretrain_nim,
 )
 from certdef.purifiers.networks.tiles import TiledNIM, TiledShape, random_squares
+from certdef.tracking.parts import part_key, read_part
 
 FINER = 0.1  # of the rate, where the training starts from the shipped denoiser
 
 
 def configured_sizes(config: RunConfig) -> dict[str, Any]:
-    """The sizes of a NIMShape as configured, but for the image's: those of timm's encoder where one is named.
+    """The sizes of a NIMShape as configured, but for the image's: those of timm's encoder where one is named, and those of a
+    network of another job.
 
     Raises:
-        ConfigError: timm has no such encoder.
+        ConfigError: timm has no such encoder, or that network is no plain NIM.
     """
     known = {each.name for each in fields(NIMShape)} - {"image_shape"}
+    given = config.nim.weights
+    if given is not None and is_part(given):
+        described = next(iter(read_part(config, given)["networks"].values()))
+        if described["type"] != NIM.__name__:
+            raise ConfigError(
+                f"nim.weights is {given!r}, a {described['type']}: a surrogate with a NIM's encoder needs a plain one"
+            )
+        return {name: value for name, value in described.items() if name in known}
     sizes = {name: value for name, value in asdict(config.nim).items() if name in known}
     if not config.nim.encoder:
         return sizes
@@ -117,15 +128,22 @@ def _files(config: RunConfig, channels: int) -> list[Path]:
     return [named] if config.nim.encoder and named.is_file() else []
 
 
+def _settings(config: RunConfig) -> dict[str, Any]:
+    given = config.nim.weights
+    return part_key(config, given) if given is not None and is_part(given) else config.nim.settings
+
+
 NIM_MAE = NetworkSpec(
     "nim",
     "nim",
     _build,
     _train,
-    lambda config: config.nim.settings,
+    _settings,
     laws="each",
+    uses_pool=lambda config: not is_part(config.nim.weights),
     files=_files,
     served=True,
+    weights="nim.weights",
     finetune=_finetune,
 )
 NIM_SIMMIM = replace(NIM_MAE, role="nim-simmim", stage="nim-simmim", build=partial(_build, linear_head=True))

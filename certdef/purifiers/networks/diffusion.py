@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.parts import is_part
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
+from certdef.tracking.parts import part_key
 from surrogates.distillation.training import FitOptions, Training, fit
 
 # What a foreign network may be part of: noise is added in discrete steps by betas, as in DDPM. Score SDEs, EDM, consistency
@@ -297,15 +299,16 @@ def _training(config: RunConfig) -> Training:
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """What decides the weights: a pretrained network's are those of its name."""
-    if config.diffusion.pretrained:
-        return {"pretrained": config.diffusion.pretrained}
+    given = config.diffusion.pretrained
+    if given:
+        return part_key(config, given) if is_part(given) else {"pretrained": given}
     names = ("channels", "epochs", "batch_size", "learning_rate", "ema")
     return {name: getattr(config.diffusion, name) for name in names}
 
 
 def _files(config: RunConfig, channels: int) -> list[Path]:
     """The files of a pretrained network that lies in a folder: its weights and what says how to read them."""
-    if not config.diffusion.pretrained:
+    if not config.diffusion.pretrained or is_part(config.diffusion.pretrained):
         return []
     files = sorted(Path(config.diffusion.pretrained).rglob("*"))
     return [path for path in files if path.suffix in (".safetensors", ".json")]
@@ -325,6 +328,7 @@ DIFFUSION = NetworkSpec(
     uses_pool=lambda config: not config.diffusion.pretrained,
     files=_files,
     check=_check,
+    weights="diffusion.pretrained",
 )
 
 

@@ -295,11 +295,11 @@ def test_markdown_and_card_are_read_by_others(run_document):
     assert "## Certified robustness" in body
 
 
-def test_the_statements_are_those_of_the_readme():
-    readme = (ROOT / "docs" / "sharp-edges.md").read_text()
+def test_the_statements_are_those_of_the_docs():
+    page = (ROOT / "docs" / "sharp-edges.md").read_text()
 
     def numbered(title: str) -> list[str]:
-        section = readme.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+        section = page.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
         found = re.findall(r"^\d+\. (.*(?:\n   .*)*)", section, re.MULTILINE)
         return [" ".join(each.split()) for each in found]
 
