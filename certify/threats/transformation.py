@@ -36,6 +36,12 @@ class Transformation(NoiseLaw):
 
     numbers: int = 1
 
+    def __init_subclass__(cls, *, law: str = "", fields: Sequence[str] = (), **options: Any) -> None:
+        """Let ``open_law`` find the law again by its description, which has these fields under their names."""
+        super().__init_subclass__(**options)
+        if law:
+            OPENERS[law] = lambda description: cls(**{name: description[name] for name in fields})
+
     def sample(
         self,
         shape: int | Sequence[int],
@@ -79,14 +85,6 @@ class Transformation(NoiseLaw):
         """Parameters (count, numbers), float32 or float64."""
 
 
-class Opened:
-    """Lets ``open_law`` find a law again by its description: the fields of the dataclass under their names."""
-
-    def __init_subclass__(cls, *, law: str, fields: Sequence[str], **options: Any) -> None:
-        super().__init_subclass__(**options)
-        OPENERS[law] = lambda description: cls(**{name: description[name] for name in fields})
-
-
 def check_parameter(name: str, value: Any, unit: str, example: float) -> float:
     """Return ``value`` as a float, or raise CertifyError unless it is finite and above 0."""
     number = isinstance(value, Real) and not isinstance(value, bool)
@@ -97,16 +95,12 @@ def check_parameter(name: str, value: Any, unit: str, example: float) -> float:
     return float(value)
 
 
-def normal(
-    count: int, numbers: int, generator: torch.Generator | None, device: torch.device
-) -> torch.Tensor:
+def normal(count: int, numbers: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
     """Standard normal numbers (count, numbers)."""
     return torch.randn((count, numbers), generator=generator, device=device, dtype=torch.float32)
 
 
-def standard_exponential(
-    count: int, generator: torch.Generator | None, device: torch.device
-) -> torch.Tensor:
+def standard_exponential(count: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
     """Exponential numbers (count, 1) of mean 1, by inversion in float64."""
     uniform = torch.rand((count, 1), generator=generator, device=device, dtype=torch.float64)
     return -torch.log1p(-uniform)  # rand is below 1
