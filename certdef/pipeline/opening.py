@@ -50,11 +50,12 @@ def open_job(
     shard: Shard | None = None,
     prepared: bool = False,
     finished: bool = False,
+    planned: bool = True,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once.
 
     A shard (`shard`) and a merge (`prepared`) find everything before the certificates done, a report (`finished`) everything, or
-    are refused.
+    are refused. What one's own target will be asked is foretold where that is known (`planned`); it is looked at in any case.
     """
     with as_in_a_new_process(), torch_threads(config.threads), given_back() as callers_uri:
         config = fetch(config)
@@ -75,7 +76,7 @@ def open_job(
         if not failures(config):  # else nobody knows what the job would read
             _warn_of_unused(config, verb, objects)
         found.problems.raise_all()
-        if objects.in_words:
+        if objects.in_words and planned:
             LOG.info("chosen      %s", objects.in_words)
         assert found.device is not None
         assert found.data is not None
@@ -108,7 +109,7 @@ def open_job(
                     finished=finished,
                 )
                 if found.target is not None:
-                    plan_words.show_first_lines(job, found.target, verb)
+                    plan_words.show_first_lines(job, found.target, verb, planned=planned)
                 yield job
 
 

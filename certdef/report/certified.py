@@ -23,6 +23,7 @@ from certdef.report import images
 from certdef.report.certificates import certificate_rows
 from certdef.report.findings import warnings, worst_images
 from certdef.report.template import uris
+from certdef.report.threats import found_threats, section
 from certdef.report.words import purifier_title
 from certdef.stages.certificates import CertifyResult, headline_law
 from certdef.stages.conditions import conditions, subjects
@@ -73,6 +74,7 @@ def of_target(
         "warnings": warnings(
             shown["certificates"], shown["radii"], shown["headline_at"], purifier_title(config.purifier)
         ),
+        "threats": section(found_threats(config.workspace, result["target"].identity, data.heldout_digest)),
         **shown,
     }
 
