@@ -71,7 +71,11 @@ class CoveringMasks:
 
     def describe(self) -> dict[str, object]:
         """JSON-able: what decides the masks."""
-        return {"size": list(self.size), "patch": list(self.patch), "boxes": [list(box) for box in self.boxes]}
+        return {
+            "size": list(self.size),
+            "patch": list(self.patch),
+            "boxes": [list(box) for box in self.boxes],
+        }
 
 
 def _spans(length: int, patch: int, masks: int) -> list[tuple[int, int]]:

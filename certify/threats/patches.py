@@ -101,7 +101,9 @@ class MaskedClassifier:
         device: torch.device | str | None = None,
     ) -> None:
         if isinstance(fill, str) and fill not in FILLS:
-            raise CertifyError(f"fill must be one of {', '.join(FILLS)} or a function, got {fill!r}: try 'mean'")
+            raise CertifyError(
+                f"fill must be one of {', '.join(FILLS)} or a function, got {fill!r}: try 'mean'"
+            )
         self.base, self.masks, self.surrogate = base, masks, surrogate
         self.num_classes = check_count("num_classes", num_classes, 2)
         self.batch_size = check_count("batch_size", batch_size)
@@ -192,7 +194,9 @@ class MaskedClassifier:
         for mask in np.flatnonzero(first != majority):
             others = every[every != mask]
             second = np.stack([np.full_like(others, mask), others], axis=1)
-            if all((self._labels(image, part) == first[mask]).all() for part in _growing(second, self.batch_size)):
+            if all(
+                (self._labels(image, part) == first[mask]).all() for part in _growing(second, self.batch_size)
+            ):
                 return int(first[mask])
         return majority
 
@@ -203,7 +207,11 @@ class MaskedClassifier:
         with torch.no_grad(), eval_mode(self.surrogate):
             parts = [self.masked(image, part) for part in _growing(self._pairs, self.batch_size)]
             scores = torch.cat([self.surrogate(part).detach().double().cpu() for part in parts])
-        top = int(scores.argmax(dim=1).bincount(minlength=self.num_classes).argmax()) if known is None else known
+        top = (
+            int(scores.argmax(dim=1).bincount(minlength=self.num_classes).argmax())
+            if known is None
+            else known
+        )
         rival = scores.clone()
         rival[:, top] = -torch.inf
         margin = scores[:, top] - rival.max(dim=1).values

@@ -106,7 +106,11 @@ def test_the_mean_is_that_of_the_seen_pixels_of_a_channel():
 
 def test_a_fill_of_another_shape_is_refused():
     with pytest.raises(CertifyError, match="a fill must return finite images of shape"):
-        cover(torch.zeros(1, 1, 4, 4), torch.zeros((1, 4, 4), dtype=torch.bool), lambda images, hidden: images[0])
+        cover(
+            torch.zeros(1, 1, 4, 4),
+            torch.zeros((1, 4, 4), dtype=torch.bool),
+            lambda images, hidden: images[0],
+        )
 
 
 # --- certificates -----------------------------------------------------------------------------------------------
@@ -147,7 +151,13 @@ def attacks(image, patch, levels=(0.0, 1.0)):
             yield attacked
 
 
-CASES = [((1, 6), (1, 2), 2), ((1, 7), (1, 2), 6), ((4, 4), (2, 2), 2), ((4, 5), (1, 3), 3), ((5, 4), (2, 1), 6)]
+CASES = [
+    ((1, 6), (1, 2), 2),
+    ((1, 7), (1, 2), 6),
+    ((4, 4), (2, 2), 2),
+    ((4, 5), (1, 3), 3),
+    ((5, 4), (2, 1), 6),
+]
 
 
 def broken(size, patch, a_side, seed, fault=None, fill="gray"):
