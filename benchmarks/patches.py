@@ -9,7 +9,7 @@ hides half of the patches: masks hide less than three quarters. `leaves` is the 
 data set; it is slow, so it is asked about 3x3 patches alone.
 
 A row: accuracy on the images as they are; certified share, every one of them against any patch of the size anywhere; mean
-labels an image, which stop at the first pair of masks that is wrong. 16 masks, 4 a side: 136 pairs. The last table
+labels an image, which stop at the first pair of masks that is wrong. 16 masks, 4 a side: 136 pairs. The last line
 orders the pairs by a surrogate, a CNN trained on 2,000 of the target's answers.
 
 Networks and rows are kept in the work directory; the same command goes on where it was. About 12 minutes of one core.
@@ -19,6 +19,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,78 @@ def interval(share: float, count: int) -> str:
     return f"{100 * share:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
+class Rows:
+    """Rows by name, each measured once and kept in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def once(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        if key not in self.known:
+            self.known[key] = compute()
+            self.path.write_text(json.dumps(self.known, indent=1))
+        return self.known[key]
+
+
+def never_masked(folder: Path, data: Path, images: Images) -> Any:
+    """A target that was trained without masks."""
+    if images.name == "Fashion-MNIST":
+        return classifier(folder, images, masked=False)
+    return surrogates.open_target(data / "targets/mlperf_tiny/resnet8_cifar10_int8.tflite")
+
+
+def student(folder: Path, images: Images, target: Any) -> nn.Module:
+    """A surrogate of a target, from its answers to 2,000 images."""
+    pool = images.train[:2_000]
+
+    def train(model: nn.Module) -> None:
+        with torch.no_grad():
+            answers = np.asarray(asked(target)(torch.from_numpy(pool)))
+        train_classifier(model, pool, answers, epochs=10, seed=0, device=torch.device("cpu"))
+
+    build = partial(build_classifier, "cnn", pool.shape[1:], CLASSES)
+    return network(folder, f"student-{images.name}", build, train)
+
+
+def table(images: Images, data: Path, folder: Path, names: list[str], rows: Rows) -> None:
+    """Measure and print the rows of one data set."""
+    targets = {
+        "never saw masks": never_masked(folder, data, images),
+        "trained with masks": classifier(folder, images, masked=True),
+    }
+    fills: dict[str, Any] = {name: FILLS[name] for name in ("gray", "mean")}
+    fills["mim"] = inpainter(folder, images)
+    fills["leaves"] = DenoisedFill(shipped_denoiser())
+    count = len(images.test)
+    print(
+        f"\n### {images.name}, {count} images, {A_SIDE**2} masks: certified share in % [95%], labels an image\n"
+    )
+    print("| target (accuracy) | patch | " + " | ".join(names) + " |")
+    print("| --- | ---: |" + " ---: |" * len(names))
+    for title, target in targets.items():
+        for side in SIDES:
+            cells, accuracy = [], 0.0
+            for name in names:
+                if name == "leaves" and side != 3:
+                    cells.append("")
+                    continue
+                compute = partial(row, target, images, side, fills[name], name)
+                found = rows.once(f"{images.name}/{count}/{title}/{side}/{name}", compute)
+                accuracy = found["accuracy"]
+                cells.append(f"{interval(found['certified'], count)}, {found['labels']:.0f}")
+            print(f"| {title} ({100 * accuracy:.0f}) | {side}x{side} | {' | '.join(cells)} |", flush=True)
+    target = targets["never saw masks"]
+    plain = partial(row, target, images, 3, gray, "gray")
+    guide = student(folder, images, target)
+    orders = [
+        rows.once(f"{images.name}/{count}/never saw masks/3/gray", plain),
+        rows.once(f"{images.name}/{count}/ordered", partial(plain, guide)),
+    ]
+    labels = [f"{found['labels']:.1f}" for found in orders]
+    print(f"\nlabels an image, 3x3, gray: {labels[0]}; ordered by a surrogate {labels[1]}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -178,68 +251,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
-    kept = arguments.work_dir / "rows.json"
-    rows: dict[str, dict[str, float]] = json.loads(kept.read_text()) if kept.is_file() else {}
-
-    def once(key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-        if key not in rows:
-            rows[key] = compute()
-            kept.write_text(json.dumps(rows, indent=1))
-        return rows[key]
-
-    data = arguments.data_root
-    for images in (fashion(data, arguments.images), cifar(data, arguments.images)):
-        seen = classifier(arguments.work_dir, images, masked=True)
-        never: Any = (
-            classifier(arguments.work_dir, images, masked=False)
-            if images.name == "Fashion-MNIST"
-            else surrogates.open_target(data / "targets/mlperf_tiny/resnet8_cifar10_int8.tflite")
-        )
-        fills: dict[str, Any] = {name: FILLS[name] for name in ("gray", "mean")}
-        fills["mim"] = inpainter(arguments.work_dir, images)
-        fills["leaves"] = DenoisedFill(shipped_denoiser())
-        count = len(images.test)
-        print(
-            f"\n### {images.name}, {count} images, {A_SIDE**2} masks: certified share in % [95%], labels an image\n"
-        )
-        print("| target | patch | " + " | ".join(arguments.fills) + " |")
-        print("| --- | ---: |" + " ---: |" * len(arguments.fills))
-        for title, target in (("never saw masks", never), ("trained with masks", seen)):
-            for side in SIDES:
-                cells = []
-                for name in arguments.fills:
-                    if name == "leaves" and side != 3:
-                        cells.append("")
-                        continue
-                    key = f"{images.name}/{count}/{title}/{side}/{name}"
-                    found = once(key, lambda: row(target, images, side, fills[name], name))  # noqa: B023
-                    cells.append(f"{interval(found['certified'], count)}, {found['labels']:.0f}")
-                print(
-                    f"| {title} ({100 * found['accuracy']:.0f}) | {side}x{side} | "
-                    + " | ".join(cells)
-                    + " |",
-                    flush=True,
-                )
-        pool = images.train[:2_000]
-        with torch.no_grad():
-            answers = np.asarray(asked(never)(torch.from_numpy(pool)))
-        student = network(
-            arguments.work_dir,
-            f"student-{images.name}",
-            lambda: build_classifier("cnn", pool.shape[1:], CLASSES),  # noqa: B023
-            lambda model: train_classifier(
-                model, pool, answers, epochs=10, seed=0, device=torch.device("cpu")
-            ),  # noqa: B023
-        )
-        key = f"{images.name}/{count}/ordered"
-        ordered = once(key, lambda: row(never, images, 3, gray, "gray", student))  # noqa: B023
-        plain = once(
-            f"{images.name}/{count}/never saw masks/3/gray", lambda: row(never, images, 3, gray, "gray")
-        )  # noqa: B023
-        print(
-            f"\nlabels an image, 3x3, gray: {plain['labels']:.1f}; ordered by a surrogate {ordered['labels']:.1f}",
-            flush=True,
-        )
+    rows = Rows(arguments.work_dir / "rows.json")
+    for load in (fashion, cifar):
+        images = load(arguments.data_root, arguments.images)
+        table(images, arguments.data_root, arguments.work_dir, arguments.fills, rows)
 
 
 if __name__ == "__main__":
