@@ -113,9 +113,7 @@ class Recipe:
         if views > 1:
             images = images.repeat(views, 1, 1, 1)
         if self.noise is not None:
-            images = images + self.noise.sample(
-                tuple(images.shape), generator=generator, device=images.device
-            )
+            images = perturbed(images, self.noise, generator)
         return images if self.denoiser is None else denoised(self.denoiser, images)
 
 
