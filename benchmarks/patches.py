@@ -154,7 +154,7 @@ def row(
     return {
         "accuracy": float((plain == images.test_labels).mean()),
         "certified": float(np.mean([not each.abstained for each in found])),
-        "labels": float(np.mean([each.asked for each in found])),
+        "labels": float(np.mean([each.n for each in found])),
     }
 
 

@@ -142,9 +142,7 @@ class BrightnessContrast(
         p = np.asarray(p_lower, dtype=np.float64)
         if not np.all((p >= 0) & (p <= 1)):
             raise CertifyError(f"p_lower must be in [0, 1], got {p_lower!r}: pass a probability")
-        found = np.array(
-            [radius(float(each)) * (1 - ROUNDING) if each > 0.5 else 0.0 for each in p.ravel()]
-        )
+        found = np.array([radius(float(each)) * (1 - ROUNDING) if each > 0.5 else 0.0 for each in p.ravel()])
         return float(found[0]) if p.ndim == 0 else found.reshape(p.shape)
 
     def draw_parameters(

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,12 +70,15 @@ class CoveringMasks:
         shown = [(hidden[i] | hidden[j]).sum() for i, j in pairs]
         return pairs[np.argsort(shown, kind="stable")[::-1]]
 
-    def describe(self) -> dict[str, object]:
-        """JSON-able: what decides the masks."""
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: image, patch, and (begin, length) of the masks along each axis."""
+        rows = sorted({(top, height) for top, _, height, _ in self.boxes})
+        columns = sorted({(left, width) for _, left, _, width in self.boxes})
         return {
             "size": list(self.size),
             "patch": list(self.patch),
-            "boxes": [list(box) for box in self.boxes],
+            "rows": [list(each) for each in rows],
+            "columns": [list(each) for each in columns],
         }
 
 

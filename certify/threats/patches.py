@@ -14,14 +14,13 @@ the same answer to the same image.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from certify.certificate import ABSTAIN
+from certify.certificate import ABSTAIN, Certificate
 from certify.errors import CertifyError, check_count
 from certify.threats.fills import FILLS, Fill, cover
 from certify.threats.masks import CoveringMasks
@@ -30,41 +29,8 @@ from certify.voting.checks import check_images, check_indices, check_known, chec
 
 Labels = NDArray[np.int64]
 PROBES = 4  # masked images that are asked twice
-
-
-@dataclass(frozen=True)
-class PatchCertificate:
-    """``prediction`` is the answer of ``MaskedClassifier.predict`` to every image that differs within one patch.
-
-    Attributes:
-        prediction: The class, or ABSTAIN.
-        patch: (h, w) of the patch in pixels.
-        asked: Labels that were asked for.
-        pairs: Labels that a certificate takes.
-        failed: The two masks under which another class was answered first; None where certified.
-        masks: ``describe()`` of the masks.
-        fill: What stands in the place of hidden pixels.
-        subject: Whose class it is.
-        known_class: The class was named before any answer.
-    """
-
-    prediction: int
-    patch: tuple[int, int]
-    asked: int
-    pairs: int
-    failed: tuple[int, int] | None
-    masks: dict[str, Any] = field(repr=False)
-    fill: str
-    subject: str
-    known_class: bool = False
-    threat: ClassVar[str] = "patch"
-    alpha: ClassVar[float] = 0.0
-    sound: ClassVar[bool] = True
-
-    @property
-    def abstained(self) -> bool:
-        """Whether no class was certified."""
-        return self.prediction == ABSTAIN
+PATCH = "patch"  # the name of the threat
+UNIT = "pixels of one rectangle that is no higher and no wider than the patch"
 
 
 class MaskedClassifier:
@@ -112,7 +78,7 @@ class MaskedClassifier:
         self.fill_name, self.subject = fill_name or given, subject
         self.device = resolve_device(base, device)
         self._hidden, self._pairs = masks.hidden.to(self.device), masks.pairs
-        self._checked = False
+        self._repeats = False
 
     def certify(
         self,
@@ -120,10 +86,13 @@ class MaskedClassifier:
         *,
         known_class: ArrayLike | None = None,
         indices: Sequence[int] | None = None,
-        on_certificate: Callable[[int, PatchCertificate, float], None] | None = None,
+        on_certificate: Callable[[int, Certificate, float], None] | None = None,
         progress: Any = None,
-    ) -> list[PatchCertificate]:
+    ) -> list[Certificate]:
         """One certificate for each image, in order; each stops at the first pair of masks that disagrees.
+
+        The radius is the number of pixels of the patch, ``counts`` and ``n`` are the answers that were asked for. The
+        certificate is about ``predict``, not about the bare classifier.
 
         Args:
             images: (N, C, H, W) in [0, 1].
@@ -140,9 +109,8 @@ class MaskedClassifier:
         images = self._checked_images(images)
         names = check_indices(indices, len(images))
         known = None if known_class is None else check_known(known_class, len(images), self.num_classes)
-        if not self._checked:
-            self._check_repeats(images[0])
-            self._checked = True
+        if not self._repeats:
+            self.check_repeats(images[:1])
         certificates = []
         for position, (name, image) in enumerate(zip(names, images, strict=True)):
             start = time.perf_counter()
@@ -164,27 +132,58 @@ class MaskedClassifier:
         with torch.no_grad(), eval_mode(self.fill):
             return cover(image.expand(len(pairs), *image.shape), hidden, self.fill)
 
-    def _certify(self, image: torch.Tensor, known: int | None) -> PatchCertificate:
-        pairs, claimed, asked, failed = self._ordered(image, known), known, 0, None
+    def check_repeats(self, image: Any) -> None:
+        """Ask a few masked images twice, once and for all; where answers are paid for, these are too.
+
+        Args:
+            image: (1, C, H, W) in [0, 1].
+
+        Raises:
+            CertifyError: They got different answers.
+        """
+        probes = self.masked(self._checked_images(image)[0], self._pairs[:PROBES])
+        if not np.array_equal(self._ask(probes), self._ask(probes)):
+            raise CertifyError(
+                "the classifier answers the same image differently: patches are certified of one that always gives the "
+                "same answer, so leave out what draws noise, or certify in L2 (certify.SmoothedClassifier)"
+            )
+        self._repeats = True
+
+    def _certify(self, image: torch.Tensor, known: int | None) -> Certificate:
+        pairs, claimed = self._ordered(image, known), known
+        counts = np.zeros(self.num_classes, dtype=np.int64)
         for part in _growing(pairs, self.batch_size):
             labels = self._labels(image, part)
-            asked += len(part)
             claimed = int(labels[0]) if claimed is None else claimed
-            against = np.flatnonzero(labels != claimed)
-            if len(against):
-                failed = int(part[against[0], 0]), int(part[against[0], 1])
+            counts += np.bincount(labels, minlength=self.num_classes)
+            if counts[claimed] < counts.sum():
                 break
         assert claimed is not None
-        return PatchCertificate(
-            prediction=claimed if failed is None else ABSTAIN,
-            patch=self.masks.patch,
-            asked=asked,
-            pairs=len(pairs),
-            failed=failed,
-            masks=self.masks.describe(),
-            fill=self.fill_name,
+        proven = counts[claimed] == len(pairs)
+        height, width = self.masks.patch
+        return Certificate(
+            prediction=claimed if proven else ABSTAIN,
+            radius=float(height * width) if proven else 0.0,
+            norm=PATCH,
+            p_lower=float(counts[claimed] / counts.sum()),
+            counts=tuple(int(count) for count in counts),
+            n0=0,
+            n=int(counts.sum()),
+            alpha=0.0,
+            method="deterministic",
+            noise={
+                "law": "masks",
+                "norm": PATCH,
+                "unit": UNIT,
+                "fill": self.fill_name,
+                **self.masks.describe(),
+            },
             subject=self.subject,
+            sound=True,
+            selected=claimed,
             known_class=known is not None,
+            threat=PATCH,
+            unit=UNIT,
         )
 
     def _predict(self, image: torch.Tensor) -> int:
@@ -233,15 +232,6 @@ class MaskedClassifier:
         if answers.ndim == 2 and answers.shape[1] == self.num_classes:
             answers = answers.argmax(axis=1)
         return check_labels(answers, len(images), self.num_classes)
-
-    def _check_repeats(self, image: torch.Tensor) -> None:
-        """Ask a few masked images twice; where answers are paid for, these are too."""
-        probes = self.masked(image, self._pairs[:PROBES])
-        if not np.array_equal(self._ask(probes), self._ask(probes)):
-            raise CertifyError(
-                "the classifier answers the same image differently: patches are certified of one that always gives the "
-                "same answer, so leave out what draws noise, or certify in L2 (certify.SmoothedClassifier)"
-            )
 
     def _checked_images(self, images: Any) -> torch.Tensor:
         images = check_images(images)

@@ -97,16 +97,12 @@ def check_parameter(name: str, value: Any, unit: str, example: float) -> float:
     return float(value)
 
 
-def normal(
-    count: int, numbers: int, generator: torch.Generator | None, device: torch.device
-) -> torch.Tensor:
+def normal(count: int, numbers: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
     """Standard normal numbers (count, numbers)."""
     return torch.randn((count, numbers), generator=generator, device=device, dtype=torch.float32)
 
 
-def standard_exponential(
-    count: int, generator: torch.Generator | None, device: torch.device
-) -> torch.Tensor:
+def standard_exponential(count: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
     """Exponential numbers (count, 1) of mean 1, by inversion in float64."""
     uniform = torch.rand((count, 1), generator=generator, device=device, dtype=torch.float64)
     return -torch.log1p(-uniform)  # rand is below 1

@@ -117,7 +117,9 @@ class VoteEngine:
         images = images.to(device)
         if self.grid is not None:
             if noise.threat != ADDITIVE:
-                raise CertifyError(f"grid={self.grid} is for noise that is added, got {noise!r}: leave it out")
+                raise CertifyError(
+                    f"grid={self.grid} is for noise that is added, got {noise!r}: leave it out"
+                )
             check_grid(images, self.grid)
         parts = chunks(indices, first, n, stage=stage, seed=self.seed, chunk_size=self.chunk_size)
         tally, dtype = Tally(len(images), num_classes, device), input_dtype(classify)
@@ -215,9 +217,7 @@ class VoteEngine:
             if self.grid is None:
                 noise.perturb(images[chunk.position].expand(shape), generator, out=noisy[part])
             else:
-                noisy[part] = add_on_grid(
-                    images[chunk.position], noise.sample(shape, generator), self.grid
-                )
+                noisy[part] = add_on_grid(images[chunk.position], noise.sample(shape, generator), self.grid)
             owner[part].fill_(chunk.position)
         return noisy, owner
 

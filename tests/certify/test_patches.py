@@ -227,13 +227,14 @@ def test_a_certificate_asks_every_pair_and_stops_at_the_first_that_disagrees():
     image = torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     table = Table(1, MaskedClassifier(brightness, masks, 3).masked(image[0], masks.pairs), 0)
     (certificate,) = MaskedClassifier(table, masks, 3).certify(image)
-    assert (certificate.prediction, certificate.asked, certificate.failed) == (1, 45, None)
+    assert (certificate.prediction, certificate.radius, certificate.n) == (1, 4.0, 45)
+    assert certificate.counts == (0, 45, 0)
     assert table.queries == 45 + 8  # 4 images were asked twice, to see whether it repeats itself
-    assert (certificate.threat, certificate.alpha, certificate.patch) == ("patch", 0.0, (2, 2))
+    assert (certificate.threat, certificate.alpha, certificate.n0) == ("patch", 0.0, 0)
+    assert certificate.noise["patch"] == [2, 2]
     (known,) = MaskedClassifier(table, masks, 3).certify(image, known_class=[2])
     assert known.abstained
-    assert known.asked == 1
-    assert known.failed == tuple(masks.pairs[0])
+    assert (known.n, known.radius, known.selected) == (1, 0.0, 2)
 
 
 def test_the_surrogate_orders_the_pairs_and_decides_nothing():
@@ -254,8 +255,9 @@ def test_the_surrogate_orders_the_pairs_and_decides_nothing():
     assert plain.abstained
     assert guided.abstained
     assert misled.abstained
-    assert guided.failed == plain.failed == tuple(masks.pairs[30])
-    assert guided.asked == 1 < plain.asked <= 45
+    assert guided.n == 1
+    assert plain.n == 31  # 1 + 2 + 4 + 8 + 16: with the pair that disagrees
+    assert sum(plain.counts) - plain.counts[0] == 1
 
 
 def test_inference_answers_the_majority_where_no_second_round_agrees():
