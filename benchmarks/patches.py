@@ -44,7 +44,7 @@ A_SIDE = 4
 CLASSES = 10
 TRAINED_ON = 3  # side of the patch whose masks the targets saw that saw any
 FILL_NAMES = ("gray", "mean", "mim", "leaves")
-RATIO, MIM_EPOCHS = 0.5, {"Fashion-MNIST": 6, "CIFAR-10": 8}
+RATIO, MIM_EPOCHS = 0.5, {"Fashion-MNIST": 6, "CIFAR-10": 5}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def classifier(folder: Path, images: Images, *, masked: bool) -> nn.Module:
             model,
             images.train,
             images.train_labels,
-            epochs=10 if color else 3,
+            epochs=6 if color else 3,
             seed=0,
             device=torch.device("cpu"),
             augment=color,
@@ -130,7 +130,13 @@ def inpainter(folder: Path, images: Images) -> MaskedFill:
         folder,
         f"mim-{images.name}",
         lambda: MIM(MIMShape(images.train.shape[1:], ratio=RATIO)),
-        lambda model: pretrain_nim(model, torch.from_numpy(images.train), None, training),
+        lambda model: pretrain_nim(
+            model,
+            torch.from_numpy(images.train),
+            None,
+            training,
+            checkpoint=folder / f"mim-{images.name}.pt",
+        ),
     )
     return MaskedFill(model)
 
