@@ -21,7 +21,6 @@ from scipy.special import ndtr, ndtri
 
 from certify.noise.base import FloatArray
 from certify.threats.transformation import (
-    Opened,
     Transformation,
     check_parameter,
     normal,
@@ -71,7 +70,7 @@ def _frequencies(images: torch.Tensor) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class BlurExponential(Opened, Blur, law="blur_exponential", fields=("scale",)):
+class BlurExponential(Blur, law="blur_exponential", fields=("scale",)):
     """Variance ~ exponential with mean ``scale``: radius R = sqrt(-scale * ln(2 (1 - p))).
 
     Moved by a, the law lives beyond a, where its density is e^(a / scale) times the old one. The worst class of probability p
@@ -102,7 +101,7 @@ class BlurExponential(Opened, Blur, law="blur_exponential", fields=("scale",)):
 
 
 @dataclass(frozen=True)
-class BlurUniform(Opened, Blur, law="blur_uniform", fields=("variance",)):
+class BlurUniform(Blur, law="blur_uniform", fields=("variance",)):
     """Variance ~ uniform on [0, ``variance``]: radius R = sqrt(variance * (p - 1/2)).
 
     Moved by a, the law has lost a / variance of its mass to where the old one has none; a class of probability p keeps p - a / variance.
@@ -131,7 +130,7 @@ class BlurUniform(Opened, Blur, law="blur_uniform", fields=("variance",)):
 
 
 @dataclass(frozen=True)
-class BlurFolded(Opened, Blur, law="blur_folded", fields=("sigma",)):
+class BlurFolded(Blur, law="blur_folded", fields=("sigma",)):
     """Variance ~ |N(0, sigma^2)|: radius R = sqrt(sigma * (Phi^-1((1 + p) / 2) - Phi^-1(3 / 4))).
 
     Moved by a, the law lives beyond a, and its density over the old one grows there: the worst class of probability p is [0, t] with

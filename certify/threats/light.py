@@ -15,14 +15,14 @@ from scipy.special import ndtr, ndtri
 from certify.errors import CertifyError
 from certify.noise.base import PIXELS, ROUNDING, FloatArray
 from certify.noise.bisection import largest
-from certify.threats.transformation import Opened, Transformation, check_parameter, normal
+from certify.threats.transformation import Transformation, check_parameter, normal
 
 FACTOR = "change of the contrast factor"
 LONGEST = 1 - 2.0**-40  # a factor of contrast stays above 0
 
 
 @dataclass(frozen=True)
-class Brightness(Opened, Transformation, law="brightness", fields=("sigma",)):
+class Brightness(Transformation, law="brightness", fields=("sigma",)):
     """b ~ N(0, sigma^2) added to every pixel of an image alike: radius sigma * Phi^-1(p) in [0, 1] pixel values.
 
     Proof: the law of b is moved by the adversary's shift; Cohen et al. 2019, Theorem 1, in one dimension (TSS, Corollary 2).
@@ -58,7 +58,7 @@ class Brightness(Opened, Transformation, law="brightness", fields=("sigma",)):
 
 @dataclass(frozen=True)
 class BrightnessContrast(
-    Opened, Transformation, law="brightness_contrast", fields=("contrast_sigma", "brightness_sigma")
+    Transformation, law="brightness_contrast", fields=("contrast_sigma", "brightness_sigma")
 ):
     """Contrast and brightness at once: e^k (x + b), k ~ N(0, s^2), b ~ N(0, t^2); radius: both changes at once.
 
@@ -157,7 +157,7 @@ class BrightnessContrast(
 
 
 @dataclass(frozen=True)
-class Contrast(Opened, Transformation, law="contrast", fields=("sigma",)):
+class Contrast(Transformation, law="contrast", fields=("sigma",)):
     """Every pixel times e^k, k ~ N(0, sigma^2): radius r, every factor in [1 - r, 1 + r], with r = 1 - e^(-sigma Phi^-1(p)).
 
     Proof: k is moved by the logarithm a of the adversary's factor; all |a| < sigma Phi^-1(p) are certified (TSS, Corollary 2).

@@ -36,6 +36,12 @@ class Transformation(NoiseLaw):
 
     numbers: int = 1
 
+    def __init_subclass__(cls, *, law: str = "", fields: Sequence[str] = (), **options: Any) -> None:
+        """Let ``open_law`` find the law again by its description, which has these fields under their names."""
+        super().__init_subclass__(**options)
+        if law:
+            OPENERS[law] = lambda description: cls(**{name: description[name] for name in fields})
+
     def sample(
         self,
         shape: int | Sequence[int],
@@ -77,14 +83,6 @@ class Transformation(NoiseLaw):
         self, count: int, generator: torch.Generator | None, device: torch.device
     ) -> torch.Tensor:
         """Parameters (count, numbers), float32 or float64."""
-
-
-class Opened:
-    """Lets ``open_law`` find a law again by its description: the fields of the dataclass under their names."""
-
-    def __init_subclass__(cls, *, law: str, fields: Sequence[str], **options: Any) -> None:
-        super().__init_subclass__(**options)
-        OPENERS[law] = lambda description: cls(**{name: description[name] for name in fields})
 
 
 def check_parameter(name: str, value: Any, unit: str, example: float) -> float:

@@ -18,7 +18,7 @@ from scipy.special import ndtr, ndtri
 from certify.certificate import Certificate
 from certify.errors import CertifyError, check_count, with_options
 from certify.noise.base import FloatArray
-from certify.threats.transformation import Opened, Transformation, check_parameter, normal
+from certify.threats.transformation import Transformation, check_parameter, normal
 from certify.voting.checks import check_images, check_indices, resolve_device
 from certify.voting.engine import VoteEngine
 
@@ -27,7 +27,7 @@ PADDINGS = ("reflect", "edge", "black", "wrap")
 
 
 @dataclass(frozen=True)
-class Translation(Opened, Transformation, law="translation", fields=("sigma", "subpixel")):
+class Translation(Transformation, law="translation", fields=("sigma", "subpixel")):
     """Displacement ~ N(0, sigma^2 I) in pixels, rolled around the borders: radius sigma * Phi^-1(p) of its length.
 
     Proof: Cohen et al. 2019, Theorem 1, in two dimensions (TSS, Corollary 2), as the displacement is moved by the adversary's.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from surrogates.distillation.augmentation import Noise, denoised, shifted
+from surrogates.distillation.augmentation import Noise, denoised, perturbed, shifted
 from surrogates.distillation.inference import device_of, predict
 from surrogates.distillation.losses import consistency, distance
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
