@@ -73,7 +73,7 @@ def open_job(
         if not failures(config):  # else nobody knows what the job would read
             _warn_of_unused(config, verb, objects)
         found.problems.raise_all()
-        if objects.in_words:
+        if objects.in_words and planned:
             LOG.info("chosen      %s", objects.in_words)
         assert found.device is not None
         assert found.data is not None

@@ -9,9 +9,11 @@ from certdef import stages
 from certdef.config.job import RunConfig
 from certdef.config.own_target import NONE
 from certdef.config.threats import chosen_options
+from certdef.data.sets import Splits
 from certdef.objects.named import Objects
 from certdef.pipeline.opening import open_job
 from certdef.stages import Job, job_checks
+from certdef.stages.inspection import Check
 from certdef.stages.threat import find_threat
 from certdef.stages.threat_run import certify_threat, settled
 from certdef.tracking.workspace import Stage
@@ -43,11 +45,15 @@ def certify_against(
     threat = find_threat(name)
     chosen = chosen_options(name, options)
     threat.check_options(chosen)
-    checks = job_checks.against_threat(config)
+
+    def check(config: RunConfig, data: Splits) -> None:
+        settled(config, data, threat, chosen)
+
+    checks = job_checks.against_threat(config, Check(check, ("certify", "data", "ledger")))
     with open_job(
         config, progress, fresh, verb="certify", checks=checks, objects=objects, planned=False
     ) as job:
-        settings = settled(job, threat, chosen)
+        settings = settled(job.config, job.data, threat, chosen)
         target, target_stage = stages.open_target(job)
         done: list[Stage] = [target_stage]
         if job.config.surrogate.model == NONE:

@@ -173,8 +173,8 @@ def main(config: RunConfig, verb: str = "run") -> Sequence[Check]:
     return (Check(partial(_check_verb, verb), ()), *MAIN)
 
 
-def against_threat(config: RunConfig) -> Sequence[Check]:
-    """Those of a threat other than l2: no noise of its own is configured, and no denoiser and no attack is needed."""
+def against_threat(config: RunConfig, own: Check) -> Sequence[Check]:
+    """Those of a threat other than l2, with its own: it has no noise of certify.laws, and needs no denoiser and no attack."""
     if config.ducd.enabled or config.udc.enabled:
         return ANOTHER_JOB
     return (
@@ -182,6 +182,7 @@ def against_threat(config: RunConfig) -> Sequence[Check]:
         Check(_check_pool_of_surrogate, ("data",)),
         Check(_check_answers, ("ledger", "surrogate")),
         *NETWORKS,
+        own,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import surrogates
 from certdef.config.job import ConfigError, RunConfig
+from certdef.data.sets import Splits
 from certdef.models import storage
 from certdef.stages.job import Job
 from certdef.stages.students import CertifiedSurrogateResult, trains_students
@@ -36,19 +37,18 @@ def images_of(config: RunConfig, subject: str, heldout: int) -> int:
     return min(wanted, heldout)
 
 
-def settled(job: Job, threat: Threat, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides what is proven, once it is known to be within the budget.
+def settled(config: RunConfig, data: Splits, threat: Threat, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides what is proven, once it is known to be within the budget. Nothing is queried.
 
     Raises:
         ConfigError: An option that can't be used, or a budget that certifies nothing.
     """
-    threat.check_options(options)
-    settings = threat.settings(job.config, options, job.data.image_shape)
-    images = images_of(job.config, "target", len(job.data.heldout_images))
-    most = images * threat.most_queries(job.config, settings)
-    if most > job.config.ledger.certification:
+    settings = threat.settings(config, options, data.image_shape)
+    images = images_of(config, "target", len(data.heldout_images))
+    most = images * threat.most_queries(config, settings)
+    if most > config.ledger.certification:
         raise ConfigError(
-            f"ledger.certification is {job.config.ledger.certification:,}: threat {threat.name} may ask for {most:,} answers "
+            f"ledger.certification is {config.ledger.certification:,}: threat {threat.name} may ask for {most:,} answers "
             f"({images} images x {most // images:,}); raise it to that, or lower certify.target_images or certify.n"
         )
     return settings
