@@ -42,6 +42,7 @@ from certify.threats.patches import MaskedClassifier
 SIDES = (1, 2, 3, 4, 5)
 A_SIDE = 4
 CLASSES = 10
+NEVER, TRAINED = "never saw masks", "trained with masks"
 TRAINED_ON = 3  # side of the patch whose masks the targets saw that saw any
 FILL_NAMES = ("gray", "mean", "mim", "leaves")
 RATIO, MIM_EPOCHS = 0.5, {"Fashion-MNIST": 6, "CIFAR-10": 5}
@@ -149,11 +150,11 @@ def asked(target: nn.Module | surrogates.Target) -> Callable[[Tensor], Any]:
 
 
 def row(
-    target: Any, images: Images, side: int, fill: Any, name: str, surrogate: nn.Module | None = None
+    target: Any, images: Images, side: int, fill: Any, name: str, guide: nn.Module | None = None
 ) -> dict[str, float]:
     """Shares and mean labels of the images of a data set."""
     masks = CoveringMasks.over(tuple(images.test.shape[2:]), (side, side), A_SIDE)
-    system = MaskedClassifier(asked(target), masks, CLASSES, fill=fill, fill_name=name, surrogate=surrogate)
+    system = MaskedClassifier(asked(target), masks, CLASSES, fill=fill, fill_name=name, surrogate=guide)
     found = system.certify(images.test, known_class=images.test_labels)
     with torch.no_grad():
         plain = np.asarray(asked(target)(images.test))
@@ -167,6 +168,9 @@ def row(
 def interval(share: float, count: int) -> str:
     low, high = certify.binomial_interval(round(share * count), count)
     return f"{100 * share:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+SETS = {"fashion-mnist": fashion, "cifar10": cifar}
 
 
 class Rows:
@@ -203,15 +207,19 @@ def student(folder: Path, images: Images, target: Any) -> nn.Module:
     return network(folder, f"student-{images.name}", build, train)
 
 
-def table(images: Images, data: Path, folder: Path, names: list[str], rows: Rows) -> None:
+def table(images: Images, arguments: argparse.Namespace, rows: Rows) -> None:
     """Measure and print the rows of one data set."""
-    targets = {
-        "never saw masks": never_masked(folder, data, images),
-        "trained with masks": classifier(folder, images, masked=True),
+    folder, names = arguments.work_dir, arguments.fills
+    makers: dict[str, Callable[[], Any]] = {
+        NEVER: partial(never_masked, folder, arguments.data_root, images),
+        TRAINED: partial(classifier, folder, images, masked=True),
     }
-    fills: dict[str, Any] = {name: FILLS[name] for name in ("gray", "mean")}
-    fills["mim"] = inpainter(folder, images)
-    fills["leaves"] = DenoisedFill(shipped_denoiser())
+    targets = {title: makers[title]() for title in (NEVER, *([TRAINED] if arguments.trained else []))}
+    fills: dict[str, Any] = {name: FILLS[name] for name in names if name in FILLS}
+    if "mim" in names:
+        fills["mim"] = inpainter(folder, images)
+    if "leaves" in names:
+        fills["leaves"] = DenoisedFill(shipped_denoiser())
     count = len(images.test)
     print(
         f"\n### {images.name}, {count} images, {A_SIDE**2} masks: certified share in % [95%], labels an image\n"
@@ -230,11 +238,11 @@ def table(images: Images, data: Path, folder: Path, names: list[str], rows: Rows
                 accuracy = found["accuracy"]
                 cells.append(f"{interval(found['certified'], count)}, {found['labels']:.0f}")
             print(f"| {title} ({100 * accuracy:.0f}) | {side}x{side} | {' | '.join(cells)} |", flush=True)
-    target = targets["never saw masks"]
+    target = targets[NEVER]
     plain = partial(row, target, images, 3, gray, "gray")
     guide = student(folder, images, target)
     orders = [
-        rows.once(f"{images.name}/{count}/never saw masks/3/gray", plain),
+        rows.once(f"{images.name}/{count}/{NEVER}/3/gray", plain),
         rows.once(f"{images.name}/{count}/ordered", partial(plain, guide)),
     ]
     labels = [f"{found['labels']:.1f}" for found in orders]
@@ -255,12 +263,17 @@ def main() -> None:
     parser.add_argument(
         "--fills", nargs="+", default=list(FILL_NAMES), choices=FILL_NAMES, help="What masks are filled with."
     )
+    parser.add_argument(
+        "--sets", nargs="+", default=list(SETS), choices=list(SETS), help="Data sets, all unless named."
+    )
+    parser.add_argument(
+        "--no-trained", dest="trained", action="store_false", help="Leave out targets trained with masks."
+    )
     arguments = parser.parse_args()
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     rows = Rows(arguments.work_dir / "rows.json")
-    for load in (fashion, cifar):
-        images = load(arguments.data_root, arguments.images)
-        table(images, arguments.data_root, arguments.work_dir, arguments.fills, rows)
+    for name in arguments.sets:
+        table(SETS[name](arguments.data_root, arguments.images), arguments, rows)
 
 
 if __name__ == "__main__":
