@@ -113,6 +113,8 @@ class MaskedVote(nn.Module):
         fill: Of the defense.
     """
 
+    hidden: Tensor
+
     def __init__(self, base: nn.Module, masks: CoveringMasks, fill: Fill):
         super().__init__()
         self.base, self.fill = base, fill
