@@ -119,8 +119,8 @@ def _certify(asked: Asked) -> ThreatCurve:
 THREAT = Threat(
     name="patch",
     title="a patch anywhere",
-    parameter="pixels of the patch",
-    unit="pixels of one rectangle no higher and no wider than the patch",
+    parameter="patch",
+    unit="pixels of one rectangle",
     kind=EXACT,
     statement="The target asked under masks (PatchCleanser's double masking) keeps its answer whatever one patch of the image shows, wherever it is.",
     limits="The bare target, asked without masks, is not covered; nor are two patches, a larger one, one of another shape that does not fit in, or a target that answers anew each time.",
