@@ -57,8 +57,8 @@ def certify_against(
         target, target_stage = stages.open_target(job)
         done: list[Stage] = [target_stage]
         if job.config.surrogate.model == NONE:
-            return finish(job, [*done, *certify_threat(job, threat, settings, target)])
+            return finish(job, [*done, *certify_threat(job, threat, settings, chosen, target)])
         surrogate, surrogate_stage = stages.distill(job, target)
         done.append(surrogate_stage)
-        proven = certify_threat(job, threat, settings, target, surrogate, surrogate_stage)
+        proven = certify_threat(job, threat, settings, chosen, target, surrogate, surrogate_stage)
         return finish(job, [*done, *proven])

@@ -58,6 +58,7 @@ def certify_threat(
     job: Job,
     threat: Threat,
     settings: dict[str, Any],
+    options: Mapping[str, Any],
     target: surrogates.Target,
     surrogate: nn.Module | None = None,
     surrogate_stage: Stage[SurrogateResult] | None = None,
@@ -68,6 +69,7 @@ def certify_threat(
         job: The job.
         threat: What is proven against.
         settings: As `settled` gave them.
+        options: From which they follow; other ones are another run in MLflow, of the same job.
         target: The target, opened.
         surrogate: Its stand-in.
         surrogate_stage: The stage that made it.
@@ -76,9 +78,10 @@ def certify_threat(
         The stage of the surrogate that was trained for it, where one was, and that of the result.
     """
     before: list[Stage] = threat.prepare(job, settings)
+    name = "-".join([f"threat-{threat.name}", *([fingerprint(dict(options))[:6]] if options else [])])
     white_box, trained = surrogate, False
     if surrogate is not None and surrogate_stage is not None:
-        own = _student(job, threat, settings, target, surrogate_stage)
+        own = _student(job, threat, settings, name, target, surrogate_stage)
         if own is not None:
             before.append(own)
             white_box, trained = storage.load_model(own.path / "model", job.device), True
@@ -89,7 +92,7 @@ def certify_threat(
     }
     made_by = [each.fingerprint for each in (*before, *([surrogate_stage] if surrogate_stage else []))]
     key = [settings, counts, config.certify.known_class, target.subject, job.data.heldout_digest, made_by]
-    stage = job.stage(f"threat-{threat.name}", ThreatResult, *key)
+    stage = job.stage(name, ThreatResult, *key, kind=f"threat-{threat.name}")
 
     def prove() -> ThreatResult:
         curves: dict[str, ThreatCurve] = {}
@@ -175,6 +178,7 @@ def _student(
     job: Job,
     threat: Threat,
     settings: Mapping[str, Any],
+    name: str,
     target: surrogates.Target,
     surrogate: Stage[SurrogateResult],
 ) -> Stage[CertifiedSurrogateResult] | None:
@@ -184,7 +188,8 @@ def _student(
         return None
     key = [config.surrogate.certified, config.ledger.training, target.subject, surrogate.fingerprint]
     key += [law.describe(), job.data.heldout_digest]
-    stage = job.stage(f"student-threat-{threat.name}", CertifiedSurrogateResult, *key)
+    kind = f"student-threat-{threat.name}"
+    stage = job.stage(f"student-{name}", CertifiedSurrogateResult, *key, kind=kind)
 
     def train() -> CertifiedSurrogateResult:
         images = queried_images(job, surrogate)
