@@ -8,7 +8,7 @@ noise/        what is added to the pixels, and the radius it proves
 bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
 voting/       the vote engine, alone or on many workers
 guided/       a surrogate or an old version as guide: fewer paid votes for the same certificate
-threats/      brightness, contrast, blur, translation; strata of sigma; deterministic noise with exact votes
+threats/      brightness, contrast, blur, translation; patches; strata of sigma; deterministic noise with exact votes
 records/      append-only records, other certificates from the same votes, curves
 selection     choose a law on held-out images; what a few votes promise
 """
@@ -53,6 +53,8 @@ from certify.selection import NoiseChoice, choose_noise, expected_accuracy
 from certify.smoothing import SmoothedClassifier, certify_votes
 from certify.threats.blur import BlurExponential, BlurFolded, BlurUniform
 from certify.threats.light import Brightness, BrightnessContrast, Contrast
+from certify.threats.masks import CoveringMasks
+from certify.threats.patches import MaskedClassifier
 from certify.threats.splitting import certify_splitting
 from certify.threats.stratified import certify_stratified
 from certify.threats.transformation import Transformation
@@ -75,12 +77,14 @@ __all__ = [
     "Certificate",
     "CertifyError",
     "Contrast",
+    "CoveringMasks",
     "Gaussian",
     "GaussianScaleMixture",
     "Guide",
     "GuidedOptions",
     "Inclusion",
     "Laplace",
+    "MaskedClassifier",
     "NoiseChoice",
     "NoiseLaw",
     "OldAnswers",

@@ -32,6 +32,22 @@ OPTIONS = (
     ThreatOption(
         "grid", str | None, "With --threat: the parameters of the table and the picture, e.g. 0.05,0.1,0.2."
     ),
+    ThreatOption(
+        "patch",
+        str | None,
+        "With --threat patch: rows x columns of pixels, e.g. 3x3, or the share of the image that a square has, e.g. 5% (unset).",
+    ),
+    ThreatOption(
+        "fill",
+        str | None,
+        "With --threat patch: what hidden pixels are filled with: gray (unset), mean of the others, mim (the masked autoencoder, "
+        "trained on the pool) or leaves (the shipped denoiser).",
+    ),
+    ThreatOption(
+        "masks",
+        int | None,
+        "With --threat patch: masks along each side, 6 unset; k of them take up to k^2 (k^2 + 1) / 2 answers an image.",
+    ),
 )
 
 
@@ -62,7 +78,9 @@ def chosen_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: An option of threats beside l2, which has its own in the configuration.
     """
     chosen = {
-        each.name: given[each.name] for each in OPTIONS if given.get(each.name) not in (None, "", False)
+        each.name: given[each.name]
+        for each in OPTIONS
+        if given.get(each.name) is not None and given[each.name] != ""
     }
     if name == L2 and chosen:
         option, value = next(iter(chosen.items()))

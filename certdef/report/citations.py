@@ -9,6 +9,7 @@ from certdef.report.words import law_in_words
 PAPERS = {
     "smoothing": "Cohen, Rosenfeld, Kolter. Certified Adversarial Robustness via Randomized Smoothing. ICML 2019. arXiv 1902.02918",
     "tss": "Li, Weber, Xu, Rimanic, Kailkhura, Xie, Zhang, Li. TSS: Transformation-Specific Smoothing for Robustness Certification. CCS 2021. arXiv 2002.12398",
+    "patchcleanser": "Xiang, Mahloujifar, Mittal. PatchCleanser: Certifiably Robust Defense against Adversarial Patches for Any Image Classifier. USENIX Security 2022. arXiv 2108.09135",
     "bound": "Clopper, Pearson. The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial. Biometrika 26, 1934",
     "denoised": "Salman, Sun, Yang, Kapoor, Kolter. Denoised Smoothing: A Provable Defense for Pretrained Classifiers. NeurIPS 2020. arXiv 2003.01908",
     "consistency": "Jeong, Shin. Consistency Regularization for Certified Robustness of Smoothed Classifiers. NeurIPS 2020. arXiv 2006.04062",

@@ -203,6 +203,8 @@ class Threat:
         options: The options beside the configuration that it reads.
         law: law(settings) -> the law that a surrogate is trained under; None where it is certified as it agrees.
         papers: Keys of the sources (certdef cite).
+        prepare: prepare(job, settings) -> the stages of the networks that it needs, trained free of queries.
+        guide_only: The surrogate says in which order the target is asked, and is not certified itself.
     """
 
     name: str
@@ -219,6 +221,8 @@ class Threat:
     options: tuple[str, ...] = ("strength", "grid")
     law: Callable[[Mapping[str, Any]], certify.NoiseLaw | None] = field(default=lambda settings: None)
     papers: tuple[str, ...] = ()
+    prepare: Callable[[Job, Mapping[str, Any]], list[Stage]] = field(default=lambda job, settings: [])
+    guide_only: bool = False
 
     def check_options(self, given: Mapping[str, Any]) -> None:
         """Refuse options that this threat does not read.

@@ -77,7 +77,7 @@ def certify_threat(
     Returns:
         The stage of the surrogate that was trained for it, where one was, and that of the result.
     """
-    before: list[Stage] = []
+    before: list[Stage] = threat.prepare(job, settings)
     name = "-".join([f"threat-{threat.name}", *([fingerprint(dict(options))[:6]] if options else [])])
     white_box, trained = surrogate, False
     if surrogate is not None and surrogate_stage is not None:
@@ -85,10 +85,10 @@ def certify_threat(
         if own is not None:
             before.append(own)
             white_box, trained = storage.load_model(own.path / "model", job.device), True
-    config = job.config
+    config, certified = job.config, white_box is not None and not threat.guide_only
     counts = {
         subject: images_of(config, subject, len(job.data.heldout_images))
-        for subject in ("target", *(["surrogate"] if white_box is not None else []))
+        for subject in ("target", *(["surrogate"] if certified else []))
     }
     made_by = [each.fingerprint for each in (*before, *([surrogate_stage] if surrogate_stage else []))]
     key = [settings, counts, config.certify.known_class, target.subject, job.data.heldout_digest, made_by]
