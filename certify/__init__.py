@@ -8,7 +8,7 @@ noise/        what is added to the pixels, and the radius it proves
 bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
 voting/       the vote engine, alone or on many workers
 guided/       a surrogate or an old version as guide: fewer paid votes for the same certificate
-threats/      strata of sigma; deterministic noise with exact votes
+threats/      strata of sigma; deterministic noise with exact votes; the bare target, average case
 records/      append-only records, other certificates from the same votes, curves
 selection     choose a law on held-out images; what a few votes promise
 """
@@ -51,6 +51,7 @@ from certify.records import RecordLog, curves, read_records
 from certify.records.recertify import recertify, recover_successes
 from certify.selection import NoiseChoice, choose_noise, expected_accuracy
 from certify.smoothing import SmoothedClassifier, certify_votes
+from certify.threats.population import PopulationBound, certify_population
 from certify.threats.splitting import certify_splitting
 from certify.threats.stratified import certify_stratified
 from certify.voting.engine import VoteEngine
@@ -74,6 +75,7 @@ __all__ = [
     "NoiseChoice",
     "NoiseLaw",
     "OldAnswers",
+    "PopulationBound",
     "RecordLog",
     "SmoothedClassifier",
     "Uniform",
@@ -85,6 +87,7 @@ __all__ = [
     "certify_from_old",
     "certify_guided",
     "certify_parallel",
+    "certify_population",
     "certify_splitting",
     "certify_stratified",
     "certify_votes",
