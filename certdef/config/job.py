@@ -16,6 +16,7 @@ from typing import Any
 
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.purifiers import BlindSpotConfig, DiffusionConfig, GSConfig, NIMConfig, ReversalConfig
+from certdef.config.robustness import RobustnessConfig
 from certdef.config.target import LedgerConfig, SurrogateConfig, TargetConfig
 from certdef.config.udc import UDCConfig
 
@@ -282,6 +283,7 @@ class RunConfig:
         certify: Randomized smoothing.
         attack: The transfer attack.
         ladder: The threat ladder.
+        robustness: The bare target, average case.
         ducd: The DUCD job, in the place of the main one.
         udc: The UDC job, in the place of the main one.
         tracking: MLflow.
@@ -305,6 +307,7 @@ class RunConfig:
     certify: CertifyConfig = field(default_factory=CertifyConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     ducd: DUCDConfig = field(default_factory=DUCDConfig)
     udc: UDCConfig = field(default_factory=UDCConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

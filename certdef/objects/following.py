@@ -35,7 +35,9 @@ def followed(
     chosen = own_target.changed(config) if objects.chosen is None else objects.chosen
     try:
         source = objects.source or load_source(config.data, progress)
-        facts = own_target.Facts(source.image_shape, len(source), _tests(source), alone(config, verb, chosen))
+        facts = own_target.Facts(
+            source.image_shape, len(source), _tests(source), alone(config, verb, chosen), verb == "robustness"
+        )
     except ConfigError:
         return own_target.checkable(config), objects
     config = own_target.resolved(config, facts, chosen)
@@ -48,6 +50,8 @@ def _tests(source: Source) -> int:
 
 
 def alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:
-    """Whether the target is certified alone: by certify, if nothing of a surrogate was set and nothing must be trained."""
+    """Whether the target is certified alone: by robustness, or by certify if nothing of a surrogate was set and nothing must be trained."""
+    if verb == "robustness":
+        return True
     asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guided_by_surrogate
     return verb == "certify" and not asked and ("purifier" not in chosen or is_ready(config.purifier, config))

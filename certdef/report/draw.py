@@ -11,7 +11,7 @@ import certify
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
-from certdef.report import budget_curves, figures, udc_page
+from certdef.report import budget_curves, figures, robustness_page, udc_page
 from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title, right_in_words
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
@@ -20,6 +20,7 @@ from certdef.stages.ducd.certificates import ComparisonResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ducd.surrogates import student_name
 from certdef.stages.ladder import LadderResult
+from certdef.stages.robustness import RobustnessResult
 from certdef.stages.udc.evaluation import UDCResult
 from certdef.tracking.results import StageResult
 
@@ -73,6 +74,11 @@ def _(result: LadderResult, folder: Path, *, config: RunConfig, data: Splits) ->
     (folder / "ladder.md").write_text(
         "\n\n".join(f"{k}{right_in_words(data.remarks)}\n\n{v}" for k, v in tables.items()) + "\n"
     )
+
+
+@draw.register
+def _(result: RobustnessResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
+    (folder / "robustness.png").write_bytes(robustness_page.bars(result, data.name))
 
 
 @draw.register

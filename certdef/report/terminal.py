@@ -11,7 +11,7 @@ from typing import Any
 
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
-from certdef.report import udc_page
+from certdef.report import robustness_page, udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
 from certdef.report.words import (
@@ -28,6 +28,7 @@ from certdef.stages.choice import ChoiceResult
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
+from certdef.stages.robustness import RobustnessResult
 from certdef.stages.students import CertifiedSurrogateResult
 from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
@@ -44,7 +45,7 @@ def headline(config: RunConfig, summary: Summary) -> str:
         lines += stage_lines(stage.result, config)
     lines += _purified_lines(summary.purified) if summary.purified else []
     if summary.bill:
-        alone = "certify" in summary.stages and "surrogate" not in summary.stages
+        alone = {"certify", "robustness"} & summary.stages.keys() and "surrogate" not in summary.stages
         bill = of_target_alone(summary.bill) if alone else summary.bill
         spent = (
             f"{purpose} {charge.spent:,} of {charge.budget:,}"
@@ -207,6 +208,11 @@ def _(result: MembershipResult, config: RunConfig) -> list[str]:
         f"membership  {name:<22} AUC {auc.value:.3f} [{auc.lower:.3f}, {auc.upper:.3f}]"
         for name, auc in shares.items()
     ]
+
+
+@stage_lines.register
+def _(result: RobustnessResult, config: RunConfig) -> list[str]:
+    return robustness_page.in_words(result)
 
 
 @stage_lines.register

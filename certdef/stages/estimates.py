@@ -29,6 +29,7 @@ from certdef.stages.ladder import ladder_queries
 from certdef.stages.own_target import CANARIES
 from certdef.stages.preflight import IMAGES
 from certdef.stages.purifier import ready_denoiser
+from certdef.stages.robustness import robustness_queries
 from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import surrogate_stage
 from certdef.stages.target import target_stage
@@ -70,7 +71,9 @@ def expected_queries(
     heldout = len(data.heldout_images)
     if config.udc.enabled or verb == "pretrain":
         return {}
-    if config.ducd.enabled:
+    if verb == "robustness":
+        expected = {"evaluation": heldout, "certification": robustness_queries(config, heldout)}
+    elif config.ducd.enabled:
         expected = {
             "training": pool_queries(config, len(data.pool)),
             "evaluation": audit_queries(config, data),

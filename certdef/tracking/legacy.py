@@ -37,6 +37,8 @@ NEWER = {
     "diffusion": ("robust_diffused",),
     "ladder": ("restarts", "students"),
 }
+# Sections that came later: the same.
+NEWER_SECTIONS = ("robustness",)
 # What rests on the certified surrogate, which was then the one that agrees.
 OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")
@@ -47,6 +49,9 @@ def runs_file(config: RunConfig, uri: str) -> Path:
     """Where a job keeps the names of its MLflow runs; those of a job of version 0.1.0 are taken over."""
     folder, plain = config.workspace / "jobs", config.to_dict()
     plain |= {name: _section(config, name) for name in NEWER}
+    for name in NEWER_SECTIONS:
+        if getattr(config, name) == type(getattr(config, name))():
+            plain.pop(name)
     path = folder / f"{fingerprint(plain, uri)}.json"
     plain.pop("udc", None)
     plain["target"]["quantise"] = plain["target"].pop("quantize", None)
