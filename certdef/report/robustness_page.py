@@ -99,9 +99,7 @@ def bars(result: RobustnessResult, name: str) -> bytes:
     axes.set_xlabel(f"images with P(the answer changes) ≤ {result.q:g}, average case, α = {result.alpha:g}")
     axes.set_title(f"{name}: the bare target, average case, {result.images} images", loc="left", fontsize=11)
     tidy(axes)
-    axes.legend(
-        frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.5 / len(rows)), ncols=3
-    )
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     return as_png(figure)
 
 

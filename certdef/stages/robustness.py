@@ -315,7 +315,7 @@ def _record(job: Job, stage: Stage, bound: population.PopulationBound) -> None:
         "versions": versions(),
     }
     with replacing(path) as file:
-        file.write(json.dumps(plain, indent=1).encode())
+        file.write(json.dumps(plain).encode())
     if private:
         path.chmod(0o600)
 
