@@ -20,6 +20,7 @@ from certdef.config.load import (
     parse,
     preset_of,
 )
+from certdef.config.threats import OPTIONS as THREAT_OPTIONS
 from certdef.config.verbs import (
     JOBS,
     OPTIONS,
@@ -153,7 +154,9 @@ def _job(verb: str, config: RunConfig, namespace: Any) -> int:
         table = (numbers(namespace.budgets), namespace.strategies.split(","), namespace.seeds)
         summary = pipeline.budgets(config, *table, **options)
     elif verb == "certify":
-        summary = pipeline.certify(config, shard=namespace.shard, prepare=namespace.prepare, **options)
+        options |= {"shard": namespace.shard, "prepare": namespace.prepare}
+        against = {each.name: getattr(namespace, each.name) for each in THREAT_OPTIONS}
+        summary = pipeline.certify(config, threat=namespace.threat, threat_options=against, **options)
     elif verb == "purify":
         summary = pipeline.purify(config, namespace.images, namespace.out, **options)
     else:

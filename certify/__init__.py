@@ -8,7 +8,8 @@ noise/        what is added to the pixels, and the radius it proves
 bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
 voting/       the vote engine, alone or on many workers
 guided/       a surrogate or an old version as guide: fewer paid votes for the same certificate
-threats/      strata of sigma; deterministic noise with exact votes; the bare target, average case
+threats/      brightness, contrast, blur, translation; strata of sigma; deterministic noise with exact votes; the bare
+              target under corruptions, average case
 records/      append-only records, other certificates from the same votes, curves
 selection     choose a law on held-out images; what a few votes promise
 """
@@ -51,9 +52,13 @@ from certify.records import RecordLog, curves, read_records
 from certify.records.recertify import recertify, recover_successes
 from certify.selection import NoiseChoice, choose_noise, expected_accuracy
 from certify.smoothing import SmoothedClassifier, certify_votes
+from certify.threats.blur import BlurExponential, BlurFolded, BlurUniform
+from certify.threats.light import Brightness, BrightnessContrast, Contrast
 from certify.threats.population import PopulationBound, certify_population
 from certify.threats.splitting import certify_splitting
 from certify.threats.stratified import certify_stratified
+from certify.threats.transformation import Transformation
+from certify.threats.translation import Translation, certify_pixel_shifts
 from certify.voting.engine import VoteEngine
 from certify.voting.parallel import certify_parallel
 from certify.voting.tuning import fastest_engine
@@ -63,9 +68,15 @@ generalised_normal = generalized_normal  # its name in the first versions
 __all__ = [
     "ABSTAIN",
     "IID",
+    "BlurExponential",
+    "BlurFolded",
+    "BlurUniform",
+    "Brightness",
+    "BrightnessContrast",
     "Calibration",
     "Certificate",
     "CertifyError",
+    "Contrast",
     "Gaussian",
     "GaussianScaleMixture",
     "Guide",
@@ -78,6 +89,8 @@ __all__ = [
     "PopulationBound",
     "RecordLog",
     "SmoothedClassifier",
+    "Transformation",
+    "Translation",
     "Uniform",
     "UniformLinf",
     "VoteEngine",
@@ -87,6 +100,7 @@ __all__ = [
     "certify_from_old",
     "certify_guided",
     "certify_parallel",
+    "certify_pixel_shifts",
     "certify_population",
     "certify_splitting",
     "certify_stratified",

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from certify.noise.base import NoiseLaw
+from certify.noise.base import ADDITIVE, PIXELS, NoiseLaw
 
 ABSTAIN = -1
 
@@ -19,8 +19,8 @@ class Certificate:
 
     Attributes:
         prediction: Class of the smoothed ``subject``, or ABSTAIN with radius 0.
-        radius: In ``norm`` and [0, 1] pixel units; 0 where abstained.
-        norm: "l1", "l2" or "linf".
+        radius: In ``norm`` and ``unit``; 0 where abstained.
+        norm: "l1", "l2" or "linf"; of a transformation its name.
         p_lower: Lower bound on the probability of the selected class.
         counts: Votes of the ``n`` estimation draws, one entry a class.
         n0: Other draws, which selected the class; 0 where it was known.
@@ -34,6 +34,8 @@ class Certificate:
         known_class: The class was named before any vote, so that no selection can be wrong. The claim is "this class
             wins"; an abstention says that it was not proven, also where another class would have been.
         uniform: The draw of a randomized bound (Stevens 1950), made before the votes; None for Clopper and Pearson's.
+        threat: What may be done to the image: "additive", or a transformation by name; see ``noise``.
+        unit: Of the radius.
     """
 
     prediction: int
@@ -51,6 +53,8 @@ class Certificate:
     selected: int = ABSTAIN
     known_class: bool = False
     uniform: float | None = None
+    threat: str = ADDITIVE
+    unit: str = PIXELS
 
     @property
     def abstained(self) -> bool:
@@ -93,6 +97,8 @@ class Certificate:
             selected=selected,
             known_class=known_class,
             uniform=uniform,
+            threat=noise.threat,
+            unit=noise.unit,
         )
 
 

@@ -96,7 +96,7 @@ class SmoothedClassifier:
         base: (B, C, H, W) float32 noisy images -> scores (B, num_classes) or labels (B,), of each image by itself. The
             noise is added in [0, 1] pixel units, so normalizing and resizing are the base's own business. Modules
             run in eval mode, also those that a function holds.
-        noise: Added to the images.
+        noise: Added to the images, or the law of a transformation's parameter (``certify.Brightness``).
         num_classes: K.
         subject: What is certified: a certificate of a surrogate says nothing of its target.
         engine: How votes are drawn and computed; "auto" measures for a second or two, before the first vote, which
@@ -265,7 +265,7 @@ class SmoothedClassifier:
 
         def draw(rows: int) -> torch.Tensor:
             chosen = images[torch.arange(rows) % len(images)].to(device)
-            return chosen + self.noise.sample(chosen.shape, generator)
+            return self.noise.perturb(chosen, generator)
 
         self.engine.check_alone(self._plain, draw, self.num_classes)
         self._checked = True

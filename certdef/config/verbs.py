@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from certdef.config.load import add_config_arguments
+from certdef.config.threats import L2, threat_names
+from certdef.config.threats import OPTIONS as THREAT_OPTIONS
 
 OVERVIEW = """\
 Certify a classifier whose weights are out of reach.
@@ -17,6 +19,7 @@ Certify a classifier whose weights are out of reach.
   certdef run --preset udc                 attack, purify and fine-tune a restoration of photographs under a display
   certdef run --target.uri models:/mine@prod --data.path photos/    or a .csv, .npz, ...: docs/data.md
   certdef certify --target.uri models:/mine@prod --data.path photos/   your target alone: nothing is trained
+  certdef certify --threat brightness      against light, blur, shifts, ... in the place of L2: docs/threats.md
   certdef robustness --target.uri models:/mine@prod --data.path photos/   the bare target under blur, light, JPEG, ...: average case
   certdef certify --certify.n 2000         one stage, and whatever it needs first
   certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
@@ -46,6 +49,7 @@ EXAMPLES = {
     "pretrain": "certdef pretrain --nim.epochs 100\n  certdef pretrain --nim.weights leaves --nim.epochs 30\n  certdef pretrain --leaves FOLDER",
     "distill": "certdef distill --ledger.training 300\n  certdef distill --budgets 100,300,600 --strategies random,margin --seeds 3 --ledger.training 797",
     "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.path photos/\n"
+    "  certdef certify --threat brightness --grid 0.05,0.1,0.2\n  certdef certify --threat pixel-shift --target.uri model.onnx --data.path photos/\n"
     "  certdef certify --prepare            then, on any number of machines: certdef certify --shard 1/3",
     "robustness": "certdef robustness                                             on the digits that ship with scikit-learn\n"
     "  certdef robustness --target.uri model.onnx --data.path photos/ --robustness.images 20\n"
@@ -104,6 +108,13 @@ OPTIONS: dict[str, list[tuple[str, Any, Any, str]]] = {
             None,
             "Certify a part of the images alone, e.g. 2/3, of a job that --prepare has made ready; certdef merge joins all parts.",
         ),
+        (
+            "--threat",
+            str,
+            L2,
+            f"What to certify against: {', '.join(threat_names())}. l2 has its options in certify.",
+        ),
+        *((f"--{name}", kind, None, text) for name, kind, text in THREAT_OPTIONS),
     ],
     "purify": [
         (

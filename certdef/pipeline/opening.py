@@ -48,10 +48,12 @@ def open_job(
     objects: Objects = NO_OBJECTS,
     shard: Shard | None = None,
     prepared: bool = False,
+    planned: bool = True,
 ) -> Iterator[Job]:
     """Everything a stage needs, checked before anything is trained or paid for: all that is wrong is raised at once.
 
     A shard (`shard`) and a merge (`prepared`) find everything before the certificates done, or are refused.
+    What one's own target will be asked is foretold where that is known (`planned`); it is looked at in any case.
     """
     with torch_threads(config.threads), given_back() as callers_uri:
         own = verb != "pretrain" and not config.udc.enabled
@@ -102,7 +104,7 @@ def open_job(
                     prepared=prepared or shard is not None,
                 )
                 if found.target is not None:
-                    plan_words.show_first_lines(job, found.target, verb)
+                    plan_words.show_first_lines(job, found.target, verb, planned=planned)
                 yield job
 
 

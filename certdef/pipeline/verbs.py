@@ -6,7 +6,7 @@ Each verb of the command line is a function here, and each runs only what is not
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,13 @@ from certdef.config.load import load_config
 from certdef.config.objects import is_object
 from certdef.config.shard import Shard
 from certdef.config.threads import torch_threads
+from certdef.config.threats import L2, check_name, chosen_options
 from certdef.data.arrays import read_images
 from certdef.objects.following import followed
 from certdef.objects.named import Objects, named
 from certdef.pipeline.opening import load_images, open_job
-from certdef.report import ducd_page, page, robustness_page, shard_words, target_page, udc_page
+from certdef.pipeline.threats import certify_against
+from certdef.report import ducd_page, page, robustness_page, shard_words, target_page, threats, udc_page
 from certdef.report.terminal import headline
 from certdef.stages import Job, job_checks
 from certdef.stages.inspection import inspect
@@ -148,6 +150,8 @@ def certify(
     *,
     shard: str | None = None,
     prepare: bool = False,
+    threat: str = L2,
+    threat_options: Mapping[str, Any] | None = None,
     progress: bool = True,
     fresh: bool = False,
     **given: Any,
@@ -161,16 +165,25 @@ def certify(
         config: What to do.
         shard: `2/3` certifies the second of three parts of the images, of a job that is prepared; `merge` joins all parts.
         prepare: Do all that comes before the certificates and stop: what shards need.
+        threat: What to certify against: l2, or another one of certdef.config.threats.threat_names().
+        threat_options: Of a threat other than l2: strength, grid and its own, as on the command line.
         progress: Show a bar for every long stage.
         fresh: Train and certify anew.
         given: As for run.
     """
+    check_name(threat)
+    extra = chosen_options(threat, threat_options or {})
+    if threat != L2 and (shard or prepare):
+        raise ConfigError(f"threat is {threat}: shards are for {L2}, leave --shard and --prepare out")
     part = None if shard is None else Shard.parse(shard)
     if part and (prepare or fresh):
         raise ConfigError(
             f"shard is {part}: it reads a job that is prepared, leave --prepare and --fresh to that one"
         )
     config, objects = named(config, given)
+    if threat != L2:
+        options = {"progress": progress, "fresh": fresh}
+        return certify_against(config, objects, threat, extra, _report_threats, **options)
     with open_job(config, progress, fresh, verb="certify", objects=objects, shard=part) as job:
         if part is None and not prepare:
             return _certify(job, stages.certify_subjects)
@@ -434,11 +447,13 @@ def _ladder(job: Job, parts: Parts, behind: stages.Defended, students: stages.St
     ]
 
 
-def _report(
-    job: Job, done: list[Stage], render: Callable[..., str], file_name: str = "report.html"
-) -> Summary:
+def _report_threats(job: Job, done: list[Stage]) -> Summary:
+    return _report(job, done, threats.render, "threats.html")
+
+
+def _report(job: Job, done: list[Stage], render: Callable[..., str], name: str = "report.html") -> Summary:
     summary = _summary(job, done)
-    path = job.config.workspace / file_name
+    path = job.config.workspace / name
     html = render(job.config, job.data, done, summary.bill, run_id=summary.run_id, device=str(job.device))
     with replacing(path) as file:
         file.write(html.encode())

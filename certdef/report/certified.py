@@ -21,6 +21,7 @@ from certdef.purifiers.registry import find_purifier
 from certdef.report import images
 from certdef.report.certificates import certificate_rows
 from certdef.report.template import uris
+from certdef.report.threats import found_threats, section
 from certdef.report.words import purifier_title
 from certdef.stages.certificates import CertifyResult, headline_law
 from certdef.stages.conditions import conditions, subjects
@@ -60,6 +61,7 @@ def of_target(
         "denoiser": purifier.denoiser.name if purifier.denoiser else None,
         "by_class": by_class(config, data, stages["certify"]) if data.named else [],
         "strip": strip(config, data, stages),
+        "threats": section(found_threats(config.workspace, result["target"].identity, data.heldout_digest)),
         **certificates(config, stages),
     }
 

@@ -8,6 +8,7 @@ from certdef.report.words import law_in_words
 
 PAPERS = {
     "smoothing": "Cohen, Rosenfeld, Kolter. Certified Adversarial Robustness via Randomized Smoothing. ICML 2019. arXiv 1902.02918",
+    "tss": "Li, Weber, Xu, Rimanic, Kailkhura, Xie, Zhang, Li. TSS: Transformation-Specific Smoothing for Robustness Certification. CCS 2021. arXiv 2002.12398",
     "bound": "Clopper, Pearson. The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial. Biometrika 26, 1934",
     "pooled": "Hoeffding. On the Distribution of the Number of Successes in Independent Trials. Annals of Mathematical Statistics 27, 1956",
     "corruptions": "Hendrycks, Dietterich. Benchmarking Neural Network Robustness to Common Corruptions and Perturbations. ICLR 2019. arXiv 1903.12261",

@@ -12,6 +12,7 @@ from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
 from certdef.report import budget_curves, figures, robustness_page, udc_page
+from certdef.report.threats import draw_threat
 from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title, right_in_words
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
@@ -21,6 +22,7 @@ from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ducd.surrogates import student_name
 from certdef.stages.ladder import LadderResult
 from certdef.stages.robustness import RobustnessResult
+from certdef.stages.threat import ThreatResult
 from certdef.stages.udc.evaluation import UDCResult
 from certdef.tracking.results import StageResult
 
@@ -92,6 +94,11 @@ def _(result: BudgetsResult, folder: Path, *, config: RunConfig, data: Splits) -
     (folder / "budgets.csv").write_text(budget_curves.as_csv(result.cells))
     (folder / "budgets.md").write_text(budget_curves.as_markdown(result.cells) + "\n")
     (folder / "budgets.png").write_bytes(budget_curves.plot(result.cells))
+
+
+@draw.register
+def _(result: ThreatResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
+    draw_threat(result, folder, data)
 
 
 def _curve(folder: Path, key: str) -> certify.curves.Curve:

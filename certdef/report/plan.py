@@ -24,13 +24,13 @@ MOST_TRIED = 6
 COLUMNS = ("purpose", "at most", "answered", "budget")
 
 
-def show_first_lines(job: Job, target: surrogates.Target, verb: str) -> None:
+def show_first_lines(job: Job, target: surrogates.Target, verb: str, *, planned: bool = True) -> None:
     """Before anything else is paid: a look at the user's own target, and what the job will take; both are logged."""
     watch(job.config, job.data, job.ledger, target)
     if job.prepared or target_stage(job).done:
         return
     seen = look_at(job.config, job.data, job.ledger, target)
-    if LOG.isEnabledFor(logging.INFO):
+    if planned and LOG.isEnabledFor(logging.INFO):
         made = make_plan(
             job.config, job.data, seen=seen, verb=verb, device=job.device, target=target, ledger=job.ledger
         )

@@ -14,6 +14,7 @@ from certdef.config.job import RunConfig
 from certdef.report import robustness_page, udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
+from certdef.report.threats import table_lines
 from certdef.report.words import (
     SUBJECT_NAMES,
     of_target_alone,
@@ -33,6 +34,7 @@ from certdef.stages.students import CertifiedSurrogateResult
 from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
 from certdef.stages.target import TargetResult
+from certdef.stages.threat import ThreatResult
 from certdef.stages.udc.evaluation import UDCResult
 from certdef.stages.votes import CertifiedCurve
 from certdef.tracking.results import StageResult
@@ -45,7 +47,10 @@ def headline(config: RunConfig, summary: Summary) -> str:
         lines += stage_lines(stage.result, config)
     lines += _purified_lines(summary.purified) if summary.purified else []
     if summary.bill:
-        alone = {"certify", "robustness"} & summary.stages.keys() and "surrogate" not in summary.stages
+        certified = any(
+            name in ("certify", "robustness") or name.startswith("threat-") for name in summary.stages
+        )
+        alone = certified and "surrogate" not in summary.stages
         bill = of_target_alone(summary.bill) if alone else summary.bill
         spent = (
             f"{purpose} {charge.spent:,} of {charge.budget:,}"
@@ -179,6 +184,11 @@ def _(result: LadderResult, config: RunConfig) -> list[str]:
             f"smoothed    r={row.radius:g}: certified {certified}, accuracy under PGD on the vote {attacked}"
         )
     return lines
+
+
+@stage_lines.register
+def _(result: ThreatResult, config: RunConfig) -> list[str]:
+    return table_lines(result)
 
 
 @stage_lines.register

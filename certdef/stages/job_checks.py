@@ -181,6 +181,29 @@ def main(config: RunConfig, verb: str = "run") -> Sequence[Check]:
     )
 
 
+def against_threat(config: RunConfig) -> Sequence[Check]:
+    """Those of a threat other than l2: no noise of its own is configured, and no denoiser and no attack is needed."""
+    if config.ducd.enabled or config.udc.enabled:
+        return ANOTHER_JOB
+    return (
+        Check(partial(_check_verb, "certify"), ()),
+        Check(_check_pool_of_surrogate, ("data",)),
+        Check(_check_answers, ("ledger", "surrogate")),
+        *NETWORKS,
+    )
+
+
+def _check_pool_of_surrogate(config: RunConfig, data: Splits) -> None:
+    if not len(data.pool) and not (_is_alone(config) or is_object(config.surrogate.model)):
+        raise ConfigError(
+            "data.pool_images is 0, and the surrogate is trained on the images of the pool: use at least 1"
+        )
+
+
+def _check_answers(config: RunConfig, data: Splits | None) -> None:
+    _check_evaluation(config, _heldout(config, data))
+
+
 def _check_verb(verb: str, config: RunConfig, data: Splits | None) -> None:
     """Refuse what a verb can't do without a purifier, a surrogate, or one that is distilled here."""
     name = config.surrogate.model

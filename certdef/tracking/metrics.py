@@ -40,6 +40,10 @@ UDC_QUALITY = "udc/{what}/{measure}"  # measure: psnr (dB) or ssim
 UDC_GAIN = "udc/{what}/{gain}"  # in dB of PSNR
 SPENT = "queries/spent{purpose}"  # purpose: empty for all, or _training ...
 BUDGET = "queries/budget{purpose}"
+AGAINST_THREAT = (
+    "certified/{threat}/{parameter:g}"  # of the target; of a surrogate under certified/{threat}/surrogate/
+)
+THREAT_QUERIES = "certified/{threat}/{subject}_queries_per_image"
 PAID = "queries/paid"  # by one evaluation; what it was given from the ledger is not in it
 
 
@@ -52,3 +56,12 @@ def certified_accuracy(subject: str, radii: Iterable[float], shares: Iterable[Sh
     """Certified accuracy of a subject at each radius."""
     pairs = zip(radii, shares, strict=True)
     return {CERTIFIED_ACCURACY.format(subject=subject, radius=radius): share.value for radius, share in pairs}
+
+
+def against_threat(
+    threat: str, subject: str, grid: Iterable[float], shares: Iterable[Share]
+) -> dict[str, float]:
+    """Certified accuracy of a subject at each parameter of a threat."""
+    name = threat if subject == "target" else f"{threat}/{subject}"
+    pairs = zip(grid, shares, strict=True)
+    return {AGAINST_THREAT.format(threat=name, parameter=value): share.value for value, share in pairs}

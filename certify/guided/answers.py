@@ -188,7 +188,7 @@ def record_answers(
 def noisy_chunk(image: torch.Tensor, noise: NoiseLaw, chunk: Chunk) -> torch.Tensor:
     """The noisy copies (size, C, H, W) of an image that the vote engine draws in this chunk."""
     generator = torch.Generator(image.device).manual_seed(chunk.seed)
-    return image + noise.sample((chunk.size, *image.shape), generator)
+    return noise.perturb(image.expand(chunk.size, *image.shape), generator)
 
 
 def asked(

@@ -119,7 +119,7 @@ def _proposals(
     generator = torch.Generator(image.device).manual_seed(seed)
 
     def propose(count: int) -> tuple[torch.Tensor, NDArray]:
-        noisy = image + noise.sample((count, *image.shape), generator=generator, device=image.device)
+        noisy = noise.perturb(image.expand(count, *image.shape), generator)
         with torch.no_grad(), eval_mode(surrogate):
             # A copy: what a surrogate writes into its input must not reach the target.
             logits = surrogate(noisy.to(input_dtype(surrogate), copy=True))

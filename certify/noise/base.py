@@ -18,6 +18,8 @@ from certify.errors import CertifyError
 FloatArray = NDArray[np.float64]
 Shape = tuple[int, ...]
 
+ADDITIVE = "additive"  # the threat of laws that are added to the pixels
+PIXELS = "[0, 1] pixel values"
 ROUNDING = 4e-15  # relative; above the error of the special functions, so that radii err downwards
 
 
@@ -30,6 +32,8 @@ class NoiseLaw(ABC):
     """
 
     norm: str
+    threat: str = ADDITIVE
+    unit: str = PIXELS
 
     @property
     def sound(self) -> bool:
@@ -108,6 +112,24 @@ class NoiseLaw(ABC):
         if device is None:
             device = generator.device if generator is not None else "cpu"
         return self.draw(tuple(shape), generator, torch.device(device), dtype)
+
+    def perturb(
+        self,
+        images: torch.Tensor,
+        generator: torch.Generator | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Each of images (B, C, H, W) under a fresh draw of its own: what a vote is about.
+
+        Additive noise is added; a law of a transformation's parameter transforms.
+
+        Args:
+            images: Floats on the device of the generator; not changed.
+            generator: As for ``sample``.
+            out: Where the result goes, of the same shape; unset, a new tensor.
+        """
+        draws = self.sample(tuple(images.shape), generator, images.device)
+        return torch.add(images, draws, out=out)
 
     def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
         """Radius where the top class has at least ``p_top`` and every other at most ``p_rival`` < p_top.

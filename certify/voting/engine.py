@@ -10,7 +10,7 @@ import torch
 
 from certify.certificate import Counts
 from certify.errors import CertifyError, check_count
-from certify.noise.base import NoiseLaw
+from certify.noise.base import ADDITIVE, NoiseLaw
 from certify.voting.base_classifier import check_alone, eval_mode, holds_target, input_dtype
 from certify.voting.checks import check_images, check_indices, resolve_device
 from certify.voting.chunks import Chunk, chunks, packed
@@ -92,7 +92,7 @@ class VoteEngine:
                 output with ``logits``. A module, or one that a function holds, runs in eval mode; a module gets
                 its input in its own dtype.
             images: (N, C, H, W) floats in [0, 1].
-            noise: Added to the images.
+            noise: Added to the images, or the law that transforms them (``NoiseLaw.perturb``).
             num_classes: K.
             n: Draws of each image.
             indices: N distinct names of the images, which seed their noise.
@@ -116,6 +116,10 @@ class VoteEngine:
         device = resolve_device(classify, self.device)
         images = images.to(device)
         if self.grid is not None:
+            if noise.threat != ADDITIVE:
+                raise CertifyError(
+                    f"grid={self.grid} is for noise that is added, got {noise!r}: leave it out"
+                )
             check_grid(images, self.grid)
         parts = chunks(indices, first, n, stage=stage, seed=self.seed, chunk_size=self.chunk_size)
         tally, dtype = Tally(len(images), num_classes, device), input_dtype(classify)
@@ -209,11 +213,11 @@ class VoteEngine:
         for chunk in group:
             part = slice(start, start := start + chunk.size)
             generator = torch.Generator(images.device).manual_seed(chunk.seed)
-            draws = noise.sample((chunk.size, *images.shape[1:]), generator)
+            shape = (chunk.size, *images.shape[1:])
             if self.grid is None:
-                torch.add(images[chunk.position], draws, out=noisy[part])
+                noise.perturb(images[chunk.position].expand(shape), generator, out=noisy[part])
             else:
-                noisy[part] = add_on_grid(images[chunk.position], draws, self.grid)
+                noisy[part] = add_on_grid(images[chunk.position], noise.sample(shape, generator), self.grid)
             owner[part].fill_(chunk.position)
         return noisy, owner
 

@@ -102,7 +102,7 @@ def fastest_engine(
 
     def draw(rows: int) -> Tensor:
         chosen = images[torch.arange(rows) % len(images)].to(device)
-        return chosen + noise.sample(tuple(chosen.shape), generator)
+        return noise.perturb(chosen, generator)
 
     with torch.no_grad(), eval_mode(base):
         return _Measurement(base, engine, draw, seconds).choose(compile)

@@ -19,6 +19,14 @@ class Noise(Protocol):
         ...
 
 
+def perturbed(images: torch.Tensor, noise: Noise, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Return images with noise added, or, by a law that says how (``perturb``), transformed."""
+    own = getattr(noise, "perturb", None)
+    if own is not None:
+        return own(images, generator)
+    return images + noise.sample(tuple(images.shape), generator=generator, device=images.device)
+
+
 def shifted(images: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
     """Move each image by its own random offset of up to `shift` pixels; the border is repeated."""
     if shift == 0:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from surrogates.distillation.augmentation import Noise, denoised
+from surrogates.distillation.augmentation import Noise, denoised, perturbed
 from surrogates.distillation.inference import device_of
 from surrogates.distillation.surrogate import Surrogate, predict_labels
 from surrogates.errors import SurrogateError, check_positive_integers
@@ -74,7 +74,7 @@ def fidelity(
     for clean in pixels.split(batch_size):
         batch = clean
         if noise is not None:
-            batch = clean + noise.sample(tuple(clean.shape), generator=generator, device="cpu")
+            batch = perturbed(clean, noise, generator)
         if denoiser is not None:
             batch = denoised(denoiser, batch.to(device_of(denoiser))).cpu()
         asked = batch if reference == "same" else clean

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from surrogates.distillation.augmentation import Noise, denoised, shifted
+from surrogates.distillation.augmentation import Noise, denoised, perturbed, shifted
 from surrogates.distillation.inference import device_of, predict
 from surrogates.distillation.losses import consistency, distance
 from surrogates.distillation.training import EpochOrder, Order, Training, Workers, fit
@@ -113,9 +113,7 @@ class Recipe:
         if views > 1:
             images = images.repeat(views, 1, 1, 1)
         if self.noise is not None:
-            images = images + self.noise.sample(
-                tuple(images.shape), generator=generator, device=images.device
-            )
+            images = perturbed(images, self.noise, generator)
         return images if self.denoiser is None else denoised(self.denoiser, images)
 
 
