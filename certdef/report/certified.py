@@ -19,6 +19,7 @@ from certdef.models.storage import load_model
 from certdef.purifiers.base import Parts
 from certdef.purifiers.registry import find_purifier
 from certdef.report import images
+from certdef.report.average_case import found_average_case
 from certdef.report.certificates import certificate_rows
 from certdef.report.template import uris
 from certdef.report.threats import found_threats, section
@@ -61,6 +62,7 @@ def of_target(
         "denoiser": purifier.denoiser.name if purifier.denoiser else None,
         "by_class": by_class(config, data, stages["certify"]) if data.named else [],
         "strip": strip(config, data, stages),
+        "average": found_average_case(config.workspace, result["target"].identity, data.heldout_digest),
         "threats": section(found_threats(config.workspace, result["target"].identity, data.heldout_digest)),
         **certificates(config, stages),
     }

@@ -11,7 +11,7 @@ import certify
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
-from certdef.report import budget_curves, figures, robustness_page, udc_page
+from certdef.report import average_case, budget_curves, figures, udc_page
 from certdef.report.threats import draw_threat
 from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title, right_in_words
 from certdef.stages.budgets import BudgetsResult
@@ -80,7 +80,7 @@ def _(result: LadderResult, folder: Path, *, config: RunConfig, data: Splits) ->
 
 @draw.register
 def _(result: RobustnessResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
-    (folder / "robustness.png").write_bytes(robustness_page.bars(result, data.name))
+    (folder / average_case.PICTURE).write_bytes(average_case.bars(result, data.name))
 
 
 @draw.register

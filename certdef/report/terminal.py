@@ -11,7 +11,7 @@ from typing import Any
 
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
-from certdef.report import robustness_page, udc_page
+from certdef.report import average_case, udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
 from certdef.report.threats import table_lines
@@ -222,7 +222,7 @@ def _(result: MembershipResult, config: RunConfig) -> list[str]:
 
 @stage_lines.register
 def _(result: RobustnessResult, config: RunConfig) -> list[str]:
-    return robustness_page.in_words(result)
+    return average_case.in_words(result)
 
 
 @stage_lines.register

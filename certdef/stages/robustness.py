@@ -102,13 +102,26 @@ class CorruptionRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessResult(StageResult):
-    """Average-case statements about the bare target, a row a corruption."""
+    """Average-case statements about the bare target, a row a corruption.
+
+    Attributes:
+        rows: One a corruption.
+        q: The share of draws that may change an answer.
+        alpha: Probability that a statement is wrong.
+        n: Draws of a corruption for an image, at most.
+        images: How many held-out images, the first ones.
+        identity: Of the target.
+        images_digest: Of the held-out images and labels.
+        claim: What kind of statement this is.
+    """
 
     rows: tuple[CorruptionRow, ...]
     q: float
     alpha: float
     n: int
     images: int
+    identity: str
+    images_digest: str
     claim: str = population.AVERAGE_CASE
 
 
@@ -269,7 +282,7 @@ def measure_robustness(
             most -= count * plan.n - bound.labels
             bar.total = most
         bar.close()
-        return _result(tuple(rows), plan, count, data)
+        return _result(tuple(rows), plan, count, target.identity, data)
 
     return job.run(stage, compute)
 
@@ -320,7 +333,9 @@ def _record(job: Job, stage: Stage, bound: population.PopulationBound) -> None:
         path.chmod(0o600)
 
 
-def _result(rows: tuple[CorruptionRow, ...], plan: ChangePlan, images: int, data: Splits) -> RobustnessResult:
+def _result(
+    rows: tuple[CorruptionRow, ...], plan: ChangePlan, images: int, identity: str, data: Splits
+) -> RobustnessResult:
     named: dict[str, float] = {}
     for row in rows:
         figures = {
@@ -341,6 +356,8 @@ def _result(rows: tuple[CorruptionRow, ...], plan: ChangePlan, images: int, data
         alpha=plan.alpha,
         n=plan.n,
         images=images,
+        identity=identity,
+        images_digest=data.heldout_digest,
         params={
             "claim": population.AVERAGE_CASE,
             "threat": population.THREAT,
