@@ -17,6 +17,7 @@ _HOME = {
     "pretrain": "certdef.pipeline",
     "distill": "certdef.pipeline",
     "certify": "certdef.pipeline",
+    "robustness": "certdef.pipeline",
     "merge": "certdef.pipeline",
     "attack": "certdef.pipeline",
     "purify": "certdef.pipeline",

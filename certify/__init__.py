@@ -1,16 +1,19 @@
 """Vote under noise and prove a radius: noise laws, bounds, votes, certificates, records and curves.
 
-core          the theorem: CERTIFY and PREDICT of Cohen et al. 2019, from counts
-smoothing     SmoothedClassifier, certify_votes: draw, count, call core
-sampling      how many votes, by which method and bound
-certificate   Certificate: what is claimed, and of whom
-noise/        what is added to the pixels, and the radius it proves
-bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
-voting/       the vote engine, alone or on many workers
-guided/       a surrogate or an old version as guide: fewer paid votes for the same certificate
-threats/      brightness, contrast, blur, translation; patches; strata of sigma; deterministic noise with exact votes
-records/      append-only records, other certificates from the same votes, curves
-selection     choose a law on held-out images; what a few votes promise
+What is where:
+
+    core          the theorem: CERTIFY and PREDICT of Cohen et al. 2019, from counts
+    smoothing     SmoothedClassifier, certify_votes: draw, count, call core
+    sampling      how many votes, by which method and bound
+    certificate   Certificate: what is claimed, and of whom
+    noise/        what is added to the pixels, and the radius it proves
+    bounds/       exact binomial bounds, also randomized; the runner-up too; stopping early; scores instead of votes
+    voting/       the vote engine, alone or on many workers
+    guided/       a surrogate or an old version as guide: fewer paid votes for the same certificate
+    threats/      brightness, contrast, blur, translation; patches; strata of sigma; deterministic noise with exact votes; the
+                  bare target under corruptions, average case
+    records/      append-only records, other certificates from the same votes, curves
+    selection     choose a law on held-out images; what a few votes promise
 """
 
 from certify.bounds.binomial import (
@@ -55,6 +58,7 @@ from certify.threats.blur import BlurExponential, BlurFolded, BlurUniform
 from certify.threats.light import Brightness, BrightnessContrast, Contrast
 from certify.threats.masks import CoveringMasks
 from certify.threats.patches import MaskedClassifier
+from certify.threats.population import PopulationBound, certify_population
 from certify.threats.splitting import certify_splitting
 from certify.threats.stratified import certify_stratified
 from certify.threats.transformation import Transformation
@@ -88,6 +92,7 @@ __all__ = [
     "NoiseChoice",
     "NoiseLaw",
     "OldAnswers",
+    "PopulationBound",
     "RecordLog",
     "SmoothedClassifier",
     "Transformation",
@@ -102,6 +107,7 @@ __all__ = [
     "certify_guided",
     "certify_parallel",
     "certify_pixel_shifts",
+    "certify_population",
     "certify_splitting",
     "certify_stratified",
     "certify_votes",

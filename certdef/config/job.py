@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from certdef.config.attacks import AttackConfig, LadderConfig
 from certdef.config.membership import MembershipConfig
 from certdef.config.purifiers import BlindSpotConfig, DiffusionConfig, GSConfig, NIMConfig, ReversalConfig
+from certdef.config.robustness import RobustnessConfig
 from certdef.config.target import LedgerConfig, SurrogateConfig, TargetConfig
 from certdef.config.udc import UDCConfig
 
@@ -287,6 +288,7 @@ class RunConfig:
         attack: The transfer attack.
         ladder: The threat ladder.
         membership: Membership inference on your own target, by lists of your own.
+        robustness: The bare target, average case.
         ducd: The DUCD job, in the place of the main one.
         udc: The UDC job, in the place of the main one.
         tracking: MLflow.
@@ -316,6 +318,7 @@ class RunConfig:
     attack: AttackConfig = field(default_factory=AttackConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
     membership: MembershipConfig = field(default_factory=MembershipConfig)
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     ducd: DUCDConfig = field(default_factory=DUCDConfig)
     udc: UDCConfig = field(default_factory=UDCConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -23,6 +23,7 @@ LARGE = 3 * 64 * 64  # values of an image: above, a vote costs tenths of a secon
 HELD_BYTES = 2**27  # of images held out, and of those in the pool
 PASS_BYTES = 20 * 2**20  # of the images of one pass: a network's activations take some twenty times as much
 TRAINED_VALUES = 3e8  # pixels that a student is trained on: a minute or two
+CORRUPTIONS = 10  # of robustness.corruptions: all
 TOKENS = 256  # of an image, at most, for a transformer: its attention grows with their square
 
 
@@ -36,6 +37,7 @@ class Facts:
         tests: Of them, those of a test set of its own; 0 where the data has none.
         alone: The job certifies the target and does nothing else: no stand-in is wanted.
         listed: Images of the lists for membership inference.
+        average_case: It asks for the target's answers under corruptions, and for no other certificate.
     """
 
     shape: tuple[int, int, int]
@@ -43,6 +45,7 @@ class Facts:
     tests: int = 0
     alone: bool = False
     listed: int = 0
+    average_case: bool = False
 
     @property
     def values(self) -> int:
@@ -158,9 +161,21 @@ def smoothed_targets(config: RunConfig) -> int:
 
 def _certification(facts: Facts, config: RunConfig) -> int:
     certify = config.certify
+    if facts.average_case:
+        return _corrupted(config)
     choice = choice_votes(certify, 1 + (config.purifier != NONE))
     votes = certify.selection + certify.n
     return choice + max(1, certify.target_images) * smoothed_targets(config) * votes
+
+
+def _corrupted(config: RunConfig) -> int:
+    """Queries of certdef robustness, at most: three times those of an image that never changes, where draws is unset."""
+    own, alpha = config.robustness, config.certify.alpha
+    laws = CORRUPTIONS if isinstance(own.corruptions, str) else max(1, len(own.corruptions))
+    if not (0 < own.q < 1 and 0 < alpha < 1):
+        return config.ledger.certification  # refused where it is checked
+    draws = own.draws or 3 * math.ceil(math.log(alpha) / math.log(1 - own.q) + 1)
+    return max(1, laws * own.images * draws)
 
 
 def _attack_queries(facts: Facts, config: RunConfig) -> int:

@@ -21,6 +21,7 @@ Certify a classifier whose weights are out of reach.
   certdef run --target.uri models:/mine@prod --data.path photos/    or a .csv, .npz, ...: docs/data.md
   certdef certify --target.uri models:/mine@prod --data.path photos/   your target alone: nothing is trained
   certdef certify --threat brightness      against light, blur, shifts, ... in the place of L2: docs/threats.md
+  certdef robustness --target.uri models:/mine@prod --data.path photos/   the bare target under blur, light, JPEG, ...: average case
   certdef certify --certify.n 2000         one stage, and whatever it needs first
   certdef run --print-config > my.yaml     then edit it, and: certdef run --config my.yaml
 """
@@ -29,6 +30,7 @@ JOBS = {
     "pretrain": "pre-train the denoiser of De^3 on the unlabeled pool",
     "distill": "query the target within its budget and distill the surrogate",
     "certify": "certify target and surrogate by randomized smoothing; your own target alone, if nothing of a surrogate is set",
+    "robustness": "how often the bare target's answer changes under blur, light, shifts, JPEG, ...: average case, nothing is trained",
     "attack": "PGD on the surrogate, transferred to the target, with and without the purifier; --ladder for the threat ladder",
     "purify": "purify images of your own, or the held-out ones, with the job's purifier",
     "report": "write the page of a finished job again; nothing is trained or paid for",
@@ -51,6 +53,10 @@ EXAMPLES = {
     "certify": "certdef certify --certify.target_images 20 --ledger.certification 100000\n  certdef certify --target.uri model.onnx --data.path photos/\n"
     "  certdef certify --threat brightness --grid 0.05,0.1,0.2\n  certdef certify --threat pixel-shift --target.uri model.onnx --data.path photos/\n"
     "  certdef certify --prepare            then, on any number of machines: certdef certify --shard 1/3",
+    "robustness": "certdef robustness                                             on the digits that ship with scikit-learn\n"
+    "  certdef robustness --target.uri model.onnx --data.path photos/ --robustness.images 20\n"
+    "  certdef robustness --corruptions [noise=0.1,jpeg=50,gamma=0.3+jpeg=50] --q 0.05\n"
+    "  certdef robustness --corruptions [python:mine.weather:fog]",
     "attack": "certdef attack --attack.eps [0.05,0.1] --attack.steps 50\n  certdef attack --ladder --ladder.systems [gs] --ledger.attack 2000000",
     "purify": "certdef purify --purifier gs\n  certdef purify --preset fashion-mnist --data.root FOLDER --purifier ncis --images mine.npz --out purified.npz",
     "purifiers": "certdef purifiers\n  certdef run --purifier gs",

@@ -37,8 +37,14 @@ def followed(
     chosen = own_target.changed(config) if set_before is None else set_before
     try:
         source = objects.source or load_source(config.data, progress)
-        only = alone(config, verb, chosen)
-        facts = own_target.Facts(source.image_shape, len(source), _tests(source), only, listed_images(config))
+        facts = own_target.Facts(
+            source.image_shape,
+            len(source),
+            _tests(source),
+            alone=alone(config, verb, chosen),
+            listed=listed_images(config),
+            average_case=verb == "robustness",
+        )
     except ConfigError:
         return own_target.checkable(config), objects
     config = own_target.resolved(config, facts, chosen)
@@ -51,6 +57,8 @@ def _tests(source: Source) -> int:
 
 
 def alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:
-    """Whether the target is certified alone: by certify, if nothing of a surrogate was set and nothing must be trained."""
+    """Whether the target is certified alone: by robustness, or by certify if nothing of a surrogate was set and nothing must be trained."""
+    if verb == "robustness":
+        return True
     asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guided_by_surrogate
     return verb == "certify" and not asked and ("purifier" not in chosen or is_ready(config.purifier, config))

@@ -11,6 +11,7 @@ from certdef.pipeline.verbs import (
     pretrain,
     purify,
     report,
+    robustness,
     run,
     storable,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "pretrain",
     "purify",
     "report",
+    "robustness",
     "run",
     "storable",
 ]

@@ -5,6 +5,7 @@ Each verb of the command line is a function here, and each runs only what is not
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +30,7 @@ from certdef.objects.named import Objects, named
 from certdef.pipeline.callers_torch import as_in_a_new_process
 from certdef.pipeline.opening import load_images, open_job
 from certdef.pipeline.threats import certify_against
-from certdef.report import ducd_page, page, shard_words, target_page, threats, udc_page
+from certdef.report import ducd_page, page, robustness_page, shard_words, target_page, threats, udc_page
 from certdef.report.terminal import headline
 from certdef.stages import Job, job_checks
 from certdef.stages.inspection import inspect
@@ -38,6 +39,8 @@ from certdef.tracking.callers_session import given_back
 from certdef.tracking.parts import fetch, lineage
 from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
+
+LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 
 # How certificates come about: by votes, of all images or of a shard's, or from the shards that have voted.
 Vote = Callable[[Job, stages.Ballot], Stage[stages.CertifyResult]]
@@ -227,6 +230,21 @@ def _certify(job: Job, vote: Vote) -> Summary:
         return replace(_summary(job, done), in_words=in_words)
     done.append(certified)
     return _report(job, done, target_page.render) if parts.surrogate is None else _summary(job, done)
+
+
+def robustness(
+    config: RunConfig | None = None, *, progress: bool = True, fresh: bool = False, **given: Any
+) -> Summary:
+    """Bound how often the bare target's answer changes under declared corruptions: an average case, and no radius.
+
+    Nothing is smoothed, denoised or trained, but for the target where the job has none of its own.
+    """
+    config, objects = named(config, given)
+    with open_job(config, progress, fresh, verb="robustness", objects=objects) as job:
+        LOG.info("average case %s", stages.robustness_bill(job.config, len(job.data.heldout_images)))
+        target, target_stage = stages.open_target(job)
+        measured = stages.measure_robustness(job, target, target_stage)
+        return _report(job, [target_stage, measured], robustness_page.render, robustness_page.FILE)
 
 
 def attack(

@@ -20,6 +20,7 @@ from certdef.models.storage import load_model
 from certdef.purifiers.base import Parts
 from certdef.purifiers.registry import find_purifier
 from certdef.report import images
+from certdef.report.average_case import found_average_case
 from certdef.report.certificates import certificate_rows
 from certdef.report.findings import warnings, worst_images
 from certdef.report.template import uris
@@ -74,6 +75,7 @@ def of_target(
         "warnings": warnings(
             shown["certificates"], shown["radii"], shown["headline_at"], purifier_title(config.purifier)
         ),
+        "average": found_average_case(config.workspace, result["target"].identity, data.heldout_digest),
         "threats": section(found_threats(config.workspace, result["target"].identity, data.heldout_digest)),
         **shown,
     }

@@ -11,6 +11,8 @@ PAPERS = {
     "tss": "Li, Weber, Xu, Rimanic, Kailkhura, Xie, Zhang, Li. TSS: Transformation-Specific Smoothing for Robustness Certification. CCS 2021. arXiv 2002.12398",
     "patchcleanser": "Xiang, Mahloujifar, Mittal. PatchCleanser: Certifiably Robust Defense against Adversarial Patches for Any Image Classifier. USENIX Security 2022. arXiv 2108.09135",
     "bound": "Clopper, Pearson. The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial. Biometrika 26, 1934",
+    "pooled": "Hoeffding. On the Distribution of the Number of Successes in Independent Trials. Annals of Mathematical Statistics 27, 1956",
+    "corruptions": "Hendrycks, Dietterich. Benchmarking Neural Network Robustness to Common Corruptions and Perturbations. ICLR 2019. arXiv 1903.12261",
     "denoised": "Salman, Sun, Yang, Kapoor, Kolter. Denoised Smoothing: A Provable Defense for Pretrained Classifiers. NeurIPS 2020. arXiv 2003.01908",
     "consistency": "Jeong, Shin. Consistency Regularization for Certified Robustness of Smoothed Classifiers. NeurIPS 2020. arXiv 2006.04062",
     "nim": "You, Liu, Han, Xu. Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense. NeurIPS 2023. arXiv 2302.01056",

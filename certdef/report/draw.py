@@ -11,7 +11,7 @@ import certify
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
-from certdef.report import budget_curves, figures, udc_page
+from certdef.report import average_case, budget_curves, figures, udc_page
 from certdef.report.threats import draw_threat
 from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title, right_in_words
 from certdef.stages.budgets import BudgetsResult
@@ -21,6 +21,7 @@ from certdef.stages.ducd.certificates import ComparisonResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ducd.surrogates import student_name
 from certdef.stages.ladder import LadderResult
+from certdef.stages.robustness import RobustnessResult
 from certdef.stages.threat import ThreatResult
 from certdef.stages.udc.evaluation import UDCResult
 from certdef.tracking.results import StageResult
@@ -76,6 +77,11 @@ def _(result: LadderResult, folder: Path, *, config: RunConfig, data: Splits) ->
         "\n\n".join(f"{k}{right_in_words(data.remarks)}\n\n{v}" for k, v in tables.items()) + "\n",
         encoding="utf-8",
     )
+
+
+@draw.register
+def _(result: RobustnessResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
+    (folder / average_case.PICTURE).write_bytes(average_case.bars(result, data.name))
 
 
 @draw.register

@@ -12,7 +12,7 @@ from typing import Any
 
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
-from certdef.report import udc_page
+from certdef.report import average_case, udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
 from certdef.report.threats import table_lines
@@ -32,6 +32,7 @@ from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
 from certdef.stages.membership import OwnMembershipResult
+from certdef.stages.robustness import RobustnessResult
 from certdef.stages.students import CertifiedSurrogateResult
 from certdef.stages.summary import Summary
 from certdef.stages.surrogate import SurrogateResult
@@ -50,7 +51,9 @@ def headline(config: RunConfig, summary: Summary) -> str:
         lines += stage_lines(stage.result, config)
     lines += _purified_lines(summary.purified) if summary.purified else []
     if summary.bill:
-        certified = any(name == "certify" or name.startswith("threat-") for name in summary.stages)
+        certified = any(
+            name in ("certify", "robustness") or name.startswith("threat-") for name in summary.stages
+        )
         alone = certified and "surrogate" not in summary.stages
         bill = of_target_alone(summary.bill) if alone else summary.bill
         spent = (
@@ -246,6 +249,11 @@ def _(result: OwnMembershipResult, config: RunConfig) -> list[str]:
             f"membership  {name} attack: AUC {auc.value:.3f} [{auc.lower:.3f}, {auc.upper:.3f}]{powers}"
         )
     return [*lines, *(f"            {warning}" for warning in result.warnings)]
+
+
+@stage_lines.register
+def _(result: RobustnessResult, config: RunConfig) -> list[str]:
+    return average_case.in_words(result)
 
 
 @stage_lines.register

@@ -12,6 +12,7 @@ import numpy as np
 from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
 from certdef.report import images
+from certdef.report.average_case import found_average_case
 from certdef.report.canvas import as_png, canvas, color, line_with_band, percentages, style, tidy
 from certdef.report.formats import with_interval
 from certdef.report.template import papers, template
@@ -85,6 +86,7 @@ def render(
         data=data,
         target=target,
         threats=section(found),
+        average=found_average_case(config.workspace, target.identity, data.heldout_digest),
         bill=of_target_alone(bill) if config.surrogate.model == "none" else bill,
         papers=papers("smoothing", "bound", *sources),
         run_id=run_id,

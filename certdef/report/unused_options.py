@@ -71,6 +71,33 @@ def _rules(config: RunConfig, verb: str) -> Rules:
         other = {name for name in config.to_dict() if name not in ("preset", "seed", "device", "threads")}
         yield tuple(other), "the shipped denoiser is trained by its own recipe, on images that are drawn"
         return
+    if verb == "robustness":
+        read = (
+            "preset",
+            "seed",
+            "device",
+            "threads",
+            "work_dir",
+            "data",
+            "target",
+            "ledger",
+            "robustness",
+            "tracking",
+            "certify",
+        )
+        yield (
+            tuple(name for name in config.to_dict() if name not in read),
+            "certdef robustness asks the bare target alone",
+        )
+        votes = tuple(f"certify.{name}" for name in config.to_dict()["certify"] if name != "alpha")
+        yield (
+            (*votes, "ledger.training", "ledger.attack"),
+            "certdef robustness adds no noise of a vote, trains nothing and attacks nothing",
+        )
+        yield from _data(config)
+        yield from _target(config)
+        return
+    yield ("robustness",), "it is for certdef robustness"
     yield from _other_job(config)
     yield from _data(config)
     yield from _target(config)

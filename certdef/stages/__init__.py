@@ -46,6 +46,7 @@ from certdef.stages.purifier import (
     prepare_purifier,
     purify_images,
 )
+from certdef.stages.robustness import RobustnessResult, check_robustness, measure_robustness, robustness_bill
 from certdef.stages.served import ServedResult, register
 from certdef.stages.shards import (
     Shards,
@@ -82,6 +83,7 @@ __all__ = [
     "OwnMembershipResult",
     "Plan",
     "Purifier",
+    "RobustnessResult",
     "ServedResult",
     "Shards",
     "Shelf",
@@ -101,6 +103,7 @@ __all__ = [
     "check_ladder_budget",
     "check_pools",
     "check_purifier",
+    "check_robustness",
     "check_shard",
     "check_udc",
     "choose_headline",
@@ -122,6 +125,7 @@ __all__ = [
     "load_photographs",
     "look_at",
     "make_plan",
+    "measure_robustness",
     "merge_shards",
     "open_ledger",
     "open_target",
@@ -135,6 +139,7 @@ __all__ = [
     "recipe_of",
     "record_shard",
     "register",
+    "robustness_bill",
     "selection_of",
     "shard_folder",
     "shard_ledger",

@@ -30,6 +30,7 @@ from certdef.stages.membership import membership_queries
 from certdef.stages.own_target import CANARIES
 from certdef.stages.preflight import IMAGES
 from certdef.stages.purifier import ready_denoiser
+from certdef.stages.robustness import robustness_queries
 from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import surrogate_stage
 from certdef.stages.target import target_stage
@@ -71,7 +72,9 @@ def expected_queries(
     heldout = len(data.heldout_images)
     if config.udc.enabled or verb == "pretrain":
         return {}
-    if config.ducd.enabled:
+    if verb == "robustness":
+        expected = {"evaluation": heldout, "certification": robustness_queries(config, heldout)}
+    elif config.ducd.enabled:
         expected = {
             "training": pool_queries(config, len(data.pool)),
             "evaluation": audit_queries(config, data),

@@ -23,6 +23,7 @@ from certdef.stages.inspection import Check, Problems
 from certdef.stages.ladder import check_ladder_budget, ladder_systems
 from certdef.stages.parts import check_surrogate as check_part
 from certdef.stages.purifier import check_purifier
+from certdef.stages.robustness import check_robustness
 from certdef.stages.students import held_out_queries
 from certdef.stages.surrogate import recipe_of, selection_of
 from certdef.stages.udc.networks import check_udc
@@ -157,6 +158,10 @@ MAIN = (
     *NETWORKS,
     Check(_check_purifiers, ("data", "ladder", "laws", "nim", "purifier", "surrogate")),
 )
+AVERAGE_CASE = (
+    Check(_check_target_model, ("data", "target")),
+    Check(check_robustness, ("certify", "data", "ledger", "robustness")),
+)
 ANOTHER_JOB = (Check(_check_single_stages, ()),)
 DUCD = (
     Check(_check_labels, ("data",)),
@@ -173,7 +178,10 @@ def main(config: RunConfig, verb: str = "run") -> Sequence[Check]:
     """Those of the main job and of its parts."""
     if config.ducd.enabled or config.udc.enabled:
         return ANOTHER_JOB
-    return (Check(partial(_check_verb, verb), ()), *MAIN)
+    return (
+        Check(partial(_check_verb, verb), ()),
+        *(AVERAGE_CASE if verb == "robustness" else MAIN),
+    )
 
 
 def against_threat(config: RunConfig, own: Check) -> Sequence[Check]:

@@ -160,9 +160,13 @@ def make_plan(
         )
         for purpose, count in expected.items()
     }
-    reach = tuple(reaches(config)) if "certification" in expected else ()
-    LOG.info("time        a few images go through networks of the job's sizes")
-    seconds, memory = _measured(config, data, device, target, ledger, expected)
+    certifies = "certification" in expected and verb != "robustness"  # an average case has no radius
+    reach = tuple(reaches(config)) if certifies else ()
+    seconds: dict[str, float] = {}
+    memory: dict[str, int] = {}
+    if verb != "robustness":
+        LOG.info("time        a few images go through networks of the job's sizes")
+        seconds, memory = _measured(config, data, device, target, ledger, expected)
     classes = len(data.classes) if target is None else target.num_classes
     warnings = [
         *_radii(config, reach),
@@ -180,7 +184,7 @@ def make_plan(
         queries=queries,
         price=price,
         seconds=seconds,
-        choosing=_choosing(config) if "certification" in expected else None,
+        choosing=_choosing(config) if certifies else None,
         alpha=config.certify.alpha,
         reach=reach,
         radii=config.certify.radii,

@@ -15,6 +15,7 @@ from typing import Any
 from certdef.config.job import CERTIFY_ELSEWHERE, RunConfig
 from certdef.config.membership import MembershipConfig
 from certdef.config.own_target import NONE
+from certdef.config.robustness import RobustnessConfig
 from certdef.tracking.checked_json import fingerprint, read_json
 from certdef.tracking.workspace import Stage
 from surrogates.files import replacing
@@ -39,7 +40,8 @@ NEWER = {
     "ladder": ("restarts", "students"),
     "tracking": ("register_parts",),
 }
-NEWER_SECTIONS = {"membership": MembershipConfig()}  # and whole sections, likewise
+# Whole sections that came later, likewise.
+NEWER_SECTIONS = {"membership": MembershipConfig(), "robustness": RobustnessConfig()}
 # What rests on the certified surrogate, which was then the one that agrees.
 OF_CERTIFIED = ("certify", "served", "ladder", "comparison", "membership")
 LADDER_ELSEWHERE = ("smoothed_images", "smoothed_draws", "enabled", "systems")

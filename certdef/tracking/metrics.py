@@ -23,6 +23,7 @@ SECONDS_PER_IMAGE = "certify/seconds_per_image"
 ATTACK_ACCURACY = "attack/{attack}/accuracy"
 ATTACK_AT_EPS = "attack/{attack}_eps_{eps:g}/accuracy"
 GRADIENT_MASKING_CHECKS = "attack/{system}alarms"
+POPULATION = "certified/population/average_case/{law}/{figure}"
 LOSS = "{stage}/loss"
 LAST_LOSS = "{stage}/loss_last"
 NOMINAL_QUERIES = "budgets/queries_nominal"  # the sum of the cells
