@@ -18,7 +18,7 @@ def bars(progress: bool) -> Callable[..., Any]:
     return tqdm if sys.stderr.isatty() else Line
 
 
-class Line(tqdm):  # type: ignore[type-arg]
+class Line(tqdm):
     """A bar that shows nothing until it ends, and then a line without carriage returns, for logs."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -184,7 +184,7 @@ def _student(
 ) -> Stage[CertifiedSurrogateResult] | None:
     """The surrogate as it is certified: trained under the threat's law, from the same answers; None where it has no law."""
     config, law = job.config, threat.law(settings)
-    if law is None or not trains_students(config.surrogate.noise, config.surrogate.model):
+    if law is None or not trains_students(config.surrogate):
         return None
     key = [config.surrogate.certified, config.ledger.training, target.subject, surrogate.fingerprint]
     key += [law.describe(), job.data.heldout_digest]
