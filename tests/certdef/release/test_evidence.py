@@ -224,7 +224,7 @@ def test_what_was_not_measured_names_its_command(run_document):
         assert "certdef attack --ladder" in text
 
 
-def test_the_whole_job_the_registered_surrogate_and_its_ladder(tiny_job, schema):
+def test_the_whole_job_and_the_registered_surrogate(tiny_job, schema):
     config, summary, _ = tiny_job
     found = evidence("models:/certdef-digits/1", tracking_uri=config.tracking.uri)
     jsonschema.validate(json.loads(json.dumps(found.to_json())), schema)
