@@ -82,8 +82,8 @@ def surrogate_stage(job: Shelf, target: surrogates.Target) -> Stage[SurrogateRes
     """The stage of the surrogate, whether it is done or not."""
     config, data, law = job.config.surrogate, job.data, job.config.certify.laws[0]
     if config.weights is not None:
-        part = [part_key(job.config, config.weights), target.subject, law.parameters]
-        return job.stage("surrogate", SurrogateResult, part, data.heldout_digest)
+        given = [part_key(job.config, config.weights), target.subject, law.parameters]
+        return job.stage("surrogate", SurrogateResult, given, data.heldout_digest)
     if is_object(config.model):
         own = [config.model, target.subject, law.parameters]
         return job.stage("surrogate", SurrogateResult, own, data.heldout_digest)
