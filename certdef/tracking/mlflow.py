@@ -171,12 +171,14 @@ class Tracker:
 
     @contextmanager
     def job(self, data: Splits) -> Iterator[None]:
-        """The parent run: configuration, data set, and whatever the stages add."""
+        """The parent run: configuration, data set, and whatever the stages add. A caller's autologging adds nothing to it."""
+        from mlflow.utils.autologging_utils import disable_autologging
+
         config = self.config
         purifier = "" if config.purifier == RunConfig.purifier else f", {config.purifier}"
         elsewhere = self.uri != self.callers_uri  # then an active run of the caller's is in another store
         run = self._run("job", f"{config.name}{purifier}, seed {config.seed}", alone=elsewhere)
-        with server_watch.watched(self.uri, config.workspace), run:
+        with disable_autologging(), server_watch.watched(self.uri, config.workspace), run:
             self.mlflow.set_tags(_tags(config))
             self.mlflow.log_params(_params(flatten(self.config.public_dict())))
             self.mlflow.log_dict(self.config.public_dict(), "config.yaml")

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -107,3 +108,26 @@ def test_a_job_is_the_same_in_a_process_of_float64_without_gradients(store, tmp_
     plain = attack("plain")
     with float64(), torch.inference_mode():
         assert attack("otherwise") == plain
+
+
+def test_a_caller_s_autologging_adds_nothing(store, tmp_path):
+    """The target that is trained here is a scikit-learn model, whose parameters autolog would write on our run."""
+    config = certdef.load_config(
+        "digits",
+        work_dir=str(tmp_path),
+        tracking__uri=store,
+        tracking__system_metrics=False,
+        surrogate__epochs=1,
+    )
+    mlflow.sklearn.autolog(silent=True)
+    try:
+        summary = certdef.distill(config, progress=False)
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+    client = mlflow.MlflowClient(tracking_uri=store)
+    [experiment] = [each for each in client.search_experiments() if each.name == "certdef"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert summary.results.keys() <= {each.info.run_name for each in runs}
+    assert not [name for each in runs for name in each.data.params if "class_weight" in name]
+    models = client.search_logged_models([experiment.experiment_id])
+    assert sorted(each.name for each in models) == ["surrogate", "target"]  # and no "model" of autolog's
