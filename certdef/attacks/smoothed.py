@@ -40,7 +40,7 @@ class SoftVote(nn.Module):
 
     Args:
         base: Noisy images to logits.
-        noise: The smoothing noise; every pass draws anew.
+        noise: The smoothing noise, or the law of a transformation's parameter; every pass draws anew.
         draws: Noise draws an image and pass.
         seed: Of the noise.
     """
@@ -53,8 +53,8 @@ class SoftVote(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         copies = images.repeat_interleave(self.draws, 0)  # (N * draws, C, H, W)
-        noise = self.noise.sample(tuple(copies.shape), generator=self.generator, device=copies.device)
-        logs = self.base(copies + noise).log_softmax(1).reshape(len(images), self.draws, -1)
+        noisy = self.noise.perturb(copies, self.generator)
+        logs = self.base(noisy).log_softmax(1).reshape(len(images), self.draws, -1)
         return logs.logsumexp(dim=1) - np.log(self.draws)
 
 

@@ -117,8 +117,8 @@ def _turned(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
             torch.ones_like(parameters[:, :1].double() * frequency),
             -2 * math.pi * parameters[:, axis - 2 : axis - 1].double() * frequency,
         )
-        if side % 2 == 0:
-            turn[:, side // 2] = 0
+        if side % 2 == 0:  # a product, so that a gradient in the displacement passes
+            turn = turn * (torch.arange(side, device=images.device) != side // 2)
         spectrum = spectrum * (turn[:, None, :, None] if axis == 2 else turn[:, None, None, :])
     return torch.fft.ifft2(spectrum).real.to(images.dtype)
 
