@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
-from certdef.config.job import ConfigError, nearest
+from certdef.config.job import ConfigError
 from certdef.config.verbs import description
+from certdef.release import options
 
 PASSED, FAILED = 0, 1
 EXIT_CODES = """\
@@ -86,11 +87,11 @@ def run(arguments: list[str]) -> int:
         ConfigError: Options or records that can't be used.
     """
     parser = build_parser()
-    namespace = _parse(parser, arguments)
+    namespace = options.parse(parser, arguments, ("old", "new"))
     if namespace.help:
         parser.print_help()
         return PASSED
-    radii = _radii(namespace.radii)
+    radii = options.radii(namespace.radii)
     _check_outputs(namespace)
     from certdef.release.compare import RADII, compare
     from certdef.release.junit import as_junit
@@ -114,41 +115,14 @@ def run(arguments: list[str]) -> int:
     text = as_text(comparison)
     print(text)
     if namespace.markdown:
-        _write(namespace.markdown, as_markdown(comparison, _link(namespace)).encode())
+        options.write(namespace.markdown, as_markdown(comparison, _link(namespace)).encode())
     if namespace.junit:
-        _write(namespace.junit, as_junit(comparison, text))
+        options.write(namespace.junit, as_junit(comparison, text))
     if namespace.json:
-        _write(namespace.json, (json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n").encode())
+        options.write(
+            namespace.json, (json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n").encode()
+        )
     return PASSED if comparison.passed else FAILED
-
-
-def _parse(parser: ArgumentParser, arguments: list[str]) -> Any:
-    try:
-        namespace, rest = parser.parse_known_args(arguments)
-    except ArgumentError as error:
-        raise ConfigError(f"{error}: certdef compare --help shows the options") from error
-    if namespace.help:
-        return namespace
-    names = [name.replace("_", "-") for name in vars(namespace) if name not in ("old", "new", "tracking_uri")]
-    known = ["--tracking.uri", *(f"--{name}" for name in names)]
-    problems = [
-        f"unknown option {each!r}{nearest(each, known)}"
-        if each.startswith("-")
-        else f"{each!r} is one too many"
-        for each in rest
-    ]
-    if namespace.new is None:
-        problems.append("OLD and NEW are needed")
-    if problems:
-        raise ConfigError("\n".join(f"{each}: certdef compare OLD NEW [options]" for each in problems))
-    return namespace
-
-
-def _radii(text: str | None) -> list[float]:
-    try:
-        return [float(each) for each in text.split(",")] if text else []
-    except ValueError as error:
-        raise ConfigError(f"--radii is {text!r}: give numbers, e.g. --radii 0,0.25,0.5") from error
 
 
 def _check_outputs(namespace: Any) -> None:
@@ -172,13 +146,3 @@ def _link(namespace: Any) -> str | None:
     if namespace.picture is None:
         return None
     return Path(os.path.relpath(namespace.picture, Path(namespace.markdown).parent)).as_posix()
-
-
-def _write(path: str, content: bytes) -> None:
-    from surrogates.files import replacing
-
-    try:
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise ConfigError(f"{path!r} can't be written ({error.strerror}): name another file") from error

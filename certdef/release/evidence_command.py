@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certdef.config.job import ConfigError, nearest
 from certdef.config.verbs import description
+from certdef.release import options
 
 if TYPE_CHECKING:
     from certdef.release.document import Evidence
@@ -72,7 +73,7 @@ def run(arguments: list[str]) -> int:
         ConfigError: Options or a run that can't be used.
     """
     parser = build_parser()
-    namespace = _parse(parser, arguments)
+    namespace = options.parse(parser, arguments, ("run",), ("help", "schema"))
     if namespace.help:
         parser.print_help()
         return WRITTEN
@@ -87,7 +88,7 @@ def run(arguments: list[str]) -> int:
     document = evidence(
         namespace.run,
         groups=namespace.groups,
-        radii=_radii(namespace.radii),
+        radii=options.radii(namespace.radii) or None,
         ledger=namespace.ledger,
         tracking_uri=namespace.tracking_uri,
     )
@@ -96,28 +97,6 @@ def run(arguments: list[str]) -> int:
         _write(out / FORMATS[name], _writers()[name](document))
     print(_summary(document, [out / FORMATS[name] for name in formats]))
     return WRITTEN
-
-
-def _parse(parser: ArgumentParser, arguments: list[str]) -> Any:
-    try:
-        namespace, rest = parser.parse_known_args(arguments)
-    except ArgumentError as error:
-        raise ConfigError(f"{error}: certdef evidence --help shows the options") from error
-    if namespace.help or namespace.schema:
-        return namespace
-    names = [name for name in vars(namespace) if name not in ("run", "tracking_uri")]
-    known = ["--tracking.uri", *(f"--{name}" for name in names)]
-    problems = [
-        f"unknown option {each!r}{nearest(each, known)}"
-        if each.startswith("-")
-        else f"{each!r} is one too many"
-        for each in rest
-    ]
-    if namespace.run is None:
-        problems.append("RUN is needed")
-    if problems:
-        raise ConfigError("\n".join(f"{each}: certdef evidence RUN [options]" for each in problems))
-    return namespace
 
 
 def _checked(namespace: Any) -> list[str]:
@@ -133,19 +112,12 @@ def _checked(namespace: Any) -> list[str]:
     if not there.is_dir() or not os.access(there, os.W_OK):
         problems.append(f"--out is {namespace.out!r}, which can't be written: name another folder")
     try:
-        _radii(namespace.radii)
+        options.radii(namespace.radii)
     except ConfigError as error:
         problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
     return formats
-
-
-def _radii(text: str | None) -> list[float] | None:
-    try:
-        return [float(each) for each in text.split(",")] if text else None
-    except ValueError as error:
-        raise ConfigError(f"--radii is {text!r}: give numbers, e.g. --radii 0,0.25,0.5") from error
 
 
 def _writers() -> dict[str, Callable[[Evidence], str]]:
@@ -161,16 +133,12 @@ def _as_json(document: Evidence) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from surrogates.files import replacing
-
+    mend = "name another folder with --out"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(text.encode())
     except OSError as error:
-        raise ConfigError(
-            f"{str(path)!r} can't be written ({error.strerror}): name another folder with --out"
-        ) from error
+        raise ConfigError(f"{str(path.parent)!r} can't be made ({error.strerror}): {mend}") from error
+    options.write(path, text.encode(), mend)
 
 
 def _summary(document: Evidence, paths: list[Path]) -> str:
