@@ -199,6 +199,7 @@ class Threat:
             names an option that can't be used.
         prove: Proves something of each image of a subject, records it, and returns what the records say.
         most_queries: most_queries(config, settings) -> answers an image, at most.
+        costs: The option that lowers this number.
         draws: draws(settings) -> what decides the images that are shown, JSON-able: the key of the paid answers.
         options: The options beside the configuration that it reads.
         law: law(settings) -> the law that a surrogate is trained under; None where it is certified as it agrees.
@@ -218,6 +219,7 @@ class Threat:
     prove: Callable[[Asked], ThreatCurve]
     most_queries: Callable[[RunConfig, Mapping[str, Any]], int]
     draws: Callable[[Mapping[str, Any]], Any]
+    costs: str = "certify.n"
     options: tuple[str, ...] = ("strength", "grid")
     law: Callable[[Mapping[str, Any]], certify.NoiseLaw | None] = field(default=lambda settings: None)
     papers: tuple[str, ...] = ()

@@ -49,7 +49,7 @@ def settled(config: RunConfig, data: Splits, threat: Threat, options: Mapping[st
     if most > config.ledger.certification:
         raise ConfigError(
             f"ledger.certification is {config.ledger.certification:,}: threat {threat.name} may ask for {most:,} answers "
-            f"({images} images x {most // images:,}); raise it to that, or lower certify.target_images or certify.n"
+            f"({images} images x {most // images:,}); raise it to that, or lower certify.target_images or {threat.costs}"
         )
     return settings
 

@@ -127,6 +127,7 @@ THREAT = Threat(
     settings=_settings,
     prove=_certify,
     most_queries=lambda config, settings: len(_masks(settings).pairs) + 2 * PROBES,
+    costs="--masks",
     draws=lambda settings: "masks",  # the masked pixels decide: another patch finds what was paid
     options=("patch", "fill", "masks"),
     papers=("patchcleanser",),

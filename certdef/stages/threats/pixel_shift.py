@@ -69,5 +69,6 @@ THREAT = Threat(
     settings=_settings,
     prove=_certify,
     most_queries=lambda config, settings: (2 * int(settings["most"]) + 1) ** 2,
+    costs="--strength",
     draws=lambda settings: settings["padding"],
 )
