@@ -21,6 +21,7 @@ USED_MOST = (
     ),
     "--config",
 )
+OWN_GROUP = ("robustness",)  # verbs with a group of options that no other verb reads
 OPTION = re.compile(r"^  (?:-h, )?(--[\w.-]+)", re.MULTILINE)
 
 
@@ -33,7 +34,9 @@ def short_help(verb: str, whole: str, own: Iterable[str]) -> str:
         own: Options of the verb beside those of the configuration.
     """
     head, blocks = _blocks(whole)
-    first = [text for name, text in blocks if name in own and name not in ("--help", "--help-all")]
+    group = f"--{verb}." if verb in OWN_GROUP else None
+    mine = [name for name, _ in blocks if name in own or (group and name.startswith(group))]
+    first = [text for name, text in blocks if name in mine and name not in ("--help", "--help-all")]
     used = [_brief(text) for name, text in blocks if name in USED_MOST]
     groups = sorted({name[2:].split(".")[0] for name, _ in blocks if "." in name})
     return (
