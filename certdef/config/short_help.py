@@ -6,6 +6,7 @@ Both are parts of the one help that jsonargparse writes.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
 
 from certdef.config.job import ConfigError, nearest
@@ -36,7 +37,7 @@ def short_help(verb: str, whole: str, own: Iterable[str]) -> str:
     head, blocks = _blocks(whole)
     group = f"--{verb}." if verb in OWN_GROUP else None
     mine = [name for name, _ in blocks if name in own or (group and name.startswith(group))]
-    first = [text for name, text in blocks if name in mine and name not in ("--help", "--help-all")]
+    first = [_plain(text) for name, text in blocks if name in mine and name not in ("--help", "--help-all")]
     used = [_brief(text) for name, text in blocks if name in USED_MOST]
     groups = sorted({name[2:].split(".")[0] for name, _ in blocks if "." in name})
     return (
@@ -73,6 +74,19 @@ def _blocks(whole: str) -> tuple[str, list[tuple[str, str]]]:
     ]
     names = [match[1] for match in OPTION.finditer(whole)]
     return whole[: whole.index("options:\n")], list(zip(names, texts, strict=True))
+
+
+def _plain(text: str) -> str:
+    """An option with its text, but for its type, and for a default that says nothing: false, or null."""
+    words = " ".join(text.split())
+    words = re.sub(r" \((?:type: [^()]*(?:\([^()]*\))?[^()]*, )?default: (?:False|null)\)$", "", words)
+    words = re.sub(r"\(type: [^()]*(?:\([^()]*\))?[^()]*, default: ([^()]*)\)$", r"(default: \1)", words)
+    name, _, rest = words.partition(" ")
+    if (value := rest.partition(" ")[0]).isupper() and len(value) > 1:
+        name, rest = f"{name} {value}", rest.partition(" ")[2]
+    lines = textwrap.wrap(rest, 80 - 24, break_on_hyphens=False)
+    head = f"  {name:<21} " if len(name) <= 21 else f"  {name}\n{'':24}"
+    return head + f"\n{'':24}".join(lines) + "\n"
 
 
 def _brief(text: str) -> str:

@@ -73,7 +73,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"certdef {verb}" in shown.split("examples:")[1].split("options:")[0]
-    of_a_job = verb not in ("ledger", "purifiers", "compare")
+    of_a_job = verb not in ("ledger", "purifiers", "compare", "evidence")
     assert ("--certify.radii" in shown) == of_a_job
     assert shown.count("\n") <= 60, "a screen"
     assert ("defaults below are those of preset digits; for your own target" in shown) == of_a_job

@@ -222,7 +222,13 @@ def test_every_preset_can_certify(preset):  # it is not checked when it is loade
     assert config.n >= certify.bounds.smallest_n(0.5000001, config.alpha)
 
 
-@pytest.mark.parametrize("alias", ALIASES)
+def test_weights_of_a_diffusion_model_are_another_spelling_of_pretrained():
+    assert load_config(diffusion__weights="folder").diffusion.pretrained == "folder"
+
+
+@pytest.mark.parametrize(
+    "alias", [each for each in ALIASES if each != "diffusion.weights"]
+)  # which is no number
 def test_other_spellings_of_an_option_are_accepted(alias, tmp_path):
     section, name = alias.split(".")
     field = ALIASES[alias].split(".")[1]
