@@ -171,7 +171,7 @@ def test_values_that_cannot_be_used():
     with pytest.raises(ConfigError, match=r"surrogate\.finetune_epochs is -1: use 0"):
         check(dataclasses.replace(config, surrogate=SurrogateConfig(finetune_epochs=-1)))
     given = SurrogateConfig(model="object:surrogate", finetune_epochs=1)
-    with pytest.raises(ConfigError, match=r"surrogate\.finetune_epochs is 1: a module of your own"):
+    with pytest.raises(ConfigError, match=r"surrogate\.finetune_epochs is 1: a surrogate that was given"):
         check(dataclasses.replace(config, surrogate=given))
 
 

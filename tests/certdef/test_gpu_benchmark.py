@@ -30,7 +30,6 @@ def test_a_part_that_runs_out_of_time_has_a_row_too():
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 def test_every_part_has_its_rows():
     done = run("--device", "cpu", "--toy")
     assert done.returncode == 0, done.stdout + done.stderr

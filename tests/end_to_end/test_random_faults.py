@@ -33,7 +33,7 @@ TINY = {
     "work_dir": "work",
 }
 ARGUMENTS = ["run", "--quiet", *(f"--{key}={value}" for key, value in TINY.items())]
-LIVES, KILLS = 3, 3  # jobs, and how often each is killed
+LIVES, KILLS = 2, 3  # jobs, and how often each is killed
 # What differs between two runs of one job: names that MLflow draws, and time.
 DRAWN = {"uri", "seconds_per_image", "certify/seconds_per_image", "files", "sha256", "versions"}
 
