@@ -43,7 +43,9 @@ def job(folder, engine="auto", **options):
     folder.mkdir(exist_ok=True)
     images = np.random.default_rng(0).random((5, 1, 8, 8), np.float32)
     data = SimpleNamespace(heldout_images=images, image_shape=(1, 8, 8))
-    return SimpleNamespace(config=config, data=data, device=torch.device("cpu"), prepared=False, finished=False)
+    return SimpleNamespace(
+        config=config, data=data, device=torch.device("cpu"), prepared=False, finished=False
+    )
 
 
 def network(width=4):
