@@ -247,7 +247,9 @@ class Attacker:
         )
 
     def _ask(self, images: Tensor) -> Tensor:
-        _, scores = self.endpoint.query(images, repeats=1)
+        # Where noise is drawn it is far larger than what bfloat16 rounds away, which is twice as fast on a processor.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.knows_weights and self.noisy):
+            _, scores = self.endpoint.query(images, repeats=1)
         assert scores is not None  # obstacle() has it so
         return scores
 
