@@ -120,7 +120,6 @@ for number in range(4):
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 def test_killed_at_any_instant_of_the_first_migration_it_is_made_by_the_next(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", KILLED]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)

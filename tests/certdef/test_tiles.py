@@ -218,8 +218,15 @@ print((peak() - before) / 2**20)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [pytest.param(64, marks=pytest.mark.acceptance), 256])
-@pytest.mark.parametrize("network", ["TiledNIM", "MultiscaleNIM"])
+@pytest.mark.parametrize(
+    ("network", "batch"),
+    [
+        pytest.param("TiledNIM", 64, marks=pytest.mark.acceptance),
+        ("TiledNIM", 256),
+        ("MultiscaleNIM", 64),
+        ("MultiscaleNIM", 256),
+    ],
+)
 def test_memory_at_224_stays_below_a_gibibyte_and_a_half(network, batch):
     """Beyond the model, with the batch itself and its answer; the processor's peak of a process of its own."""
     tiled = network == "TiledNIM"

@@ -105,13 +105,14 @@ SOONER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "share",
+    ("end", "share"),
     [
-        pytest.param(1 / 2, id="sooner", marks=pytest.mark.acceptance),
-        pytest.param(1, id="as shipped"),
+        pytest.param(signal.SIGKILL, 1 / 2, id="dies-sooner", marks=pytest.mark.acceptance),
+        pytest.param(signal.SIGKILL, 1, id="dies-as shipped"),
+        pytest.param(signal.SIGSTOP, 1 / 2, id="never answers-sooner"),
+        pytest.param(signal.SIGSTOP, 1, id="never answers-as shipped"),
     ],
 )
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "never answers"])
 def test_a_server_that_goes_away_during_a_job_costs_seconds_and_no_result(
     end: int,
     share: float,

@@ -56,8 +56,7 @@ def test_loky_gives_the_same_votes_and_records_whatever_the_workers(smoothed, im
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
-@pytest.mark.parametrize("backend", ["dask", "ray"])
+@pytest.mark.parametrize("backend", [pytest.param("dask", marks=pytest.mark.acceptance), "ray"])
 def test_clusters_give_the_same_votes(smoothed, images, backend):
     pytest.importorskip("distributed" if backend == "dask" else "ray")
     found = certify_parallel(smoothed, images, backend=backend, workers=2, shard=2, **OPTIONS)

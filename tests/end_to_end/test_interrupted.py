@@ -103,12 +103,15 @@ def certifying(part: str, lines: int):
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 @pytest.mark.parametrize(
     "moments",
     [
-        pytest.param([DISTILLING], id="distillation"),
-        pytest.param([certifying("target-nim-de3", 1)], id="certification-of-the-target"),
+        pytest.param([DISTILLING], id="distillation", marks=pytest.mark.acceptance),
+        pytest.param(
+            [certifying("target-nim-de3", 1)],
+            id="certification-of-the-target",
+            marks=pytest.mark.acceptance,
+        ),
         pytest.param(
             [DISTILLING, certifying("target-wide-none", 1), certifying("surrogate-nim-de3", 5)],
             id="three-times",

@@ -184,9 +184,7 @@ STEPS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "cluster", [pytest.param("kubernetes", marks=pytest.mark.acceptance), pytest.param("slurm")]
-)
+@pytest.mark.parametrize("cluster", ["kubernetes", "slurm"])
 def test_the_commands_of_the_manifests_as_three_processes(cluster, forks, prepared, whole, tmp_path):
     folder = copy_of(prepared, tmp_path / "job")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -132,7 +132,6 @@ def mlserver_url(logistic: LogisticRegression, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 def test_mlserver_with_scikit_learn(mlserver_url: str, logistic: Any, images: np.ndarray) -> None:
     given = {"layout": "flat", "dtype": "float64", "num_classes": 10}
     soft = open_target(f"{mlserver_url}/sklearn", output="predict_proba", **given).query(images)
@@ -148,7 +147,6 @@ def test_mlserver_with_scikit_learn(mlserver_url: str, logistic: Any, images: np
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "UINT8"])
 def test_mlserver_with_a_runtime_of_ours(
     datatype: str, mlserver_url: str, logistic: Any, images: np.ndarray
