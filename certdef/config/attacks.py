@@ -46,6 +46,7 @@ class LadderConfig:
         resubmissions: How often an image is submitted in the worst-of-N attack and its clean control.
         smoothed_images: Held-out images for the certificate of the smoothed classifier beside its accuracy under PGD; 0 is off.
         smoothed_draws: Noise draws a step of that attack.
+        workers: Processes that share the images of the surrogate out; each attacks its part by a seed of its own.
     """
 
     enabled: bool = False
@@ -64,3 +65,4 @@ class LadderConfig:
     resubmissions: int = 10
     smoothed_images: int = 20
     smoothed_draws: int = 16
+    workers: int = 1

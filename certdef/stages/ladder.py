@@ -27,6 +27,7 @@ from certdef.attacks.evaluation import (
 )
 from certdef.attacks.gradient_masking import check_gradient_masking
 from certdef.attacks.threat_ladder import System
+from certdef.attacks.workers import evaluate_on_workers
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.config.purifiers import plain_name
@@ -214,6 +215,8 @@ def _evaluate_system(
     """One system against every attacker, as both subjects; a subject that is done is not evaluated again."""
     config = job.config.ladder
     settings = {key: value for key, value in asdict(config).items() if key not in (*CURVE, *ELSEWHERE)}
+    if config.workers == 1:
+        del settings["workers"]  # as older versions named it
     before = [surrogate.stage, *fellows.stages, *(purifier.stages if purifier else [])]
     before += [] if behind.stage is surrogate.stage else [behind.stage]
     parts = [other.fingerprint for other in before]
@@ -253,7 +256,7 @@ def _evaluate_system(
 
 
 def _attacked(job: Job, system: System, count: int, title: str) -> list[AttackEvaluation]:
-    return threat_ladder.evaluate(
+    return evaluate_on_workers(
         system,
         torch.from_numpy(job.data.heldout_images[:count]),
         torch.from_numpy(job.data.heldout_labels[:count]),

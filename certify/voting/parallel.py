@@ -104,6 +104,21 @@ def _certify_shard(smoothed: Certifier, images: Any, indices: list[int], options
 
 
 @contextmanager
+def processes(count: int) -> Iterator[Any]:
+    """An executor of so many processes of this computer, which end with it, also in the middle of their work.
+
+    They take functions and modules that a notebook or a script defines.
+    """
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    pool = ProcessPoolExecutor(max_workers=count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, kill_workers=True)
+
+
+@contextmanager
 def _backend(name: str, workers: int, scheduler: str | None) -> Iterator[Any]:
     """A joblib.Parallel that yields its results in order, inside whatever cluster it needs."""
     import joblib
