@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 import certify.core as core
 from certify.bounds.sequential import UNIT, Outcome, Plan
 from certify.bounds.sequential_two_sided import PairPlan
-from certify.certificate import Certificate, Counts, class_to_bound
+from certify.certificate import Certificate, Certificates, Counts, class_to_bound
 from certify.errors import CertifyError, check_alpha, check_count, with_options
 from certify.noise.base import NoiseLaw
 from certify.sampling import Sampling, Votes, certificate_of
@@ -166,7 +166,7 @@ class SmoothedClassifier:
         indices: Sequence[int] | None = None,
         on_certificate: Callable[[int, Certificate, float], None] | None = None,
         progress: Any = None,
-    ) -> list[Certificate]:
+    ) -> Certificates:
         """One certificate for each image, in order, every one at level ``alpha``.
 
         Args:
@@ -193,7 +193,7 @@ class SmoothedClassifier:
         known = None if known_class is None else check_known(known_class, len(images), self.num_classes)
         self.settle(images)
         self.check_alone(images)
-        certificates: list[Certificate] = []
+        certificates = Certificates()
         # Few selection draws fill a batch only together; estimation in smaller groups finishes images early.
         first_draws = n if known is not None else n0
         for group in _spans(

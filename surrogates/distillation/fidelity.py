@@ -1,6 +1,8 @@
 """Agreement of a surrogate with its target, clean and under the noise that it will be smoothed with."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,14 +11,18 @@ from surrogates.distillation.augmentation import Noise, denoised, perturbed
 from surrogates.distillation.inference import device_of
 from surrogates.distillation.surrogate import Surrogate, predict_labels
 from surrogates.errors import SurrogateError, check_positive_integers
+from surrogates.frames import Framed, rounded
 from surrogates.intervals import clopper_pearson
 from surrogates.targets import Target, check_images
+
+if TYPE_CHECKING:
+    import pandas
 
 REFERENCES = ("same", "clean")
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Framed):
     """Agreement (fidelity): the share of images with the same label.
 
     Args:
@@ -34,6 +40,17 @@ class Fidelity:
     disagreement_upper: float
     n: int
     noisy: bool
+
+    def __repr__(self) -> str:
+        interval = f"{rounded(self.lower)}, {rounded(self.upper, ROUND_CEILING)}"
+        images = "noisy" if self.noisy else "clean"
+        return f"Fidelity(agreement={self.agreement:.4f} [{interval}], n={self.n}, {images} images)"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row, with the names of the fields."""
+        import pandas
+
+        return pandas.DataFrame([asdict(self)])
 
 
 def fidelity(

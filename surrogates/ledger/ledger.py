@@ -57,6 +57,10 @@ class QueryLedger:
         self.store = LedgerStore(path)
         self.recalled: Counter[str] = Counter()
 
+    def __repr__(self) -> str:
+        budget = ", ".join(f"{purpose} {queries:,}" for purpose, queries in self.budget.items() if queries)
+        return f"QueryLedger({self.path!r}, {budget})"
+
     @property
     def path(self) -> str:
         """The ledger's file."""
