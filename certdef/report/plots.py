@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +23,8 @@ from certdef.stages.summary import Summary
 from certdef.stages.threat import ThreatResult
 from certdef.tracking.workspace import Stage
 from certify.records.curves import Curve
+from certify.records.picture import Picture
 from surrogates import Bill, Fidelity
-
-if TYPE_CHECKING:
-    from certify.records.picture import Picture
 
 POINTS = 400  # of a curve that is drawn from records
 WHAT = (

@@ -80,7 +80,9 @@ class StageResult(Framed):
 
     def to_frame(self) -> pandas.DataFrame:
         """What the stage found, a row a finding; where a result has nothing else, a row a metric."""
-        return as_frame({"metric": name, "value": value} for name, value in self.metrics.items())
+        import pandas
+
+        return pandas.DataFrame(self.metrics.items(), columns=["metric", "value"])
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON has them; those that are None are left out."""
