@@ -7,17 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from certdef.report.figures import budget_plot
+from certdef.report.figures import CONDITIONS, budget_plot
 from certdef.stages.budgets import Cell, Point, curves
 
 if TYPE_CHECKING:
     from certify.records.picture import Picture
-
-CONDITIONS = {
-    "clean": "clean images",
-    "noisy": "under the smoothing noise",
-    "denoised": "behind the denoiser",
-}
 
 
 def as_csv(cells: Sequence[Cell]) -> str:

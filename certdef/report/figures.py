@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,19 @@ from certdef.report.canvas import (
     tidy,
     with_errors,
 )
-from certdef.stages.attack import AttackRow
-from certdef.stages.budgets import Point
-from certdef.stages.ladder import SmoothedRow
 from surrogates import Bill
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a figure of what was computed without a job loads no job
+    from certdef.stages.attack import AttackRow
+    from certdef.stages.budgets import Point
+    from certdef.stages.ladder import SmoothedRow
     from certify.records.picture import Picture
+
+CONDITIONS = {
+    "clean": "clean images",
+    "noisy": "under the smoothing noise",
+    "denoised": "behind the denoiser",
+}
 
 # Color names the subject and line style the defense, here as in the certified-accuracy curves.
 ATTACK_LINES = {
@@ -110,7 +116,26 @@ def roc(
     return false, true
 
 
-def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Point]]]) -> Picture:
+class Measured(NamedTuple):
+    """Agreement of one surrogate after so many queries, with its interval; a Point is that of several seeds."""
+
+    queries: int
+    median: float
+    lower: float
+    upper: float
+
+    @property
+    def lowest(self) -> float:
+        """Of the seeds, of which there is one."""
+        return self.median
+
+    @property
+    def highest(self) -> float:
+        """Of the seeds, of which there is one."""
+        return self.median
+
+
+def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Point | Measured]]]) -> Picture:
     """Agreement against queries: a panel a title, a line a strategy through its medians over seeds.
 
     Bars are intervals over images, bands the spread of the seeds.
@@ -129,7 +154,9 @@ def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Point]]]) -> Picture:
     return figure
 
 
-def _strategy_line(axes: Any, number: int, strategy: str, points: Sequence[Point], apart: float) -> None:
+def _strategy_line(
+    axes: Any, number: int, strategy: str, points: Sequence[Point | Measured], apart: float
+) -> None:
     queries = apart * np.array([point.queries for point in points])
     median, errors = with_errors([(point.median, point.lower, point.upper) for point in points])
     line = {"color": color(number), "linestyle": style(number // len(COLORS))}
