@@ -163,7 +163,19 @@ class Certificate(Framed):
 
 
 class Certificates(list[Certificate], Framed):
-    """Certificates of images, in order: a list that is a table in a notebook."""
+    """Certificates of images, in order: a list that is a table in a notebook.
+
+    Examples:
+        >>> certificate = Certificate.of(
+        ...     selected=1, radius=0.4, p_lower=0.95, counts0=np.array([0, 9]), counts=np.array([1, 99]),
+        ...     noise=Gaussian(0.25), alpha=0.001, method="fixed", subject="model",
+        ... )
+        >>> certificates = Certificates([certificate])
+        >>> certificates
+        Certificates(1 images, 1 certified, radius 0.4 to 0.4, norm='l2', noise='gaussian sigma=0.25', alpha=0.001, subject='model', 109 votes)
+        >>> certificates.to_frame()[["image", "prediction", "radius", "votes"]].to_dict("records")
+        [{'image': 0, 'prediction': 1, 'radius': 0.4, 'votes': 99}]
+    """
 
     def __repr__(self) -> str:
         if not self:

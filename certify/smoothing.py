@@ -63,6 +63,16 @@ def certify_votes(
 
     Raises:
         CertifyError: Bad arguments (before the first draw), or bad labels.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> def draw(count):  # labels under fresh noise: class 1 in 2% of the draws
+        ...     return (rng.random(count) < 0.02).astype(int)
+        >>> certificate = certify_votes(draw, Gaussian(0.25), num_classes=2, n=1000)
+        >>> certificate
+        Certificate(prediction=0, radius=0.433, norm='l2', noise='gaussian sigma=0.25', n=1000, alpha=0.001, subject='callable')
+        >>> certificate.counts
+        (977, 23)
     """
     check_count("num_classes", num_classes, 2)
     sampling = Sampling(n0, n, alpha, method, radii, bound)
@@ -105,6 +115,14 @@ class SmoothedClassifier:
 
     Raises:
         CertifyError: Bad arguments, or an unknown option.
+
+    Examples:
+        >>> def is_bright(images):
+        ...     return (images.mean((1, 2, 3)) > 0.5).long()
+        >>> smoothed = SmoothedClassifier(is_bright, Gaussian(0.25), num_classes=2)
+        >>> images = torch.stack([torch.full((1, 8, 8), gray) for gray in (0.2, 0.5, 0.9)])
+        >>> [each.prediction for each in smoothed.certify(images, n=1000)]  # -1: the votes are divided
+        [0, -1, 1]
     """
 
     def __init__(

@@ -24,7 +24,7 @@ def plot(value: Any) -> Picture:
     Raises:
         ConfigError: Anything else.
 
-    Example:
+    Examples:
         >>> import certdef, surrogates
         >>> bill = surrogates.Bill(None, {"attack": surrogates.Charge(500, 120, 0, 0, 0)})
         >>> certdef.plot(bill).axes[0].get_xlabel()

@@ -65,6 +65,14 @@ def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) 
 
     Raises:
         CertifyError: There are no records, or a radius is negative or, in a record, not finite.
+
+    Examples:
+        >>> records = Records(
+        ...     idx=np.arange(4), label=np.array([0, 1, 2, 2]), predict=np.array([0, 1, 1, -1]),
+        ...     radius=np.array([0.7, 0.3, 0.5, 0.0]), correct=np.array([True, True, False, False]), seconds=np.zeros(4),
+        ... )
+        >>> certified_accuracy(records, [0, 0.25, 0.5]).accuracy.tolist()
+        [0.5, 0.5, 0.25]
     """
     if len(records) == 0:
         raise CertifyError("certified accuracy needs at least one record, got 0: certify an image first")

@@ -85,6 +85,15 @@ class Records(Framed):
         Raises:
             CertifyError: There is no certificate, they are of several laws or numbers of classes, or the labels are not (M,)
                 integers.
+
+        Examples:
+            >>> from certify import Certificate, Gaussian
+            >>> certificate = Certificate.of(
+            ...     selected=1, radius=0.4, p_lower=0.95, counts0=np.array([0, 9]), counts=np.array([1, 99]),
+            ...     noise=Gaussian(0.25), alpha=0.001, method="fixed", subject="model",
+            ... )
+            >>> Records.of([certificate], [1])
+            Records(1 images, 1 correct, 0 abstained, radius 0.4 to 0.4, noise='gaussian sigma=0.25', alpha=0.001)
         """
         truth = np.asarray(labels)
         if truth.shape != (len(certificates),) or truth.dtype.kind not in "iu" or not len(certificates):

@@ -61,7 +61,15 @@ class Charge:
 
 @dataclass(frozen=True)
 class Bill(Framed):
-    """The charges of one target by purpose, and their totals."""
+    """The charges of one target by purpose, and their totals.
+
+    Examples:
+        >>> bill = Bill(None, {"training": Charge(600, answered=500, unknown=2, in_flight=0, recalled=70)})
+        >>> bill
+        Bill(training 502 of 600, 2 of them without an answer)
+        >>> bill["training"].remaining
+        98
+    """
 
     identity: str | None
     charges: dict[str, Charge]
