@@ -28,6 +28,7 @@ _HOME = {
     "serve": "certdef.models.serving",
     "doctor": "certdef.doctor",
     "cite": "certdef.report.citations",
+    "plot": "certdef.report.plots",
     "load_config": "certdef.config.load",
     "RunConfig": "certdef.config.job",
     "ConfigError": "certdef.config.job",

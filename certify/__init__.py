@@ -25,7 +25,7 @@ from certify.bounds.binomial import (
 from certify.bounds.incremental import incremental_lower_bound
 from certify.bounds.scores import score_lower_bound, score_radius, score_upper_bound
 from certify.bounds.two_sided import top_k_radius
-from certify.certificate import ABSTAIN, Certificate
+from certify.certificate import ABSTAIN, Certificate, Certificates
 from certify.errors import CertifyError
 from certify.guided import (
     Calibration,
@@ -50,7 +50,7 @@ from certify.noise import (
     nim_noise,
     truncated,
 )
-from certify.records import RecordLog, curves, read_records
+from certify.records import RecordLog, Records, curves, read_records
 from certify.records.recertify import recertify, recover_successes
 from certify.selection import NoiseChoice, choose_noise, expected_accuracy
 from certify.smoothing import SmoothedClassifier, certify_votes
@@ -79,6 +79,7 @@ __all__ = [
     "BrightnessContrast",
     "Calibration",
     "Certificate",
+    "Certificates",
     "CertifyError",
     "Contrast",
     "CoveringMasks",
@@ -94,6 +95,7 @@ __all__ = [
     "OldAnswers",
     "PopulationBound",
     "RecordLog",
+    "Records",
     "SmoothedClassifier",
     "Transformation",
     "Translation",

@@ -1,20 +1,69 @@
-"""What a certificate says."""
+"""What a certificate says, in full, in a line, and as a row of a table."""
 
+import html
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from certify.noise.base import ADDITIVE, PIXELS, NoiseLaw
 
+if TYPE_CHECKING:
+    import pandas
+
 ABSTAIN = -1
 
 Counts = NDArray[np.int64]
 
+ROWS = 20  # of a long table in a notebook: the first and the last
+
+
+class Framed:
+    """A value that a notebook shows as its line, ``repr``, above its table, ``to_frame``.
+
+    (surrogates.frames is the same class: these two packages import nothing of each other.)
+    """
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The value as a table. Only this imports pandas."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        frame = self.to_frame()
+        bounds = {name: _bound(str(name)) for name in frame.columns if _bound(str(name)) is not None}
+        table = frame.to_html(
+            index=False, border=0, max_rows=ROWS, formatters=bounds, float_format="{:,.6g}".format
+        )
+        return f"<p><code>{html.escape(repr(self))}</code></p>\n{table}"
+
+
+def _bound(column: str) -> Any:
+    """How the bounds of a column are written: never as more than was proven."""
+    if column == "radius" or column.endswith("lower"):
+        return partial(rounded, mode=ROUND_FLOOR)
+    return partial(rounded, mode=ROUND_CEILING) if column.endswith("upper") else None
+
+
+def rounded(value: float, mode: str = ROUND_FLOOR) -> str:
+    """A number with at most four decimals, rounded down or as ``mode`` says; one of four decimals stays as it is."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{Decimal(repr(float(value))).quantize(Decimal('0.0001'), mode).normalize():f}"
+
+
+def law_in_words(noise: Mapping[str, Any]) -> str:
+    """A described law in a few words: its name and its numbers."""
+    numbers = {name: value for name, value in noise.items() if isinstance(value, int | float)}
+    return " ".join([str(noise.get("law", "?")), *(f"{name}={value:g}" for name, value in numbers.items())])
+
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Framed):
     """``prediction`` holds within ``radius`` of the image, with probability >= 1 - ``alpha`` over the draws.
 
     Attributes:
@@ -55,6 +104,17 @@ class Certificate:
     uniform: float | None = None
     threat: str = ADDITIVE
     unit: str = PIXELS
+
+    def __repr__(self) -> str:
+        return (
+            f"Certificate(prediction={'ABSTAIN' if self.abstained else self.prediction}, "
+            f"radius={rounded(self.radius)}, norm={self.norm!r}, noise={law_in_words(self.noise)!r}, "
+            f"n={self.n}, alpha={self.alpha:g}, subject={self.subject!r}{'' if self.sound else ', approximate'})"
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row: the claim, the votes behind it, and whose it is."""
+        return Certificates([self]).to_frame().drop(columns="image")
 
     @property
     def abstained(self) -> bool:
@@ -100,6 +160,70 @@ class Certificate:
             threat=noise.threat,
             unit=noise.unit,
         )
+
+
+class Certificates(list[Certificate], Framed):
+    """Certificates of images, in order: a list that is a table in a notebook.
+
+    Examples:
+        >>> certificate = Certificate.of(
+        ...     selected=1, radius=0.4, p_lower=0.95, counts0=np.array([0, 9]), counts=np.array([1, 99]),
+        ...     noise=Gaussian(0.25), alpha=0.001, method="fixed", subject="model",
+        ... )
+        >>> certificates = Certificates([certificate])
+        >>> certificates
+        Certificates(1 images, 1 certified, radius 0.4 to 0.4, norm='l2', noise='gaussian sigma=0.25', alpha=0.001, subject='model', 109 votes)
+        >>> certificates.to_frame()[["image", "prediction", "radius", "votes"]].to_dict("records")
+        [{'image': 0, 'prediction': 1, 'radius': 0.4, 'votes': 99}]
+    """
+
+    def __repr__(self) -> str:
+        if not self:
+            return "Certificates(0 images)"
+        certified = [each for each in self if not each.abstained]
+        reach = f", radius {rounded(min(each.radius for each in certified))}" if certified else ""
+        reach += f" to {rounded(max(each.radius for each in certified))}" if certified else ""
+        same = {
+            "norm": {repr(each.norm) for each in self},
+            "noise": {repr(law_in_words(each.noise)) for each in self},
+            "alpha": {f"{each.alpha:g}" for each in self},
+            "subject": {repr(each.subject) for each in self},
+        }
+        shared = "".join(f", {name}={next(iter(all_))}" for name, all_ in same.items() if len(all_) == 1)
+        votes = sum(each.n0 + each.n for each in self)
+        approximate = "" if all(each.sound for each in self) else ", approximate"
+        return (
+            f"Certificates({len(self)} images, {len(certified)} certified{reach}{shared}, "
+            f"{votes:,} votes{approximate})"
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row an image: its position, the claim, the votes behind it, and whose it is.
+
+        ``votes`` are those of the class that was bounded, of ``n``; the noise is in ``Certificate.noise``.
+        """
+        import pandas
+
+        columns = (
+            "prediction",
+            "radius",
+            "norm",
+            "p_lower",
+            "n0",
+            "n",
+            "alpha",
+            "method",
+            "subject",
+            "sound",
+        )
+        rows = [
+            {"image": number}
+            | {name: getattr(each, name) for name in columns}
+            | {"votes": each.counts[each.selected] if each.selected != ABSTAIN else 0}
+            for number, each in enumerate(self)
+        ]
+        order = ["image", "prediction", "radius", "norm", "p_lower", "votes", *columns[4:]]
+        return pandas.DataFrame(rows, columns=order)
 
 
 def class_to_bound(counts0: Counts, known_class: int | None = None) -> int:

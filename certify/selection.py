@@ -7,7 +7,7 @@ have the whole alpha. What the choice cost is part of its result.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.optimize
@@ -16,16 +16,20 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln
 
 from certify.bounds.binomial import binomial_lower_bound
+from certify.certificate import Framed, law_in_words
 from certify.errors import CertifyError, with_options
 from certify.noise.base import NoiseLaw
 from certify.smoothing import Sampling, SmoothedClassifier
+
+if TYPE_CHECKING:
+    import pandas
 
 # Of the parameters of a Beta law that is fitted to few images: unanimous votes alone would make one of them 0.
 WEIGHTS = (0.02, 1_000.0)
 
 
 @dataclass(frozen=True)
-class NoiseChoice:
+class NoiseChoice(Framed):
     """The chosen law, with the held-out certified accuracy of every candidate.
 
     Attributes:
@@ -43,6 +47,23 @@ class NoiseChoice:
     accuracy: NDArray[np.float64]
     draws: int
     held_out: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"NoiseChoice({law_in_words(self.noise.describe())!r}, of {len(self.candidates)} candidates, "
+            f"{self.draws:,} votes on {len(self.held_out)} held-out images)"
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a candidate and radius: held-out certified accuracy as a share, and whether the law was chosen."""
+        import pandas
+
+        rows = [
+            (law_in_words(law.describe()), float(radius), float(share), law == self.noise)
+            for law, shares in zip(self.candidates, self.accuracy, strict=True)
+            for radius, share in zip(self.radii, shares, strict=True)
+        ]
+        return pandas.DataFrame(rows, columns=["noise", "radius", "accuracy", "chosen"])
 
     def check_fresh(self, indices: Sequence[int]) -> None:
         """Raise CertifyError if an image of the choice is about to be certified."""

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 import certify.core as core
 from certify.bounds.sequential import UNIT, Outcome, Plan
 from certify.bounds.sequential_two_sided import PairPlan
-from certify.certificate import Certificate, Counts, class_to_bound
+from certify.certificate import Certificate, Certificates, Counts, class_to_bound
 from certify.errors import CertifyError, check_alpha, check_count, with_options
 from certify.noise.base import NoiseLaw
 from certify.sampling import Sampling, Votes, certificate_of
@@ -63,6 +63,16 @@ def certify_votes(
 
     Raises:
         CertifyError: Bad arguments (before the first draw), or bad labels.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> def draw(count):  # labels under fresh noise: class 1 in 2% of the draws
+        ...     return (rng.random(count) < 0.02).astype(int)
+        >>> certificate = certify_votes(draw, Gaussian(0.25), num_classes=2, n=1000)
+        >>> certificate
+        Certificate(prediction=0, radius=0.433, norm='l2', noise='gaussian sigma=0.25', n=1000, alpha=0.001, subject='callable')
+        >>> certificate.counts
+        (977, 23)
     """
     check_count("num_classes", num_classes, 2)
     sampling = Sampling(n0, n, alpha, method, radii, bound)
@@ -105,6 +115,14 @@ class SmoothedClassifier:
 
     Raises:
         CertifyError: Bad arguments, or an unknown option.
+
+    Examples:
+        >>> def is_bright(images):
+        ...     return (images.mean((1, 2, 3)) > 0.5).long()
+        >>> smoothed = SmoothedClassifier(is_bright, Gaussian(0.25), num_classes=2)
+        >>> images = torch.stack([torch.full((1, 8, 8), gray) for gray in (0.2, 0.5, 0.9)])
+        >>> [each.prediction for each in smoothed.certify(images, n=1000)]  # -1: the votes are divided
+        [0, -1, 1]
     """
 
     def __init__(
@@ -166,7 +184,7 @@ class SmoothedClassifier:
         indices: Sequence[int] | None = None,
         on_certificate: Callable[[int, Certificate, float], None] | None = None,
         progress: Any = None,
-    ) -> list[Certificate]:
+    ) -> Certificates:
         """One certificate for each image, in order, every one at level ``alpha``.
 
         Args:
@@ -193,7 +211,7 @@ class SmoothedClassifier:
         known = None if known_class is None else check_known(known_class, len(images), self.num_classes)
         self.settle(images)
         self.check_alone(images)
-        certificates: list[Certificate] = []
+        certificates = Certificates()
         # Few selection draws fill a batch only together; estimation in smaller groups finishes images early.
         first_draws = n if known is not None else n0
         for group in _spans(

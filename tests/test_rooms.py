@@ -26,7 +26,12 @@ DOORS = {
         "surrogates/targets/deployments.py",
     },
     "joblib": {"certify/voting/parallel.py"},
-    "matplotlib": {"certify/records/curves.py", "certdef/report/canvas.py", "certdef/report/images.py"},
+    "matplotlib": {
+        "certify/records/curves.py",
+        "certify/records/picture.py",
+        "certdef/report/canvas.py",
+        "certdef/report/images.py",
+    },
     "httpx": {"surrogates/targets/"},
     "httpcore": {"surrogates/targets/http_exchange.py", "surrogates/targets/http.py"},
     "h11": {"surrogates/targets/http_exchange.py", "surrogates/targets/http.py"},

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import certify
+from surrogates.frames import Framed
+
+if TYPE_CHECKING:
+    import pandas
 
 # The threat model of each attack, from the weakest on.
 THREAT_MODELS = {
@@ -63,6 +67,31 @@ class AttackEvaluation:
     gradients: int = 0
     skipped: str = ""
 
+    def __repr__(self) -> str:
+        if self.accuracy is None:
+            return f"AttackEvaluation({self.name}, skipped: {self.skipped})"
+        share, low, high = (f"{100 * value:.1f}" for value in self.accuracy)
+        return (
+            f"AttackEvaluation({self.name}, eps={self.eps:g}, accuracy {share}% [{low}, {high}] of "
+            f"{len(self.right)} images, queries={self.queries})"
+        )
+
+    def row(self) -> dict[str, Any]:
+        """The evaluation as a row of a table: all of it but for the single images."""
+        share, lower, upper = self.accuracy or (None, None, None)
+        return {
+            "attack": self.name,
+            "eps": self.eps,
+            "accuracy": share,
+            "accuracy_lower": lower,
+            "accuracy_upper": upper,
+            "images": len(self.right),
+            "queries": self.queries,
+            "gradients": self.gradients,
+            "knows": self.knows,
+            "skipped": self.skipped,
+        }
+
     @property
     def robust_accuracy(self) -> float:
         """The share of images classified right; ValueError where the attack could not be tried."""
@@ -78,6 +107,22 @@ class AttackEvaluation:
     def from_json(cls, plain: Mapping[str, Any]) -> AttackEvaluation:
         """The evaluation from its plain form."""
         return cls(**{**plain, "right": tuple(plain["right"])})
+
+
+class Evaluations(list[AttackEvaluation], Framed):
+    """One system under the attacks of the threat ladder: a list that is a table in a notebook."""
+
+    def __repr__(self) -> str:
+        worst = next((each for each in self if each.name == WORST_CASE and each.accuracy), None)
+        tried = sum(each.accuracy is not None for each in self)
+        headline = f", worst case {100 * worst.robust_accuracy:.1f}% at eps={worst.eps:g}" if worst else ""
+        return f"Evaluations({tried} of {len(self)} tried{headline})"
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row an attack, from the weakest threat model on."""
+        import pandas
+
+        return pandas.DataFrame([each.row() for each in self])
 
 
 def single_attacks(evaluations: Sequence[AttackEvaluation]) -> list[AttackEvaluation]:

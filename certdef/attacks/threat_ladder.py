@@ -17,6 +17,7 @@ from certdef.attacks.evaluation import (
     DW_BOX,
     THREAT_MODELS,
     AttackEvaluation,
+    Evaluations,
     single_attacks,
     worst_case,
 )
@@ -38,7 +39,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable | None = None,
-) -> list[AttackEvaluation]:
+) -> Evaluations:
     """Evaluate a system under every attack that applies, in the order of THREAT_MODELS.
 
     With known weights the attacks by gradients and by queries; with a target the transfers from the surrogate, and from it
@@ -61,7 +62,7 @@ def evaluate(
     for name in progress(names, desc="ladder") if progress else names:
         attacker.evaluations.append(_evaluated(attacker, name, seed * len(THREAT_MODELS) + number[name]))
     found = attacker.evaluations
-    return [*found, worst_case(found)] if single_attacks(found) else found
+    return Evaluations([*found, worst_case(found)] if single_attacks(found) else found)
 
 
 def most_queries(settings: LadderConfig, images: int, *, purified: bool, noisy: bool) -> int:

@@ -93,6 +93,11 @@ def load_config(preset: str | None = None, file: str | Path | None = None, **ove
 
     Raises:
         ConfigError: An unknown preset, file or key (with the nearest known one), or a value out of range.
+
+    Examples:
+        >>> config = load_config("digits", certify__n=2000, ledger__training=300)
+        >>> config.certify.n, config.ledger.training
+        (2000, 300)
     """
     arguments = [f"--preset={preset}"] if preset else []
     if file is not None:

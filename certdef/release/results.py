@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from surrogates.frames import Framed
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA: Final = "certdef-comparison-1"
 
@@ -106,7 +111,7 @@ class Gate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Framed):
     """OLD against NEW, image by image.
 
     Attributes:
@@ -141,6 +146,21 @@ class Comparison:
     won: tuple[Change, ...]
     gates: tuple[Gate, ...]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        held = sum(gate.passed for gate in self.gates)
+        gates = f", {held} of {len(self.gates)} gates hold" if self.gates else ""
+        verdicts = [row.verdict for row in self.rows]
+        return (
+            f"Comparison({self.images} images, {len(self.rows)} rows: {verdicts.count('worse')} worse, "
+            f"{verdicts.count('better')} better, {verdicts.count('unproven')} unproven{gates})"
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The rows, with the names of ``Row``: all images first, then classes, then groups."""
+        import pandas
+
+        return pandas.DataFrame([vars(row) for row in self.rows])
 
     @property
     def passed(self) -> bool:

@@ -6,16 +6,19 @@ The words "average case" stand at every figure, and no radius stands beside one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from certdef.report import images
-from certdef.report.canvas import as_png, canvas, color, percentages, tidy
+from certdef.report.canvas import canvas, color, percentages, tidy
 from certdef.report.formats import percent, percent_up
 from certdef.stages.robustness import CorruptionRow, RobustnessResult
 from certdef.tracking.checked_json import read_json
 from certdef.tracking.workspace import FINGERPRINT, RESULT
+
+if TYPE_CHECKING:
+    from certify.records.picture import Picture
 
 PICTURE = "robustness.png"
 COLUMNS = (
@@ -47,7 +50,7 @@ def found_average_case(workspace: Path, identity: str, images_digest: str) -> di
     return None
 
 
-def bars(result: RobustnessResult, name: str) -> bytes:
+def bars(result: RobustnessResult, name: str) -> Picture:
     """A bar a corruption: the share of images that are proven, average case, and in how many any draw changed the answer."""
     rows = result.rows
     figure, (axes,) = canvas(7.2, 1.3 + 0.42 * len(rows))
@@ -83,7 +86,7 @@ def bars(result: RobustnessResult, name: str) -> bytes:
     axes.set_title(f"{name}: the bare target, average case, {result.images} images", loc="left", fontsize=11)
     tidy(axes)
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
-    return as_png(figure)
+    return figure
 
 
 def in_words(result: RobustnessResult) -> list[str]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from certdef.report.figures import budget_plot
+from certdef.report.figures import CONDITIONS, budget_plot
 from certdef.stages.budgets import Cell, Point, curves
 
-CONDITIONS = {
-    "clean": "clean images",
-    "noisy": "under the smoothing noise",
-    "denoised": "behind the denoiser",
-}
+if TYPE_CHECKING:
+    from certify.records.picture import Picture
 
 
 def as_csv(cells: Sequence[Cell]) -> str:
@@ -47,7 +45,7 @@ def _cell(point: Point) -> str:
     return f"{100 * point.median:.1f}{spread} [{100 * point.lower:.1f}, {100 * point.upper:.1f}]"
 
 
-def plot(cells: Sequence[Cell]) -> bytes:
-    """PNG: a panel a condition, a line a strategy."""
+def plot(cells: Sequence[Cell]) -> Picture:
+    """A panel a condition, a line a strategy."""
     panels = {title: lines for name, title in CONDITIONS.items() if (lines := curves(cells, name))}
     return budget_plot(panels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,19 +28,15 @@ def canvas(
     width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
 ) -> tuple[Any, list[Any]]:
     """A figure of so many inches and its panels, row by row; `shared` goes to matplotlib's subplots."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from certify.records.picture import Picture
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(width, height)
     return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
 
 
 def as_png(figure: Any) -> bytes:
     """A figure as PNG."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return figure.to_png()
 
 
 def tidy(axes: Any) -> None:

@@ -64,24 +64,24 @@ def _(result: MembershipResult, folder: Path, *, config: RunConfig, data: Splits
             for model in result.attacks
         }
     curves = {_model_title(config, model): figures.roc(*group) for model, group in groups.items()}
-    (folder / "membership_roc.png").write_bytes(figures.membership_plot(curves, result.candidates))
+    (folder / "membership_roc.png").write_bytes(figures.membership_plot(curves, result.candidates).to_png())
 
 
 @draw.register
 def _(result: LadderResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
-    (folder / "ladder.png").write_bytes(
-        figures.ladder_plot(result.attacks_by_subject, result.curve, result.eps, right_in_words(data.remarks))
-    )
+    right = right_in_words(data.remarks)
+    picture = figures.ladder_plot(result.attacks_by_subject, result.curve, result.eps, right)
+    (folder / "ladder.png").write_bytes(picture.to_png())
     tables = {subject: markdown_table(systems) for subject, systems in result.attacks_by_subject.items()}
     (folder / "ladder.md").write_text(
-        "\n\n".join(f"{k}{right_in_words(data.remarks)}\n\n{v}" for k, v in tables.items()) + "\n",
+        "\n\n".join(f"{k}{right}\n\n{v}" for k, v in tables.items()) + "\n",
         encoding="utf-8",
     )
 
 
 @draw.register
 def _(result: RobustnessResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
-    (folder / average_case.PICTURE).write_bytes(average_case.bars(result, data.name))
+    (folder / average_case.PICTURE).write_bytes(average_case.bars(result, data.name).to_png())
 
 
 @draw.register
@@ -94,7 +94,7 @@ def _(result: UDCResult, folder: Path, *, config: RunConfig, data: Splits) -> No
 def _(result: BudgetsResult, folder: Path, *, config: RunConfig, data: Splits) -> None:
     (folder / "budgets.csv").write_text(budget_curves.as_csv(result.cells), encoding="utf-8")
     (folder / "budgets.md").write_text(budget_curves.as_markdown(result.cells) + "\n", encoding="utf-8")
-    (folder / "budgets.png").write_bytes(budget_curves.plot(result.cells))
+    (folder / "budgets.png").write_bytes(budget_curves.plot(result.cells).to_png())
 
 
 @draw.register

@@ -1,9 +1,9 @@
-"""The figures of a job, as PNG bytes: accuracy under attack, the threat ladder, membership inference, query budgets."""
+"""The figures of a job, for pages and notebooks: accuracy under attack, the threat ladder, membership inference, query budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from certdef.attacks.evaluation import THREAT_MODELS, WORST_CASE, AttackEvaluation
 from certdef.report.canvas import (
     COLORS,
-    as_png,
     canvas,
     color,
     line_with_band,
@@ -21,9 +20,19 @@ from certdef.report.canvas import (
     tidy,
     with_errors,
 )
-from certdef.stages.attack import AttackRow
-from certdef.stages.budgets import Point
-from certdef.stages.ladder import SmoothedRow
+from surrogates import Bill
+
+if TYPE_CHECKING:  # a figure of what was computed without a job loads no job
+    from certdef.stages.attack import AttackRow
+    from certdef.stages.budgets import Point
+    from certdef.stages.ladder import SmoothedRow
+    from certify.records.picture import Picture
+
+CONDITIONS = {
+    "clean": "clean images",
+    "noisy": "under the smoothing noise",
+    "denoised": "behind the denoiser",
+}
 
 # Color names the subject and line style the defense, here as in the certified-accuracy curves.
 ATTACK_LINES = {
@@ -34,7 +43,7 @@ ATTACK_LINES = {
 }
 
 
-def attack_plot(rows: Sequence[AttackRow], purifier: str, right: str = "") -> bytes:
+def attack_plot(rows: Sequence[AttackRow], purifier: str, right: str = "") -> Picture:
     """Accuracy against eps with 95% intervals: target and surrogate, each without and with the purifier.
 
     Args:
@@ -69,12 +78,12 @@ def attack_plot(rows: Sequence[AttackRow], purifier: str, right: str = "") -> by
     axes.set_title("PGD on the surrogate, transferred to the target", loc="left", fontsize=11)
     tidy(axes)
     axes.legend(frameon=False, fontsize=9)
-    return as_png(figure)
+    return figure
 
 
 def membership_plot(
     curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], candidates: int
-) -> bytes:
+) -> Picture:
     """ROC curves of membership inference, both axes logarithmic, a line a model.
 
     Args:
@@ -93,7 +102,7 @@ def membership_plot(
     axes.set_title("Membership inference, offline RMIA", loc="left", fontsize=11)
     tidy(axes)
     axes.legend(frameon=False, fontsize=9)
-    return as_png(figure)
+    return figure
 
 
 def roc(
@@ -107,7 +116,26 @@ def roc(
     return false, true
 
 
-def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Point]]]) -> bytes:
+class Measured(NamedTuple):
+    """Agreement of one surrogate after so many queries, with its interval; a Point is that of several seeds."""
+
+    queries: int
+    median: float
+    lower: float
+    upper: float
+
+    @property
+    def lowest(self) -> float:
+        """Of the seeds, of which there is one."""
+        return self.median
+
+    @property
+    def highest(self) -> float:
+        """Of the seeds, of which there is one."""
+        return self.median
+
+
+def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Point | Measured]]]) -> Picture:
     """Agreement against queries: a panel a title, a line a strategy through its medians over seeds.
 
     Bars are intervals over images, bands the spread of the seeds.
@@ -123,10 +151,12 @@ def budget_plot(panels: Mapping[str, Mapping[str, Sequence[Point]]]) -> bytes:
         tidy(axes)
     every[0].set_ylabel("agreement with the target")
     every[-1].legend(frameon=False, fontsize=8, loc="lower right")
-    return as_png(figure)
+    return figure
 
 
-def _strategy_line(axes: Any, number: int, strategy: str, points: Sequence[Point], apart: float) -> None:
+def _strategy_line(
+    axes: Any, number: int, strategy: str, points: Sequence[Point | Measured], apart: float
+) -> None:
     queries = apart * np.array([point.queries for point in points])
     median, errors = with_errors([(point.median, point.lower, point.upper) for point in points])
     line = {"color": color(number), "linestyle": style(number // len(COLORS))}
@@ -145,12 +175,39 @@ def _strategy_line(axes: Any, number: int, strategy: str, points: Sequence[Point
     axes.fill_between(queries, lowest, highest, color=line["color"], alpha=0.12, linewidth=0)
 
 
+def bill_plot(bill: Bill) -> Picture:
+    """Queries by purpose as bars: charged, possibly charged because the answer was lost, and what the budget leaves."""
+    charges = {
+        name: charge for name, charge in reversed(bill.charges.items()) if charge.budget or charge.largest
+    }
+    figure, (axes,) = canvas(6.4, 1.3 + 0.42 * len(charges))
+    places, left = np.arange(len(charges)), np.zeros(len(charges))
+    parts = {
+        "answered": ([each.answered for each in charges.values()], color(0)),
+        "unknown or in flight": ([each.largest - each.answered for each in charges.values()], color(1)),
+        "left in the budget": ([each.remaining for each in charges.values()], "0.85"),
+    }
+    budgets = np.array([max(1, each.budget, each.largest) for each in charges.values()])
+    for name, (queries, filled) in parts.items():
+        if any(queries):
+            axes.barh(places, queries / budgets, left=left, height=0.62, color=filled, label=name)
+        left = left + queries / budgets
+    names = [f"{name}\n{each.spent:,} of {each.budget:,}" for name, each in charges.items()]
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set_xlim(0, 1)
+    percentages(axes.xaxis)
+    axes.set_xlabel("share of the purpose's query budget")
+    tidy(axes)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=3)
+    return figure
+
+
 def ladder_plot(
     subjects: Mapping[str, Mapping[str, Sequence[AttackEvaluation]]],
     curve: Sequence[SmoothedRow],
     eps: float,
     right: str = "",
-) -> bytes:
+) -> Picture:
     """The threat ladder and the certificate: a panel a subject, a row an attack, a color a system, 95% intervals.
 
     Args:
@@ -171,7 +228,7 @@ def ladder_plot(
     figure.legend(*marks, loc="outside lower left", ncols=len(marks[0]), frameon=False, fontsize=8)
     for axes in every:
         tidy(axes)
-    return as_png(figure)
+    return figure
 
 
 def _attacks_panel(axes: Any, systems: Mapping[str, Sequence[AttackEvaluation]]) -> None:

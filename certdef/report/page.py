@@ -86,7 +86,7 @@ def _attack(config: RunConfig, data: Splits, result: AttackResult, purifier: str
         "steps": config.attack.steps,
         "sigma": config.attack.sigma_255 / 255,
         "sigma_255": config.attack.sigma_255,
-        "plot": images.data_uri(figures.attack_plot(rows, purifier, right_in_words(data.remarks))),
+        "plot": images.data_uri(figures.attack_plot(rows, purifier, right_in_words(data.remarks)).to_png()),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
 from certdef.report import images
 from certdef.report.average_case import found_average_case
-from certdef.report.canvas import as_png, canvas, color, line_with_band, percentages, style, tidy
+from certdef.report.canvas import canvas, color, line_with_band, percentages, style, tidy
 from certdef.report.formats import with_interval
 from certdef.report.template import papers, template
 from certdef.report.words import of_target_alone, right_in_words
@@ -21,6 +21,9 @@ from certdef.stages.threat import AVERAGE_CASE, EXACT, SOUND, ThreatResult
 from certdef.tracking.checked_json import read_json
 from certdef.tracking.workspace import FINGERPRINT, RESULT, Stage
 from surrogates import Bill
+
+if TYPE_CHECKING:
+    from certify.records.picture import Picture
 
 PICTURE = "threat.png"
 CLAIMS = {
@@ -94,7 +97,7 @@ def render(
     )
 
 
-def threat_plot(result: ThreatResult, title: str, right: str = "") -> bytes:
+def threat_plot(result: ThreatResult, title: str, right: str = "") -> Picture:
     """Certified accuracy against the parameter of a threat, a line a subject, with 95% bands."""
     figure, (axes,) = canvas(6.4, 4.2)
     names = {"target": "target, by paid queries", "surrogate": "surrogate, free"}
@@ -116,13 +119,13 @@ def threat_plot(result: ThreatResult, title: str, right: str = "") -> bytes:
     axes.set_title(title, loc="left", fontsize=11)
     tidy(axes)
     axes.legend(frameon=False, fontsize=9)
-    return as_png(figure)
+    return figure
 
 
 def draw_threat(result: ThreatResult, folder: Path, data: Splits) -> None:
     """The picture of a threat, in the folder of its stage."""
     right = right_in_words(data.remarks)
-    (folder / PICTURE).write_bytes(threat_plot(result, f"{data.name}: {result.title}", right))
+    (folder / PICTURE).write_bytes(threat_plot(result, f"{data.name}: {result.title}", right).to_png())
 
 
 def table_lines(result: ThreatResult) -> list[str]:

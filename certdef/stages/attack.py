@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,9 +15,12 @@ from certdef.config.own_target import NONE
 from certdef.stages.job import Job
 from certdef.stages.purifier import Purifier
 from certdef.tracking import metrics
-from certdef.tracking.results import Share, StageResult
+from certdef.tracking.results import Share, StageResult, as_frame
 from certdef.tracking.workspace import Stage
 from surrogates.distillation.inference import images_at_once, predict
+
+if TYPE_CHECKING:
+    import pandas
 
 BATCH = 100  # images purified at a time: a diffusion chain takes memory
 
@@ -46,6 +50,10 @@ class AttackResult(StageResult):
 
     rows: tuple[AttackRow, ...]
     images: int
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row an eps: accuracy with its limits, without and with the purifier."""
+        return as_frame(vars(row) for row in self.rows)
 
 
 def attack(

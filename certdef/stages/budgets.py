@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,8 +30,11 @@ from certdef.stages.surrogate import (
 )
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import fingerprint, read_json, write_json
-from certdef.tracking.results import Share, StageResult
+from certdef.tracking.results import Share, StageResult, as_frame
 from certdef.tracking.workspace import Stage
+
+if TYPE_CHECKING:
+    import pandas
 
 CONDITIONS = ("clean", "noisy", "denoised")
 
@@ -69,6 +72,14 @@ class BudgetsResult(StageResult):
     """Every cell of the table."""
 
     cells: tuple[Cell, ...]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a surrogate: its budget, what was charged for it, and its agreement by condition, with limits."""
+        return as_frame(
+            {name: getattr(cell, name) for name in ("strategy", "budget", "seed", "queries", "charged")}
+            | {f"agreement_{name}": share for name, share in cell.agreement.items()}
+            for cell in self.cells
+        )
 
 
 def check_budgets(

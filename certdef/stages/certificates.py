@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import certify
 import surrogates
@@ -25,7 +25,7 @@ from certdef.stages.students import Students
 from certdef.stages.voters import Voters
 from certdef.stages.votes import BaseClassifier, CertifiedCurve, certify_condition
 from certdef.tracking import metrics
-from certdef.tracking.results import StageResult
+from certdef.tracking.results import StageResult, as_frame
 from certdef.tracking.workspace import Stage
 
 # Columns of the table of certificates.
@@ -42,6 +42,9 @@ CERTIFICATE = (
     "radius",
 )
 
+if TYPE_CHECKING:
+    import pandas
+
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyResult(StageResult):
@@ -56,6 +59,24 @@ class CertifyResult(StageResult):
     curves: dict[str, CertifiedCurve]
     radii: tuple[float, ...]
     chosen: dict[str, SigmaLaw] = field(default_factory=dict)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a condition and radius: certified accuracy with its limits, and the votes that it took."""
+        return as_frame(
+            {
+                "condition": key,
+                "subject": curve.subject,
+                "headline": curve.headline,
+                "radius": radius,
+                "accuracy": share,
+                "images": curve.images,
+                "n": curve.n,
+                "votes_per_image": curve.samples_per_image,
+                "sound": curve.sound,
+            }
+            for key, curve in self.curves.items()
+            for radius, share in zip((0.0, *self.radii), curve.shares, strict=True)
+        )
 
     def tables(self, folder: Path) -> dict[str, dict[str, list[Any]]]:
         """Every certificate, a row an image and condition; radii in [0,1] pixel units."""

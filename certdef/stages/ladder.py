@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -39,9 +39,12 @@ from certdef.stages.purifier import Purifier
 from certdef.stages.students import Students
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import read_json, write_json
-from certdef.tracking.results import Share, StageResult
+from certdef.tracking.results import Share, StageResult, as_frame
 from certdef.tracking.workspace import Stage
 from surrogates.distillation.inference import images_at_once
+
+if TYPE_CHECKING:
+    import pandas
 
 SUBJECTS = ("surrogate", "target")
 VOTES = 300  # draws of a prediction under attack, at most
@@ -84,6 +87,9 @@ class Evaluation:
     images: int
     queries: int
 
+    def __repr__(self) -> str:
+        return f"Evaluation({len(self.rungs)} attacks on {self.images} images, {self.queries:,} queries)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SystemResult(StageResult):
@@ -109,6 +115,15 @@ class LadderResult(StageResult):
     own: str
     curve: tuple[SmoothedRow, ...]
     eps: float
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a subject, system and attack, the worst case image by image among them."""
+        return as_frame(
+            {"subject": subject, "purifier": system} | attack.row()
+            for subject, systems in self.attacks_by_subject.items()
+            for system, attacks in systems.items()
+            for attack in attacks
+        )
 
     @property
     def attacks_by_subject(self) -> dict[str, dict[str, list[AttackEvaluation]]]:

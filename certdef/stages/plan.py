@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -24,7 +24,11 @@ from certdef.stages.preflight import Look, Sample, look
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import tracking_uri
 from certdef.tracking.results import Share
+from surrogates.frames import Framed
 from surrogates.ledger.reader import seconds_per_query
+
+if TYPE_CHECKING:
+    import pandas
 
 LOG = logging.getLogger("certdef")  # the first lines of a job; the command line shows them
 LONG = 3_600  # seconds from which on a part of the job is named
@@ -72,7 +76,7 @@ class Choosing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Framed):
     """What is known of a job before it starts.
 
     Attributes:
@@ -104,6 +108,19 @@ class Plan:
     radii: tuple[float, ...] = ()
     foretold: dict[str, tuple[Share, ...]] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan({self.job!r}, at most {self.total.expected:,} queries, {self.total.answered:,} of them answered, "
+            f"{len(self.warnings)} warnings)"
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a purpose: queries at most, those that are answered already, and the budget."""
+        import pandas
+
+        rows = [{"purpose": purpose} | vars(row) for purpose, row in self.queries.items()]
+        return pandas.DataFrame(rows, columns=["purpose", "expected", "answered", "budget"])
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it; shares are [value, lower, upper]."""

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,13 +27,16 @@ from certdef.stages.job import Job, versions
 from certdef.stages.target import TargetResult
 from certdef.tracking import metrics
 from certdef.tracking.checked_json import fingerprint
-from certdef.tracking.results import StageResult
+from certdef.tracking.results import StageResult, as_frame
 from certdef.tracking.workspace import Stage
 from certify.bounds.change import LARGEST_ALPHA, ChangePlan, change_plan, fewest_labels
 from certify.threats import population
 from certify.threats.perturbations import Perturbation, perturbation
 from surrogates.distillation.inference import images_at_once
 from surrogates.files import replacing
+
+if TYPE_CHECKING:
+    import pandas
 
 BATCH = 512  # images before the target at once
 
@@ -123,6 +126,10 @@ class RobustnessResult(StageResult):
     identity: str
     images_digest: str
     claim: str = population.AVERAGE_CASE
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a corruption; every figure is an average case."""
+        return as_frame({"claim": self.claim} | vars(row) for row in self.rows).drop(columns=["law"])
 
 
 def key_of(name: str) -> str:

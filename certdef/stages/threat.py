@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -20,8 +20,11 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.config.threats import check_name
 from certdef.data.sets import digest
 from certdef.stages.job import Job, versions
-from certdef.tracking.results import Share, StageResult
+from certdef.tracking.results import Share, StageResult, as_frame
 from certdef.tracking.workspace import Stage
+
+if TYPE_CHECKING:
+    import pandas
 
 SOUND = "sound"  # holds for every change within the parameter, with probability 1 - alpha over the draws
 EXACT = "alpha = 0"  # the same without any draw, of a deterministic target
@@ -95,6 +98,14 @@ class ThreatResult(StageResult):
     identity: str
     images_digest: str
     papers: tuple[str, ...] = ()
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a subject and parameter: the share of images that is right, and proven up to it."""
+        return as_frame(
+            {"subject": subject, "kind": self.kind, self.parameter: at, "accuracy": share}
+            for subject, curve in self.curves.items()
+            for at, share in zip((0.0, *self.grid), (curve.right, *curve.accuracy), strict=True)
+        )
 
 
 @dataclass(frozen=True)

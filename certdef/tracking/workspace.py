@@ -54,6 +54,9 @@ class Stage(Generic[R]):
             self.path = next(iter(sorted(root.glob(f"{kind}*-{self.fingerprint}"))), self.path)
         self.reused = self.done
 
+    def __repr__(self) -> str:
+        return f"Stage({self.name!r}, {'done' if self.done else 'not done'}, {str(self.path)!r})"
+
     @property
     def done(self) -> bool:
         """Whether the result is there."""

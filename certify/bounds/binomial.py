@@ -25,6 +25,10 @@ def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) 
 
     Raises:
         CertifyError: Not 0 <= successes <= trials, or no whole numbers.
+
+    Examples:
+        >>> round(float(binomial_lower_bound(1900, 2000, alpha=0.001)), 4)
+        0.9331
     """
     return _bounds(successes, trials, 2 * check_alpha(alpha))[0]
 
@@ -69,6 +73,11 @@ def binomial_interval(successes: ArrayLike, trials: ArrayLike, alpha: float = 0.
     """Two-sided Clopper-Pearson interval (lower, upper) at level 1 - alpha, rounded outwards.
 
     Arguments and errors as ``binomial_lower_bound``.
+
+    Examples:
+        >>> lower, upper = binomial_interval(90, 100)
+        >>> round(float(lower), 4), round(float(upper), 4)
+        (0.8238, 0.951)
     """
     return _bounds(successes, trials, check_alpha(alpha))
 

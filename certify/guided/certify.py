@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from certify.certificate import Certificate
+from certify.certificate import Certificate, Certificates
 from certify.errors import check_alpha, check_count, with_options
 from certify.guided.calibration import Calibration
 from certify.guided.image import Guide, GuidedImage, reachable_radii
@@ -62,7 +62,7 @@ def certify_guided(
     alpha: float = 0.001,
     budget: int | None = None,
     **options: Any,
-) -> list[Certificate]:
+) -> Certificates:
     """Certify images for a paid ``target`` with a free ``surrogate`` as guide, in order.
 
     The same ``seed`` and ``indices`` give the same votes, so that a ledger pays for none of them twice.
@@ -135,7 +135,7 @@ def certify_set(
     *,
     on_certificate: Callable[[int, Certificate], None] | None = None,
     progress: Any = None,
-) -> list[Certificate]:
+) -> Certificates:
     """Certify the images ``start(0)`` to ``start(count - 1)``, each started once, in order.
 
     Args:
@@ -177,4 +177,4 @@ def certify_set(
                         image.plan()  # by the updated calibration
         for position, image in waiting.items():
             finish(position, image)
-    return [certificates[position] for position in range(count)]
+    return Certificates(certificates[position] for position in range(count))

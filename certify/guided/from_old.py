@@ -37,7 +37,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from certify.bounds.binomial import required_successes
-from certify.certificate import Certificate
+from certify.certificate import Certificate, Certificates
 from certify.errors import CertifyError, check_alpha, check_count, with_options
 from certify.guided.answers import OldAnswers, Redrawn, asked
 from certify.guided.calibration import Calibration
@@ -192,7 +192,7 @@ def certify_from_old(
     alpha: float = 0.001,
     budget: int | None = None,
     **options: Any,
-) -> list[Certificate]:
+) -> Certificates:
     """Certify a new version by few paid votes, with an old version's answers on the same draws as guide.
 
     Sound whatever the old version is, if the new one was not trained or chosen on these draws.
@@ -256,7 +256,7 @@ def certify_from_old(
             chosen.on_certificate(names[position], audited_certificate(certificate, noise, alpha))
 
     found = certify_set(start, len(images), budget, on_certificate=finish, progress=chosen.progress)
-    return [audited_certificate(each, noise, alpha) for each in found]
+    return Certificates(audited_certificate(each, noise, alpha) for each in found)
 
 
 def check_reach(noise: NoiseLaw, radii: Sequence[float], n: int, alpha: float, draws: int) -> None:

@@ -12,7 +12,14 @@ from certify.noise.base import FloatArray, NoiseLaw, Shape
 
 @dataclass(frozen=True)
 class Gaussian(NoiseLaw):
-    """N(0, sigma^2) on every pixel: l2 radius sigma * Phi^-1(p) (Cohen et al. 2019, Theorem 1)."""
+    """N(0, sigma^2) on every pixel: l2 radius sigma * Phi^-1(p) (Cohen et al. 2019, Theorem 1).
+
+    Examples:
+        >>> round(Gaussian(0.25).radius(0.95), 4)
+        0.4112
+        >>> round(Gaussian(0.25).p_required(0.5), 4)
+        0.9772
+    """
 
     sigma: float
     norm = "l2"

@@ -16,6 +16,10 @@ class Laplace(NoiseLaw):
 
     The paper's other form, scale/2 * log(p_top / p_rival), is the larger one only where the runner-up is
     bounded by less than 1 - p: ``two_sided_radius`` takes the larger of both.
+
+    Examples:
+        >>> round(Laplace(0.25).radius(0.99), 4)
+        0.978
     """
 
     scale: float

@@ -131,7 +131,12 @@ class GaussianScaleMixture(NoiseLaw):
 
 
 def nim_noise() -> GaussianScaleMixture:
-    """The NIM pre-training noise: sigma ~ Gamma(shape 25, scale 3) / 255 (You et al., NeurIPS 2023)."""
+    """The NIM pre-training noise: sigma ~ Gamma(shape 25, scale 3) / 255 (You et al., NeurIPS 2023).
+
+    Examples:
+        >>> round(nim_noise().radius(0.99), 4)
+        0.6589
+    """
     return GaussianScaleMixture(scipy.stats.gamma(25, scale=3 / 255))
 
 

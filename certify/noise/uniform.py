@@ -12,7 +12,12 @@ from certify.noise.base import ROUNDING, FloatArray, NoiseLaw, Shape
 
 @dataclass(frozen=True)
 class Uniform(NoiseLaw):
-    """U(-half_width, half_width) on every pixel: l1 radius 2 * half_width * (p - 1/2) (Yang et al. 2020)."""
+    """U(-half_width, half_width) on every pixel: l1 radius 2 * half_width * (p - 1/2) (Yang et al. 2020).
+
+    Examples:
+        >>> round(Uniform(0.5).radius(0.9), 4)
+        0.4
+    """
 
     half_width: float
     norm = "l1"

@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from certify.bounds.binomial import binomial_interval
+from certify.certificate import Framed
 from certify.errors import CertifyError, check_alpha
 from certify.records.table import Records
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import pandas
+
+    from certify.records.picture import Picture
 
 # Okabe and Ito's palette: distinct with any color vision, and in print with the line styles below.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -21,7 +24,7 @@ STYLES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Framed):
     """Certified accuracy at each radius: the share of images that are correct at least that far.
 
     Attributes:
@@ -41,6 +44,19 @@ class Curve:
     sound: bool = True
     known_class: bool = False
 
+    def __repr__(self) -> str:
+        ends = dict.fromkeys([0, len(self.radius) - 1])
+        shares = ", ".join(f"{100 * self.accuracy[at]:.1f}% at radius {self.radius[at]:g}" for at in ends)
+        return f"Curve({_label(f'{self.total} images, certified accuracy {shares}', self)})"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a radius: certified accuracy and its limits, as shares."""
+        import pandas
+
+        return pandas.DataFrame(
+            {"radius": self.radius, "accuracy": self.accuracy, "lower": self.lower, "upper": self.upper}
+        )
+
 
 def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) -> Curve:
     """Share of images that are correct with radius >= r, for each r in ``radii``, with 1 - alpha bands.
@@ -49,6 +65,14 @@ def certified_accuracy(records: Records, radii: ArrayLike, alpha: float = 0.05) 
 
     Raises:
         CertifyError: There are no records, or a radius is negative or, in a record, not finite.
+
+    Examples:
+        >>> records = Records(
+        ...     idx=np.arange(4), label=np.array([0, 1, 2, 2]), predict=np.array([0, 1, 1, -1]),
+        ...     radius=np.array([0.7, 0.3, 0.5, 0.0]), correct=np.array([True, True, False, False]), seconds=np.zeros(4),
+        ... )
+        >>> certified_accuracy(records, [0, 0.25, 0.5]).accuracy.tolist()
+        [0.5, 0.5, 0.25]
     """
     if len(records) == 0:
         raise CertifyError("certified accuracy needs at least one record, got 0: certify an image first")
@@ -88,26 +112,27 @@ def plot(
     path: str | Path | None = None,
     title: str = "Certified accuracy",
     norm: str = "l2",
-) -> "Figure":
-    """Draw the curves with their bands.
+    unit: str = "pixel values in [0, 1]",
+) -> "Picture":
+    """Draw the curves with their bands; a notebook shows what is returned, a matplotlib figure.
 
     Args:
         curves: By name; a few hundred radii each give a smooth picture.
         path: Where to save the picture; the suffix chooses the format.
         title: Above the picture.
-        norm: Of the radii.
+        norm: Of the radii: l1, l2 or linf, or the transformation's name; empty where it is not known.
+        unit: Of the radii.
 
     Raises:
         CertifyError: There is no curve.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
+
+    from certify.records.picture import Picture
 
     if not curves:
         raise CertifyError("plot needs at least one curve, got none: pass {name: curve}")
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(6.4, 4.2)
     axes: Any = figure.add_subplot()
     for number, (name, curve) in enumerate(curves.items()):
         color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
@@ -118,8 +143,8 @@ def plot(
     axes.set_xlim(0, furthest or 1)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    symbol = norm.replace("l", "ℓ")
-    axes.set_xlabel(f"{symbol} radius of the perturbation (pixel values in [0, 1])")
+    symbol = norm.replace("l", "ℓ") if norm in ("l1", "l2", "linf") else norm
+    axes.set_xlabel(f"{symbol} radius of the perturbation ({unit})".lstrip())
     axes.set_ylabel("certified accuracy (correct, proven within the radius)")
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(color="0.9", linewidth=0.8)

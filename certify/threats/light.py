@@ -26,6 +26,10 @@ class Brightness(Transformation, law="brightness", fields=("sigma",)):
     """b ~ N(0, sigma^2) added to every pixel of an image alike: radius sigma * Phi^-1(p) in [0, 1] pixel values.
 
     Proof: the law of b is moved by the adversary's shift; Cohen et al. 2019, Theorem 1, in one dimension (TSS, Corollary 2).
+
+    Examples:
+        >>> round(Brightness(0.2).radius(0.9), 4)  # the same shift of every pixel, up or down
+        0.2563
     """
 
     sigma: float

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from certify.certificate import ABSTAIN, Certificate
+from certify.certificate import ABSTAIN, Certificate, Certificates
 from certify.errors import CertifyError, check_count
 from certify.threats.fills import FILLS, Fill, cover
 from certify.threats.masks import CoveringMasks
@@ -88,7 +88,7 @@ class MaskedClassifier:
         indices: Sequence[int] | None = None,
         on_certificate: Callable[[int, Certificate, float], None] | None = None,
         progress: Any = None,
-    ) -> list[Certificate]:
+    ) -> Certificates:
         """One certificate for each image, in order; each stops at the first pair of masks that disagrees.
 
         The radius is the number of pixels of the patch, ``counts`` and ``n`` are the answers that were asked for. The
@@ -111,7 +111,7 @@ class MaskedClassifier:
         known = None if known_class is None else check_known(known_class, len(images), self.num_classes)
         if not self._repeats:
             self.check_repeats(images[:1])
-        certificates = []
+        certificates = Certificates()
         for position, (name, image) in enumerate(zip(names, images, strict=True)):
             start = time.perf_counter()
             certificate = self._certify(image, None if known is None else int(known[position]))

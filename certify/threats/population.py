@@ -19,7 +19,7 @@ Several laws are several statements: for all of them together divide alpha by th
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from certify.bounds.change import (
     most_wrong_claims,
     pooled_upper_bound,
 )
-from certify.certificate import Counts
+from certify.certificate import Counts, Framed
 from certify.errors import CertifyError, check_count
 from certify.threats.corruptions import (
     CORRUPTIONS,
@@ -53,6 +53,9 @@ from certify.threats.corruptions import (
 from certify.threats.perturbations import Perturbation, compose, perturbation
 from certify.voting.checks import check_images, check_indices
 from certify.voting.chunks import ESTIMATION, seed_of
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = [
     "AVERAGE_CASE",
@@ -118,7 +121,7 @@ class ImageChange:
 
 
 @dataclass(frozen=True)
-class PopulationBound:
+class PopulationBound(Framed):
     """An average-case statement about a classifier under one law; see the module for what it claims.
 
     Attributes:
@@ -149,6 +152,18 @@ class PopulationBound:
     subject: str = "target"
     threat: str = THREAT
     claim: str = AVERAGE_CASE
+
+    def __repr__(self) -> str:
+        return (
+            f"PopulationBound({self.claim}, {self.name}: P(change) <= {self.q:g} proven of {self.proven} of "
+            f"{len(self.images)} images, alpha={self.alpha:g}, {self.labels:,} labels, subject={self.subject!r})"
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row an image, with the names of ``ImageChange``: an average case."""
+        import pandas
+
+        return pandas.DataFrame([asdict(each) for each in self.images])
 
     @property
     def proven(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from certify.certificate import Certificate, Counts
+from certify.certificate import Certificate, Certificates, Counts
 from certify.errors import CertifyError, check_count, check_positive, with_options
 from certify.voting.checks import check_images, check_indices, resolve_device
 from certify.voting.engine import VoteEngine
@@ -34,7 +34,7 @@ def certify_splitting(
     on_certificate: Callable[[int, Certificate, float], None] | None = None,
     progress: Any = None,
     **options: Any,
-) -> list[Certificate]:
+) -> Certificates:
     """Certify images on the grid of gray levels in l1, with alpha = 0; the certificate is about images on the grid.
 
     Args:
@@ -69,7 +69,7 @@ def certify_splitting(
         "levels": levels,
         "seed": engine.seed,
     }
-    certificates = []
+    certificates = Certificates()
     for index, image in zip(indices, grid.to(device), strict=True):
         start = time.perf_counter()
         counts = np.zeros(num_classes, dtype=np.int64)

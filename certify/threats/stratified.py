@@ -22,7 +22,7 @@ import torch
 from scipy.special import ndtr, ndtri
 
 from certify.bounds.binomial import binomial_lower_bound, smallest_n
-from certify.certificate import Certificate, Counts
+from certify.certificate import Certificate, Certificates, Counts
 from certify.errors import CertifyError, check_alpha, check_count
 from certify.noise.base import ROUNDING, FloatArray, NoiseLaw
 from certify.noise.bisection import largest
@@ -98,7 +98,7 @@ def certify_stratified(
     indices: Sequence[int] | None = None,
     on_certificate: Callable[[int, Certificate, float], None] | None = None,
     progress: Any = None,
-) -> list[Certificate]:
+) -> Certificates:
     """As ``smoothed.certify``, with one bound a stratum of sigma.
 
     Args:
@@ -123,7 +123,7 @@ def certify_stratified(
     images = check_images(images)
     names = check_indices(indices, len(images))
     smoothed.check_alone(images)
-    certificates = []
+    certificates = Certificates()
     for index, image in zip(names, images, strict=True):
         start = time.perf_counter()
         count = partial(_count, smoothed, image[None], index, progress)

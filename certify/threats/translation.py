@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.special import ndtr, ndtri
 
-from certify.certificate import Certificate
+from certify.certificate import Certificate, Certificates
 from certify.errors import CertifyError, check_count, with_options
 from certify.noise.base import FloatArray
 from certify.threats.transformation import Transformation, check_parameter, normal
@@ -134,7 +134,7 @@ def certify_pixel_shifts(
     indices: Sequence[int] | None = None,
     on_certificate: Callable[[int, Certificate, float], None] | None = None,
     **options: Any,
-) -> list[Certificate]:
+) -> Certificates:
     """Certify the bare classifier against every shift of up to ``most`` whole pixels, by trying all of them: alpha = 0.
 
     The prediction is the answer to the image itself. The radius k says that each of the (2 k + 1)^2 shifts by at most k rows and
@@ -163,7 +163,7 @@ def certify_pixel_shifts(
     rings = [_ring(size).to(device) for size in range(most + 1)]
     shifted(images[:1], rings[0].cpu(), padding)  # refuses an unknown padding
     noise = {"law": "pixel_shift", "norm": "pixel_shift", "unit": SHIFT, "most": most, "padding": padding}
-    certificates = []
+    certificates = Certificates()
     for index, image in zip(names, images, strict=True):
         start = perf_counter()
         counts, radius, prediction = np.zeros(num_classes, dtype=np.int64), 0, -1

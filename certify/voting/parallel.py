@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from certify.certificate import Certificate
+from certify.certificate import Certificate, Certificates
 from certify.errors import CertifyError, check_count
 from certify.voting.checks import check_images, check_indices
 
@@ -40,7 +40,7 @@ def certify_parallel(
     on_certificate: Callable[[int, Certificate, float], None] | None = None,
     progress: Any = None,
     **options: Any,
-) -> list[Certificate]:
+) -> Certificates:
     """``smoothed.certify(images, **options)`` on many workers: the same votes, in order.
 
     Args:
@@ -83,7 +83,7 @@ def certify_parallel(
         )
         for part in parts
     ]
-    certificates: list[Certificate] = []
+    certificates = Certificates()
     with _backend(backend, workers, scheduler) as parallel:
         for part, timed in zip(parts, parallel(jobs), strict=True):
             for index, (certificate, seconds) in zip(names[part], timed, strict=True):

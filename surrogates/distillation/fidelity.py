@@ -1,6 +1,8 @@
 """Agreement of a surrogate with its target, clean and under the noise that it will be smoothed with."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,14 +11,18 @@ from surrogates.distillation.augmentation import Noise, denoised, perturbed
 from surrogates.distillation.inference import device_of
 from surrogates.distillation.surrogate import Surrogate, predict_labels
 from surrogates.errors import SurrogateError, check_positive_integers
+from surrogates.frames import Framed, rounded
 from surrogates.intervals import clopper_pearson
 from surrogates.targets import Target, check_images
+
+if TYPE_CHECKING:
+    import pandas
 
 REFERENCES = ("same", "clean")
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Framed):
     """Agreement (fidelity): the share of images with the same label.
 
     Args:
@@ -26,6 +32,10 @@ class Fidelity:
         disagreement_upper: One-sided upper bound of the share with different labels, hence usable alone.
         n: Number of images.
         noisy: Whether the surrogate saw noisy images.
+
+    Examples:
+        >>> Fidelity(0.925, 0.89997, 0.94601, disagreement_upper=0.1, n=400, noisy=False)  # bounds are rounded to the safe side
+        Fidelity(agreement=0.9250 [0.8999, 0.9461], n=400, clean images)
     """
 
     agreement: float
@@ -34,6 +44,17 @@ class Fidelity:
     disagreement_upper: float
     n: int
     noisy: bool
+
+    def __repr__(self) -> str:
+        interval = f"{rounded(self.lower)}, {rounded(self.upper, ROUND_CEILING)}"
+        images = "noisy" if self.noisy else "clean"
+        return f"Fidelity(agreement={self.agreement:.4f} [{interval}], n={self.n}, {images} images)"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row, with the names of the fields."""
+        import pandas
+
+        return pandas.DataFrame([asdict(self)])
 
 
 def fidelity(

@@ -39,6 +39,15 @@ class Surrogate:
     strategy: str = "random"
     rounds: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        held_out = (
+            "" if self.held_out_agreement is None else f", held_out_agreement={self.held_out_agreement:.4f}"
+        )
+        return (
+            f"Surrogate({type(self.model).__name__}, queries={self.queries}, strategy={self.strategy!r}, "
+            f"loss={self.loss!r}, epochs={len(self.history)}{held_out})"
+        )
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (N, K) of images (N, C, H, W); gradients flow."""
         return self.model(images)

@@ -7,8 +7,13 @@ most `answered + unknown + in flight` queries. The budget is held against the la
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from surrogates.errors import LedgerError
+from surrogates.frames import Framed
+
+if TYPE_CHECKING:
+    import pandas
 
 PURPOSES = ("training", "evaluation", "certification", "attack", "canary", "preflight")
 
@@ -55,11 +60,40 @@ class Charge:
 
 
 @dataclass(frozen=True)
-class Bill:
-    """The charges of one target by purpose, and their totals."""
+class Bill(Framed):
+    """The charges of one target by purpose, and their totals.
+
+    Examples:
+        >>> bill = Bill(None, {"training": Charge(600, answered=500, unknown=2, in_flight=0, recalled=70)})
+        >>> bill
+        Bill(training 502 of 600, 2 of them without an answer)
+        >>> bill["training"].remaining
+        98
+    """
 
     identity: str | None
     charges: dict[str, Charge]
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{name} {each.spent:,} of {each.budget:,}"
+            for name, each in self.charges.items()
+            if each.budget or each.largest
+        ]
+        lost = f", {self.total.unknown:,} of them without an answer" if self.total.unknown else ""
+        return f"Bill({'; '.join(parts) or 'no budget'}{lost})"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a purpose that has a budget or a charge, in queries."""
+        import pandas
+
+        names = ("budget", "spent", "remaining", "answered", "unknown", "in_flight", "recalled", "refused")
+        rows = [
+            {"purpose": purpose} | {name: getattr(each, name) for name in names}
+            for purpose, each in self.charges.items()
+            if each.budget or each.largest
+        ]
+        return pandas.DataFrame(rows, columns=["purpose", *names])
 
     def __getitem__(self, purpose: str) -> Charge:
         return self.charges[purpose]

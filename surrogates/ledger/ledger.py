@@ -44,6 +44,18 @@ class QueryLedger:
 
     Raises:
         LedgerError: The file cannot be used or is damaged, or the budget is none.
+
+    Examples:
+        >>> import surrogates
+        >>> target = surrogates.open_target(lambda x: (x.mean((1, 2, 3)) > 0.5).astype(int), num_classes=2, output_kind="labels")
+        >>> images = np.linspace(0, 1, 3, dtype=np.float32).reshape(3, 1, 1, 1) * np.ones((1, 1, 4, 4), dtype=np.float32)
+        >>> with QueryLedger("ledger.db", {"evaluation": 5}) as ledger:
+        ...     paid = ledger.attach(target, purpose="evaluation")
+        ...     _ = paid.query(images), paid.query(images)  # the second time from the ledger
+        ...     print(ledger.bill())
+        ...     print(ledger.bill()["evaluation"].recalled, "recalled,", ledger.remaining("evaluation"), "left")
+        Bill(evaluation 3 of 5)
+        3 recalled, 2 left
     """
 
     def __init__(
@@ -56,6 +68,10 @@ class QueryLedger:
         self.canaries = canaries
         self.store = LedgerStore(path)
         self.recalled: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        budget = ", ".join(f"{purpose} {queries:,}" for purpose, queries in self.budget.items() if queries)
+        return f"QueryLedger({self.path!r}, {budget})"
 
     @property
     def path(self) -> str:

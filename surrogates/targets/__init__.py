@@ -64,6 +64,14 @@ def open_target(
     Raises:
         ClassesUnknown: The target does not report its number of classes, and num_classes was not given.
         TargetError: It cannot be opened, or not with these options.
+
+    Examples:
+        >>> import numpy as np
+        >>> def is_bright(images):  # the deployed model: (N, C, H, W) -> labels (N,)
+        ...     return (images.mean((1, 2, 3)) > 0.5).astype(int)
+        >>> target = open_target(is_bright, num_classes=2, output_kind="labels")
+        >>> target.query(np.full((3, 1, 8, 8), 0.9, dtype=np.float32)).labels.tolist()
+        [1, 1, 1]
     """
     declared, others = split_options(options)
     kind = type(target).__name__

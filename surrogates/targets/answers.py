@@ -28,6 +28,13 @@ class Answers:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        scores = (
+            "labels alone" if self.scores is None else f"labels and scores of {self.scores.shape[1]} classes"
+        )
+        lost = f", lost={self.lost}" if self.lost else ""
+        return f"Answers({len(self)} images, {scores}{lost})"
+
     def copy(self) -> "Answers":
         """Return answers that share no memory with these."""
         scores = None if self.scores is None else self.scores.copy()

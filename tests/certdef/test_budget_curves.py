@@ -80,11 +80,11 @@ def test_the_table_is_written_whole():
 def test_the_picture_has_a_panel_a_condition():
     from matplotlib.image import imread
 
-    two = imread(io.BytesIO(plot(CELLS)), format="png")
+    two = imread(io.BytesIO(plot(CELLS).to_png()), format="png")
     three = [
         dataclasses.replace(c, agreement=c.agreement | {"denoised": Share(0.7, 0.6, 0.8)}) for c in CELLS
     ]
-    assert imread(io.BytesIO(plot(three)), format="png").shape[1] > 1.3 * two.shape[1]
+    assert imread(io.BytesIO(plot(three).to_png()), format="png").shape[1] > 1.3 * two.shape[1]
     assert np.ptp(two) > 0.5
 
 
