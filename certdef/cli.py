@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -231,10 +231,8 @@ ACTIONS: dict[str, Callable[[str, RunConfig, Any], int]] = {
 }
 
 
-def _ledger(arguments: list[str]) -> int:
-    """Print and export the query bill of a ledger: a file, not a job, so that it takes none of the job's options."""
-    from argparse import ArgumentError, ArgumentParser
-
+def _ledger_parser() -> ArgumentParser:
+    """The options of certdef ledger."""
     parser = ArgumentParser(
         prog="certdef ledger",
         exit_on_error=False,
@@ -259,6 +257,12 @@ def _ledger(arguments: list[str]) -> int:
     )
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
     parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    return parser
+
+
+def _ledger(arguments: list[str]) -> int:
+    """Print and export the query bill of a ledger: a file, not a job, so that it takes none of the job's options."""
+    parser = _ledger_parser()
     try:
         namespace, rest = parser.parse_known_args(arguments)
     except ArgumentError as error:
@@ -319,11 +323,32 @@ def _evidence(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _completion(arguments: list[str]) -> int:
+    """Print the completion script of a shell, or the verb's help."""
+    usage = "usage: certdef completion bash|zsh"
+    if wants_help(arguments):
+        print(f"{usage}\n\n{description('completion')}")
+        return 0
+    if len(arguments) != 1:
+        raise ConfigError("name one shell: certdef completion bash, or zsh")
+    from certdef.config.completion import script
+    from certdef.release import command, evidence_command
+
+    parsers = {
+        "ledger": _ledger_parser(),
+        "compare": command.build_parser(),
+        "evidence": evidence_command.build_parser(),
+    }
+    print(script(arguments[0], parsers), end="")
+    return 0
+
+
 OF_NO_JOB: dict[str, Callable[[list[str]], int]] = {
     "ledger": _ledger,
     "purifiers": _purifiers,
     "compare": _compare,
     "evidence": _evidence,
+    "completion": _completion,
 }
 
 
@@ -344,10 +369,12 @@ def as_yaml(config: RunConfig) -> str:
 
 def _expected(error: ValueError) -> bool:
     """Whether an error is one of ours: a line for the user. Anything else is a bug and keeps its traceback."""
+    if isinstance(error, ConfigError):
+        return True  # and no torch is loaded to say so: a typo is answered at once
     from certify import CertifyError
     from surrogates import SurrogateError
 
-    return isinstance(error, ConfigError | CertifyError | SurrogateError)
+    return isinstance(error, CertifyError | SurrogateError)
 
 
 def _quiet() -> None:
