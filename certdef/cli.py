@@ -12,6 +12,7 @@ from typing import Any
 from certdef import __version__
 from certdef.config import own_target
 from certdef.config.checks import failures
+from certdef.config.clash import clash
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import (
     UnreadOptions,
@@ -21,6 +22,7 @@ from certdef.config.load import (
     preset_of,
 )
 from certdef.config.threats import OPTIONS as THREAT_OPTIONS
+from certdef.config.threats import check_name
 from certdef.config.verbs import (
     JOBS,
     OPTIONS,
@@ -52,6 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ncertdef: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
+    except ImportError:
+        if found := clash():
+            print(f"certdef: surrogates: {found}", file=sys.stderr)
+            return 2
+        raise
     except ValueError as error:
         if not _expected(error):
             raise
@@ -139,6 +146,8 @@ def _check_table(verb: str, namespace: Any) -> None:
 def _job(verb: str, config: RunConfig, namespace: Any) -> int:
     """Run a verb of the job and print its summary."""
     _quiet()
+    if verb == "certify":
+        check_name(namespace.threat)  # before torch is loaded
     from certdef import pipeline
 
     options = {"progress": not namespace.quiet, "fresh": namespace.fresh}
@@ -179,8 +188,13 @@ def _merge(verb: str, config: RunConfig, namespace: Any) -> int:
 
 
 def _doctor(verb: str, config: RunConfig, namespace: Any) -> int:
-    from certdef.doctor import doctor
-
+    try:
+        from certdef.doctor import doctor
+    except ImportError:
+        if found := clash():  # nothing else can be looked at
+            print(f"MISSING  surrogates {found}")
+            return 1
+        raise
     return doctor(config)
 
 
