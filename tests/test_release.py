@@ -68,7 +68,13 @@ def test_issue_templates_are_forms(template: Path) -> None:
         return
     assert form["name"]
     assert form["description"]
-    assert {field["type"] for field in form["body"]} <= {"markdown", "textarea", "input", "dropdown", "checkboxes"}
+    assert {field["type"] for field in form["body"]} <= {
+        "markdown",
+        "textarea",
+        "input",
+        "dropdown",
+        "checkboxes",
+    }
     names = [field["id"] for field in form["body"] if field["type"] != "markdown"]
     assert len(set(names)) == len(names) > 0
 

@@ -42,7 +42,9 @@ def test_doctor_names_an_installed_package_that_our_own_hides(site: Path, tmp_pa
 def test_doctor_and_a_job_name_a_package_that_hides_ours(site: Path, tmp_path: Path) -> None:
     done = certdef("doctor", path=[site, ROOT], folder=tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("MISSING  surrogates the installed package surrogates imports under this name")
+    assert done.stdout.startswith(
+        "MISSING  surrogates the installed package surrogates imports under this name"
+    )
     job = certdef("run", "--quiet", path=[site, ROOT], folder=tmp_path)
     assert job.returncode == 2
     [line] = job.stderr.splitlines()

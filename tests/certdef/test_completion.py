@@ -24,7 +24,10 @@ printf '%s\\n' "${COMPREPLY[@]}"
 def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("shtab")
     written = subprocess.run(
-        [sys.executable, "-m", "certdef.cli", "completion", "bash"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "certdef.cli", "completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     path = tmp_path_factory.mktemp("completion") / "certdef.bash"
     path.write_text(written.stdout)
@@ -41,7 +44,9 @@ def offered(completion: Path, *words: str) -> set[str]:
         check=True,
         env={"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")},
     )
-    assert asked.stderr.replace("bash: line 0: compopt: not currently executing completion function\n", "") == ""
+    assert (
+        asked.stderr.replace("bash: line 0: compopt: not currently executing completion function\n", "") == ""
+    )
     return {line for line in asked.stdout.splitlines() if line}
 
 
