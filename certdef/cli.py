@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from certdef import __version__
 from certdef.config import own_target
 from certdef.config.checks import failures
+from certdef.config.clash import clash
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import (
     UnreadOptions,
@@ -21,6 +22,7 @@ from certdef.config.load import (
     preset_of,
 )
 from certdef.config.threats import OPTIONS as THREAT_OPTIONS
+from certdef.config.threats import check_name
 from certdef.config.verbs import (
     JOBS,
     OPTIONS,
@@ -52,6 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ncertdef: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
+    except ImportError:
+        if found := clash():
+            print(f"certdef: surrogates: {found}", file=sys.stderr)
+            return 2
+        raise
     except ValueError as error:
         if not _expected(error):
             raise
@@ -139,6 +146,8 @@ def _check_table(verb: str, namespace: Any) -> None:
 def _job(verb: str, config: RunConfig, namespace: Any) -> int:
     """Run a verb of the job and print its summary."""
     _quiet()
+    if verb == "certify":
+        check_name(namespace.threat)  # before torch is loaded
     from certdef import pipeline
 
     options = {"progress": not namespace.quiet, "fresh": namespace.fresh}
@@ -179,8 +188,13 @@ def _merge(verb: str, config: RunConfig, namespace: Any) -> int:
 
 
 def _doctor(verb: str, config: RunConfig, namespace: Any) -> int:
-    from certdef.doctor import doctor
-
+    try:
+        from certdef.doctor import doctor
+    except ImportError:
+        if found := clash():  # nothing else can be looked at
+            print(f"MISSING  surrogates {found}")
+            return 1
+        raise
     return doctor(config)
 
 
@@ -231,10 +245,8 @@ ACTIONS: dict[str, Callable[[str, RunConfig, Any], int]] = {
 }
 
 
-def _ledger(arguments: list[str]) -> int:
-    """Print and export the query bill of a ledger: a file, not a job, so that it takes none of the job's options."""
-    from argparse import ArgumentError, ArgumentParser
-
+def _ledger_parser() -> ArgumentParser:
+    """The options of certdef ledger."""
     parser = ArgumentParser(
         prog="certdef ledger",
         exit_on_error=False,
@@ -259,6 +271,12 @@ def _ledger(arguments: list[str]) -> int:
     )
     parser.add_argument("--quiet", action="store_true", help="No progress bar.")
     parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    return parser
+
+
+def _ledger(arguments: list[str]) -> int:
+    """Print and export the query bill of a ledger: a file, not a job, so that it takes none of the job's options."""
+    parser = _ledger_parser()
     try:
         namespace, rest = parser.parse_known_args(arguments)
     except ArgumentError as error:
@@ -319,11 +337,32 @@ def _evidence(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _completion(arguments: list[str]) -> int:
+    """Print the completion script of a shell, or the verb's help."""
+    usage = "usage: certdef completion bash|zsh"
+    if wants_help(arguments):
+        print(f"{usage}\n\n{description('completion')}")
+        return 0
+    if len(arguments) != 1:
+        raise ConfigError("name one shell: certdef completion bash, or zsh")
+    from certdef.config.completion import script
+    from certdef.release import command, evidence_command
+
+    parsers = {
+        "ledger": _ledger_parser(),
+        "compare": command.build_parser(),
+        "evidence": evidence_command.build_parser(),
+    }
+    print(script(arguments[0], parsers), end="")
+    return 0
+
+
 OF_NO_JOB: dict[str, Callable[[list[str]], int]] = {
     "ledger": _ledger,
     "purifiers": _purifiers,
     "compare": _compare,
     "evidence": _evidence,
+    "completion": _completion,
 }
 
 
@@ -344,10 +383,12 @@ def as_yaml(config: RunConfig) -> str:
 
 def _expected(error: ValueError) -> bool:
     """Whether an error is one of ours: a line for the user. Anything else is a bug and keeps its traceback."""
+    if isinstance(error, ConfigError):
+        return True  # and no torch is loaded to say so: a typo is answered at once
     from certify import CertifyError
     from surrogates import SurrogateError
 
-    return isinstance(error, ConfigError | CertifyError | SurrogateError)
+    return isinstance(error, CertifyError | SurrogateError)
 
 
 def _quiet() -> None:

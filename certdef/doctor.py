@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 
+from certdef.config.clash import clash
 from certdef.config.job import ConfigError, RunConfig, without_password
 from certdef.config.threads import allowed_threads
 from certdef.data.named import data_root
@@ -78,23 +78,8 @@ def _packages() -> list[Finding]:
 
 def _surrogates() -> list[Finding]:
     """Another package on the registry imports under the same name."""
-    owners = [name for name in packages_distributions().get("surrogates", []) if name != "certdef"]
-    if owners:
-        return [
-            (
-                False,
-                "surrogates",
-                f"the package {', '.join(owners)} imports under this name too: uninstall it",
-            )
-        ]
-    spec = importlib.util.find_spec("surrogates.ledger")
-    return [
-        (
-            bool(spec),
-            "surrogates",
-            "certdef's own" if spec else "another package of this name shadows certdef's: uninstall it",
-        )
-    ]
+    found = clash()
+    return [(found is None, "surrogates", found or "certdef's own")]
 
 
 def _devices(config: RunConfig) -> list[Finding]:

@@ -25,6 +25,7 @@ DOORS = {
         "surrogates/targets/pyfunc.py",
         "surrogates/targets/deployments.py",
     },
+    "shtab": {"certdef/config/completion.py"},
     "joblib": {"certify/voting/parallel.py"},
     "matplotlib": {
         "certify/records/curves.py",

@@ -45,6 +45,7 @@ OTHERS = {
     "ledger": "the query bill of a ledger: queries by purpose, their cost, and their export",
     "compare": "a new version of a model against the old one, image by image; gates for a release",
     "evidence": "all that is measured of one model version, and what is not: JSON by a schema, Markdown, a page, a model card",
+    "completion": "a script that completes verbs, options and names in bash or zsh",
 }
 EXAMPLES = {
     "run": "certdef run --seed 1 --certify.n 2000\n  certdef run --preset fashion-mnist --data.root FOLDER --device cuda",
@@ -75,6 +76,8 @@ EXAMPLES = {
     "  certdef evidence RUN_ID --groups data.csv:camera --format json,html\n"
     "  certdef evidence runs/digits\n"
     "  certdef evidence --schema > evidence-1.json",
+    "completion": 'eval "$(certdef completion bash)"             in this shell; docs/verbs.md has the line for every one\n'
+    '  eval "$(certdef completion zsh)"',
     "compare": "certdef compare runs/old runs/new\n"
     "  certdef compare models:/mine/1 models:/mine/2 --max-drop 0.02 --markdown pr.md --junit compare.xml\n"
     '  certdef compare OLD_RUN_ID NEW_RUN_ID --fail-if "certified@0.25 < 0.60" --fail-if "abstained > 10%"\n'

@@ -32,6 +32,7 @@ PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 TABLES = "mlflow.loggedArtifacts"
 PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
+SQLITE = b"SQLite format 3"  # how such a file begins
 MOST_METRICS = 1000  # in one request
 LONGEST_PARAM = 6000
 LONGEST_NOTE = 7900  # MLflow refuses a tag of more than 8,000 characters
@@ -42,6 +43,11 @@ def tracking_uri(config: RunConfig) -> str:
     return (
         config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{LOCAL_STORE}/mlflow.db"
     )
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(SQLITE))
 
 
 def check_store(uri: str) -> None:
@@ -63,7 +69,7 @@ def check_store(uri: str) -> None:
             raise ConfigError(
                 f"tracking store {uri!r} can't be written: check its permissions, or choose another with --tracking.uri"
             )
-        if path.is_file() and path.stat().st_size and path.open("rb").read(15) != b"SQLite format 3":
+        if path.is_file() and path.stat().st_size and _first_bytes(path) != SQLITE:
             raise ConfigError(
                 f"tracking store {uri!r} is no SQLite database: move the file away, or choose another with --tracking.uri"
             )

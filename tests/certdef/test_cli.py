@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+import certdef
 from certdef.cli import main
 from certdef.config.verbs import EXAMPLES, JOBS, OPTIONS, OTHERS
 from tests.conftest import TINY
@@ -73,7 +74,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"certdef {verb}" in shown.split("examples:")[1].split("options:")[0]
-    of_a_job = verb not in ("ledger", "purifiers", "compare", "evidence")
+    of_a_job = verb not in ("ledger", "purifiers", "compare", "evidence", "completion")
     assert ("--certify.radii" in shown) == of_a_job
     assert shown.count("\n") <= 60, "a screen"
     assert ("defaults below are those of preset digits; for your own target" in shown) == of_a_job
@@ -94,7 +95,7 @@ def test_all_options_and_those_of_a_group_are_behind_help_all(capsys):
 
 def test_version(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == "0.1.0"
+    assert capsys.readouterr().out.strip() == certdef.__version__
 
 
 def test_print_config_reads_back(capsys, tmp_path):
@@ -304,7 +305,7 @@ def test_the_module_runs_as_a_script():
     result = subprocess.run(
         [sys.executable, "-m", "certdef.cli", "--version"], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == "0.1.0"
+    assert result.stdout.strip() == certdef.__version__
 
 
 @pytest.mark.parametrize("text", ["", "[a, b]", "# nothing"])

@@ -234,6 +234,37 @@ def test_body_never_scrolls_sideways(page, width):
 # --- without one --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.browser
+def test_the_summary_is_one_sheet_of_paper_and_is_not_on_the_screen(page, job):
+    """A4 within margins of a centimeter, at 96 pixels an inch, has 718 x 1046."""
+    summary = page.find_element("css selector", ".summary")
+    assert not summary.is_displayed()
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 718, "height": 1046, "deviceScaleFactor": 1, "mobile": False},
+    )
+    try:
+        box = page.execute_script(
+            "const e = arguments[0], b = e.getBoundingClientRect(); return [b.top + scrollY, b.height, e.scrollWidth];",
+            summary,
+        )
+        assert box[0] < 20, "the first thing on paper"
+        assert 200 < box[1] < 1046
+        assert box[2] <= 718
+        assert page.execute_script("return getComputedStyle(arguments[0]).breakAfter", summary) == "page"
+        shown = summary.text
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert all(words in shown for words in ("What is proven", "Against what", "For how many queries"))
+    cells = page.execute_script(
+        "return [...document.querySelectorAll('.summary tfoot td')].map(each => each.textContent)"
+    )
+    total = job.bill.total
+    assert [number(cell) for cell in cells] == [total.smallest, total.largest, total.budget]
+
+
 def test_rendering_again_gives_the_same_page(config, job, done):
     data = load_data(config.data, config.seed)
     again = report.render(config, data, done, job.bill)
