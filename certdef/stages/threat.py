@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import certify
@@ -27,6 +28,8 @@ SOUND = "sound"  # holds for every change within the parameter, with probability
 EXACT = "alpha = 0"  # the same without any draw, of a deterministic target
 AVERAGE_CASE = "average case"  # bounds the share of changes that alter the answer; no worst case
 KINDS = (SOUND, EXACT, AVERAGE_CASE)
+
+Keep = Callable[[int, certify.Certificate, float], None]  # index, certificate, seconds
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,40 @@ class Asked:
     def left(self, log: certify.RecordLog) -> list[int]:
         """The images that are not recorded yet."""
         return [index for index in range(self.images) if index not in log.done]
+
+    def records(
+        self, header: Mapping[str, Any], name: str, certify_left: Callable[[list[int], Keep], Any]
+    ) -> None:
+        """Record, under a bar, what is proven of the images that are not recorded yet.
+
+        Args:
+            header: What decides the records, beside the job; continued under the same alone.
+            name: What the bar calls the work.
+            certify_left: certify_left(left, keep) certifies the images left and gives each certificate to keep as it comes; not called
+                where none is left.
+        """
+        with self.log(header) as log:
+            left = self.left(log)
+            bar = self.job.progress(
+                total=self.images,
+                initial=self.images - len(left),
+                desc=f"{name} {self.subject}",
+                unit="image",
+            )
+
+            def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
+                self.record(log, index, certificate, seconds)
+                bar.update()
+
+            if left:
+                certify_left(left, keep)
+            bar.close()
+
+    def images_left(self, left: list[int]) -> tuple[Tensor, Any]:
+        """These held-out images, and their classes where they are known; None where they are not."""
+        data = self.job.data
+        known = data.heldout_labels[left] if self.job.config.certify.known_class else None
+        return torch.from_numpy(data.heldout_images[left]), known
 
     def record(
         self, log: certify.RecordLog, index: int, certificate: certify.Certificate, seconds: float

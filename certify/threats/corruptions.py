@@ -7,10 +7,9 @@ strengths are single and fixed; the defaults here are mild.
 
 import io
 import math
-from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,15 +23,20 @@ NEAR_0 = 2**-16  # what a power of a black pixel is taken of, so that gamma keep
 CHANNELS = (1, 3)  # of images that JPEG keeps
 
 
+@dataclass(frozen=True)
 class Corruption(Perturbation):
-    """A law of this module: its kind, one strength, and what that means."""
+    """A law of this module: its kind, and at most one field, which is its strength."""
 
-    kind: str
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_positive(field.name, getattr(self, field.name))
 
     @property
-    @abstractmethod
     def strength(self) -> float | None:
         """The one number of the law; None where it has none."""
+        return next((getattr(self, field.name) for field in fields(self)), None)
 
     @property
     def name(self) -> str:
@@ -60,13 +64,6 @@ class GaussianNoise(Corruption):
     sigma: float = 0.04
     kind = "noise"
 
-    def __post_init__(self) -> None:
-        check_positive("sigma", self.sigma)
-
-    @property
-    def strength(self) -> float:
-        return self.sigma
-
     @property
     def in_words(self) -> str:
         return f"Gaussian noise of sigma {self.sigma:g}"
@@ -82,13 +79,6 @@ class BrightnessChange(Corruption):
     width: float = 0.1
     kind = "brightness"
 
-    def __post_init__(self) -> None:
-        check_positive("width", self.width)
-
-    @property
-    def strength(self) -> float:
-        return self.width
-
     @property
     def in_words(self) -> str:
         return f"brightness by up to {self.width:g} either way"
@@ -103,13 +93,6 @@ class ContrastChange(Corruption):
 
     width: float = 0.25
     kind = "contrast"
-
-    def __post_init__(self) -> None:
-        check_positive("width", self.width)
-
-    @property
-    def strength(self) -> float:
-        return self.width
 
     @property
     def in_words(self) -> str:
@@ -128,13 +111,6 @@ class Gamma(Corruption):
     width: float = 0.25
     kind = "gamma"
 
-    def __post_init__(self) -> None:
-        check_positive("width", self.width)
-
-    @property
-    def strength(self) -> float:
-        return self.width
-
     @property
     def in_words(self) -> str:
         return f"gamma between {1 / (1 + self.width):.2f} and {1 + self.width:.2f}"
@@ -151,13 +127,6 @@ class GaussianBlurring(Corruption):
 
     sigma: float = 0.5
     kind = "blur"
-
-    def __post_init__(self) -> None:
-        check_positive("sigma", self.sigma)
-
-    @property
-    def strength(self) -> float:
-        return self.sigma
 
     @property
     def in_words(self) -> str:
@@ -176,13 +145,6 @@ class MotionBlur(Corruption):
     length: float = 1.0
     kind = "motion-blur"
 
-    def __post_init__(self) -> None:
-        check_positive("length", self.length)
-
-    @property
-    def strength(self) -> float:
-        return self.length
-
     @property
     def in_words(self) -> str:
         return f"motion blur along up to {self.length:g} pixels"
@@ -200,13 +162,6 @@ class Shift(Corruption):
     pixels: float = 0.5
     kind = "shift"
 
-    def __post_init__(self) -> None:
-        check_positive("pixels", self.pixels)
-
-    @property
-    def strength(self) -> float:
-        return self.pixels
-
     @property
     def in_words(self) -> str:
         return f"shift by up to {self.pixels:g} pixels across and down"
@@ -222,13 +177,6 @@ class Rotation(Corruption):
 
     degrees: float = 5.0
     kind = "rotation"
-
-    def __post_init__(self) -> None:
-        check_positive("degrees", self.degrees)
-
-    @property
-    def strength(self) -> float:
-        return self.degrees
 
     @property
     def in_words(self) -> str:
@@ -248,10 +196,6 @@ class JPEG(Corruption):
     def __post_init__(self) -> None:
         if check_count("quality", self.quality) > BEST_QUALITY:
             raise CertifyError(f"quality must be in [1, {BEST_QUALITY}], got {self.quality!r}: try 70")
-
-    @property
-    def strength(self) -> float:
-        return self.quality
 
     @property
     def in_words(self) -> str:
@@ -287,10 +231,6 @@ class EightBit(Corruption):
 
     kind = "8-bit"
     fixed = True
-
-    @property
-    def strength(self) -> None:
-        return None
 
     @property
     def in_words(self) -> str:
