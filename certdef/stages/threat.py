@@ -21,8 +21,9 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.config.threats import check_name
 from certdef.data.sets import digest
 from certdef.stages.job import Job, versions
+from certdef.tracking.checked_json import read_json
 from certdef.tracking.results import Share, StageResult
-from certdef.tracking.workspace import Stage
+from certdef.tracking.workspace import FINGERPRINT, RESULT, Stage
 
 SOUND = "sound"  # holds for every change within the parameter, with probability 1 - alpha over the draws
 EXACT = "alpha = 0"  # the same without any draw, of a deterministic target
@@ -275,6 +276,23 @@ class Threat:
                 raise ConfigError(
                     f"--{name} is {given[name]!r}: threat {self.name} does not read it, but {known}"
                 )
+
+
+def latest_results(
+    workspace: Path, identity: str, images_digest: str
+) -> dict[str, tuple[Path, ThreatResult]]:
+    """The latest result of each threat in a work directory, of this target and these images, by name, with its folder.
+
+    Raises:
+        ConfigError: One was changed after it was written.
+    """
+    latest: dict[str, tuple[Path, ThreatResult]] = {}
+    paths = workspace.glob(f"threat-*-{FINGERPRINT}/{RESULT}")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        result = ThreatResult.from_json(read_json(path))
+        if result.identity == identity and result.images_digest == images_digest:
+            latest[result.threat] = path.parent, result
+    return {name: latest[name] for name in sorted(latest)}
 
 
 def find_threat(name: str) -> Threat:
