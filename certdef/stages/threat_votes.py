@@ -68,7 +68,8 @@ def _settings(
         drawn = law(chosen)
     except certify.CertifyError as error:
         raise ConfigError(f"--strength: {error}") from error
-    scaled = tuple(round(value * (chosen / strength), 6) for value in grid)
+    exact = [value * (chosen / strength) for value in grid]
+    scaled = tuple(round(value, 6) or float(f"{value:.6g}") for value in exact)
     named = numbers(options["grid"], "grid") if "grid" in options else scaled
     votes = config.certify
     reach = float(drawn.radius(certify.binomial_lower_bound(votes.n, votes.n, votes.alpha)))

@@ -9,12 +9,13 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from certify.errors import CertifyError, check_count, check_positive
+from certify.errors import CertifyError, check_count
 from certify.threats.perturbations import Perturbation, compose
 from certify.threats.warping import gaussian_blurred, moved_along, rotated, shifted
 
@@ -28,10 +29,20 @@ class Corruption(Perturbation):
     """A law of this module: its kind, and at most one field, which is its strength."""
 
     kind: ClassVar[str]
+    most: ClassVar[float] = math.inf  # strength that can still be computed in floats, and at all
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check_positive(field.name, getattr(self, field.name))
+            value = getattr(self, field.name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value <= 0:
+                raise CertifyError(
+                    f"{field.name} must be finite and above 0, got {value!r}: try {field.default:g}"
+                )
+            if value > self.most:
+                raise CertifyError(
+                    f"{field.name} must be at most {self.most:g}, got {value!r}: try {field.default:g}"
+                )
 
     @property
     def strength(self) -> float | None:
@@ -93,6 +104,7 @@ class ContrastChange(Corruption):
 
     width: float = 0.25
     kind = "contrast"
+    most = 1000
 
     @property
     def in_words(self) -> str:
@@ -110,6 +122,7 @@ class Gamma(Corruption):
 
     width: float = 0.25
     kind = "gamma"
+    most = 1000
 
     @property
     def in_words(self) -> str:
@@ -127,6 +140,7 @@ class GaussianBlurring(Corruption):
 
     sigma: float = 0.5
     kind = "blur"
+    most = 100
 
     @property
     def in_words(self) -> str:
@@ -144,6 +158,7 @@ class MotionBlur(Corruption):
 
     length: float = 1.0
     kind = "motion-blur"
+    most = 100
 
     @property
     def in_words(self) -> str:
@@ -161,6 +176,7 @@ class Shift(Corruption):
 
     pixels: float = 0.5
     kind = "shift"
+    most = 1000
 
     @property
     def in_words(self) -> str:
