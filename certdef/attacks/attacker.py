@@ -137,6 +137,11 @@ class Attacker:
         adversarial[self.attacked] = found
         return adversarial
 
+    @property
+    def followed(self) -> nn.Module:
+        """The system with a gradient: its own, or where none passes that of the identity in the purifier's place."""
+        return self._gradients(self._alone)[0]
+
     def whole(self, seed: int | None = None) -> nn.Module:
         """The system as the attacker has it, to ask it without a query; with a seed, under noise that he knows."""
         parts = [part for part in (self.system.purifier, self._together) if part is not None]

@@ -23,6 +23,7 @@ class Endpoint:
             labels go by majority, so that no single draw misleads the attacker.
         device: Where the purifier and a module run.
         batch_size: Images at once, at most; fewer of large ones.
+        bounded: Whether images must lie in [0, 1]; a transformation may leave it.
     """
 
     def __init__(
@@ -33,9 +34,11 @@ class Endpoint:
         repeats: int = 1,
         device: torch.device | str = "cpu",
         batch_size: int = 256,
+        bounded: bool = True,
     ):
         self.classifier, self.purifier, self.repeats = classifier, purifier, repeats
         self.device, self.batch_size, self.queries = torch.device(device), batch_size, 0
+        self.bounded = bounded
 
     @property
     def scored(self) -> bool:
@@ -68,7 +71,7 @@ class Endpoint:
         if isinstance(self.classifier, nn.Module):
             scores = self.classifier(images).log_softmax(1).cpu()
             return scores.argmax(1), scores
-        answers = self.classifier.query(images.cpu())
+        answers = self.classifier.query(images.cpu(), bounded=self.bounded)
         labels = torch.from_numpy(answers.labels.copy())
         if answers.scores is None:
             return labels, None

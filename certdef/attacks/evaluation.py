@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,14 @@ class AttackEvaluation:
     Attributes:
         name: Of the attack.
         knows: Its threat model.
-        eps: L-infinity distance, in [0, 1] pixel units.
+        eps: L-infinity distance, in [0, 1] pixel units; 0 for an attack of another kind, whose name has its budget.
         accuracy: [share, lower, upper]; None where the attack could not be tried.
         right: Which images are classified right.
         queries: What was queried of the system; what the attacker computes by himself is none.
         gradients: Images whose gradient he followed, through the system or what stands for it.
         skipped: Why the attack could not be tried.
+        certified: Of an attack of another kind: [share, lower, upper] of the images that are proven against all that it may do, of
+            the vote or the target under masks that the certificates are about; None where nothing was certified.
     """
 
     name: str
@@ -66,6 +68,7 @@ class AttackEvaluation:
     queries: int = 0
     gradients: int = 0
     skipped: str = ""
+    certified: list[float] | None = None
 
     def __repr__(self) -> str:
         if self.accuracy is None:
@@ -128,7 +131,16 @@ class Evaluations(list[AttackEvaluation], Framed):
 def single_attacks(evaluations: Sequence[AttackEvaluation]) -> list[AttackEvaluation]:
     """The attacks that were tried and submit each image once, not knowing the noise; no controls."""
     others = (*CONTROLS, RESUBMISSION, DW_BOX, WORST_CASE)
-    return [each for each in evaluations if each.accuracy and each.name not in others]
+    alike = [each for each in evaluations if each.name in THREAT_MODELS]  # others have other budgets
+    return [each for each in alike if each.accuracy and each.name not in others]
+
+
+def known_by(systems: Iterable[Sequence[AttackEvaluation]]) -> dict[str, str]:
+    """What each attack on any of the systems knows, by its name: in the order of the ladder, attacks of other kinds last."""
+    knows = {each.name: each.knows for evaluations in systems for each in evaluations}
+    return {name: THREAT_MODELS[name] for name in THREAT_MODELS if name in knows} | {
+        name: text for name, text in knows.items() if name not in THREAT_MODELS
+    }
 
 
 def strongest_attack(evaluations: Sequence[AttackEvaluation]) -> AttackEvaluation:
@@ -167,9 +179,8 @@ def worst_case(evaluations: Sequence[AttackEvaluation], systems: int = 1) -> Att
 def markdown_table(systems: Mapping[str, Sequence[AttackEvaluation]]) -> str:
     """Attack x system: accuracy [95% interval] in %, the worst case in bold; – where an attack does not apply."""
     named = {system: {each.name: each for each in evaluations} for system, evaluations in systems.items()}
-    attacks = [name for name in THREAT_MODELS if any(name in by_name for by_name in named.values())]
     lines = ["| attack | " + " | ".join(systems) + " |", "| --- |" + " --- |" * len(systems)]
-    for name in attacks:
+    for name in known_by(systems.values()):
         cells = [_cell(by_name.get(name)) for by_name in named.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -182,4 +193,10 @@ def _cell(evaluation: AttackEvaluation | None) -> str:
         return f"({evaluation.skipped})"
     share, low, high = (100 * value for value in evaluation.accuracy)
     mark = "**" if evaluation.name == WORST_CASE else ""
-    return f"{mark}{share:.0f}{mark} [{low:.0f}, {high:.0f}]"
+    proven = f"; certified {_percents(evaluation.certified)}" if evaluation.certified else ""
+    return f"{mark}{share:.0f}{mark} [{low:.0f}, {high:.0f}]{proven}"
+
+
+def _percents(share: Sequence[float]) -> str:
+    value, low, high = (100 * each for each in share)
+    return f"{value:.0f} [{low:.0f}, {high:.0f}]"

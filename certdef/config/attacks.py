@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+
+# Attacks of other kinds than pixels within a distance, by the threat's name, and how far each may go by default.
+OTHER_ATTACKS = {
+    "patch": "5%",
+    "brightness": "0.2",
+    "contrast": "0.3",
+    "translation": "1",
+    "blur-exponential": "1",
+    "blur-uniform": "1",
+    "blur-folded": "1",
+}
+BUDGETS = {
+    "patch": "rows x columns of pixels or a share of the image, as patch=3x3 or patch=5%",
+    "brightness": "a change of pixel values in (0, 1], as brightness=0.2",
+    "contrast": "a change of the factor in (0, 1), as contrast=0.3",
+    "translation": "a length in pixels above 0, as translation=1",
+}
+BLUR_BUDGET = "a standard deviation in pixels above 0, as blur-exponential=1"
+PATCH = re.compile(r"[1-9]\d*x[1-9]\d*|\d+(?:\.\d+)?%")
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,9 @@ class LadderConfig:
         smoothed_images: Held-out images for the certificate of the smoothed classifier beside its accuracy under PGD; 0 is off.
         smoothed_draws: Noise draws a step of that attack.
         workers: Processes that share the images of the surrogate out; each attacks its part by a seed of its own.
+        threats: Attacks of other kinds, each a row with its own budget and no part of the worst case: patch (5% of the image), brightness
+            (0.2), contrast (0.3), translation (1 pixel), blur-exponential, blur-uniform and blur-folded (1 pixel), or with another
+            budget, as in [patch=3x3,brightness=0.1]. Beside them what certdef certify --threat has proven in the same work_dir.
     """
 
     enabled: bool = False
@@ -66,3 +90,30 @@ class LadderConfig:
     smoothed_images: int = 20
     smoothed_draws: int = 16
     workers: int = 1
+    threats: tuple[str, ...] = ()
+
+
+def other_attack(text: str) -> tuple[str, str]:
+    """Name and budget of an entry of ladder.threats.
+
+    Raises:
+        ValueError: Nobody knows the name, or the budget is none; says which may be used.
+    """
+    name, given, value = text.partition("=")
+    if name not in OTHER_ATTACKS:
+        raise ValueError(f"{name!r} is no attack of another kind: use {', '.join(OTHER_ATTACKS)}")
+    budget = value if given else OTHER_ATTACKS[name]
+    if not _is_budget(name, budget):
+        raise ValueError(f"{text!r} has no budget that can be used: give {BUDGETS.get(name, BLUR_BUDGET)}")
+    return name, budget
+
+
+def _is_budget(name: str, text: str) -> bool:
+    if name == "patch":
+        return PATCH.fullmatch(text) is not None and not re.match(r"0*(\.0*)?%", text)
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    most = {"brightness": 1.0, "contrast": math.nextafter(1, 0)}.get(name, 1e6)
+    return 0 < number <= most

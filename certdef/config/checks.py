@@ -9,7 +9,7 @@ from math import inf, nextafter
 from typing import Any
 
 from certdef.config import own_target
-from certdef.config.attacks import AttackConfig, LadderConfig
+from certdef.config.attacks import AttackConfig, LadderConfig, other_attack
 from certdef.config.candidates import candidate_laws
 from certdef.config.job import (
     AUTO,
@@ -246,11 +246,20 @@ def _attack(attack: AttackConfig) -> Rules:
     yield "steps", attack.steps >= 1, "use at least 1"
 
 
+def _other_attacks(threats: tuple[str, ...]) -> tuple[bool, str]:
+    try:
+        named = [other_attack(each) for each in threats]
+    except ValueError as error:
+        return False, str(error)
+    return len({*named}) == len(named), "name each attack once"
+
+
 def _ladder(ladder: LadderConfig) -> Rules:
     unknown = [name for name in ladder.systems if not _purifier(name)[0]]
     yield "systems", not unknown, f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"
     yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
     yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"
+    yield "threats", *_other_attacks(ladder.threats)
     for name in (
         "images",
         "target_images",

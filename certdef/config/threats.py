@@ -77,11 +77,7 @@ def chosen_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: An option of threats beside l2, which has its own in the configuration.
     """
-    chosen = {
-        each.name: given[each.name]
-        for each in OPTIONS
-        if given.get(each.name) is not None and given[each.name] != ""
-    }
+    chosen = {each.name: given[each.name] for each in OPTIONS if given.get(each.name) is not None}
     if name == L2 and chosen:
         option, value = next(iter(chosen.items()))
         raise ConfigError(

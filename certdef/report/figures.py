@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from certdef.attacks.evaluation import THREAT_MODELS, WORST_CASE, AttackEvaluation
+from certdef.attacks.evaluation import WORST_CASE, AttackEvaluation, known_by
 from certdef.report.canvas import (
     COLORS,
     canvas,
@@ -258,7 +258,7 @@ def _attacks_panel(axes: Any, systems: Mapping[str, Sequence[AttackEvaluation]])
 def _tried(systems: Mapping[str, Sequence[AttackEvaluation]]) -> list[str]:
     """The attacks that any of the systems was evaluated under, in the order of the ladder."""
     tried = {attack.name for attacks in systems.values() for attack in attacks if attack.accuracy}
-    return [name for name in THREAT_MODELS if name in tried]
+    return [name for name in known_by(systems.values()) if name in tried]
 
 
 def _smoothed_panel(axes: Any, curve: Sequence[SmoothedRow]) -> None:

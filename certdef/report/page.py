@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from certdef.attacks.evaluation import THREAT_MODELS, AttackEvaluation
+from certdef.attacks.evaluation import AttackEvaluation, known_by
 from certdef.config.job import RunConfig
 from certdef.config.purifiers import plain_name
 from certdef.data.sets import Splits
@@ -125,7 +125,6 @@ def ladder_table(systems: dict[str, Evaluation]) -> dict[str, Any]:
                 "knows": threat_model,
                 "cells": [cell(system, attack) for system in systems],
             }
-            for attack, threat_model in THREAT_MODELS.items()
-            if any(attack in by_name for by_name in attacks.values())
+            for attack, threat_model in known_by(each.rungs for each in systems.values()).items()
         ],
     }

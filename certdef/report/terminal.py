@@ -170,6 +170,12 @@ def _(result: AttackResult, config: RunConfig) -> list[str]:
     ]
 
 
+OTHER_KINDS = (
+    "Rows as brightness=0.2 are attacks of other kinds, no part of the worst case; certified: of the vote, or of the target under masks\n"
+    "(certdef certify --threat), against the same."
+)
+
+
 @stage_lines.register
 def _(result: LadderResult, config: RunConfig) -> list[str]:
     """The ladder's tables, the worst case image by image of each system, and the gradient masking checks that fail."""
@@ -180,6 +186,8 @@ def _(result: LadderResult, config: RunConfig) -> list[str]:
             f"{right_in_words(result.params)}"
         )
         lines += [caption, markdown_table(systems), ""]
+        if config.ladder.threats:
+            lines += [OTHER_KINDS, ""]
         for name, subjects in result.systems.items():
             evaluation = subjects[subject]
             worst = evaluation.headline

@@ -17,9 +17,8 @@ from certdef.report.canvas import canvas, color, line_with_band, percentages, st
 from certdef.report.formats import with_interval
 from certdef.report.template import papers, template
 from certdef.report.words import of_target_alone, right_in_words
-from certdef.stages.threat import AVERAGE_CASE, EXACT, SOUND, ThreatResult
-from certdef.tracking.checked_json import read_json
-from certdef.tracking.workspace import FINGERPRINT, RESULT, Stage
+from certdef.stages.threat import AVERAGE_CASE, EXACT, SOUND, ThreatResult, latest_results
+from certdef.tracking.workspace import Stage
 from surrogates import Bill
 
 if TYPE_CHECKING:
@@ -47,13 +46,8 @@ def found_threats(workspace: Path, identity: str, images_digest: str) -> list[Fo
     Raises:
         ConfigError: One was changed after it was written.
     """
-    latest: dict[str, FoundThreat] = {}
-    paths = workspace.glob(f"threat-*-{FINGERPRINT}/{RESULT}")
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
-        result = ThreatResult.from_json(read_json(path))
-        if result.identity == identity and result.images_digest == images_digest:
-            latest[result.threat] = FoundThreat(result, path.parent / PICTURE)
-    return [latest[name] for name in sorted(latest)]
+    latest = latest_results(workspace, identity, images_digest)
+    return [FoundThreat(result, folder / PICTURE) for folder, result in latest.values()]
 
 
 def section(found: Iterable[FoundThreat]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from certdef.stages.ducd.membership import check_audit
 from certdef.stages.ducd.surrogates import check_pools
 from certdef.stages.inspection import Check, Problems
 from certdef.stages.ladder import check_ladder_budget, ladder_systems
+from certdef.stages.other_attacks import other_attacks
 from certdef.stages.parts import check_surrogate as check_part
 from certdef.stages.purifier import check_purifier
 from certdef.stages.robustness import check_robustness
@@ -63,6 +64,8 @@ def _check_ladder(config: RunConfig, data: Splits | None) -> None:
     """Refuse a budget that the ladder does not fit in."""
     if config.ladder.enabled:
         check_ladder_budget(config, _heldout(config, data))
+        if data is not None:
+            other_attacks(config, data.image_shape)
 
 
 def _heldout(config: RunConfig, data: Splits | None) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 
 import certify
 import surrogates
-from certdef.attacks import query, smoothed, threat_ladder
+from certdef.attacks import other_kinds, query, smoothed, threat_ladder
 from certdef.attacks.evaluation import (
     WORST_CASE,
     AttackEvaluation,
@@ -26,6 +26,7 @@ from certdef.attacks.evaluation import (
     worst_case,
 )
 from certdef.attacks.gradient_masking import check_gradient_masking
+from certdef.attacks.other_kinds import OtherAttack
 from certdef.attacks.threat_ladder import System
 from certdef.attacks.workers import evaluate_on_workers
 from certdef.config.job import ConfigError, RunConfig
@@ -35,6 +36,7 @@ from certdef.stages.attack import attack_queries
 from certdef.stages.fellows import Fellows, train_fellows
 from certdef.stages.job import Job
 from certdef.stages.networks import Defended
+from certdef.stages.other_attacks import certified_beside, other_attacks
 from certdef.stages.purifier import Purifier
 from certdef.stages.students import Students
 from certdef.tracking import metrics
@@ -50,7 +52,8 @@ SUBJECTS = ("surrogate", "target")
 VOTES = 300  # draws of a prediction under attack, at most
 # What only the curve of the smoothed surrogate, or nothing that is measured, depends on.
 CURVE = ("smoothed_images", "smoothed_draws")
-ELSEWHERE = ("enabled", "systems")
+OTHER_KINDS = "other-attacks"
+ELSEWHERE = ("enabled", "systems", "threats")
 
 
 @dataclass(frozen=True)
@@ -160,22 +163,34 @@ def evaluate_ladder(
         students: The surrogates that are certified.
     """
     config, fellows = job.config, train_fellows(job, target, surrogate.stage)
-    evaluated = {
-        name: _evaluate_system(job, target, surrogate, fellows, behind[name], name, purifier)
-        for name, purifier in systems.items()
-    }
+    attacks = other_attacks(config, job.data.image_shape)
+    evaluated, others = (
+        {
+            name: _evaluate_system(job, target, surrogate, fellows, behind[name], name, purifier, kinds)
+            for name, purifier in systems.items()
+            if kinds is None or kinds
+        }
+        for kinds in (None, attacks)
+    )
+    certified = certified_beside(job, target, attacks, SUBJECTS)
     own = systems[config.purifier]
-    certified = [surrogate.stage, *(own.stages if own else []), *students.headline_stages]
-    parts = [other.fingerprint for other in certified]
+    before = [surrogate.stage, *(own.stages if own else []), *students.headline_stages]
+    parts = [other.fingerprint for other in before]
     fingerprints = {name: each.fingerprint for name, each in evaluated.items()}
     key = [_curve_settings(config), job.data.heldout_digest, parts, fingerprints, WORST_CASE]
+    if attacks:
+        key += [{name: each.fingerprint for name, each in others.items()}, certified]
     stage = job.stage("ladder", LadderResult, *key)
 
     def gather() -> LadderResult:
         shown = len(evaluated) * len(SUBJECTS)
         every = {
             name: {
-                subject: _evaluation(each.path / f"{subject}.json", found.images, shown)
+                subject: _with_others(
+                    _evaluation(each.path / f"{subject}.json", found.images, shown),
+                    others[name].path / f"{subject}.json" if name in others else None,
+                    certified[subject],
+                )
                 for subject, found in each.result.subjects.items()
             }
             for name, each in evaluated.items()
@@ -200,6 +215,7 @@ def ladder_queries(config: RunConfig, heldout: int) -> int:
     images = min(config.ladder.target_images, heldout)
     return sum(
         threat_ladder.most_queries(config.ladder, images, purified=name != "none", noisy=name != "none")
+        + images * len(config.ladder.threats)
         for name in ladder_systems(config)
     )
 
@@ -226,17 +242,24 @@ def _evaluate_system(
     behind: Defended,
     name: str,
     purifier: Purifier | None,
+    others: list[OtherAttack] | None = None,
 ) -> Stage[SystemResult]:
-    """One system against every attacker, as both subjects; a subject that is done is not evaluated again."""
-    config = job.config.ladder
+    """One system against every attacker, as both subjects; a subject that is done is not evaluated again.
+
+    Attacks of other kinds are a stage of their own: naming one evaluates nothing else again.
+    """
+    config, title = job.config.ladder, "ladder" if others is None else OTHER_KINDS
     settings = {key: value for key, value in asdict(config).items() if key not in (*CURVE, *ELSEWHERE)}
     if config.workers == 1:
         del settings["workers"]  # as older versions named it
+    if others is not None:
+        settings = {key: settings[key] for key in ("images", "target_images", "steps", "eot")}
+        settings["threats"] = [each.name for each in others]
     before = [surrogate.stage, *fellows.stages, *(purifier.stages if purifier else [])]
     before += [] if behind.stage is surrogate.stage else [behind.stage]
     parts = [other.fingerprint for other in before]
     key = [settings, job.data.heldout_digest, target.subject, *parts]
-    stage = job.stage(f"ladder-{plain_name(name)}", SystemResult, *key)
+    stage = job.stage(f"{title}-{plain_name(name)}", SystemResult, *key)
 
     def evaluate() -> SystemResult:
         defense = purifier.defense(torch.Generator(job.device)).to(job.device) if purifier else None
@@ -245,7 +268,7 @@ def _evaluate_system(
         paid = job.ledger.attach(
             target,
             purpose="attack",
-            experiment=f"ladder/{name}/{job.config.seed}",
+            experiment=f"{title}/{name}/{job.config.seed}",
             formerly=job.legacy.experiment(stage.name),
         )
         systems = {
@@ -262,24 +285,38 @@ def _evaluate_system(
         for subject, (system, images) in systems.items():
             path, count = stage.path / f"{subject}.json", min(images, len(job.data.heldout_images))
             if not path.is_file():
-                attacks = _attacked(job, system, count, f"{name}, {subject}")
+                attacks = _attacked(job, system, count, f"{name}, {subject}", others)
                 write_json(path, {"attacks": [each.to_json() for each in attacks]})
-            subjects[subject] = _evaluation(path, count)
+            if others is None:
+                subjects[subject] = _evaluation(path, count)
         return SystemResult(subjects=subjects, params=settings | job.data.remarks)
 
     return job.run(stage, evaluate)
 
 
-def _attacked(job: Job, system: System, count: int, title: str) -> list[AttackEvaluation]:
-    return evaluate_on_workers(
-        system,
-        torch.from_numpy(job.data.heldout_images[:count]),
-        torch.from_numpy(job.data.heldout_labels[:count]),
-        job.config.ladder,
-        seed=job.config.seed,
-        device=job.device,
-        progress=lambda attacks, desc: job.progress(attacks, desc=f"{desc} {title}"),
+def _attacked(
+    job: Job, system: System, count: int, title: str, others: list[OtherAttack] | None
+) -> list[AttackEvaluation]:
+    images, labels = (
+        torch.from_numpy(each[:count]) for each in (job.data.heldout_images, job.data.heldout_labels)
     )
+    how: dict[str, Any] = {
+        "seed": job.config.seed,
+        "device": job.device,
+        "progress": lambda attacks, desc: job.progress(attacks, desc=f"{desc} {title}"),
+    }
+    if others is not None:
+        return other_kinds.evaluate(system, images, labels, others, job.config.ladder, **how)
+    return evaluate_on_workers(system, images, labels, job.config.ladder, **how)
+
+
+def _with_others(evaluation: Evaluation, path: Path | None, certified: dict[str, list[float]]) -> Evaluation:
+    """An evaluation with the rows of other kinds below it, and beside these what is certified; the worst case stays as it is."""
+    if path is None:
+        return evaluation
+    others = [replace(each, right=(), certified=certified.get(each.name)) for each in _attacks(path)]
+    queries = evaluation.queries + sum(each.queries for each in others)
+    return replace(evaluation, rungs=(*evaluation.rungs, *others), queries=queries)
 
 
 def _evaluation(path: Path, images: int, systems: int = 1) -> Evaluation:
@@ -328,7 +365,8 @@ def _metrics(
             prefix = "target/" * (subject == "target") + f"{plain_name(system)}/" * (system != own)
             accuracies = {each.name: each.accuracy[0] for each in evaluation.rungs if each.accuracy}
             for name, accuracy in accuracies.items():
-                figures[metrics.ATTACK_ACCURACY.format(attack=prefix + name)] = accuracy
+                plain = name.replace("=", "/").replace("%", "-percent")  # what MLflow allows
+                figures[metrics.ATTACK_ACCURACY.format(attack=prefix + plain)] = accuracy
             figures[metrics.GRADIENT_MASKING_CHECKS.format(system=prefix)] = len(evaluation.alarms)
     return figures
 

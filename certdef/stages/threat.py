@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import certify
@@ -20,8 +21,9 @@ from certdef.config.job import ConfigError, RunConfig
 from certdef.config.threats import check_name
 from certdef.data.sets import digest
 from certdef.stages.job import Job, versions
+from certdef.tracking.checked_json import read_json
 from certdef.tracking.results import Share, StageResult, as_frame
-from certdef.tracking.workspace import Stage
+from certdef.tracking.workspace import FINGERPRINT, RESULT, Stage
 
 if TYPE_CHECKING:
     import pandas
@@ -30,6 +32,8 @@ SOUND = "sound"  # holds for every change within the parameter, with probability
 EXACT = "alpha = 0"  # the same without any draw, of a deterministic target
 AVERAGE_CASE = "average case"  # bounds the share of changes that alter the answer; no worst case
 KINDS = (SOUND, EXACT, AVERAGE_CASE)
+
+Keep = Callable[[int, certify.Certificate, float], None]  # index, certificate, seconds
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,40 @@ class Asked:
         """The images that are not recorded yet."""
         return [index for index in range(self.images) if index not in log.done]
 
+    def records(
+        self, header: Mapping[str, Any], name: str, certify_left: Callable[[list[int], Keep], Any]
+    ) -> None:
+        """Record, under a bar, what is proven of the images that are not recorded yet.
+
+        Args:
+            header: What decides the records, beside the job; continued under the same alone.
+            name: What the bar calls the work.
+            certify_left: certify_left(left, keep) certifies the images left and gives each certificate to keep as it comes; not called
+                where none is left.
+        """
+        with self.log(header) as log:
+            left = self.left(log)
+            bar = self.job.progress(
+                total=self.images,
+                initial=self.images - len(left),
+                desc=f"{name} {self.subject}",
+                unit="image",
+            )
+
+            def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
+                self.record(log, index, certificate, seconds)
+                bar.update()
+
+            if left:
+                certify_left(left, keep)
+            bar.close()
+
+    def images_left(self, left: list[int]) -> tuple[Tensor, Any]:
+        """These held-out images, and their classes where they are known; None where they are not."""
+        data = self.job.data
+        known = data.heldout_labels[left] if self.job.config.certify.known_class else None
+        return torch.from_numpy(data.heldout_images[left]), known
+
     def record(
         self, log: certify.RecordLog, index: int, certificate: certify.Certificate, seconds: float
     ) -> None:
@@ -249,6 +287,23 @@ class Threat:
                 raise ConfigError(
                     f"--{name} is {given[name]!r}: threat {self.name} does not read it, but {known}"
                 )
+
+
+def latest_results(
+    workspace: Path, identity: str, images_digest: str
+) -> dict[str, tuple[Path, ThreatResult]]:
+    """The latest result of each threat in a work directory, of this target and these images, by name, with its folder.
+
+    Raises:
+        ConfigError: One was changed after it was written.
+    """
+    latest: dict[str, tuple[Path, ThreatResult]] = {}
+    paths = workspace.glob(f"threat-*-{FINGERPRINT}/{RESULT}")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        result = ThreatResult.from_json(read_json(path))
+        if result.identity == identity and result.images_digest == images_digest:
+            latest[result.threat] = path.parent, result
+    return {name: latest[name] for name in sorted(latest)}
 
 
 def find_threat(name: str) -> Threat:

@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
-
 import certify
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.threats import numbers
-from certdef.stages.threat import SOUND, Asked, Threat, ThreatCurve
+from certdef.stages.threat import SOUND, Asked, Keep, Threat, ThreatCurve
 from certdef.stages.votes import CHUNK, PAID_BATCH
 from surrogates.distillation.inference import images_at_once
 
@@ -70,7 +68,8 @@ def _settings(
         drawn = law(chosen)
     except certify.CertifyError as error:
         raise ConfigError(f"--strength: {error}") from error
-    scaled = tuple(round(value * (chosen / strength), 6) for value in grid)
+    exact = [value * (chosen / strength) for value in grid]
+    scaled = tuple(round(value, 6) or float(f"{value:.6g}") for value in exact)
     named = numbers(options["grid"], "grid") if "grid" in options else scaled
     votes = config.certify
     reach = float(drawn.radius(certify.binomial_lower_bound(votes.n, votes.n, votes.alpha)))
@@ -104,42 +103,25 @@ def _certify(law: Law, asked: Asked) -> ThreatCurve:
         options["radii"] = (0.0, *_within_reach(drawn, asked.grid, settings))
     header = {"noise": drawn.describe(), "chunk_size": CHUNK, **settings}
     header = {name: value for name, value in header.items() if name not in ("law", "strength", "grid")}
-    with asked.log(header) as log:
-        left = asked.left(log)
-        bar = job.progress(
-            total=asked.images,
-            initial=asked.images - len(left),
-            desc=f"{drawn.threat.replace('_', ' ')} {asked.subject}",
-            unit="image",
+
+    def certify_left(left: list[int], keep: Keep) -> None:
+        batch = PAID_BATCH if paid else job.config.certify.batch_size
+        smoothed = certify.SmoothedClassifier(
+            asked.base,
+            drawn,
+            asked.num_classes,
+            subject=asked.subject,
+            device=job.device,
+            seed=job.config.seed,
+            batch_size=images_at_once(job.data.image_shape, batch),
+            chunk_size=CHUNK,
+        )
+        images, known = asked.images_left(left)
+        smoothed.certify(
+            images, n0=job.config.certify.n0, known_class=known, indices=left, on_certificate=keep, **options
         )
 
-        def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
-            asked.record(log, index, certificate, seconds)
-            bar.update()
-
-        if left:
-            batch = PAID_BATCH if paid else job.config.certify.batch_size
-            smoothed = certify.SmoothedClassifier(
-                asked.base,
-                drawn,
-                asked.num_classes,
-                subject=asked.subject,
-                device=job.device,
-                seed=job.config.seed,
-                batch_size=images_at_once(job.data.image_shape, batch),
-                chunk_size=CHUNK,
-            )
-            images = torch.from_numpy(job.data.heldout_images[left])
-            known = job.data.heldout_labels[left] if job.config.certify.known_class else None
-            smoothed.certify(
-                images,
-                n0=job.config.certify.n0,
-                known_class=known,
-                indices=left,
-                on_certificate=keep,
-                **options,
-            )
-        bar.close()
+    asked.records(header, drawn.threat.replace("_", " "), certify_left)
     return asked.curve(_most_queries(job.config, settings))
 
 

@@ -29,6 +29,7 @@ from surrogates import Bill
 LOCAL_STORE = Path("mlruns")
 ACTIVE_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
 PARENT = "mlflow.parentRunId"
+STAGE = "certdef.stage"  # tag of a child run: the fingerprint of what it is of
 NOTE = "mlflow.note.content"
 TABLES = "mlflow.loggedArtifacts"
 PLAIN_URIS = ("databricks", "databricks-uc")  # MLflow's names of services, which look like folders
@@ -200,10 +201,13 @@ class Tracker:
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
         """The child run of a stage; after the block, the stage's result is logged in it and on the parent."""
+        if self._is_of_another(stage):
+            del self._runs[stage.name]  # it keeps its run
         if stage.done and self._finished(stage.name):
             yield
         else:
             with self._run(stage.name, stage.name):
+                self.mlflow.set_tag(STAGE, stage.fingerprint)
                 yield
                 if stage.done:
                     self._log(stage.result, stage.path)
@@ -286,6 +290,14 @@ class Tracker:
             return self.mlflow.get_run(run_id).info.lifecycle_stage == "active"
         except self.mlflow.MlflowException:
             return False
+
+    def _is_of_another(self, stage: Stage) -> bool:
+        """Whether the run under a stage's name is of another result: a default changed, which the job's options don't tell."""
+        if stage.name not in self._runs:
+            return False
+        run = self.mlflow.get_run(self._runs[stage.name])
+        tag = run.data.tags.get(STAGE)  # older runs have none
+        return tag != stage.fingerprint if tag else run.info.status == "FINISHED" and not stage.done
 
     def _finished(self, key: str) -> bool:
         return key in self._runs and self.mlflow.get_run(self._runs[key]).info.status == "FINISHED"

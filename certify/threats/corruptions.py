@@ -7,15 +7,15 @@ strengths are single and fixed; the defaults here are mild.
 
 import io
 import math
-from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from certify.errors import CertifyError, check_count, check_positive
+from certify.errors import CertifyError, check_count
 from certify.threats.perturbations import Perturbation, compose
 from certify.threats.warping import gaussian_blurred, moved_along, rotated, shifted
 
@@ -24,15 +24,30 @@ NEAR_0 = 2**-16  # what a power of a black pixel is taken of, so that gamma keep
 CHANNELS = (1, 3)  # of images that JPEG keeps
 
 
+@dataclass(frozen=True)
 class Corruption(Perturbation):
-    """A law of this module: its kind, one strength, and what that means."""
+    """A law of this module: its kind, and at most one field, which is its strength."""
 
-    kind: str
+    kind: ClassVar[str]
+    most: ClassVar[float] = math.inf  # strength that can still be computed in floats, and at all
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value <= 0:
+                raise CertifyError(
+                    f"{field.name} must be finite and above 0, got {value!r}: try {field.default:g}"
+                )
+            if value > self.most:
+                raise CertifyError(
+                    f"{field.name} must be at most {self.most:g}, got {value!r}: try {field.default:g}"
+                )
 
     @property
-    @abstractmethod
     def strength(self) -> float | None:
         """The one number of the law; None where it has none."""
+        return next((getattr(self, field.name) for field in fields(self)), None)
 
     @property
     def name(self) -> str:
@@ -60,13 +75,6 @@ class GaussianNoise(Corruption):
     sigma: float = 0.04
     kind = "noise"
 
-    def __post_init__(self) -> None:
-        check_positive("sigma", self.sigma)
-
-    @property
-    def strength(self) -> float:
-        return self.sigma
-
     @property
     def in_words(self) -> str:
         return f"Gaussian noise of sigma {self.sigma:g}"
@@ -82,13 +90,6 @@ class BrightnessChange(Corruption):
     width: float = 0.1
     kind = "brightness"
 
-    def __post_init__(self) -> None:
-        check_positive("width", self.width)
-
-    @property
-    def strength(self) -> float:
-        return self.width
-
     @property
     def in_words(self) -> str:
         return f"brightness by up to {self.width:g} either way"
@@ -103,13 +104,7 @@ class ContrastChange(Corruption):
 
     width: float = 0.25
     kind = "contrast"
-
-    def __post_init__(self) -> None:
-        check_positive("width", self.width)
-
-    @property
-    def strength(self) -> float:
-        return self.width
+    most = 1000
 
     @property
     def in_words(self) -> str:
@@ -127,13 +122,7 @@ class Gamma(Corruption):
 
     width: float = 0.25
     kind = "gamma"
-
-    def __post_init__(self) -> None:
-        check_positive("width", self.width)
-
-    @property
-    def strength(self) -> float:
-        return self.width
+    most = 1000
 
     @property
     def in_words(self) -> str:
@@ -151,13 +140,7 @@ class GaussianBlurring(Corruption):
 
     sigma: float = 0.5
     kind = "blur"
-
-    def __post_init__(self) -> None:
-        check_positive("sigma", self.sigma)
-
-    @property
-    def strength(self) -> float:
-        return self.sigma
+    most = 100
 
     @property
     def in_words(self) -> str:
@@ -175,13 +158,7 @@ class MotionBlur(Corruption):
 
     length: float = 1.0
     kind = "motion-blur"
-
-    def __post_init__(self) -> None:
-        check_positive("length", self.length)
-
-    @property
-    def strength(self) -> float:
-        return self.length
+    most = 100
 
     @property
     def in_words(self) -> str:
@@ -199,13 +176,7 @@ class Shift(Corruption):
 
     pixels: float = 0.5
     kind = "shift"
-
-    def __post_init__(self) -> None:
-        check_positive("pixels", self.pixels)
-
-    @property
-    def strength(self) -> float:
-        return self.pixels
+    most = 1000
 
     @property
     def in_words(self) -> str:
@@ -222,13 +193,6 @@ class Rotation(Corruption):
 
     degrees: float = 5.0
     kind = "rotation"
-
-    def __post_init__(self) -> None:
-        check_positive("degrees", self.degrees)
-
-    @property
-    def strength(self) -> float:
-        return self.degrees
 
     @property
     def in_words(self) -> str:
@@ -248,10 +212,6 @@ class JPEG(Corruption):
     def __post_init__(self) -> None:
         if check_count("quality", self.quality) > BEST_QUALITY:
             raise CertifyError(f"quality must be in [1, {BEST_QUALITY}], got {self.quality!r}: try 70")
-
-    @property
-    def strength(self) -> float:
-        return self.quality
 
     @property
     def in_words(self) -> str:
@@ -287,10 +247,6 @@ class EightBit(Corruption):
 
     kind = "8-bit"
     fixed = True
-
-    @property
-    def strength(self) -> None:
-        return None
 
     @property
     def in_words(self) -> str:

@@ -299,21 +299,17 @@ def perturbed_draws(
     return torch.cat(drawn)[first - start * CHUNK : last - start * CHUNK]
 
 
+@dataclass(frozen=True)
 class _Voters:
     """Asks for the labels of images and of their draws, in batches that join draws of several images."""
 
-    def __init__(
-        self,
-        classify: Classify,
-        images: torch.Tensor,
-        names: list[int],
-        law: Perturbation,
-        seed: int,
-        batch_size: int,
-        on_labels: Callable[[int], None] | None,
-    ) -> None:
-        self.classify, self.images, self.names, self.law = classify, images, names, law
-        self.seed, self.batch_size, self.on_labels = seed, batch_size, on_labels
+    classify: Classify
+    images: torch.Tensor
+    names: list[int]
+    law: Perturbation
+    seed: int
+    batch_size: int
+    on_labels: Callable[[int], None] | None
 
     def answers(self) -> Counts:
         """To the unchanged images, (N,)."""

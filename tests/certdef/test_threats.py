@@ -161,7 +161,7 @@ def test_every_threat_of_the_registry_proves_something_and_is_on_one_page(job):
     assert summary.report.name == "threats.html"
     for name in own:
         threat = find_threat(name)
-        assert threat.title.capitalize() in page
+        assert f"<h3>{threat.title[:1].upper()}{threat.title[1:]}</h3>" in page
         assert threat.limits.replace("'", "&#39;") in page
 
 
@@ -181,6 +181,10 @@ def find_threats(job: dict[str, Any], name: str) -> ThreatResult:
         ("brightness", {"strength": -1.0}, "--strength: sigma must be finite and above 0"),
         ("brightness", {"grid": "0.2,0.1"}, "--grid is '0.2,0.1': give rising numbers"),
         ("brightness", {"grid": "a"}, "--grid is 'a'"),
+        ("brightness", {"grid": ""}, "--grid is '': give rising numbers"),
+        ("brightness", {"grid": "nan"}, "--grid is 'nan': give rising numbers"),
+        ("patch", {"patch": ""}, "got '': try 3x3 or 5%"),
+        ("patch", {"patch": "101%"}, "larger than the image of 8x8"),
         ("brightness", {"grid": "5"}, "prove no more than"),
         ("blur-uniform", {"grid": "1.5"}, "raise --strength or --certify.n"),
         (
@@ -195,6 +199,30 @@ def test_bad_input_is_one_line_before_any_query(job, service, threat, options, m
     with pytest.raises(ConfigError, match=message):
         certdef.certify(threat=threat, threat_options=options, **job)
     assert service.seen == 0
+
+
+@pytest.mark.acceptance
+def test_another_default_strength_is_another_run_of_the_same_job(job, store, monkeypatch):
+    """A release that changes a default must not fail on the run that MLflow has under the same name."""
+    from dataclasses import replace
+
+    from certdef.pipeline import threats
+
+    before = result_of(certdef.certify(threat="brightness", **job), "brightness")
+    known = find_threat("brightness")
+
+    def stronger(config, options, shape):
+        return known.settings(config, {"strength": 0.3} | dict(options), shape)
+
+    monkeypatch.setattr(threats, "find_threat", lambda name: replace(known, settings=stronger))
+    after = result_of(certdef.certify(threat="brightness", **job), "brightness")
+    assert (before.settings["strength"], after.settings["strength"]) == (0.2, 0.3)
+    import mlflow
+
+    client = mlflow.MlflowClient(store)
+    runs = client.search_runs([client.get_experiment_by_name("certdef").experiment_id])
+    named = [run.data.params["strength"] for run in runs if run.info.run_name == "threat-brightness"]
+    assert sorted(named) == ["0.2", "0.3"]
 
 
 def test_a_budget_that_is_too_small_is_named_before_the_votes(job, service):

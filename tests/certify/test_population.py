@@ -331,3 +331,18 @@ def test_neither_pillow_nor_torchvision_is_loaded_at_import():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["blur=1e9", "motion-blur=1e9", "shift=1e9", "contrast=1e300", "gamma=1e300"]
+)
+def test_a_strength_that_cannot_be_computed_is_refused(text):
+    with pytest.raises(CertifyError, match="must be at most 1"):
+        corruption(text)
+
+
+def test_an_angle_that_is_none_is_refused_in_its_own_words():
+    with pytest.raises(
+        CertifyError, match=r"'rotation=-1': degrees must be finite and above 0, got -1\.0: try 5"
+    ):
+        corruption("rotation=-1")

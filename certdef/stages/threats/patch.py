@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 import certify
 from certdef.config.job import ConfigError, RunConfig
 from certdef.purifiers.networks.denoisers import MASKED
@@ -16,7 +14,7 @@ from certdef.purifiers.networks.nim import MIM
 from certdef.purifiers.networks.shipped import shipped_denoiser
 from certdef.stages.job import Job
 from certdef.stages.networks import train_network
-from certdef.stages.threat import EXACT, Asked, Threat, ThreatCurve
+from certdef.stages.threat import EXACT, Asked, Keep, Threat, ThreatCurve
 from certdef.tracking.workspace import Stage
 from certify.threats.fills import FILLS, Fill
 from certify.threats.masks import patch_size
@@ -82,37 +80,26 @@ def _certify(asked: Asked) -> ThreatCurve:
     """Certify the images that are not recorded yet; the surrogate says which masks the target is asked under first."""
     job, settings = asked.job, asked.settings
     masks = _masks(settings)
-    with asked.log({"method": "deterministic", **settings}) as log:
-        left = asked.left(log)
-        bar = job.progress(
-            total=asked.images, initial=asked.images - len(left), desc=f"patch {asked.subject}", unit="image"
+
+    def certify_left(left: list[int], keep: Keep) -> None:
+        system = certify.MaskedClassifier(
+            asked.base,
+            masks,
+            asked.num_classes,
+            fill=_fill(job, settings["fill"]),
+            fill_name=settings["fill"],
+            subject=asked.subject,
+            surrogate=asked.guide if asked.subject == "target" else None,
+            device=job.device,
         )
+        try:
+            system.check_repeats(asked.images_left([0])[0])  # of the first: a resumed job finds its receipts
+        except certify.CertifyError as error:
+            raise ConfigError(f"threat patch: {error}") from error
+        images, known = asked.images_left(left)
+        system.certify(images, known_class=known, indices=left, on_certificate=keep)
 
-        def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
-            asked.record(log, index, certificate, seconds)
-            bar.update()
-
-        if left:
-            system = certify.MaskedClassifier(
-                asked.base,
-                masks,
-                asked.num_classes,
-                fill=_fill(job, settings["fill"]),
-                fill_name=settings["fill"],
-                subject=asked.subject,
-                surrogate=asked.guide if asked.subject == "target" else None,
-                device=job.device,
-            )
-            images = torch.from_numpy(job.data.heldout_images)
-            try:
-                system.check_repeats(
-                    images[:1]
-                )  # always of the first image: a job that is resumed finds its receipts
-            except certify.CertifyError as error:
-                raise ConfigError(f"threat patch: {error}") from error
-            known = job.data.heldout_labels[left] if job.config.certify.known_class else None
-            system.certify(images[left], known_class=known, indices=left, on_certificate=keep)
-        bar.close()
+    asked.records({"method": "deterministic", **settings}, "patch", certify_left)
     return asked.curve(len(masks.pairs))
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 import certify
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.threats import numbers
-from certdef.stages.threat import EXACT, Asked, Threat, ThreatCurve
+from certdef.stages.threat import EXACT, Asked, Keep, Threat, ThreatCurve
 
 PADDING = "reflect"
 MOST = 2  # rows and columns by default: 25 answers an image
@@ -29,32 +27,23 @@ def _settings(config: RunConfig, options: Mapping[str, Any], shape: tuple[int, i
 
 
 def _certify(asked: Asked) -> ThreatCurve:
-    job, most, padding = asked.job, asked.settings["most"], asked.settings["padding"]
-    header = {"method": "deterministic", "padding": padding, "most": most}
-    with asked.log(header) as log:
-        left = asked.left(log)
-        bar = job.progress(
-            total=asked.images, initial=asked.images - len(left), desc=f"shifts {asked.subject}", unit="image"
+    most, padding = asked.settings["most"], asked.settings["padding"]
+
+    def certify_left(left: list[int], keep: Keep) -> None:
+        images, _ = asked.images_left(left)  # every answer counts: knowing the class saves none
+        certify.certify_pixel_shifts(
+            asked.base,
+            images,
+            most,
+            asked.num_classes,
+            padding=padding,
+            subject=asked.subject,
+            indices=left,
+            on_certificate=keep,
+            device=asked.job.device,
         )
 
-        def keep(index: int, certificate: certify.Certificate, seconds: float) -> None:
-            asked.record(log, index, certificate, seconds)
-            bar.update()
-
-        if left:
-            images = torch.from_numpy(job.data.heldout_images[left])
-            certify.certify_pixel_shifts(
-                asked.base,
-                images,
-                most,
-                asked.num_classes,
-                padding=padding,
-                subject=asked.subject,
-                indices=left,
-                on_certificate=keep,
-                device=job.device,
-            )
-        bar.close()
+    asked.records({"method": "deterministic", "padding": padding, "most": most}, "shifts", certify_left)
     return asked.curve((2 * most + 1) ** 2)
 
 
