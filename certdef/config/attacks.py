@@ -67,7 +67,7 @@ class LadderConfig:
         resubmissions: How often an image is submitted in the worst-of-N attack and its clean control.
         smoothed_images: Held-out images for the certificate of the smoothed classifier beside its accuracy under PGD; 0 is off.
         smoothed_draws: Noise draws a step of that attack.
-        workers: Processes that share the images of the surrogate out; each attacks its part by a seed of its own.
+        processes: Of this computer, which share the images of the surrogate out; each attacks its part by a seed of its own.
         threats: Attacks of other kinds, each a row with its own budget and no part of the worst case: patch (5% of the image), brightness
             (0.2), contrast (0.3), translation (1 pixel), blur-exponential, blur-uniform and blur-folded (1 pixel), or with another
             budget, as in [patch=3x3,brightness=0.1]. Beside them what certdef certify --threat has proven in the same work_dir.
@@ -89,7 +89,7 @@ class LadderConfig:
     resubmissions: int = 10
     smoothed_images: int = 20
     smoothed_draws: int = 16
-    workers: int = 1
+    processes: int = 1
     threats: tuple[str, ...] = ()
 
 

@@ -269,7 +269,7 @@ def _ladder(ladder: LadderConfig) -> Rules:
         "looks",
         "resubmissions",
         "smoothed_draws",
-        "workers",
+        "processes",
     ):
         yield name, getattr(ladder, name) >= 1, "use at least 1"
     for name in ("smoothed_images", "students"):

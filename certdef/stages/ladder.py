@@ -27,8 +27,8 @@ from certdef.attacks.evaluation import (
 )
 from certdef.attacks.gradient_masking import check_gradient_masking
 from certdef.attacks.other_kinds import OtherAttack
+from certdef.attacks.processes import evaluate_on_processes
 from certdef.attacks.threat_ladder import System
-from certdef.attacks.workers import evaluate_on_workers
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.noise_laws import noise_law
 from certdef.config.purifiers import plain_name
@@ -250,8 +250,8 @@ def _evaluate_system(
     """
     config, title = job.config.ladder, "ladder" if others is None else OTHER_KINDS
     settings = {key: value for key, value in asdict(config).items() if key not in (*CURVE, *ELSEWHERE)}
-    if config.workers == 1:
-        del settings["workers"]  # as older versions named it
+    if config.processes == 1:
+        del settings["processes"]  # as older versions named it
     if others is not None:
         settings = {key: settings[key] for key in ("images", "target_images", "steps", "eot")}
         settings["threats"] = [each.name for each in others]
@@ -307,7 +307,7 @@ def _attacked(
     }
     if others is not None:
         return other_kinds.evaluate(system, images, labels, others, job.config.ladder, **how)
-    return evaluate_on_workers(system, images, labels, job.config.ladder, **how)
+    return evaluate_on_processes(system, images, labels, job.config.ladder, **how)
 
 
 def _with_others(evaluation: Evaluation, path: Path | None, certified: dict[str, list[float]]) -> Evaluation:

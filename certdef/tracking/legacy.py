@@ -37,7 +37,7 @@ NEWER = {
     "certify": ("known_class", "bound", "engine", "choose", "choice_images", "choice_n", "baseline"),
     "surrogate": ("noise", "consistency", "entropy", "finetune_epochs", "weights"),
     "diffusion": ("robust_diffused",),
-    "ladder": ("restarts", "students", "workers", "threats"),
+    "ladder": ("restarts", "students", "processes", "threats"),
     "tracking": ("register_parts",),
 }
 # Whole sections that came later, likewise.

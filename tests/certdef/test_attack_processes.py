@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from certdef.attacks import threat_ladder
+from certdef.attacks.processes import APART, evaluate_on_processes, together
 from certdef.attacks.system import System
-from certdef.attacks.workers import APART, evaluate_on_workers, together
 from tests.certdef.test_ladder import SETTINGS, Noise
 from tests.trained import digits_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FEW = replace(SETTINGS, square_queries=0, decision_queries=0, steps=3, workers=2)
+FEW = replace(SETTINGS, square_queries=0, decision_queries=0, steps=3, processes=2)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def system():
 
 def test_two_processes_are_two_evaluations_side_by_side(system):
     system, images, labels = system
-    found = evaluate_on_workers(system, images, labels, FEW, seed=3)
+    found = evaluate_on_processes(system, images, labels, FEW, seed=3)
     shares = [
         threat_ladder.evaluate(system, images[part], labels[part], FEW, seed=seed)
         for part, seed in ((slice(5), 3), (slice(5, 9), 3 + APART))
@@ -57,7 +57,7 @@ class Fails(nn.Module):
 def test_an_error_elsewhere_is_raised_here_and_no_process_stays(system):
     system, images, labels = system
     with pytest.raises(RuntimeError, match="no such device"):
-        evaluate_on_workers(replace(system, purifier=Fails()), images, labels, FEW)
+        evaluate_on_processes(replace(system, purifier=Fails()), images, labels, FEW)
     # loky's tracker of named semaphores is one of the interpreter's own and ends with it
     left = [
         each
@@ -69,9 +69,9 @@ def test_an_error_elsewhere_is_raised_here_and_no_process_stays(system):
 
 def test_one_process_is_the_evaluation_itself_and_threads_are_as_before(system):
     system, images, labels = system
-    one = replace(FEW, workers=1)
+    one = replace(FEW, processes=1)
     threads = torch.get_num_threads()
-    assert evaluate_on_workers(system, images, labels, one) == threat_ladder.evaluate(
+    assert evaluate_on_processes(system, images, labels, one) == threat_ladder.evaluate(
         system, images, labels, one
     )
     assert torch.get_num_threads() == threads
@@ -79,6 +79,6 @@ def test_one_process_is_the_evaluation_itself_and_threads_are_as_before(system):
 
 def test_shares_that_were_attacked_differently_are_no_evaluation(system):
     system, images, labels = system
-    found = threat_ladder.evaluate(system, images[:2], labels[:2], replace(FEW, workers=1))
+    found = threat_ladder.evaluate(system, images[:2], labels[:2], replace(FEW, processes=1))
     with pytest.raises(ValueError, match="one process"):
         together([found, found[:-2]])

@@ -18,7 +18,7 @@ from certify.voting.parallel import processes
 APART = 1_000  # between the seeds of two shares: more than a user tries in a row
 
 
-def evaluate_on_workers(
+def evaluate_on_processes(
     system: System,
     images: Tensor,
     labels: Tensor,
@@ -28,7 +28,7 @@ def evaluate_on_workers(
     device: torch.device | str = "cpu",
     progress: Callable | None = None,
 ) -> list[AttackEvaluation]:
-    """threat_ladder.evaluate on `settings.workers` processes of this computer, this one among them.
+    """threat_ladder.evaluate on `settings.processes` processes of this computer, this one among them.
 
     The images are shared out in equal parts. Each part is attacked as an evaluation of its own is: its noise is drawn from a seed of its own,
     the better of two gradients and the learned proxy are found on its own images. So the figures are those of another draw than with
@@ -39,11 +39,11 @@ def evaluate_on_workers(
         images, labels, settings, seed, device: As in `evaluate`.
         progress: Wraps the attacks on this process's part, which is the largest.
     """
-    workers = min(settings.workers, len(images)) if isinstance(system.classifier, nn.Module) else 1
-    if workers == 1:
+    count = min(settings.processes, len(images)) if isinstance(system.classifier, nn.Module) else 1
+    if count == 1:
         return evaluate(system, images, labels, settings, seed=seed, device=device, progress=progress)
-    shares = [*zip(images.tensor_split(workers), labels.tensor_split(workers), strict=True)]
-    with _threads(max(1, torch.get_num_threads() // workers)) as threads, processes(workers - 1) as pool:
+    shares = [*zip(images.tensor_split(count), labels.tensor_split(count), strict=True)]
+    with _threads(max(1, torch.get_num_threads() // count)) as threads, processes(count - 1) as pool:
         others = [
             pool.submit(_share, threads, system, *share, settings, seed + APART * number, str(device))
             for number, share in enumerate(shares[1:], 1)
