@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.certdef-ready
 ARGS ?=
 
-.PHONY: help run test lint docs setup
+.PHONY: help run test slow lint docs setup
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -24,6 +24,9 @@ run: $(READY)  ## the main job on the digits that ship with scikit-learn; option
 
 test: $(READY)  ## the tests; more of pytest's options in ARGS, e.g. ARGS="-m slow"
 	OMP_WAIT_POLICY=PASSIVE MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(filter -m%,$(ARGS)),,-m "not slow") $(ARGS)
+
+slow: $(READY)  ## the tests that take minutes and that CI leaves to a weekly run
+	$(MAKE) test ARGS="-m 'slow and not acceptance' $(ARGS)"
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

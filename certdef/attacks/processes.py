@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import certify
+from certdef.attacks import threat_ladder
 from certdef.attacks.evaluation import WORST_CASE, AttackEvaluation, single_attacks, worst_case
 from certdef.attacks.system import System
-from certdef.attacks.threat_ladder import evaluate
 from certdef.config.attacks import LadderConfig
 from certify.voting.parallel import processes
 
@@ -41,14 +41,18 @@ def evaluate_on_processes(
     """
     count = min(settings.processes, len(images)) if isinstance(system.classifier, nn.Module) else 1
     if count == 1:
-        return evaluate(system, images, labels, settings, seed=seed, device=device, progress=progress)
+        return threat_ladder.evaluate(
+            system, images, labels, settings, seed=seed, device=device, progress=progress
+        )
     shares = [*zip(images.tensor_split(count), labels.tensor_split(count), strict=True)]
     with _threads(max(1, torch.get_num_threads() // count)) as threads, processes(count - 1) as pool:
         others = [
             pool.submit(_share, threads, system, *share, settings, seed + APART * number, str(device))
             for number, share in enumerate(shares[1:], 1)
         ]
-        own = evaluate(system, *shares[0], settings, seed=seed, device=device, progress=progress)
+        own = threat_ladder.evaluate(
+            system, *shares[0], settings, seed=seed, device=device, progress=progress
+        )
         return together([own, *(each.result() for each in others)])
 
 
@@ -91,7 +95,7 @@ def _share(
     device: str,
 ) -> list[AttackEvaluation]:
     torch.set_num_threads(threads)
-    return evaluate(system, images, labels, settings, seed=seed, device=device)
+    return threat_ladder.evaluate(system, images, labels, settings, seed=seed, device=device)
 
 
 @contextmanager

@@ -251,7 +251,6 @@ class TestFineTuning:
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 def test_a_registered_model_carries_the_weights(migrated_store, tmp_path, monkeypatch):
     """The whole job, ladder too; then the package's weights are gone, and the model still certifies."""
     import mlflow

@@ -131,7 +131,6 @@ def test_killed_at_any_instant_of_the_first_migration_it_is_made_by_the_next(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 def test_first_jobs_that_race_all_get_it(tmp_path):
     processes = [start(tmp_path) for _ in range(4)]
     errors = [process.communicate(timeout=240)[1] for process in processes]

@@ -197,7 +197,6 @@ def test_how_many_images_a_target_is_asked_about_at_once_changes_no_vote_and_no_
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 def test_the_command_line_uses_a_running_dask_scheduler(here, uncertified):
     distributed = pytest.importorskip("distributed")
     options = {"work_dir": uncertified.work_dir, "tracking.uri": here.tracking.uri} | {

@@ -19,8 +19,8 @@ from tests.conftest import TINY, run_once
 
 SHAPE = (1, 8, 8)
 NAMES = own_names()
-# No network, a shipped one, two trained ones: what CI runs as whole jobs of the ten.
-VARIED = {"gs", "de3-leaves", "agdm"}
+# No network, two trained ones: what CI runs as whole jobs of the ten.
+VARIED = {"gs", "agdm"}
 DRAW_NOISE = {"de3", "de3-leaves", "de3-simmim", "mim", "diffpure", "uad-rs", "agdm"}
 SMALL = {
     "certify__laws": "[{label: nim}]",

@@ -178,7 +178,6 @@ def triton_url(logistic: LogisticRegression, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
 def test_triton_with_and_without_binary_tensors(

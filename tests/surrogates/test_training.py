@@ -290,7 +290,6 @@ if torch.distributed.is_initialized():
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
 def test_two_processes_end_at_the_weights_of_one(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
