@@ -35,7 +35,7 @@ class Framed:
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
-        bounds = {name: _bound(str(name)) for name in frame.columns if _bound(str(name)) is not None}
+        bounds = {name: how for name in frame.columns if (how := _bound(str(name)))}
         table = frame.to_html(
             index=False, border=0, max_rows=ROWS, formatters=bounds, float_format="{:,.6g}".format
         )
