@@ -196,7 +196,7 @@ def proxies(
             eps=eps,
             steps=PROXY_STEPS,
         )
-        found[f"proxy, {name}"] = attacks.within(moved.cpu(), images, eps)
+        found[f"proxy {name}"] = attacks.within(moved.cpu(), images, eps)
     return found
 
 
