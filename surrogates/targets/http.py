@@ -6,6 +6,7 @@ sending, another 5xx, a body cut short; the service may have done the work and c
 """
 
 import email.utils
+import logging
 import os
 import random
 import threading
@@ -38,9 +39,11 @@ from surrogates.targets.http_options import HttpOptions, Pace
 from surrogates.targets.paid_repeats import payer
 from surrogates.targets.redaction import Secrets, shortened
 
+LOG = logging.getLogger(__name__)
 FREE_ATTEMPTS = 3  # for health and metadata
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
+SILENT_SECONDS = 3.0  # of waiting before a line says why
 COMPLETE = (200, 201, 203)  # the statuses of an answer that is there, and whole
 QUOTABLE, QUOTED = 65_536, 200  # bytes of what a service says that are looked at, characters that are shown
 LONGEST_MESSAGE = 1000  # characters
@@ -151,6 +154,7 @@ class HttpClient:
         self._pace = Pace(options.rate)
         self._connections = Connections(self.url, options.keep_alive)
         self._secrets = Secrets()
+        self._waiting = False  # and has said so
         self._headers()  # a missing token is noticed before anything is sent
 
     def __repr__(self) -> str:
@@ -240,6 +244,7 @@ class HttpClient:
             # Of the attempts that may be charged, that under way among them, the first counts as the batch itself.
             note_lost(interrupt, min(unknown, allowed - 1) * request.queries)
             raise
+        self._waiting = False
         return replace(reply, lost=unknown * request.queries)
 
     def _retrying(self, request: Request, may_help: Callable[[BaseException], bool]) -> tenacity.Retrying:
@@ -255,7 +260,22 @@ class HttpClient:
             wait=_wait,
             stop=enough,
             sleep=time.sleep if request.stop is None else tenacity.sleep_using_event(request.stop),
+            before_sleep=lambda state: self._say(request, attempts, state),
             reraise=True,
+        )
+
+    def _say(self, request: Request, attempts: int, state: tenacity.RetryCallState) -> None:
+        """Say once what is waited for, and again only after an answer."""
+        if self._waiting or state.idle_for < SILENT_SECONDS or state.outcome is None:
+            return
+        self._waiting = True
+        LOG.warning(
+            "target %s %s: attempt %d of %d failed, trying again for %g s at most",
+            public_url(request.url),
+            state.outcome.exception(),
+            state.attempt_number,
+            attempts,
+            self.options.max_wait,
         )
 
     def _attempt(self, request: Request) -> Reply:

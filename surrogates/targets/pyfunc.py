@@ -21,6 +21,7 @@ IN_PROCESS = frozenset(
     for flavor in ("sklearn", "pytorch", "xgboost", "lightgbm", "catboost", "tensorflow", "keras", "onnx")
 )
 
+CODELESS = (".pt", ".pth", ".pkl", ".joblib", ".safetensors")
 LACKING = "the model's k-th class is not class k, so that logits lack some: use another output_kind"
 
 # MLflow's names of number types in tables, as numpy has them.
@@ -123,6 +124,11 @@ def load_pyfunc(uri: str) -> Any:
         return mlflow.pyfunc.load_model(uri)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if ":" not in uri and Path(uri).suffix in CODELESS:
+            raise TargetError(
+                f"{uri!r} holds weights or a pickle, and not the code that runs them: log the model with MLflow "
+                "(models:/NAME/1), export it as NAME.onnx, or give the object in Python (surrogates.open_target)"
+            ) from error
         if ":" not in uri and not Path(uri).is_dir():
             raise TargetError(
                 f"{uri!r} is no folder of an MLflow model, and no NAME.onnx, NAME.tflite or NAME.yaml (a mapping): check "

@@ -383,6 +383,7 @@ def test_bad_answers_are_named(function: Any, kind: str, message: str) -> None:
         ("https://example.com/model", {}, r"no protocol for"),
         (3, {}, r"cannot open a int"),
         ("net.onx", {}, r"'net.onx' is no folder of an MLflow model, and no NAME.onnx"),
+        ("net.pt", {}, r"'net.pt' holds weights or a pickle, .*: log the model with MLflow"),
     ],
 )
 def test_what_cannot_be_opened(source: Any, options: dict[str, Any], message: str) -> None:

@@ -157,6 +157,23 @@ def test_attempts_and_waiting_are_bounded(service: Any, waits: list[float], tmp_
         assert 0.5 <= wait / (http.FIRST_BACKOFF_SECONDS * 2**number) <= 1
 
 
+def test_a_long_wait_is_said_once_and_again_after_an_answer(
+    service: Any, waits: list[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, faults = service
+    target = opened(url, attempts=8)
+    for number, times in enumerate((2, 7, 7)):  # of waiting a second or so, then half a minute and more
+        faults.will("refuse", times=times, status=503)
+        (tmp_path / str(number)).mkdir()
+        assert Queried(target, tmp_path / str(number)).error is None
+    said = [record.getMessage() for record in caplog.records if record.name == http.__name__]
+    assert len(said) == 2
+    assert all(
+        "answered 503 Service Unavailable" in line and "of 8 failed, trying again for" in line
+        for line in said
+    )
+
+
 # Each does the work, and charges, before it fails; the second request is answered.
 LOST = {
     "reset": ({}, r"broke off before its answer was complete"),
