@@ -48,5 +48,36 @@ def test_examples_run(
     assert len(example.read_text().splitlines()) < 60
 
 
+FIGURES = re.compile(r"^\|.*---:", re.MULTILINE)  # a table with a column of figures
+ROW = re.compile(
+    r"^\| (?:\[([\w-]+)\]\(\1\.md\)|above) \| [^|]+ \| (\d+) \| ([^|]+) \| ([0-9a-f]{7}) \| 20[\d-]{8}",
+    re.MULTILINE,
+)
+
+
+def unaccounted(pages: dict[str, str]) -> list[str]:
+    """Pages whose tables of figures the register of results.md does not count right, and commands of files that are not there."""
+    counted = dict.fromkeys(pages, 0)
+    counted["results"] = 1  # the register itself
+    faults = []
+    for page, tables, command, _ in ROW.findall(pages["results"]):
+        counted[page or "results"] += int(tables)
+        faults += [
+            name
+            for name in re.findall(r"(?:benchmarks|tests)/\S+?\.py", command)
+            if not (HERE / name).is_file()
+        ]
+    return faults + [page for page, text in pages.items() if len(FIGURES.findall(text)) != counted[page]]
+
+
+def test_every_table_of_figures_has_its_command_and_commit() -> None:
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (HERE / "docs").glob("*.md")}
+    assert unaccounted(pages) == []
+    added = pages | {"plan": pages["plan"] + "\n| a | b |\n| --- | ---: |\n| c | 1 |\n"}
+    assert unaccounted(added) == ["plan"]
+    gone = pages | {"results": pages["results"].replace("benchmarks/agdm.py", "benchmarks/agmd.py")}
+    assert unaccounted(gone) == ["benchmarks/agmd.py"]
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(HERE)}
