@@ -11,11 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mkdocs.structure.files import File
+
 LINK = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]*)(#[^)]*)?\)")
 LINK_TO_PAGE = re.compile(r"(\])\(docs/")
 STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
 NOTEBOOKS = Path(__file__).parents[1] / "examples" / "notebooks"
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+
+
+def on_files(files: Any, config: Any, **_: Any) -> None:
+    """Notebooks are files of the site too, to download."""
+    for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -26,7 +34,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri.startswith("notebooks/"):
         name = Path(page.file.src_uri).with_suffix(".ipynb").name
         first, *cells = notebook_parts(json.loads((NOTEBOOKS / name).read_text(encoding="utf-8")))
-        markdown = "\n\n".join([first, f"*The notebook is `examples/notebooks/{name}`.*", *cells])
+        markdown = "\n\n".join(
+            [first, f"Download [the notebook]({name}); it is `examples/notebooks/{name}`.", *cells]
+        )
     return LINK.sub(lambda link: moved(*link.groups()), markdown)
 
 
