@@ -11,7 +11,7 @@ from typing import Any
 
 from certdef import __version__
 from certdef.config import own_target
-from certdef.config.checks import failures
+from certdef.config.checks import check_names, failures
 from certdef.config.clash import clash
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import (
@@ -96,6 +96,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     namespace.chosen = chosen_options(parser, arguments, own_options(verb))
     namespace.folders = folders
     _check_table(verb, namespace)
+    if verb in JOBS:  # a plan looks at all the rest too
+        check_names(own_target.checkable(config))
     if not (jobs and (own_target.applies(config) or failures(config))):
         for line in unused_options(config, _part(verb, namespace)):
             print(f"certdef: warning: {line}", file=sys.stderr)

@@ -231,6 +231,30 @@ def test_importing_certdef_and_asking_for_help_load_no_torch():
         assert not loaded & {"torch", "numpy", "mlflow", "pandas"}, arguments
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], "did you mean 'run'"),
+        (["run", "--purifier", "de4"], "did you mean 'de3'"),
+        (["purify", "--purifier", "gss"], "did you mean 'gs'"),
+        (["run", "--purifier", "de4", "--certify.n", "2000"], "did you mean 'de3'"),
+        (["certify", "--target.uri", "m.onnx", "--data.path", "x", "--purifier", "de4"], "did you mean 'de3'"),
+        (["attack", "--ladder", "--ladder.systems", "[gss,de3]"], "gss is no purifier"),
+        (["run", "--purifier", "xyz"], "use one of agdm, blind-spot, "),
+        (["run", "--certify.guide", "of"], "use one of off, decide, budget"),
+        (["run", "--device", "gpu"], "use auto, cpu or cuda"),
+    ],
+)
+def test_a_typo_is_answered_without_torch(arguments, said):
+    """Torch takes seconds to load."""
+    loaded = loaded_by(
+        "import contextlib, io\nfrom certdef.cli import main\nsaid = io.StringIO()\n"
+        f"with contextlib.redirect_stderr(said):\n    assert main({arguments}) == 2\n"
+        f"assert {said!r} in said.getvalue() and said.getvalue().count(chr(10)) == 1, said.getvalue()"
+    )
+    assert not loaded & {"torch", "numpy", "mlflow", "pandas"}
+
+
 def test_the_evaluator_that_mlflow_loads_beside_every_other_loads_no_torch():
     loaded = loaded_by("from certdef.release.evaluator import CertdefEvaluator")
     assert "mlflow" in loaded

@@ -38,6 +38,9 @@ from certdef.config.udc import UDCConfig
 
 GUIDES = ("off", "decide", "budget")
 BOUNDS = ("clopper_pearson", "randomized")
+BACKENDS = (None, "loky", "dask", "ray")
+ENGINES = ("plain", "auto")
+DEVICES = ("auto", "cpu", "cuda")
 
 # What is a file name and a metric name as it stands; a space too.
 LONGEST_LABEL = 50
@@ -58,8 +61,27 @@ def check(config: RunConfig) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def failures(config: RunConfig) -> dict[str, list[str]]:
+def check_names(config: RunConfig) -> None:
+    """Answer a mistyped name at once: torch, which takes seconds, is not loaded for it.
+
+    Raises:
+        ConfigError: A purifier, guide, bound, back end, engine or device that there is not; the other values that cannot be
+            used are named with it, but for those that torch must be loaded to judge.
+    """
+    certify = config.certify
+    purifiers = all(_purifier(name)[0] for name in (config.purifier, *config.ladder.systems))
+    words = certify.guide in GUIDES and certify.bound in BOUNDS and certify.engine in ENGINES
+    if not (purifiers and words and certify.backend in BACKENDS and config.device in DEVICES):
+        lines = [line for found in failures(config, light=True).values() for line in found]
+        raise ConfigError("\n".join(lines))
+
+
+def failures(config: RunConfig, *, light: bool = False) -> dict[str, list[str]]:
     """A line for each value that cannot be used, by its section; under the name of the value where it is in none, and `laws` apart.
+
+    Args:
+        config: The job.
+        light: Load no torch, and leave out what takes it: the method, a number of votes beside the preset's, headers.
 
     Raises:
         ConfigError: An unknown preset: nothing else is known then.
@@ -67,7 +89,7 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
     preset_path(config.preset)
     found = _failures(config, "", _job(config))
     for section, rules in {
-        "certify": _certify(config.certify, config.preset),
+        "certify": _certify(config.certify, config.preset, light),
         "attack": _attack(config.attack),
         "ladder": _ladder(config.ladder),
         "target": _target(config.target),
@@ -86,7 +108,7 @@ def failures(config: RunConfig) -> dict[str, list[str]]:
     special = {
         "laws": _laws(config.certify),
         "certify": [*_candidates(config.certify), *_baseline(config)],
-        "target": _headers(config.target),
+        "target": [] if light else _headers(config.target),
         "surrogate": _own_surrogates(config),
     }
     for part, more in special.items():
@@ -172,7 +194,7 @@ def _headers(target: TargetConfig) -> list[str]:
 
 def _job(config: RunConfig) -> Rules:
     yield "purifier", *_purifier(config.purifier)
-    yield "device", config.device in ("auto", "cpu", "cuda"), "use auto, cpu or cuda"
+    yield "device", config.device in DEVICES, "use auto, cpu or cuda"
     yield "threads", config.threads is None or config.threads >= 1, "use at least 1, or leave it out"
     yield "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295"
 
@@ -183,11 +205,19 @@ def _purifier(name: str) -> tuple[bool, str]:
         return True, ""  # an object is of this process, or refused where it is looked up
     if name.startswith("python:"):
         return is_code(name), "write python:package.module:factory"
-    names = purifier_names()
-    return name in names, f"certdef purifiers lists them{nearest(name, names)}"
+    return name in purifier_names(), _other_purifiers(name)
 
 
-def _certify(certify: CertifyConfig, preset: str) -> Rules:
+def _other_purifiers(*names: str) -> str:
+    """What to use in the place of purifiers that there are not."""
+    known = sorted({*purifier_names(), own_target.NONE})
+    near = "".join(dict.fromkeys(nearest(name, known) for name in names))
+    if near:
+        return f"certdef purifiers lists them{near}"
+    return f"use one of {', '.join(known)}, or python:module:factory"
+
+
+def _certify(certify: CertifyConfig, preset: str, light: bool) -> Rules:
     yield "alpha", 0 < certify.alpha < 0.5, "use a value in (0, 0.5), e.g. 0.001"
     yield "n0", certify.n0 >= 1, "use at least 1, e.g. 100"
     yield "images", certify.images >= 1, "use at least 1"
@@ -208,12 +238,12 @@ def _certify(certify: CertifyConfig, preset: str) -> Rules:
     plain = certify.bound == CertifyConfig.bound or (certify.method == "fixed" and not guided)
     remedy = "it is known for a fixed number of votes: add --certify.method fixed, and no guide"
     yield "bound", plain, remedy
-    yield "backend", certify.backend in (None, "loky", "dask", "ray"), "use loky, dask or ray"
+    yield "backend", certify.backend in BACKENDS, "use loky, dask or ray"
     yield "choice_images", certify.choice_images >= 1, "use at least 1"
     yield "choice_n", certify.choice_n >= 1, "use at least 1, e.g. 200"
     yield "workers", certify.workers >= 1, "use at least 1"
-    yield "engine", certify.engine in ("plain", "auto"), "use plain or auto"
-    if any(getattr(certify, name) != value for name, value in _vote(preset).items()):
+    yield "engine", certify.engine in ENGINES, "use plain or auto"
+    if not light and any(getattr(certify, name) != value for name, value in _vote(preset).items()):
         yield from _changed_vote(certify)
 
 
@@ -255,8 +285,8 @@ def _other_attacks(threats: tuple[str, ...]) -> tuple[bool, str]:
 
 
 def _ladder(ladder: LadderConfig) -> Rules:
-    unknown = [name for name in ladder.systems if not _purifier(name)[0]]
-    yield "systems", not unknown, f"{', '.join(sorted(unknown))} is no purifier: certdef purifiers lists them"
+    unknown = sorted(name for name in ladder.systems if not _purifier(name)[0])
+    yield "systems", not unknown, f"{', '.join(unknown)} is no purifier: {_other_purifiers(*unknown)}"
     yield "eps", 0 < ladder.eps <= 1, "use [0,1] pixel units: 8/255 is 0.0314"
     yield "large_eps", 0 < ladder.large_eps <= 1, "use [0,1] pixel units, e.g. 0.5"
     yield "threats", *_other_attacks(ladder.threats)

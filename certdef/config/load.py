@@ -192,8 +192,20 @@ def _spelled(arguments: list[str], own: list[str]) -> list[str]:
     """The arguments with each option under its whole name, and files first."""
     names = {name: key for name, key in option_names().items() if name not in own}
     names |= {f"--{name[2:].replace('-', '_')}": name for name in own}
-    split = [argument.partition("=") for argument in with_contents(files_first(arguments))]
+    whole = with_contents(files_first(_joined(arguments)))
+    split = [argument.partition("=") for argument in whole]
     return _as_written([names.get(name, name) + equals + value for name, equals, value in split])
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """The arguments, with an option and a value like -0.1,0.1 as one: apart, a parser takes the value for an option."""
+    given: list[str] = []
+    for argument in arguments:
+        if given and re.match(r"--[^=]+$", given[-1]) and re.match(r"-[\d.]", argument):
+            given[-1] += f"={argument}"
+        else:
+            given.append(argument)
+    return given
 
 
 def _as_written(arguments: list[str]) -> list[str]:
@@ -387,6 +399,8 @@ def explain(message: str, known: list[str]) -> str:
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
     if kind := _wrong_kind(line):
         return kind
+    if empty := re.search(r"rgument (--[\w.-]+): expected one argument", line):
+        return f"{empty[1]} has no value: write {empty[1]} VALUE, or {empty[1]}=VALUE where it begins with -"
     if stray := re.search(r"nrecognized arguments: ([^\s-]\S*)", line):
         return f"{stray[1]!r} is no option: options begin with --, e.g. --seed 1"
     other = re.search(r"[Oo]ption '([\w.]+)' is not accepted|nrecognized arguments: -*([\w.\-]+)", line)

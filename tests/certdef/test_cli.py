@@ -172,6 +172,14 @@ BAD = {
         ["run", "--target.uri=models:/m/1", "--data.root=x"],
         "your target would be paid for them: name the data set",
     ),
+    "purifier": (
+        ["run", "--purifier=de4"],
+        "purifier is 'de4': certdef purifiers lists them (did you mean 'de3'?)",
+    ),
+    "no value": (
+        ["run", "--seed"],
+        "--seed has no value: write --seed VALUE, or --seed=VALUE where it begins with -",
+    ),
     "guide and method": (["run", "--certify.guide=decide", "--method=sequential"], "choose one of the two"),
     "table without budgets": (["distill", "--strategies=margin"], "it is for the table of --budgets"),
     "data set": (["run", "--data.name=mnist"], "unknown data set 'mnist'"),
@@ -232,6 +240,24 @@ def test_every_unusable_value_has_a_line(capsys):
         "certdef: certify.alpha",
         "certdef: nim.heads",
     ]
+
+
+def test_all_values_that_need_no_torch_are_named_beside_a_mistyped_purifier(capsys):
+    assert main(["run", "--purifier=de4", "--certify.alpha=2", "--ladder.systems=[gs,gss,none]"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is ")[0] for line in errors] == [
+        "certdef: purifier",
+        "certdef: certify.alpha",
+        "certdef: ladder.systems",
+    ]
+    assert errors[2].startswith("certdef: ladder.systems is ('gs', 'gss', 'none'): gss is no purifier: certdef ")
+
+
+def test_a_value_that_begins_with_a_minus_is_read_as_one(capsys, store):
+    """argparse alone takes -0.1,0.1 for an option."""
+    for given in (["--grid", "-0.1,0.1"], ["--grid=-0.1,0.1"]):
+        assert main(["certify", *SMALL, store, "--threat", "brightness", *given]) == 2
+        assert "--grid is '-0.1,0.1': give rising numbers above 0" in capsys.readouterr().err
 
 
 def test_a_broken_ledger_is_named(capsys, store, tmp_path):

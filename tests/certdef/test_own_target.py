@@ -347,7 +347,7 @@ class TestCommandLine:
         """Not also the numbers of images of a preset that nobody chose."""
         assert main(["certify", *served, "--purifier=nope", "--quiet"]) == 2
         assert capsys.readouterr().err.splitlines() == [
-            "certdef: purifier is 'nope': certdef purifiers lists them"
+            "certdef: purifier is 'nope': certdef purifiers lists them (did you mean 'none'?)"
         ]
 
     def test_what_nothing_reads_is_named(self, served, capsys):

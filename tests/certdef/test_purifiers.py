@@ -271,5 +271,5 @@ def test_purify_writes_the_images_of_a_file(store, tmp_path, capsys):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ConfigError, match="certdef purifiers lists them"):
+    with pytest.raises(ConfigError, match="purifier is 'magic': use one of agdm, "):
         certdef.run(certdef.load_config(purifier="magic"))
