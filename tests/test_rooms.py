@@ -238,7 +238,10 @@ def test_importing_certdef_and_asking_for_help_load_no_torch():
         (["run", "--purifier", "de4"], "did you mean 'de3'"),
         (["purify", "--purifier", "gss"], "did you mean 'gs'"),
         (["run", "--purifier", "de4", "--certify.n", "2000"], "did you mean 'de3'"),
-        (["certify", "--target.uri", "m.onnx", "--data.path", "x", "--purifier", "de4"], "did you mean 'de3'"),
+        (
+            ["certify", "--target.uri", "m.onnx", "--data.path", "x", "--purifier", "de4"],
+            "did you mean 'de3'",
+        ),
         (["attack", "--ladder", "--ladder.systems", "[gss,de3]"], "gss is no purifier"),
         (["run", "--purifier", "xyz"], "use one of agdm, blind-spot, "),
         (["run", "--certify.guide", "of"], "use one of off, decide, budget"),

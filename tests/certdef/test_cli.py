@@ -250,7 +250,9 @@ def test_all_values_that_need_no_torch_are_named_beside_a_mistyped_purifier(caps
         "certdef: certify.alpha",
         "certdef: ladder.systems",
     ]
-    assert errors[2].startswith("certdef: ladder.systems is ('gs', 'gss', 'none'): gss is no purifier: certdef ")
+    assert errors[2].startswith(
+        "certdef: ladder.systems is ('gs', 'gss', 'none'): gss is no purifier: certdef "
+    )
 
 
 def test_a_value_that_begins_with_a_minus_is_read_as_one(capsys, store):
