@@ -26,8 +26,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri.startswith("notebooks/"):
         name = Path(page.file.src_uri).with_suffix(".ipynb").name
         first, *cells = notebook_parts(json.loads((NOTEBOOKS / name).read_text(encoding="utf-8")))
-        markdown = "\n\n".join([first, f"*The notebook is `examples/notebooks/{name}`.*", *cells])
+        markdown = "\n\n".join([first, f"*[Download the notebook]({name}), `examples/notebooks/{name}`.*", *cells])
     return LINK.sub(lambda link: moved(*link.groups()), markdown)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """The files of the site, with the notebooks themselves beside their pages."""
+    from mkdocs.structure.files import File
+
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
+    return files
 
 
 def moved(text: str, path: str, anchor: str | None) -> str:
