@@ -11,19 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
-
 LINK = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]*)(#[^)]*)?\)")
 LINK_TO_PAGE = re.compile(r"(\])\(docs/")
 STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
 NOTEBOOKS = Path(__file__).parents[1] / "examples" / "notebooks"
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
-
-
-def on_files(files: Any, config: Any, **_: Any) -> None:
-    """Notebooks are files of the site too, to download."""
-    for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
-        files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -35,9 +27,18 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         name = Path(page.file.src_uri).with_suffix(".ipynb").name
         first, *cells = notebook_parts(json.loads((NOTEBOOKS / name).read_text(encoding="utf-8")))
         markdown = "\n\n".join(
-            [first, f"Download [the notebook]({name}); it is `examples/notebooks/{name}`.", *cells]
+            [first, f"*[Download the notebook]({name}), `examples/notebooks/{name}`.*", *cells]
         )
     return LINK.sub(lambda link: moved(*link.groups()), markdown)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """The files of the site, with the notebooks themselves beside their pages."""
+    from mkdocs.structure.files import File
+
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
+    return files
 
 
 def moved(text: str, path: str, anchor: str | None) -> str:

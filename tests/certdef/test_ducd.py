@@ -475,3 +475,26 @@ def test_page_fits_the_screen_and_loads_nothing(browser, job, width):
         assert browser.get_log("browser") == []
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.browser
+def test_the_first_sheet_of_paper_has_the_result_what_it_does_not_prove_and_the_queries(browser, job):
+    """A4 within margins of a centimeter, at 96 pixels an inch, has 718 x 1046."""
+    browser.get(job[1].report.resolve().as_uri())
+    sheet = browser.find_element("css selector", ".sheet")
+    assert "For how many queries" not in sheet.text  # on the screen the bill has a section of its own
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    metrics = {"width": 718, "height": 1046, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        bottom, breaks = browser.execute_script(
+            "return [arguments[0].getBoundingClientRect().bottom + scrollY, getComputedStyle(arguments[0]).breakAfter]",
+            sheet,
+        )
+        shown = sheet.text
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert 200 < bottom < 1046
+    assert breaks == "page"
+    assert all(words in shown for words in ("What is not proven", "For how many queries", "Certification"))

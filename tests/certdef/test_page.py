@@ -378,3 +378,22 @@ def test_the_readme_takes_its_numbers_from_the_same_results(config, job):
 
 def test_templates_are_shipped_beside_the_module():
     assert {path.name for path in Path(TEMPLATES).iterdir()} >= {"report.html", "report.css"}
+
+
+@pytest.mark.browser
+def test_in_the_dark_plots_are_dark_and_photographs_as_they_are(page):
+    """On paper, too, plots are as they were drawn."""
+    script = "return [...document.querySelectorAll(arguments[0])].map(each => getComputedStyle(each).filter)"
+    scheme = "prefers-color-scheme"
+
+    def filters(pictures, color, media=""):
+        features = [{"name": scheme, "value": color}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+        return set(page.execute_script(script, pictures))
+
+    try:
+        assert filters(".plot img", "dark") == {"invert(1) hue-rotate(180deg)"}
+        assert filters(".plot img", "light") == filters(".plot img", "dark", "print") == {"none"}
+        assert filters("#strip img", "dark") == {"none"}
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
