@@ -26,7 +26,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri.startswith("notebooks/"):
         name = Path(page.file.src_uri).with_suffix(".ipynb").name
         first, *cells = notebook_parts(json.loads((NOTEBOOKS / name).read_text(encoding="utf-8")))
-        markdown = "\n\n".join([first, f"*[Download the notebook]({name}), `examples/notebooks/{name}`.*", *cells])
+        markdown = "\n\n".join(
+            [first, f"*[Download the notebook]({name}), `examples/notebooks/{name}`.*", *cells]
+        )
     return LINK.sub(lambda link: moved(*link.groups()), markdown)
 
 
