@@ -29,8 +29,7 @@ slow: $(READY)  ## the tests that take minutes and that CI leaves to a weekly ru
 	$(MAKE) test ARGS="-m 'slow and not acceptance' $(ARGS)"
 
 coverage: $(READY)  ## the tests of CI, and the share of the lines that they run; it fails below the floor of setup.cfg
-	$(MAKE) test ARGS="-m 'not slow or acceptance' --cov --cov-report= $(ARGS)"
-	$(BIN)/python -m coverage report
+	$(MAKE) test ARGS="-m 'not slow or acceptance' --cov $(ARGS)"
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -6,9 +6,10 @@ Target and surrogate of the preset, under corruptions that are stronger than the
 something to guide. Plain: ``certify.certify_population``, exact looks. Guided: P(the answer stays) > 1 - q by the bets of
 ``certify.guided``, of the same level alpha. The first 16 labels of an image are plain draws, as the bound on the mean needs
 them; once a change was seen, each label is of one of 16 draws, picked by the surrogate's confidence. What images
-have taught of surrogate and target is kept for the next ones. Images apart whose answer changed, in the plain test, not at all.
+have taught of surrogate and target is kept for the next ones. Labels are counted apart for images whose answer never changed in the plain
+test.
 
-About a minute of one core, with the digits' target and surrogate trained.
+About two minutes of one core with the training of target and surrogate.
 """
 
 import argparse
@@ -132,9 +133,8 @@ def main() -> None:
     calibration = Calibration()
 
     def classify(shown: torch.Tensor) -> np.ndarray:
-        return target.query(
-            shown.numpy()
-        ).labels  # not through the ledger: the same draws are asked in both tests
+        # Not through the ledger, which would give an answer that both tests ask for to the second one for nothing.
+        return target.query(shown.numpy()).labels
 
     print(
         f"\n{len(images)} images, q = {arguments.q:g}, alpha = {ALPHA:g}; of two figures the first is plain, the second guided\n"

@@ -82,9 +82,8 @@ class PixelFormat:
                     f"{name} has {len(values)} values, but color {self.color!r} has {COLORS[self.color]} channels: "
                     "give one for each"
                 )
-        if "float" in self.dtype and max(map(abs, self.pixel_range or (0, 1))) > float(
-            np.finfo(self.dtype).max
-        ):
+        furthest = max(map(abs, self.pixel_range or (0, 1)))
+        if "float" in self.dtype and furthest > float(np.finfo(self.dtype).max):  # in float64, where both fit
             lines.append(f"pixel_range of {self.dtype} is {self.pixel_range!r}, more than it holds")
         if self.pixel_range is None:
             if self.dtype in ("int8", "int32", "int64") and not lines:

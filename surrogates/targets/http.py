@@ -154,7 +154,7 @@ class HttpClient:
         self._pace = Pace(options.rate)
         self._connections = Connections(self.url, options.keep_alive)
         self._secrets = Secrets()
-        self._waiting = False  # and has said so
+        self._wait_was_said = False
         self._headers()  # a missing token is noticed before anything is sent
 
     def __repr__(self) -> str:
@@ -244,7 +244,7 @@ class HttpClient:
             # Of the attempts that may be charged, that under way among them, the first counts as the batch itself.
             note_lost(interrupt, min(unknown, allowed - 1) * request.queries)
             raise
-        self._waiting = False
+        self._wait_was_said = False
         return replace(reply, lost=unknown * request.queries)
 
     def _retrying(self, request: Request, may_help: Callable[[BaseException], bool]) -> tenacity.Retrying:
@@ -266,11 +266,11 @@ class HttpClient:
 
     def _say(self, request: Request, attempts: int, state: tenacity.RetryCallState) -> None:
         """Say once what is waited for, and again only after an answer."""
-        if self._waiting or state.idle_for < SILENT_SECONDS or state.outcome is None:
+        if self._wait_was_said or state.idle_for < SILENT_SECONDS or state.outcome is None:
             return
-        self._waiting = True
+        self._wait_was_said = True
         LOG.warning(
-            "target %s %s: attempt %d of %d failed, trying again for %g s at most",
+            "target %s %s: attempt %d of %d failed, trying again for %g s in all at most",
             public_url(request.url),
             state.outcome.exception(),
             state.attempt_number,
