@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import scipy.stats
 
 import certify
@@ -21,18 +23,23 @@ def noise_law(law: SigmaLaw) -> certify.GaussianScaleMixture | certify.Gaussian:
         if law.shape:
             raise ConfigError(f"law {law.label!r}: a constant sigma is its scale alone, give shape []")
         return certify.Gaussian(law.scale_255 / 255)
-    cut = law.family.startswith(TRUNCATED)
-    shape, ends = (law.shape[:-2], law.shape[-2:]) if cut else (law.shape, ())
-    family = getattr(scipy.stats, law.family.removeprefix(TRUNCATED), None)
-    if not isinstance(family, scipy.stats.rv_continuous):
-        raise ConfigError(
-            f"family {law.family!r} of law {law.label!r} is no continuous scipy.stats law: try gamma, uniform, gengamma or constant"
-        )
     try:
-        sigma = family(*shape, scale=law.scale_255 / 255)
-        if cut:
-            low, high = ends
-            sigma = certify.truncated(sigma, low / 255, high / 255)
-        return certify.GaussianScaleMixture(sigma)
+        return _mixture(law.family, tuple(law.shape), law.scale_255 / 255)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"law {law.label!r}: {error}") from error
+
+
+@lru_cache(maxsize=64)  # a job asks for its few laws again and again, and each has thousands of quantiles
+def _mixture(family: str, shape: tuple[float, ...], scale: float) -> certify.GaussianScaleMixture:
+    cut = family.startswith(TRUNCATED)
+    shape, ends = (shape[:-2], shape[-2:]) if cut else (shape, ())
+    known = getattr(scipy.stats, family.removeprefix(TRUNCATED), None)
+    if not isinstance(known, scipy.stats.rv_continuous):
+        raise ValueError(
+            f"family {family!r} is no continuous scipy.stats law: try gamma, uniform, gengamma or constant"
+        )
+    sigma = known(*shape, scale=scale)
+    if cut:
+        low, high = ends
+        sigma = certify.truncated(sigma, low / 255, high / 255)
+    return certify.GaussianScaleMixture(sigma)

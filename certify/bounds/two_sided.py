@@ -31,7 +31,7 @@ TOP_SHARE = 0.9  # of alpha, for the top class
 
 def check_two_sided(noise: NoiseLaw) -> None:
     """Raise CertifyError unless the law has a two-sided radius."""
-    if noise.two_sided_radius(0.9, 0.05) is None:
+    if not noise.is_two_sided:
         raise CertifyError(
             f"two-sided radii need Gaussian noise, a mixture of it, or Laplace noise, got {noise!r}: use 'fixed'"
         )

@@ -131,6 +131,11 @@ class NoiseLaw(ABC):
         draws = self.sample(tuple(images.shape), generator, images.device)
         return torch.add(images, draws, out=out)
 
+    @property
+    def is_two_sided(self) -> bool:
+        """Whether ``two_sided_radius`` has a form for this law; asking computes nothing."""
+        return type(self).two_sided_radius is not NoiseLaw.two_sided_radius
+
     def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
         """Radius where the top class has at least ``p_top`` and every other at most ``p_rival`` < p_top.
 

@@ -45,6 +45,11 @@ class Inclusion(NoiseLaw):
         """Whether the radius of ``law`` is proven."""
         return self.law.sound
 
+    @property
+    def is_two_sided(self) -> bool:
+        """Whether ``law`` is."""
+        return self.law.is_two_sided
+
     def two_sided_radius(self, p_top: float, p_rival: float) -> float | None:
         radius = self.law.two_sided_radius(p_top, p_rival)
         return None if radius is None else radius / self._factor

@@ -14,7 +14,7 @@ from tests.certdef.test_ladder import SETTINGS, Noise
 from tests.trained import digits_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FEW = replace(SETTINGS, square_queries=0, decision_queries=0, steps=3, processes=2)
+FEW = replace(SETTINGS, square_queries=0, decision_queries=0, steps=2, eot=2, resubmissions=2, processes=2)
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,7 @@ def test_n_is_a_cap_whatever_the_votes_are_paid_for(n, radii):
 
 def test_the_second_class_has_its_own_share_of_alpha():
     """The target's class is at p = p_0 and the guide predicts another: both tests together keep alpha."""
-    random, wrong, images = np.random.default_rng(2), 0, 300
+    random, wrong, images = np.random.default_rng(2), 0, 150
     for number in range(images):
 
         def propose(count):

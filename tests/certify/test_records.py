@@ -335,12 +335,12 @@ with RecordLog(sys.argv[1], {"seed": 3}) as log:
 """
 
 
-@pytest.mark.acceptance
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options", "kill_at"),
     [
-        pytest.param("fixed", "{}", 9, marks=pytest.mark.slow),
-        pytest.param("sequential", "{'radii': [0.05]}", 8, marks=pytest.mark.slow),
+        pytest.param("fixed", "{}", 9, marks=pytest.mark.acceptance),
+        ("sequential", "{'radii': [0.05]}", 8),
     ],
 )
 def test_a_run_that_is_killed_and_resumed_writes_the_same_bytes(tmp_path, method, options, kill_at):

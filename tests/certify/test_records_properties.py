@@ -101,7 +101,7 @@ def test_no_certificate_of_this_package_is_refused(tmp_path, examples):
     """Whatever the law, the method, the votes and the number of classes: 2, or so many that rivals are pooled."""
 
     def recorded(law, method, classes, share, seed, alpha):
-        method = "fixed" if method == "two_sided" and law.two_sided_radius(0.9, 0.05) is None else method
+        method = "fixed" if method == "two_sided" and not law.is_two_sided else method
         rng = np.random.default_rng(seed)
         shares = np.append(share, np.full(classes - 1, (1 - share) / (classes - 1)))
         stopping = "sequential" in method

@@ -21,7 +21,7 @@ SIZES = TINY | {
     "nim__epochs": 3,
     "threads": 1,
     "certify__images": 8,
-    "certify__n": 600,
+    "certify__n": 200,
     "certify__method": "fixed",
 }
 
@@ -106,10 +106,9 @@ def certifying(part: str, lines: int):
 @pytest.mark.parametrize(
     "moments",
     [
-        pytest.param([DISTILLING], id="distillation", marks=pytest.mark.acceptance),
         pytest.param(
-            [certifying("target-nim-de3", 1)],
-            id="certification-of-the-target",
+            [DISTILLING, certifying("target-nim-de3", 1)],
+            id="distillation-and-certification",
             marks=pytest.mark.acceptance,
         ),
         pytest.param(

@@ -109,7 +109,7 @@ true
 @pytest.mark.parametrize(
     ("full", "size"),
     [
-        pytest.param("ledger", "700k", marks=pytest.mark.acceptance),
+        ("ledger", "700k"),
         ("work", "600k"),
         ("work", "1600k"),
         ("store", "1000k"),

@@ -77,10 +77,8 @@ def mlflow_models(logistic: LogisticRegression, tmp_path_factory: pytest.TempPat
     return {name: folder / name for name in (*inputs, "records")}
 
 
-@pytest.mark.acceptance
-@pytest.mark.parametrize(
-    "name", ["sklearn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("table", "records"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [pytest.param("sklearn", marks=pytest.mark.acceptance), "table", "records"])
 def test_the_scoring_server_of_mlflow(
     name: str, mlflow_models: dict[str, Path], logistic: Any, images: np.ndarray, tmp_path: Path
 ) -> None:
@@ -212,8 +210,7 @@ def _write(path: Path, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.acceptance
-@pytest.mark.parametrize("form", ["classifier", "booster"])
+@pytest.mark.parametrize("form", [pytest.param("classifier", marks=pytest.mark.acceptance), "booster"])
 def test_lightgbm_behind_the_scoring_server_of_mlflow(form: str, images: np.ndarray, tmp_path: Path) -> None:
     """A classifier answers labels there and its booster probabilities: neither is declared."""
     lightgbm = pytest.importorskip("lightgbm")
