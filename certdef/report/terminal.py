@@ -12,6 +12,7 @@ from typing import Any
 
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
+from certdef.config.own_target import NONE
 from certdef.report import average_case, udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
@@ -150,12 +151,23 @@ def _(result: ChoiceResult, config: RunConfig) -> list[str]:
 
 @stage_lines.register
 def _(result: CertifyResult, config: RunConfig) -> list[str]:
-    curves = (curve for curve in result.curves.values() if curve.headline)
+    """The headline of each subject; of a target alone, which has few lines, every condition."""
+    alone = config.surrogate.model == NONE
+    curves = [curve for curve in result.curves.values() if curve.headline or alone]
     right = right_in_words(result.params)
     capped = config.certify.stops_early
     alpha = config.certify.alpha
     return [
-        _certified_line(f"{curve.subject:<9}", result.radii, curve, alpha, capped, right) for curve in curves
+        _certified_line(
+            f"{curve.subject:<9}",
+            result.radii,
+            curve,
+            alpha,
+            capped,
+            right,
+            f"behind {purifier_title(config.purifier)}, " if curve.denoised else "without a denoiser, ",
+        )
+        for curve in curves
     ]
 
 
@@ -284,6 +296,7 @@ def _certified_line(
     alpha: float,
     capped: bool,
     right: str = "",
+    behind: str = "",
 ) -> str:
     """Certified shares, with the votes that they took: n of every image, or on average where n is a cap."""
     law = open_law(curve.noise)
@@ -295,7 +308,7 @@ def _certified_line(
     votes = f"n={curve.n:,}"
     if capped:
         votes = f"n at most {curve.n:,}, {curve.samples_per_image:,.0f} votes on average"
-    return f"certified   {subject} {shares}   ({curve.images} images, {votes}{right})"
+    return f"certified   {subject} {shares}   ({behind}{curve.images} images, {votes}{right})"
 
 
 def _purified_lines(purified: dict[str, Any]) -> list[str]:

@@ -147,7 +147,7 @@ def realized_error(kind: str, images: int, monkeypatch=None) -> float:
 
 
 ALPHA = 0.2
-IMAGES = 200
+IMAGES = 120
 SLACK = 2.33 * np.sqrt(ALPHA * (1 - ALPHA) / IMAGES)  # a sound test passes it with probability below 1%
 
 

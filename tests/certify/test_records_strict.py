@@ -281,7 +281,7 @@ def assert_nothing_else(path, original, cut=False):
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(29), pytest.param(1, marks=[pytest.mark.slow, pytest.mark.acceptance])]
+    "step", [29, pytest.param(1, marks=pytest.mark.slow)]
 )
 def test_no_flipped_bit_changes_a_certificate(tmp_path, step):
     """Every bit of a file, or every 29th."""

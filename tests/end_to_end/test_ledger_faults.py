@@ -316,13 +316,13 @@ def mounted(times: int) -> str:
 @pytest.mark.acceptance
 def test_no_fault_loses_an_answer_or_passes_the_budget() -> None:
     """Only a power cut may lose something: the last moments."""
-    done = in_an_interpreter("--times", "10", module="test_ledger_faults")
+    done = in_an_interpreter("--times", "5", module="test_ledger_faults")
     assert done.returncode == 0, done.stderr
     table = {row.split("|")[1].strip(): row for row in done.stdout.splitlines()[2:]}
     assert [*table] == [*FAULTS]
     for fault in ("kill", "stop", "full disk"):
-        assert table[fault].startswith(f"| {fault} | 10 | 0 | 0 | 0 |") or "not run" in table[fault]
-    assert table["power cut"].startswith("| power cut | 10 | ")
+        assert table[fault].startswith(f"| {fault} | 5 | 0 | 0 | 0 |") or "not run" in table[fault]
+    assert table["power cut"].startswith("| power cut | 5 | ")
 
 
 def main() -> None:
