@@ -21,7 +21,7 @@ TINY = {
     "certify__target_images": 3,
     "certify__n": 200,
     "surrogate__epochs": 12,
-    "nim__epochs": 20,  # enough for votes that are not all the same
+    "nim__epochs": 30,  # enough for votes that are not all the same
     "attack__images": 20,
     "attack__steps": 2,
     "tracking__system_metrics": False,
