@@ -143,7 +143,7 @@ def test_nothing_is_paid_again_after_each_change(certify_again, change):
 
 @pytest.mark.slow
 def test_a_law_beside_the_others_pays_for_itself(certify_again):
-    other = "{label: u, family: uniform, shape: [], scale_255: 30}"
+    other = "{label: s0.2, family: gamma, shape: [25], scale_255: 2}"
     assert certify_again(certify__laws=f"[{LAW}, {other}]").spent == VOTES + VOTES * 2 // 3
 
 
