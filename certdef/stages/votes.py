@@ -293,7 +293,7 @@ def _certify_smoothed(
         "bound": config.bound,
         "known_class": job.data.heldout_labels[left] if config.known_class else None,
     }
-    if config.stops_early:
+    if "sequential" in config.method:  # a guide, which stops too, is the target's alone
         options["radii"] = (0.0, *config.radii)  # the tables begin at radius 0
     if config.backend and not condition.paid:  # the ledger pays in this process
         cluster: dict[str, Any] = {

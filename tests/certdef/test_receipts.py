@@ -143,8 +143,45 @@ def test_nothing_is_paid_again_after_each_change(certify_again, change):
 
 @pytest.mark.slow
 def test_a_law_beside_the_others_pays_for_itself(certify_again):
-    other = "{label: u, family: uniform, shape: [], scale_255: 30}"
+    other = "{label: s0.2, family: gamma, shape: [25], scale_255: 2}"
     assert certify_again(certify__laws=f"[{LAW}, {other}]").spent == VOTES + VOTES * 2 // 3
+
+
+@pytest.mark.slow
+def test_a_larger_n_pays_the_last_draws_of_a_mixture_again(certify_again):
+    """Noise is drawn 256 at a time. A Gaussian's last draws begin those of a larger n, a scale mixture's do not."""
+    mixtures, last = 2 * 2, 300 % 256  # behind the purifier and bare, two images
+    assert certify_again(certify__n=400).spent == VOTES + 3 * 2 * 100 + mixtures * last
+
+
+@pytest.fixture
+def guided(service, migrated_store, tmp_path, monkeypatch) -> Certify:
+    """Certify with a surrogate as guide, again and again in one folder; returns all that was paid until then."""
+    monkeypatch.chdir(tmp_path)
+    options = SETTINGS | {"target__uri": service, "tracking__uri": _copy(migrated_store, tmp_path)}
+
+    def guided(**changes: Any) -> int:
+        told = options | {"work_dir": str(tmp_path / "work"), "certify__guide": "decide"} | changes
+        bill = certdef.certify(certdef.load_config("digits", **told), progress=False).bill
+        return bill["certification"].spent
+
+    return guided
+
+
+@pytest.mark.slow
+def test_with_a_guide_only_another_alpha_pays_again(guided):
+    first = guided()
+    changes: list[dict[str, Any]] = [
+        {"target__batch_size": 7},
+        {"certify__radii": "[0.1, 0.25]"},
+        {"ledger__certification": 900_000},
+    ]
+    assert [guided(**change) for change in changes] == [first] * 3
+    more = guided(certify__target_images=3)
+    assert guided(certify__target_images=2) == more > first
+    again = guided(certify__alpha=0.002) - more  # from where the bets go another way
+    print(f"{first} guided votes; {again} paid again for another alpha")
+    assert 0 < again < first / 2
 
 
 @pytest.mark.slow
