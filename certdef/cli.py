@@ -11,7 +11,7 @@ from typing import Any
 
 from certdef import __version__
 from certdef.config import own_target
-from certdef.config.checks import check_names, failures
+from certdef.config.checks import failures, first_look
 from certdef.config.clash import clash
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import (
@@ -21,6 +21,7 @@ from certdef.config.load import (
     parse,
     preset_of,
 )
+from certdef.config.names import STRATEGIES, one_of
 from certdef.config.threats import OPTIONS as THREAT_OPTIONS
 from certdef.config.threats import check_name
 from certdef.config.verbs import (
@@ -97,7 +98,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     namespace.folders = folders
     _check_table(verb, namespace)
     if verb in JOBS:  # a plan looks at all the rest too
-        check_names(own_target.checkable(config))
+        first_look(own_target.checkable(config), namespace.chosen, _unknown_names(verb, namespace))
     if not (jobs and (own_target.applies(config) or failures(config))):
         for line in unused_options(config, _part(verb, namespace)):
             print(f"certdef: warning: {line}", file=sys.stderr)
@@ -145,11 +146,24 @@ def _check_table(verb: str, namespace: Any) -> None:
                 )
 
 
+def _unknown_names(verb: str, namespace: Any) -> list[str]:
+    """A line for each name that nobody knows among a verb's own options, which --print-config does not print."""
+    if namespace.print_config:
+        return []
+    if verb == "distill" and namespace.budgets:
+        each = [name for name in namespace.strategies.split(",") if name not in STRATEGIES]
+        return [f"--strategies has {name!r}: {one_of(name, STRATEGIES)}" for name in each]
+    if verb == "certify":
+        try:
+            check_name(namespace.threat)
+        except ConfigError as error:
+            return [str(error)]
+    return []
+
+
 def _job(verb: str, config: RunConfig, namespace: Any) -> int:
     """Run a verb of the job and print its summary."""
     _quiet()
-    if verb == "certify":
-        check_name(namespace.threat)  # before torch is loaded
     from certdef import pipeline
 
     options = {"progress": not namespace.quiet, "fresh": namespace.fresh}
