@@ -25,9 +25,11 @@ LONGEST_LABEL = 50
 LABEL = re.compile(rf"\w[\w .-]{{0,{LONGEST_LABEL - 1}}}")
 
 # Parts of the configuration that checks of a job read by themselves: the others of their section may still be looked at.
-PARTS = {"certify.laws": "laws"} | {
-    f"surrogate.{name}": "training" for name in ("strategy", "loss", "precision")
-}
+PARTS = (
+    {"certify.laws": "laws"}
+    | {f"surrogate.{name}": "training" for name in ("strategy", "loss", "precision")}
+    | {f"robustness.{name}": "draws" for name in ("q", "images")}
+)
 NAMED = ("purifier", "ladder.systems", "ladder.threats", "nim.weights", "reversal.tasks")  # beside CHOICES
 # Options that nothing else can find fault with.
 PLAIN = {"config", "preset", "seed", "threads", "work_dir", "quiet", "fresh", "threat", *CHOICES}

@@ -55,6 +55,11 @@ TARGET_CHOICES: dict[str, tuple[str, ...]] = {
     "target.color": ("rgb", "bgr", "gray"),
 }
 TASKS = ("contrastive", "rotation", "jigsaw", "denoising")  # reversal.tasks
+FILLS = ("gray", "mean", "mim", "leaves")  # --fill of the threat patch
+CORRUPTIONS = (  # robustness.corruptions, each alone or with a strength
+    *("noise", "brightness", "contrast", "gamma", "blur"),
+    *("motion-blur", "shift", "rotation", "jpeg", "8-bit"),
+)
 DATA_SETS = ("digits", "fashion-mnist", "cifar10-part", "aerial")  # data.name, beside FILES
 SMALL_MODELS = ("mlp", "cnn", "resnet")  # our own, beside timm's
 NIM_SIZES = re.compile(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?")  # an encoder with a linear head
@@ -139,6 +144,18 @@ def unknown_names(config: RunConfig) -> list[str]:
             if isinstance(value, str) and value not in names:
                 lines.append(f"{key} is {value!r}: {one_of(value, names)}")
     return lines
+
+
+def unknown_corruptions(config: RunConfig) -> list[str]:
+    """A line for each corruption that nobody knows; none where one has a strength, which only its law can judge, or is code."""
+    named = config.robustness.corruptions
+    if isinstance(named, str) or any(set(text) & set("=+:") for text in named):
+        return []
+    return [
+        f"robustness.corruptions: {name!r} is no corruption{nearest(name, CORRUPTIONS)}: choose from {', '.join(CORRUPTIONS)}"
+        for name in named
+        if name not in CORRUPTIONS
+    ]
 
 
 def _may_register(config: RunConfig) -> bool:

@@ -33,6 +33,7 @@ from certdef.config.purifiers import (
     is_code,
     purifier_names,
 )
+from certdef.config.robustness import RobustnessConfig
 from certdef.config.udc import UDCConfig
 
 # The name of a value, whether it is good, and the remedy.
@@ -54,6 +55,7 @@ def rules_of(config: RunConfig) -> dict[str, Rules]:
         "ledger": _ledger(config.ledger, config.surrogate.query_batch),
         "data": _data(config),
         "membership": _membership(config.membership, config.target.uri is not None),
+        "robustness": _robustness(config.robustness),
         "ducd": _ducd(config.ducd),
         "tracking": _tracking(config.tracking),
         "udc": _udc(config.udc, config.diffusion, config.ducd.enabled),
@@ -291,6 +293,11 @@ def _membership(lists: MembershipConfig, own: bool) -> Rules:
             not given or own,
             "it is for a target of your own, give target.uri; certdef's own is audited by preset ducd-fashion-mnist",
         )
+
+
+def _robustness(robustness: RobustnessConfig) -> Rules:
+    yield "q", 0 < robustness.q < 1, "use a share of the draws between 0 and 1, e.g. 0.1"
+    yield "images", robustness.images >= 1, "use at least 1"
 
 
 def _ducd(ducd: DUCDConfig) -> Rules:

@@ -15,7 +15,9 @@ from certdef.config.job import CertifyConfig, ConfigError, RunConfig, SurrogateC
 from certdef.config.load import ALIASES, explain, known_keys, load_config
 from certdef.config.names import (
     CHOICES,
+    CORRUPTIONS,
     DATA_SETS,
+    FILLS,
     TARGET_CHOICES,
     is_choice,
     surely_unknown,
@@ -25,6 +27,7 @@ from certdef.config.names import (
 from certdef.config.noise_laws import noise_law
 from certdef.data.named import NAMED, data_root
 from certdef.data.sets import load_data
+from certify.threats import fills, population
 from certify.voting.parallel import BACKENDS
 from surrogates.distillation.losses import LOSSES
 from surrogates.distillation.selection import STRATEGIES
@@ -244,12 +247,14 @@ def test_kinds_of_certificates_that_go_together_are_taken_and_unset_ones_leave_n
         "target.dtype": DTYPES,
         "target.color": COLORS,
         "data.name": NAMED,
+        "robustness.corruptions": population.CORRUPTIONS,
+        "fill": (*fills.FILLS, "mim", "leaves"),
     }.items(),
 )
 def test_the_names_of_options_are_those_of_what_is_built_by_them(key, names):
     """certify and surrogates import nothing of certdef: both lists are written down."""
-    known = CHOICES | TARGET_CHOICES
-    assert (known | {"data.name": DATA_SETS})[key] == tuple(names)
+    more = {"data.name": DATA_SETS, "robustness.corruptions": CORRUPTIONS, "fill": FILLS}
+    assert (CHOICES | TARGET_CHOICES | more)[key] == tuple(names)
 
 
 def test_every_choice_is_an_option_and_its_default_one_of_the_names():
