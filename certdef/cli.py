@@ -11,7 +11,7 @@ from typing import Any
 
 from certdef import __version__
 from certdef.config import own_target
-from certdef.config.checks import check_names, failures
+from certdef.config.checks import failures, first_look
 from certdef.config.clash import clash
 from certdef.config.job import ConfigError, RunConfig, nearest
 from certdef.config.load import (
@@ -21,6 +21,7 @@ from certdef.config.load import (
     parse,
     preset_of,
 )
+from certdef.config.names import FILLS, STRATEGIES, one_of, unknown_corruptions
 from certdef.config.threats import OPTIONS as THREAT_OPTIONS
 from certdef.config.threats import check_name
 from certdef.config.verbs import (
@@ -97,7 +98,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     namespace.folders = folders
     _check_table(verb, namespace)
     if verb in JOBS:  # a plan looks at all the rest too
-        check_names(own_target.checkable(config))
+        first_look(own_target.checkable(config), namespace.chosen, _unknown_names(verb, config, namespace))
     if not (jobs and (own_target.applies(config) or failures(config))):
         for line in unused_options(config, _part(verb, namespace)):
             print(f"certdef: warning: {line}", file=sys.stderr)
@@ -145,11 +146,28 @@ def _check_table(verb: str, namespace: Any) -> None:
                 )
 
 
+def _unknown_names(verb: str, config: RunConfig, namespace: Any) -> list[str]:
+    """A line for each name that nobody knows among what a verb alone reads, which --print-config is not asked about."""
+    if namespace.print_config:
+        return []
+    if verb == "distill" and namespace.budgets:
+        each = [name for name in namespace.strategies.split(",") if name not in STRATEGIES]
+        return [f"--strategies has {name!r}: {one_of(name, STRATEGIES)}" for name in each]
+    if verb == "robustness":
+        return unknown_corruptions(config)
+    if verb == "certify":
+        try:
+            check_name(namespace.threat)
+        except ConfigError as error:
+            return [str(error)]
+        if namespace.threat == "patch" and namespace.fill not in (None, *FILLS):
+            return [f"--fill is {namespace.fill!r}: {one_of(namespace.fill, FILLS)}"]
+    return []
+
+
 def _job(verb: str, config: RunConfig, namespace: Any) -> int:
     """Run a verb of the job and print its summary."""
     _quiet()
-    if verb == "certify":
-        check_name(namespace.threat)  # before torch is loaded
     from certdef import pipeline
 
     options = {"progress": not namespace.quiet, "fresh": namespace.fresh}
@@ -292,6 +310,10 @@ def _ledger(arguments: list[str]) -> int:
         raise ConfigError(f"{problem}: certdef ledger FILE [--price USD] [--export OUT] [--digest]")
     if namespace.upto is not None and not namespace.digest:
         raise ConfigError(f"--upto is {namespace.upto}: it is for --digest, add that")
+    if not os.path.isfile(namespace.file):  # before torch is loaded
+        raise ConfigError(
+            f"ledger {namespace.file} does not exist: give the file of a ledger, e.g. runs/digits/ledger.db"
+        )
     from certdef.report.ledger_view import render
 
     print(render(namespace.file, namespace.price))

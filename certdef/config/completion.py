@@ -8,8 +8,9 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Mapping
 
-from certdef.config.job import ConfigError, RunConfig, flatten, nearest, preset_names
+from certdef.config.job import FILES, ConfigError, RunConfig, flatten, nearest, preset_names
 from certdef.config.load import known_keys
+from certdef.config.names import CHOICES, DATA_SETS, TARGET_CHOICES
 from certdef.config.purifiers import purifier_names
 from certdef.config.threats import threat_names
 from certdef.config.verbs import JOBS, OPTIONS, OTHERS, flags
@@ -75,9 +76,14 @@ def _named_values() -> dict[str, list[str]]:
     """The options whose values are names, with these."""
     values = flatten(RunConfig().to_dict())
     booleans = {f"--{key}": [*BOOLEANS] for key, value in values.items() if isinstance(value, bool)}
-    return booleans | {
-        "--preset": preset_names(),
-        "--purifier": purifier_names(),
-        "--threat": [*threat_names()],
-        "--device": ["auto", "cpu", "cuda"],
-    }
+    few = {f"--{key}": [*names] for key, names in (CHOICES | TARGET_CHOICES).items()}
+    return (
+        booleans
+        | few
+        | {
+            "--preset": preset_names(),
+            "--purifier": purifier_names(),
+            "--threat": [*threat_names()],
+            "--data.name": [*DATA_SETS, *FILES],
+        }
+    )

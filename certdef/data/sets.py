@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from certdef.config.job import FILES, ConfigError, DataConfig
+from certdef.config.names import unknown_data_set
 from certdef.data.arrays import read_npy_source, read_npz_source
 from certdef.data.folders import SUFFIXES, TABLES, read_folder
 from certdef.data.labels import numbered_classes
@@ -135,9 +136,7 @@ def _open_name(config: DataConfig) -> Source:
     if config.name in FILES:
         raise ConfigError(f"data.path is not set: give {KINDS}")
     if config.name not in NAMED:
-        raise ConfigError(
-            f"unknown data set {config.name!r}: choose one of {', '.join(NAMED)}, or give a file or folder of your own, --data.path"
-        )
+        raise ConfigError(unknown_data_set(config.name))
     return NAMED[config.name](config)
 
 

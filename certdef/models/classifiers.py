@@ -6,7 +6,6 @@ Normalization is inside the model, so that attacks, noise and certificates all l
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.names import NIM_SIZES, SMALL_MODELS, unknown_model
 from certdef.config.objects import is_object, object_named
 from certdef.models import small
 from certdef.tracking.parts import read_part
@@ -26,8 +26,6 @@ from surrogates.distillation.training import EpochOrder, Order, Training, Worker
 __all__ = ["Classifier", "build_classifier", "features", "surrogate_model", "train_classifier", "train_svc"]
 
 BATCH_SIZE = 128
-OWN = ("mlp", "cnn", "resnet")
-NIM_SIZES = re.compile(r"nim_p(\d+)_w(\d+)_d(\d+)_h(\d+)(_c)?")
 
 
 class Classifier(nn.Module):
@@ -86,14 +84,12 @@ def check_known(name: str) -> None:
     Raises:
         ConfigError: Names some that are like it.
     """
-    if name in OWN or NIM_SIZES.fullmatch(name):
+    if name in SMALL_MODELS or NIM_SIZES.fullmatch(name):
         return
     import timm
 
     if not timm.is_model(name):
-        raise ConfigError(
-            f"unknown model {name!r}: use cnn, mlp, resnet or a timm model name, e.g. {', '.join(timm.list_models(name[:4] + '*')[:3]) or 'resnet18'}"
-        )
+        raise ConfigError(unknown_model(name))
 
 
 def _timm_network(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

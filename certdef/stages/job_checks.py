@@ -150,7 +150,7 @@ def _check_labels(config: RunConfig, data: Splits) -> None:
 NETWORKS = (
     Check(_check_name, ("surrogate",)),
     Check(_check_target_model, ("data", "target")),
-    Check(_check_surrogate, ("data", "nim", "surrogate")),
+    Check(_check_surrogate, ("data", "nim", "surrogate", "training")),
 )
 MAIN = (
     Check(_check_pool, ("data",)),

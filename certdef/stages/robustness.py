@@ -203,13 +203,13 @@ def check_robustness(config: RunConfig, data: Splits | None) -> None:
     problems = Problems({})
     channels = None if data is None else data.image_shape[0]
     laws = problems.attempt(laws_of, config, channels, part="laws")
-    plan = problems.attempt(_checked_plan, config, part="plan")
-    problems.attempt(_check_images, config, part="plan")
+    own = config.robustness  # q and images out of range are named by certdef/config/rules.py
+    plan = problems.attempt(_checked_plan, config) if 0 < own.q < 1 else None
     if laws is not None and data is not None:
         blank = torch.zeros(1, *data.image_shape)
         for law in laws:
             problems.attempt(law.sample, blank, torch.Generator().manual_seed(0))
-    if laws is not None and plan is not None and "plan" not in problems.wrong:
+    if laws is not None and plan is not None and own.images >= 1:
         heldout = config.data.heldout_images if data is None else len(data.heldout_images)
         problems.attempt(_check_budgets, config, heldout)
     problems.raise_all()
@@ -217,8 +217,6 @@ def check_robustness(config: RunConfig, data: Splits | None) -> None:
 
 def _checked_plan(config: RunConfig) -> ChangePlan:
     own, alpha = config.robustness, config.certify.alpha
-    if not 0 < own.q < 1:
-        raise ConfigError(f"robustness.q is {own.q:g}: use a share of the draws between 0 and 1, e.g. 0.1")
     if alpha > LARGEST_ALPHA:
         raise ConfigError(f"certify.alpha is {alpha:g}: use at most {LARGEST_ALPHA}, e.g. 0.001")
     fewest = fewest_labels(own.q, alpha)
@@ -227,11 +225,6 @@ def _checked_plan(config: RunConfig) -> ChangePlan:
             f"robustness.draws is {own.draws}: too few to prove q = {own.q:g} at certify.alpha {alpha:g}, use at least {fewest}"
         )
     return plan_of(config)
-
-
-def _check_images(config: RunConfig) -> None:
-    if config.robustness.images < 1:
-        raise ConfigError(f"robustness.images is {config.robustness.images}: use at least 1")
 
 
 def _check_budgets(config: RunConfig, heldout: int) -> None:

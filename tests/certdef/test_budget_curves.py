@@ -111,8 +111,11 @@ def test_a_table_that_cannot_be_filled_is_refused(budgets, strategies, seeds, me
 def test_bad_options_are_one_line(capsys, store):
     for arguments, message in (
         (["--budgets", "100,many"], "budgets is '100,many': give numbers of queries, e.g. 100,300,600"),
-        (["--budgets", "100", "--strategies", "random,best"], "strategy must be one of random, kcenter"),
-        (["--surrogate.strategy", "best"], "strategy must be one of random, kcenter"),
+        (
+            ["--budgets", "100", "--strategies", "random,best"],
+            "--strategies has 'best': use one of random, kcenter",
+        ),
+        (["--surrogate.strategy", "best"], "surrogate.strategy is 'best': use one of random, kcenter"),
         (["--surrogate.features", "eyes"], "surrogate.features is 'eyes': use student or nim"),
         (["--surrogate.ema", "2"], "ema must be a decay in (0, 1), got 2.0: try 0.99"),
     ):

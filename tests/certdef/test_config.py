@@ -1,15 +1,41 @@
+import math
 import os
+import sys
+from dataclasses import replace
 
 import pytest
+import timm
 import torch
+from timm.models import _registry
 
 import certify
-from certdef.config import checks, load, threads
-from certdef.config.job import ConfigError, RunConfig, preset_names
+from certdef.config import load, threads
+from certdef.config.checks import failures
+from certdef.config.job import CertifyConfig, ConfigError, RunConfig, SurrogateConfig, flatten, preset_names
 from certdef.config.load import ALIASES, explain, known_keys, load_config
+from certdef.config.names import (
+    CHOICES,
+    CORRUPTIONS,
+    DATA_SETS,
+    FILLS,
+    TARGET_CHOICES,
+    is_choice,
+    surely_unknown,
+    timm_names,
+    unknown_names,
+)
 from certdef.config.noise_laws import noise_law
-from certdef.data.named import data_root
+from certdef.data.named import NAMED, data_root
 from certdef.data.sets import load_data
+from certify.threats import fills, population
+from certify.voting.parallel import BACKENDS
+from surrogates.distillation.losses import LOSSES
+from surrogates.distillation.selection import STRATEGIES
+from surrogates.distillation.training import PRECISIONS
+from surrogates.targets.kinds import OUTPUT_KINDS
+from surrogates.targets.layouts import LAYOUTS
+from surrogates.targets.pixel_options import COLORS, DTYPES
+from surrogates.targets.uris import PROTOCOLS
 from tests.test_rooms import loaded_by
 
 
@@ -161,7 +187,7 @@ def test_all_unusable_values_are_named_at_once():
     with pytest.raises(ConfigError) as error:
         load_config(device="tpu", certify__alpha=2, nim__heads=5)
     device, alpha, heads = str(error.value).splitlines()
-    assert device == "device is 'tpu': use auto, cpu or cuda"
+    assert device == "device is 'tpu': use auto, cpu or cuda (did you mean 'cpu'?)"
     assert alpha.startswith("certify.alpha is 2.0: ")
     assert heads.startswith("nim.heads is 5: ")
 
@@ -182,7 +208,7 @@ def test_the_methods_and_the_smallest_n_are_those_of_certify():
     [
         ({"guide": "decide", "method": "two_sided"}, "certify.guide is 'decide': .* not by method two_sided"),
         ({"guide": "decide", "known_class": True}, "certify.known_class is True: a guide chooses the class"),
-        ({"bound": "exact"}, "certify.bound is 'exact': use one of clopper_pearson, randomized"),
+        ({"bound": "exact"}, "certify.bound is 'exact': use clopper_pearson or randomized"),
         ({"bound": "randomized"}, "certify.bound is 'randomized': .* --certify.method fixed"),
         ({"bound": "randomized", "method": "fixed", "guide": "decide"}, "certify.bound is 'randomized'"),
     ],
@@ -205,8 +231,69 @@ def test_kinds_of_certificates_that_go_together_are_taken_and_unset_ones_leave_n
     assert load_config().certify.method == "group_sequential_two_sided"
 
 
-def test_the_bounds_are_those_of_certify():
-    assert certify.sampling.BOUNDS == checks.BOUNDS
+@pytest.mark.parametrize(
+    ("key", "names"),
+    {
+        "certify.method": certify.sampling.METHODS,
+        "certify.bound": certify.sampling.BOUNDS,
+        "certify.backend": BACKENDS,
+        "surrogate.strategy": STRATEGIES,
+        "surrogate.loss": ("auto", *LOSSES),
+        "surrogate.precision": PRECISIONS,
+        "nim.precision": PRECISIONS,
+        "target.output_kind": OUTPUT_KINDS,
+        "target.protocol": PROTOCOLS,
+        "target.layout": LAYOUTS,
+        "target.dtype": DTYPES,
+        "target.color": COLORS,
+        "data.name": NAMED,
+        "robustness.corruptions": population.CORRUPTIONS,
+        "fill": (*fills.FILLS, "mim", "leaves"),
+    }.items(),
+)
+def test_the_names_of_options_are_those_of_what_is_built_by_them(key, names):
+    """certify and surrogates import nothing of certdef: both lists are written down."""
+    more = {"data.name": DATA_SETS, "robustness.corruptions": CORRUPTIONS, "fill": FILLS}
+    assert (CHOICES | TARGET_CHOICES | more)[key] == tuple(names)
+
+
+def test_every_choice_is_an_option_and_its_default_one_of_the_names():
+    values = flatten(RunConfig().to_dict())
+    assert all(is_choice(RunConfig(), key) for key in CHOICES)
+    assert {*CHOICES, *TARGET_CHOICES} <= values.keys()
+
+
+def test_timms_models_are_known_without_timm(monkeypatch):
+    """Each that timm has, also by its former name, and with the name of weights; and none that it lacks."""
+    registered = [*_registry._model_entrypoints]
+    assert len(registered) > 1_300
+    assert {*timm.list_models()} <= {*timm_names()}
+    monkeypatch.delitem(sys.modules, "timm")
+    assert [name for name in registered if surely_unknown(name)] == []
+    assert not surely_unknown("resnet50.a1_in1k")
+    assert all(map(surely_unknown, ("rsenet", "resnet1800", "resnets.a1_in1k", "a(b")))
+
+
+def test_a_model_that_a_user_has_registered_is_known(monkeypatch):
+    assert surely_unknown("registered_by_hand")
+    monkeypatch.setitem(_registry._model_entrypoints, "registered_by_hand", torch.nn.Flatten)
+    assert not surely_unknown("registered_by_hand")
+
+
+def test_a_purifier_of_foreign_code_may_bring_models():
+    config = replace(RunConfig(), surrogate=SurrogateConfig(model="rsenet"))
+    assert len(unknown_names(config)) == 1
+    assert unknown_names(replace(config, purifier="python:mine.purifiers:build")) == []
+
+
+@pytest.mark.parametrize("power", range(2, 30))
+def test_the_smallest_n_is_that_of_certify(power):
+    for alpha in (2.0**-power, 0.7 * 2.0**-power, 1.3 * 2.0**-power):
+        least = certify.bounds.smallest_n(math.nextafter(0.5, 1), alpha)
+        config = replace(RunConfig(), certify=CertifyConfig(n=least, alpha=alpha))
+        assert "certify" not in failures(config)
+        config = replace(config, certify=replace(config.certify, n=least - 1))
+        assert f"below n={least}" in failures(config)["certify"][0]
 
 
 def test_a_preset_is_read_without_torch():

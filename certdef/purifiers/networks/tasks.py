@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certdef.config.job import RunConfig
+from certdef.config.names import TASKS
 from certdef.purifiers.base import NetworkSpec, Plan, TrainingRun
 from certdef.purifiers.networks.denoisers import NIM_MAE
 from surrogates.distillation.inference import features
 from surrogates.distillation.training import FitOptions, Training, fit
 
-TASKS = ("contrastive", "rotation", "jigsaw", "denoising")
 HELD_OUT = 1000  # images, at most, that standardize the losses and train no head
 PUZZLES = 24  # permutations to tell apart: all of 2x2, as many far apart of 3x3
 

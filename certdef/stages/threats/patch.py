@@ -7,6 +7,7 @@ from typing import Any
 
 import certify
 from certdef.config.job import ConfigError, RunConfig
+from certdef.config.names import FILLS, one_of
 from certdef.purifiers.networks.denoisers import MASKED
 from certdef.purifiers.networks.inpainting import DenoisedFill, MaskedFill
 from certdef.purifiers.networks.multiscale import check_images
@@ -16,20 +17,19 @@ from certdef.stages.job import Job
 from certdef.stages.networks import train_network
 from certdef.stages.threat import EXACT, Asked, Keep, Threat, ThreatCurve
 from certdef.tracking.workspace import Stage
-from certify.threats.fills import FILLS, Fill
+from certify.threats.fills import Fill
 from certify.threats.masks import patch_size
 from certify.threats.patches import PROBES
 
 SIZE, FILL, A_SIDE = "5%", "gray", 6
-INPAINTERS = ("mim", "leaves")
 MOST_A_SIDE = 12  # 10,440 answers an image
 
 
 def _settings(config: RunConfig, options: Mapping[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
     lines: list[str] = []
     fill, a_side, size = options.get("fill", FILL), options.get("masks", A_SIDE), shape[1:]
-    if fill not in (*FILLS, *INPAINTERS):
-        lines.append(f"--fill is {fill!r}: use one of {', '.join((*FILLS, *INPAINTERS))}")
+    if fill not in FILLS:
+        lines.append(f"--fill is {fill!r}: {one_of(fill, FILLS)}")
     if fill == "leaves":
         try:
             check_images(shape)
