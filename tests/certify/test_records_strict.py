@@ -280,9 +280,7 @@ def assert_nothing_else(path, original, cut=False):
     return True
 
 
-@pytest.mark.parametrize(
-    "step", [29, pytest.param(1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_flipped_bit_changes_a_certificate(tmp_path, step):
     """Every bit of a file, or every 29th."""
     path = written(tmp_path / "run")
