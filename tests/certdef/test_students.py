@@ -184,7 +184,7 @@ def test_options_of_the_students_are_not_the_surrogates():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": "gaussian"}, "surrogate.noise is 'gaussian': use one of certified, uniform, none"),
+        ({"noise": "gaussian"}, "surrogate.noise is 'gaussian': use certified, uniform or none"),
         ({"consistency": -1.0}, "surrogate.consistency is -1.0: use a weight of 0"),
         ({"loss": "l1"}, "surrogate.consistency is 5.0: beside it loss l1 learns nothing"),
         ({"entropy": float("nan")}, "surrogate.entropy is nan: use a weight of 0"),

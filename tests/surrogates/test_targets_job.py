@@ -117,7 +117,7 @@ def test_another_pixel_format_is_another_target(service: Any, store: str, tmp_pa
             "target.headers: header Authorization is a secret",
         ),
         (["--target.num_classes=10", "--target.rate=0"], "rate must be a positive number, got 0"),
-        (["--target.num_classes=10", "--target.layout=nchw"], "layout must be one of chw, hwc, flat"),
+        (["--target.num_classes=10", "--target.layout=nchw"], "use one of chw, hwc, flat"),
         (["--target.num_classes=10", "--target.canary_every=-1"], "target.canary_every is -1"),
         (["--target.num_classes=9"], "answers 9 classes, but the labels of digits go up to 9"),
     ],
