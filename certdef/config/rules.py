@@ -118,9 +118,8 @@ def _certify(certify: CertifyConfig) -> Rules:
     yield "choice_n", certify.choice_n >= 1, "use at least 1, e.g. 200"
     yield "workers", certify.workers >= 1, "use at least 1"
     if 0 < certify.alpha < 0.5:
-        smallest = (
-            math.floor(-math.log2(certify.alpha)) + 1
-        )  # n votes for one class bound its probability by alpha^(1/n)
+        # n votes for one class bound its probability by alpha^(1/n); certify.bounds says it with torch
+        smallest = math.floor(-math.log2(certify.alpha)) + 1
         remedy = f"alpha {certify.alpha:g} certifies nothing below n={smallest}: use at least that"
         yield "n", certify.n >= smallest, remedy
 

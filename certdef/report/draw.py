@@ -13,7 +13,7 @@ from certdef.config.job import RunConfig
 from certdef.data.sets import Splits
 from certdef.report import average_case, budget_curves, figures, udc_page
 from certdef.report.threats import draw_threat
-from certdef.report.words import SUBJECT_NAMES, condition_title, purifier_title, right_in_words
+from certdef.report.words import SUBJECT_NAMES, behind_in_words, condition_title, right_in_words
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
 from certdef.stages.conditions import conditions, subjects
@@ -38,7 +38,7 @@ def _(result: CertifyResult, folder: Path, *, config: RunConfig, data: Splits) -
     every = conditions(config, result.chosen)
     lines = {each: _curve(folder, each.key) for each in every}
     purifier = next(each.purifier for each in every if each.headline)
-    words = f"behind {purifier_title(purifier)}" if purifier else "without a denoiser"
+    words = behind_in_words(purifier)
     headline = {each.subject: line for each, line in lines.items() if each.headline}
     title, right = f"{data.name}: certified accuracy", right_in_words(data.remarks)
     certify.curves.plot(headline, folder / "certified_accuracy.png", title=f"{title} {words}{right}")

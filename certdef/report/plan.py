@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import surrogates
 from certdef.config.job import RunConfig, without_password
 from certdef.report.formats import with_interval
-from certdef.report.words import purifier_title
+from certdef.report.words import behind_in_words
 from certdef.stages.inspection import EXPECTED
 from certdef.stages.job import Job
 from certdef.stages.own_target import watch
@@ -69,7 +69,7 @@ def render(plan: Plan) -> str:
         votes = f"n={plan.reach[0].n:,}, alpha {plan.alpha:g}"
         lines.append(f"radius      at most {reached} noise ({votes})")
     for behind, shares in plan.foretold.items():
-        title = "without a denoiser" if behind == "none" else f"behind {purifier_title(behind)}"
+        title = behind_in_words(None if behind == "none" else behind)
         each = "  ".join(f"r={r:g} {with_interval(s)}" for r, s in zip(plan.radii, shares, strict=True))
         lines.append(f"foretold    {each}  ({title}, if the target votes as its surrogate does)")
     return "\n".join([*lines, *(f"warning     {line}" for line in warnings(plan))])

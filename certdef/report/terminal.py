@@ -12,13 +12,13 @@ from typing import Any
 
 from certdef.attacks.evaluation import markdown_table
 from certdef.config.job import RunConfig
-from certdef.config.own_target import NONE
 from certdef.report import average_case, udc_page
 from certdef.report.budget_curves import as_markdown
 from certdef.report.formats import decibels, with_interval
 from certdef.report.threats import table_lines
 from certdef.report.words import (
     SUBJECT_NAMES,
+    behind_in_words,
     of_target_alone,
     purifier_title,
     right_in_words,
@@ -28,7 +28,7 @@ from certdef.stages.attack import AttackResult
 from certdef.stages.budgets import BudgetsResult
 from certdef.stages.certificates import CertifyResult
 from certdef.stages.choice import ChoiceResult
-from certdef.stages.conditions import largest_radius
+from certdef.stages.conditions import largest_radius, subjects
 from certdef.stages.ducd.certificates import ComparisonResult, NoiseResult
 from certdef.stages.ducd.membership import MembershipResult
 from certdef.stages.ladder import LadderResult
@@ -140,10 +140,7 @@ def _(result: ChoiceResult, config: RunConfig) -> list[str]:
     lines = []
     for subject in sorted({each.subject for each in result.chosen.values()}, reverse=True):
         found = [each for each in result.chosen.values() if each.subject == subject]
-        laws = [
-            f"{sigma_in_words(each.law)} {f'behind {purifier_title(each.purifier)}' if each.purifier else 'without a denoiser'}"
-            for each in found
-        ]
+        laws = [f"{sigma_in_words(each.law)} {behind_in_words(each.purifier)}" for each in found]
         lines.append(f"noise       {subject:<9} {'; '.join(laws)}")
     how = f"{len(result.candidates)} candidates, on {result.images} further held-out images"
     return [*lines, f"            chosen of {how}, by {result.paid:,} paid votes"]
@@ -152,8 +149,7 @@ def _(result: ChoiceResult, config: RunConfig) -> list[str]:
 @stage_lines.register
 def _(result: CertifyResult, config: RunConfig) -> list[str]:
     """The headline of each subject; of a target alone, which has few lines, every condition."""
-    alone = config.surrogate.model == NONE
-    curves = [curve for curve in result.curves.values() if curve.headline or alone]
+    curves = [curve for curve in result.curves.values() if curve.headline or subjects(config) == ("target",)]
     right = right_in_words(result.params)
     capped = config.certify.stops_early
     alpha = config.certify.alpha
@@ -165,7 +161,7 @@ def _(result: CertifyResult, config: RunConfig) -> list[str]:
             alpha,
             capped,
             right,
-            f"behind {purifier_title(config.purifier)}, " if curve.denoised else "without a denoiser, ",
+            f"{behind_in_words(config.purifier if curve.denoised else None)}, ",
         )
         for curve in curves
     ]
@@ -200,8 +196,8 @@ def _(result: LadderResult, config: RunConfig) -> list[str]:
         lines += [caption, markdown_table(systems), ""]
         if config.ladder.threats:
             lines += [OTHER_KINDS, ""]
-        for name, subjects in result.systems.items():
-            evaluation = subjects[subject]
+        for name, evaluations in result.systems.items():
+            evaluation = evaluations[subject]
             worst = evaluation.headline
             alone = f"; {worst.strongest} alone {with_interval(worst.alone)}" if worst.alone else ""
             control = f"; clean, as often {with_interval(worst.control)}" if worst.control else ""

@@ -37,6 +37,11 @@ def purifier_title(name: str) -> str:
     return find_purifier(name).title
 
 
+def behind_in_words(purifier: str | None) -> str:
+    """What a classifier stands behind."""
+    return f"behind {purifier_title(purifier)}" if purifier else "without a denoiser"
+
+
 def right_in_words(remarks: Mapping[str, Any]) -> str:
     """What right means, to stand behind a figure: empty where the images have labels.
 

@@ -166,7 +166,9 @@ class TestCertifyAlone:
     def test_nothing_is_trained_and_the_same_command_pays_nothing(self, served, tmp_path, capsys):
         assert main(["certify", *served, "--quiet"]) == 0
         printed = capsys.readouterr()
-        assert "certified   target" in printed.out
+        lines = [line for line in printed.out.splitlines() if line.startswith("certified   target")]
+        assert ["(behind gs, 4 images" in line for line in lines] == [True, False]
+        assert "(without a denoiser, 4 images" in lines[1]
         assert "surrogate" not in printed.out
         (folder,) = (tmp_path / "runs").iterdir()
         stages = {each.name.rpartition("-")[0] for each in folder.iterdir() if each.is_dir()}
