@@ -191,8 +191,11 @@ class LedgerFile:
         )
         db.execute("PRAGMA synchronous = NORMAL")
         # A file of another program must be recognized before WAL mode changes it.
+        db.execute("BEGIN")  # one moment of it: another process may be making its tables
         application = db.execute("PRAGMA application_id").fetchone()[0]
-        if application != APPLICATION_ID and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        db.execute("COMMIT")
+        if application != APPLICATION_ID and tables:
             raise LedgerError(
                 f"ledger {self.path} is a database of another program: give the path of a new file"
             )

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -161,6 +162,28 @@ def test_an_owner_lives_until_its_file_is_closed(tmp_path: Path) -> None:
     first.close()
     assert not second.is_alive(first.owner)
     second.close()
+
+
+def test_tables_that_are_made_by_another_while_a_file_is_opened_are_a_ledgers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two open a new file at once: one reads "no ledger", the other makes its tables, and the first counts them."""
+    connect = sqlite3.connect
+    other = threading.Thread(target=lambda: QueryLedger(path, 5).close())
+
+    class Overtaken(sqlite3.Connection):
+        def execute(self, statement, *rest):
+            cursor = super().execute(statement, *rest)
+            if statement == "PRAGMA application_id":
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                other.start()
+                other.join(1.0)  # it may also have to wait for us
+            return cursor
+
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Overtaken))
+    with QueryLedger(path, 5) as ledger:
+        other.join()
+        assert ledger.attach(opened(Service())).query(pool(5)).labels.tolist() == [0, 1, 2, 3, 4]
 
 
 # Scenarios with real processes, in a fresh interpreter that forks; see `play`.
@@ -323,6 +346,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    print(done.stderr)  # why a child failed, which a failing test shows
     return json.loads(done.stdout)
 
 
