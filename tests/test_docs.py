@@ -22,6 +22,12 @@ def test_the_readme_is_short_and_its_links_exist() -> None:
     assert [link for link in LINK.findall(README) if not (HERE / link).exists()] == []
 
 
+def test_every_picture_is_on_a_page() -> None:
+    pages = [README, *(page.read_text(encoding="utf-8") for page in (HERE / "docs").rglob("*.md"))]
+    shown = {Path(link).name for page in pages for link in LINK.findall(page)}
+    assert [path.name for path in (HERE / "docs" / "images").iterdir() if path.name not in shown] == []
+
+
 def test_the_readme_s_python_runs(tmp_path: Path) -> None:
     [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "block.py").write_text(block)
