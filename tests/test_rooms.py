@@ -1,6 +1,7 @@
 """The house's rules: which room may import which, one door per foreign library, light imports."""
 
 import ast
+import shlex
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -230,101 +231,91 @@ def test_importing_certdef_and_asking_for_help_load_no_torch():
         assert not loaded & {"torch", "numpy", "mlflow", "pandas"}, arguments
 
 
-# A command, and what is said of it: a line for each.
-OWN = ["--target.uri=m.onnx", "--data.path=x"]
-TYPOS: list[tuple[list[str], list[str]]] = [
-    (["rnu"], ["did you mean 'run'"]),
-    (["run", "--preset", "digts"], ["did you mean 'digits'"]),
-    (
-        ["run", "--certify.alhpa=0.1", "--certify.n=many"],
-        ["did you mean 'certify.alpha'", "certify.n is many: use a whole number"],
-    ),
-    (["run", "--purifier=de4", "--certify.n=2000"], ["did you mean 'de3'"]),
-    (["run", "--surrogate.model=rsenet"], ["surrogate.model: unknown model 'rsenet' (did you mean 'resnet'"]),
-    (["run", "--nim.weights=leavs"], ["did you mean 'leaves'"]),
-    (["run", "--certify.alpha=2"], ["use a value in (0, 0.5)"]),
-    (
-        [
-            "run",
-            *(
-                "--device=gpu",
-                "--purifier=xyz",
-                "--target.kind=resnet81",
-                "--data.name=digts",
-                "--data.color=grey",
-            ),
-            *(
-                "--certify.method=fixd",
-                "--certify.bound=clopper",
-                "--certify.guide=of",
-                "--certify.backend=ry",
-            ),
-            *("--certify.engine=fast", "--nim.precision=float23", "--blind_spot.images=naturl"),
-            *("--surrogate.strategy=kcentr", "--surrogate.loss=l11", "--surrogate.noise=certifed"),
-            *("--surrogate.features=studnt", "--surrogate.precision=float23", "--reversal.tasks=[rotaton]"),
-        ],
-        [
-            *(
-                "use auto, cpu or cuda",
-                "use one of agdm, blind-spot, ",
-                "unknown model 'resnet81' (did you mean 'resnet18'",
-            ),
-            *(
-                "did you mean 'digits'",
-                "did you mean 'gray'",
-                "did you mean 'fixed'",
-                "mean 'clopper_pearson'",
-            ),
-            *("use off, decide or budget (did you mean 'off'", "did you mean 'ray'", "use plain or auto"),
-            *(
-                "nim.precision is 'float23'",
-                "did you mean 'natural'",
-                "did you mean 'kcenter'",
-                "did you mean 'l1'",
-            ),
-            *(
-                "did you mean 'certified'",
-                "did you mean 'student'",
-                "surrogate.precision is",
-                "did you mean 'rotation'",
-            ),
-        ],
-    ),
-    (
-        [
-            "run",
-            "--certify.n=5",
-            "--n0=0",
-            "--choose=sometimes",
-            "--seed=-1",
-            "--certify.laws=[{label: a/b}]",
-        ],
-        [
-            *("certifies nothing below n=10", "certify.n0 is 0", "use off, auto, or a list", "seed is -1"),
-            "certify.laws has the label 'a/b'",
-        ],
-    ),
-    (
-        ["attack", "--ladder", "--ladder.systems=[gss,de3]", "--ladder.threats=[pach]"],
-        ["gss is no purifier", "did you mean 'patch'"],
-    ),
-    (["certify", *OWN, "--purifier=de4"], ["did you mean 'de3'"]),
-    (
-        ["certify", *OWN, "--target.dtype=flot32", "--target.protocol=mflow", "--target.layout=nchw"],
-        ["did you mean 'float32'", "did you mean 'mlflow'", "did you mean 'chw'"],
-    ),
-    (
-        ["certify", "--threat", "brightnes", "--alpha=2"],
-        ["did you mean 'brightness'", "use a value in (0, 0.5)"],
-    ),
-    (["certify", "--threat", "patch", "--fill", "grey"], ["did you mean 'gray'"]),
-    (["distill", "--budgets", "99", "--strategies", "random,margn"], ["did you mean 'margin'"]),
-    (["robustness", "--corruptions", "[noise,brigthness]"], ["did you mean 'brightness'"]),
-    (["robustness", "--robustness.q=2"], ["robustness.q is 2.0: use a share"]),
-    (["ledger", "nowhere.db"], ["ledger nowhere.db does not exist"]),
-    (["run", "--config", "KEY.yaml"], ["unknown key 'certify.metod' (did you mean 'certify.method'?)"]),
-    (["run", "--config", "VALUE.yaml"], ["certify.method is 'fixd'", "unknown data set 'digts'"]),
-]
+# A command, and below it a part of each line that is said of it.
+TYPOS = """
+rnu
+    did you mean 'run'
+run --preset digts
+    did you mean 'digits'
+run --certify.alhpa=0.1 --certify.n=many
+    did you mean 'certify.alpha'
+    certify.n is many: use a whole number
+run --purifier=de4 --certify.n=2000
+    did you mean 'de3'
+run --surrogate.model=rsenet
+    surrogate.model: unknown model 'rsenet' (did you mean 'resnet'
+run --nim.weights=leavs
+    did you mean 'leaves'
+run --certify.alpha=2
+    use a value in (0, 0.5)
+run --device=gpu --purifier=xyz --target.kind=resnet81 --data.name=digts --data.color=grey \
+  --certify.method=fixd --certify.bound=clopper --certify.guide=of --certify.backend=ry \
+  --certify.engine=fast --nim.precision=float23 --blind_spot.images=naturl --surrogate.strategy=kcentr \
+  --surrogate.loss=l11 --surrogate.noise=certifed --surrogate.features=studnt \
+  --surrogate.precision=float23 --reversal.tasks=[rotaton]
+    use auto, cpu or cuda
+    use one of agdm, blind-spot,
+    unknown model 'resnet81' (did you mean 'resnet18'
+    did you mean 'digits'
+    did you mean 'gray'
+    did you mean 'fixed'
+    mean 'clopper_pearson'
+    use off, decide or budget (did you mean 'off'
+    did you mean 'ray'
+    use plain or auto
+    nim.precision is 'float23'
+    did you mean 'natural'
+    did you mean 'kcenter'
+    did you mean 'l1'
+    did you mean 'certified'
+    did you mean 'student'
+    surrogate.precision is
+    did you mean 'rotation'
+run --certify.n=5 --n0=0 --choose=sometimes --seed=-1 '--certify.laws=[{label: a/b}]'
+    certifies nothing below n=10
+    certify.n0 is 0
+    use off, auto, or a list
+    seed is -1
+    certify.laws has the label 'a/b'
+attack --ladder --ladder.systems=[gss,de3] --ladder.threats=[pach]
+    gss is no purifier
+    did you mean 'patch'
+certify --target.uri=m.onnx --data.path=x --purifier=de4
+    did you mean 'de3'
+certify --target.uri=m.onnx --data.path=x --target.dtype=flot32 --target.protocol=mflow \
+  --target.layout=nchw
+    did you mean 'float32'
+    did you mean 'mlflow'
+    did you mean 'chw'
+certify --threat brightnes --alpha=2
+    did you mean 'brightness'
+    use a value in (0, 0.5)
+certify --threat patch --fill grey
+    did you mean 'gray'
+distill --budgets 99 --strategies random,margn
+    did you mean 'margin'
+robustness --corruptions [noise,brigthness]
+    did you mean 'brightness'
+robustness --robustness.q=2
+    robustness.q is 2.0: use a share
+ledger nowhere.db
+    ledger nowhere.db does not exist
+run --config KEY.yaml
+    unknown key 'certify.metod' (did you mean 'certify.method'?)
+run --config VALUE.yaml
+    certify.method is 'fixd'
+    unknown data set 'digts'
+"""
+
+
+def typos() -> list[tuple[list[str], list[str]]]:
+    table: list[tuple[list[str], list[str]]] = []
+    for line in TYPOS.strip().splitlines():
+        if line.startswith("    "):
+            table[-1][1].append(line.strip())
+        else:
+            table.append((shlex.split(line), []))
+    return table
 
 
 def test_a_typo_is_answered_without_torch(tmp_path):
@@ -336,7 +327,7 @@ def test_a_typo_is_answered_without_torch(tmp_path):
 import contextlib, io, os
 from certdef.cli import main
 os.chdir({str(tmp_path)!r})
-for arguments, words in {TYPOS!r}:
+for arguments, words in {typos()!r}:
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         assert main(arguments) == 2, arguments
