@@ -53,13 +53,26 @@ class _Package(ModuleType):
 
 
 class _Moved(ModuleType):
-    """A module under the name that models logged by version 0.1.0 import; it is loaded on first use."""
+    """A module under the name that it had in version 0.1.0; what it held is loaded on first use, from where it is now."""
+
+    def __init__(self, name: str, homes: tuple[str, ...]) -> None:
+        super().__init__(name)
+        self._homes = homes
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # what importlib and inspect look for
-            raise AttributeError(name)
-        return getattr(import_module("certdef.models.serving"), name)
+        if not name.startswith("__"):  # what importlib and inspect look for
+            for home in map(import_module, self._homes):
+                if hasattr(home, name):
+                    return getattr(home, name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
+
+# Models that were logged then, and scripts that were written then, import these.
+_MOVED = {
+    "certdef.serving": ("certdef.models.serving",),
+    "certdef.storage": ("certdef.models.storage",),
+    "certdef.purifiers.diffusion": ("certdef.purifiers.networks.diffusion", "certdef.purifiers.one_step"),
+}
 
 sys.modules[__name__].__class__ = _Package
-sys.modules["certdef.serving"] = _Moved("certdef.serving")
+sys.modules |= {name: _Moved(name, homes) for name, homes in _MOVED.items()}

@@ -355,6 +355,21 @@ def test_every_package_is_typed():
     assert all((ROOT / room / "py.typed").is_file() for room in ROOMS)
 
 
+def test_modules_are_found_under_their_names_of_version_0_1():
+    from certdef.serving import scoring_app
+    from certdef.storage import load_model
+
+    from certdef.models import serving, storage
+    from certdef.purifiers import diffusion as former
+    from certdef.purifiers.networks import diffusion
+    from certdef.purifiers.one_step import OneStep
+
+    assert (scoring_app, load_model) == (serving.scoring_app, storage.load_model)
+    assert (former.load_pretrained, former.OneStep) == (diffusion.load_pretrained, OneStep)
+    with pytest.raises(AttributeError, match="no attribute 'TwoSteps'"):
+        _ = former.TwoSteps
+
+
 def test_public_names():
     import certdef
     import certify
