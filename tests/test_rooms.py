@@ -300,6 +300,18 @@ robustness --robustness.q=2
     robustness.q is 2.0: use a share
 ledger nowhere.db
     ledger nowhere.db does not exist
+compare KEY.yaml nowhere --fail-if 'certfied@0.5 < 0.9' --alpha 2 --max-drop 3 --radii 1,x --json nowhere/x
+    NEW 'nowhere' is not there
+    did you mean 'certified'
+    --alpha is 2
+    --max-drop is 3
+    --radii is '1,x'
+    --json is 'nowhere/x'
+evidence nowhere --ledger none.db --format htlm --radii x
+    'nowhere' is not there
+    --ledger is 'none.db'
+    did you mean 'html'
+    --radii is 'x'
 run --config KEY.yaml
     unknown key 'certify.metod' (did you mean 'certify.method'?)
 run --config VALUE.yaml

@@ -11,6 +11,8 @@ from typing import Any
 from certdef.config.job import ConfigError
 from certdef.config.verbs import description
 from certdef.release import options
+from certdef.release.places import check_place
+from certdef.release.rules import RADII, check_levels, check_radii, parse_rules
 
 PASSED, FAILED = 0, 1
 EXIT_CODES = """\
@@ -91,16 +93,15 @@ def run(arguments: list[str]) -> int:
     if namespace.help:
         parser.print_help()
         return PASSED
-    radii = options.radii(namespace.radii)
-    _check_outputs(namespace)
-    from certdef.release.compare import RADII, compare
+    _check(namespace)
+    from certdef.release.compare import compare
     from certdef.release.junit import as_junit
     from certdef.release.words import as_markdown, as_text
 
     comparison = compare(
         namespace.old,
         namespace.new,
-        radii=radii or RADII,
+        radii=options.radii(namespace.radii) or RADII,
         groups=namespace.groups,
         by_class=not namespace.no_classes,
         alpha=namespace.alpha,
@@ -125,8 +126,28 @@ def run(arguments: list[str]) -> int:
     return PASSED if comparison.passed else FAILED
 
 
+def _check(namespace: Any) -> None:
+    """Refuse what can't be used, all at once, before torch is loaded and anything is read."""
+    drops = {"max_drop": namespace.max_drop, "max_proven_drop": namespace.max_proven_drop}
+    options.all_at_once(
+        lambda: _check_place("OLD", namespace.old),
+        lambda: _check_place("NEW", namespace.new),
+        lambda: check_radii(options.radii(namespace.radii) or RADII),
+        lambda: check_levels(namespace.alpha, **drops),
+        lambda: parse_rules(namespace.fail_if),
+        lambda: _check_outputs(namespace),
+    )
+
+
+def _check_place(name: str, given: str) -> None:
+    try:
+        check_place(given)
+    except ConfigError as error:
+        raise ConfigError(f"{name} {error}") from error
+
+
 def _check_outputs(namespace: Any) -> None:
-    """Refuse files that can't be written, before anything is read."""
+    """Refuse files that can't be written."""
     problems = []
     for name in OUTPUTS:
         value = getattr(namespace, name)

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from certdef.config.job import CertifyConfig, ConfigError
+from certdef.config.job import ConfigError
 from certdef.release import gates
 from certdef.release.groups import read_groups
+from certdef.release.options import all_at_once
 from certdef.release.pairing import Pairs, certified, pair, setting
 from certdef.release.results import Change, Comparison, Gate, Row, Version
+from certdef.release.rules import RADII, Rule, check_levels, check_radii, parse_rules
 from certdef.release.sources import Opened, open_both
 from certdef.release.statistics import holm, mcnemar, paired_interval
 from certify import ABSTAIN, curves
 from certify.records import Records
 
-RADII = (0.0, *CertifyConfig.radii)
 ALPHA = 0.05
 POINTS = 400  # of a drawn curve
 
@@ -67,8 +68,11 @@ def compare(
         ConfigError: Options that can't be used, records that are not there or not comparable.
         certify.CertifyError: Records that are damaged.
     """
-    _check(radii, alpha, max_drop=max_drop, max_proven_drop=max_proven_drop)
-    rules = gates.parse_rules(fail_if)
+    all_at_once(
+        lambda: check_radii(radii),
+        lambda: check_levels(alpha, max_drop=max_drop, max_proven_drop=max_proven_drop),
+        lambda: parse_rules(fail_if),
+    )
     opened = open_both(old, new, condition, tracking_uri)
     pairs = pair(opened[0].records, opened[1].records, (opened[0].given, opened[1].given), common)
     grouped = read_groups(groups, pairs.old)
@@ -88,21 +92,9 @@ def compare(
         rows=tuple(rows),
         lost=tuple(changed(pairs, rows, lost=True)),
         won=tuple(changed(pairs, rows, lost=False)),
-        gates=tuple(_gates(pairs, rows, rules, max_drop, max_proven_drop)),
+        gates=tuple(_gates(pairs, rows, parse_rules(fail_if), max_drop, max_proven_drop)),
         notes=pairs.notes,
     )
-
-
-def _check(radii: Sequence[float], alpha: float, **limits: float | None) -> None:
-    problems = []
-    if not radii or not all(np.isfinite(radius) and radius >= 0 for radius in radii):
-        problems.append(f"--radii is {list(radii)}: give finite numbers >= 0, e.g. --radii 0,0.25,0.5")
-    if not 0 < alpha < 0.5:
-        problems.append(f"--alpha is {alpha:g}: give a level in (0, 0.5), e.g. --alpha 0.05")
-    for name, limit in limits.items():
-        problems += gates.check_limit(f"--{name.replace('_', '-')}", limit)
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def compare_rows(
@@ -185,11 +177,11 @@ def changed(pairs: Pairs, rows: Sequence[Row], *, lost: bool) -> Iterator[Change
 def _gates(
     pairs: Pairs,
     rows: Sequence[Row],
-    rules: Sequence[gates.Rule],
+    rules: Sequence[Rule],
     max_drop: float | None,
     max_proven_drop: float | None,
 ) -> Iterator[Gate]:
-    yield from (rule.check(pairs) for rule in rules)
+    yield from (gates.gate(rule, pairs) for rule in rules)
     if max_drop is not None:
         yield gates.observed_drop(rows, max_drop)
     if max_proven_drop is not None:

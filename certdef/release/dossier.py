@@ -10,13 +10,11 @@ from typing import Any, Literal
 
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.load import load_config
-from certdef.release.sources import FILES, records_in, records_of_folder
+from certdef.release.places import FILES, HOW, check_ledger, check_place, records_in, records_of_folder
 from certdef.tracking.checked_json import read_json
 from certdef.tracking.jobs import TrackedJob, fetch_job
-from certdef.tracking.runs import is_tracked
 from certdef.tracking.workspace import FINGERPRINT, RESULT
 
-HOW = "give a run id, a job's folder, a folder of records, a .jsonl or .tsv, or models:/NAME/VERSION"
 CERTIFY = "certify"
 
 
@@ -60,10 +58,7 @@ def open_dossier(given: str | Path, tracking_uri: str | None, ledger: str | None
         ConfigError: Nothing of this name, nothing certified in it, a ledger that is not there, or a result that was changed.
     """
     text, path = str(given), Path(given)
-    if ledger is not None and not Path(ledger).is_file():
-        raise ConfigError(
-            f"--ledger is {ledger!r}, which is no file: give a job's ledger, e.g. runs/digits/ledger.db"
-        )
+    check_ledger(ledger)
     own = None if ledger is None else Path(ledger)
     if path.is_file():
         if path.suffix not in FILES:
@@ -72,8 +67,7 @@ def open_dossier(given: str | Path, tracking_uri: str | None, ledger: str | None
     if path.is_dir():
         place, files = records_of_folder(text, path)
         return _of_place(text, place, files, own)
-    if not is_tracked(text):
-        raise ConfigError(f"{text!r} is not there: {HOW}")
+    check_place(text)
     return _of_run(text, fetch_job(text, tracking_uri, into), own)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from certdef.config.job import ConfigError, nearest
 from certdef.config.verbs import description
 from certdef.release import options
+from certdef.release.places import check_ledger, check_place
 
 if TYPE_CHECKING:
     from certdef.release.document import Evidence
@@ -82,7 +83,7 @@ def run(arguments: list[str]) -> int:
 
         print(json.dumps(json_schema(), indent=1))
         return WRITTEN
-    formats = _checked(namespace)
+    _check(namespace)
     from certdef.release.evidence import evidence
 
     document = evidence(
@@ -93,31 +94,41 @@ def run(arguments: list[str]) -> int:
         tracking_uri=namespace.tracking_uri,
     )
     out = Path(namespace.out)
+    formats = _formats(namespace)
     for name in formats:
         _write(out / FORMATS[name], _writers()[name](document))
     print(_summary(document, [out / FORMATS[name] for name in formats]))
     return WRITTEN
 
 
-def _checked(namespace: Any) -> list[str]:
-    """The formats; refuses options that can't be used before anything is read."""
+def _check(namespace: Any) -> None:
+    """Refuse what can't be used, all at once, before torch is loaded and anything is read."""
+    options.all_at_once(
+        lambda: check_place(namespace.run),
+        lambda: check_ledger(namespace.ledger),
+        lambda: _formats(namespace),
+        lambda: _check_out(namespace.out),
+        lambda: options.radii(namespace.radii),
+    )
+
+
+def _formats(namespace: Any) -> list[str]:
+    """The formats that are asked for, each once."""
     formats = list(dict.fromkeys(each.strip() for each in namespace.format.split(",")))
     problems = [
         f"--format has {each!r}{nearest(each, FORMATS)}: choose of {', '.join(FORMATS)}"
         for each in formats
         if each not in FORMATS
     ]
-    out = Path(namespace.out)
-    there = next(each for each in (out, *out.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        problems.append(f"--out is {namespace.out!r}, which can't be written: name another folder")
-    try:
-        options.radii(namespace.radii)
-    except ConfigError as error:
-        problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
     return formats
+
+
+def _check_out(given: str) -> None:
+    there = next(each for each in (Path(given), *Path(given).absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"--out is {given!r}, which can't be written: name another folder")
 
 
 def _writers() -> dict[str, Callable[[Evidence], str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,22 @@ def parse(
     if problems:
         raise ConfigError("\n".join(f"{each}: {usage}" for each in problems))
     return namespace
+
+
+def all_at_once(*checks: Callable[[], object]) -> None:
+    """Make every check, whatever the others find.
+
+    Raises:
+        ConfigError: A line for all that they refuse.
+    """
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def radii(text: str | None) -> list[float]:

@@ -9,12 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from certdef.config.job import ConfigError
-from certdef.tracking.runs import fetch_records, is_tracked
+from certdef.release.places import check_place, records_in, records_of_folder
+from certdef.tracking.runs import fetch_records
 from certify import CertifyError, read_records
 from certify.records import Records
-
-HOW = "give a run id, a folder of records, a .jsonl or .tsv, or models:/NAME/VERSION"
-FILES = (".jsonl", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ def _find(name: str, given: str | Path | Records, tracking_uri: str | None, fold
         return Source(text, {path.stem: path}, path.stem, text)
     if path.is_dir():
         return _in_folder(text, path)
-    if not is_tracked(text):
-        raise ConfigError(f"{text!r} is not there: {HOW}")
+    check_place(text)
     folder.mkdir()
     tracked = fetch_records(text, tracking_uri, folder)
     files = records_in(tracked.folder)
@@ -95,34 +92,9 @@ def _find(name: str, given: str | Path | Records, tracking_uri: str | None, fold
     return Source(text, files, first[0] if len(first) == 1 else None, f"run {tracked.run_id}")
 
 
-def records_of_folder(text: str, path: Path) -> tuple[Path, dict[str, Path]]:
-    """The records of a folder, in it, in its folder `records`, or in those of a job's stages: where, and files by name.
-
-    Raises:
-        ConfigError: There are none, or several folders that have some.
-    """
-    places = [path, path / "records", *sorted(path.glob("*/records"))]
-    having = [(place, files) for place in places if place.is_dir() and (files := records_in(place))]
-    if not having:
-        raise ConfigError(f"{text!r} has no records in it: {HOW}")
-    if len(having) > 1:
-        raise ConfigError(
-            f"{text!r} has several folders of records: name one of {', '.join(str(place) for place, _ in having)}"
-        )
-    return having[0]
-
-
 def _in_folder(text: str, path: Path) -> Source:
     place, files = records_of_folder(text, path)
     return Source(text, files, _headline(place, files), str(place))
-
-
-def records_in(folder: Path) -> dict[str, Path]:
-    """The records in a folder; of both formats the one that keeps the votes."""
-    found: dict[str, Path] = {}
-    for suffix in reversed(FILES):
-        found |= {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
-    return found
 
 
 def _headline(place: Path, files: dict[str, Path]) -> str | None:

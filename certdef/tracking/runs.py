@@ -15,7 +15,6 @@ from certdef.tracking import server_watch
 from certdef.tracking.local_store import is_missing
 from certdef.tracking.mlflow import LOCAL_STORE, PARENT
 
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 VERSION = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
 DEEPEST = 3  # folders of artifacts
 MEND = "name its folder or .jsonl, or choose the store with --tracking.uri"
@@ -36,11 +35,6 @@ class TrackedRecords:
     folder: Path
     metrics: frozenset[str]
     subject: str = "target"
-
-
-def is_tracked(given: str) -> bool:
-    """Whether a text is a run id or the URI of a registered version, rather than a path."""
-    return bool(RUN_ID.fullmatch(given)) or given.startswith("models:")
 
 
 def fetch_records(given: str, tracking_uri: str | None, into: Path) -> TrackedRecords:

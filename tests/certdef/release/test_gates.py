@@ -5,8 +5,9 @@ import pytest
 
 from certdef.config.job import ConfigError
 from certdef.release.compare import compare_rows
-from certdef.release.gates import observed_drop, parse_rules, proven_drop
+from certdef.release.gates import gate, observed_drop, proven_drop
 from certdef.release.pairing import pair
+from certdef.release.rules import parse_rules
 from tests.certdef.release.certified import of_flags
 
 LABELS = np.zeros(100, dtype=np.int64)
@@ -39,7 +40,7 @@ def pairs(before: int, after: int, radius: float = 0.5):
 )
 def test_a_gate_fails_where_its_rule_is_true(rule, passed):
     [parsed] = parse_rules([rule])
-    assert parsed.check(pairs(95, 93)).passed == passed
+    assert gate(parsed, pairs(95, 93)).passed == passed
 
 
 @pytest.mark.parametrize(
