@@ -36,7 +36,7 @@ from certdef.tracking import metrics
 from certdef.tracking.legacy import Legacy
 from certdef.tracking.results import Share, StageResult
 from certify.sampling import Sampling
-from surrogates.ledger.reader import is_blank, read_statement
+from surrogates.ledger.reader import read_statement
 
 LOG = logging.getLogger("certdef")
 SUBJECT = "target"  # what is certified, in the names of metrics
@@ -246,7 +246,7 @@ def _most_votes(job: RunConfig) -> int:
 
 def _budget_of(config: EvaluatorConfig, job: RunConfig, ledger: Path) -> dict[str, int]:
     """What may be spent: as given, else what is spent already and what this evaluation may take besides."""
-    spent = read_statement(ledger).accounts if ledger.is_file() and not is_blank(ledger) else {}
+    spent = read_statement(ledger).accounts if ledger.is_file() else {}
     needs = dict(zip(PURPOSES, (_most_votes(job), job.certify.target_images), strict=True))
     for purpose, given in config.budget.items():
         if given < needs[purpose]:

@@ -37,7 +37,7 @@ def check_ledger(path: Path, identity: str | None) -> None:
         surrogates.LedgerError: The file is damaged, or no ledger.
     """
     owner = None
-    if path.is_file() and path.stat().st_size:  # it is made empty, for a private one
+    if path.is_file():
         with reading(path) as ledger:
             owner, _ = subject(ledger)
     if identity is None or owner in (None, identity):

@@ -25,7 +25,7 @@ from certdef.tracking.legacy import Legacy
 from certdef.tracking.mlflow import tracking_uri
 from certdef.tracking.results import Share, StageResult
 from certdef.tracking.workspace import Stage
-from surrogates.ledger.reader import is_blank, read_statement
+from surrogates.ledger.reader import read_statement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +134,13 @@ def trained_identity(config: RunConfig, data: Splits, device: str) -> str:
 def ledger_file(config: RunConfig, data: Splits, legacy: Legacy) -> Path:
     """The ledger of a job: of several targets that are trained in one folder (--seed 1) each has a file of its own."""
     path = config.ledger_path
-    if config.ledger.path or config.target.uri or not path.is_file() or is_blank(path):
+    if config.ledger.path or config.target.uri or not path.is_file():
+        return path
+    owner = read_statement(path).identity
+    if owner is None:
         return path
     identity = trained_identity(config, data, legacy.device)
-    if read_statement(path).identity in (None, identity, legacy.trained_target):
+    if owner in (identity, legacy.trained_target):
         return path
     return path.with_stem(f"{path.stem}-{plain_name(identity)}")
 

@@ -13,6 +13,7 @@ from surrogates.ledger.schema import (
     APPLICATION_ID,
     BUSY_SECONDS,
     READABLE_VERSIONS,
+    prepare,
     unknown_version,
     version_of,
 )
@@ -102,6 +103,8 @@ def read_statement(path: str | os.PathLike[str]) -> Statement:
 def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
     """Yield a read-only connection inside one transaction: one moment of the file, whoever writes.
 
+    A file without tables reads as a ledger that nobody has queried: who makes it is doing that now, or was killed meanwhile.
+
     Raises:
         LedgerError: No such file, no ledger of a known version, or a damaged one.
     """
@@ -110,32 +113,46 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
         raise LedgerError(
             f"ledger {path} does not exist: give the file of a ledger, e.g. runs/digits/ledger.db"
         )
-    with (
-        explained(path),
-        closing(
-            sqlite3.connect(_read_only(path.resolve()), uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-        ) as connection,
-    ):
+    with explained(path), closing(_connected(path.resolve())) as connection:
+        if _is_blank(connection):
+            connection.close()
+            with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
+                prepare(empty, path)
+                yield empty
+            return
         if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise LedgerError(f"{path} is no ledger but a database of another program: give another file")
-        connection.execute("BEGIN")
         if (version := version_of(connection)) not in READABLE_VERSIONS:
             raise unknown_version(path, version)
         check_undamaged(connection, path)
         yield connection
 
 
-def is_blank(path: str | os.PathLike[str]) -> bool:
-    """Whether a file holds no table yet: who made it was killed, or is making it now.
+def _connected(path: Path) -> sqlite3.Connection:
+    """Return a read-only connection in a transaction that has begun: all that it reads is of one moment."""
+    try:
+        return _begun(_read_only(path))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK or not os.access(path, os.W_OK):
+            raise
+    # Who was killed while it changed the tables left half of that; whoever may write has SQLite take it back.
+    _begun(f"{path.as_uri()}?mode=rw").close()
+    return _begun(_read_only(path))
 
-    Raises:
-        LedgerError: No database.
-    """
-    path = Path(path)
-    # Not read-only: SQLite takes back what was cut short.
-    address = f"{path.resolve().as_uri()}?mode=rw"
-    with explained(path), closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as db:
-        return not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+def _begun(address: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        connection.execute("BEGIN")
+        _is_blank(connection)  # the first look at the file is what fixes the moment
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_blank(connection: sqlite3.Connection) -> bool:
+    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
 def _read_only(path: Path) -> str:

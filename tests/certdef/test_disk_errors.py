@@ -3,20 +3,27 @@
 import errno
 import os
 import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from certdef.cli import main
 from certdef.config.job import ConfigError
 from certdef.config.load import load_config
 from certdef.stages import ledger_file
+from certdef.stages.ledger import check_ledger
 from certdef.tracking.checked_json import write_json
 from certdef.tracking.disk_errors import disk_errors
 from certdef.tracking.mlflow import check_store
 from surrogates import LedgerError, QueryLedger
 from surrogates.distillation.checkpoint import TrainingCheckpoint
-from surrogates.ledger.reader import is_blank
+from surrogates.ledger.merge import absorb
+from surrogates.ledger.reader import read_statement
 
 FULL = "/dev/full"  # every write to it fails with ENOSPC
 
@@ -118,15 +125,72 @@ def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "result.json"]
 
 
-@pytest.mark.parametrize("left", [{}, {"ledger.db-journal": bytes(512)}], ids=["empty", "with a journal"])
-def test_a_ledger_that_a_killed_job_had_only_begun_is_the_jobs_own(left, tmp_path):
+def in_wal_mode(path):
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+
+
+def with_half_a_change(path, ledger=False):
+    """A process was killed while it changed the tables: its journal says how they were."""
+    if ledger:
+        QueryLedger(path, 10).close()
+    fill = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 1", "BEGIN IMMEDIATE", "CREATE TABLE half (value)"):
+    db.execute(statement)
+db.executemany("INSERT INTO half VALUES (zeroblob(4000))", [()] * 100)
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", fill, path]).returncode == 9
+    assert path.with_name(f"{path.name}-journal").stat().st_size
+
+
+BEGUN = {
+    "empty": lambda path: path.touch(),
+    "with a journal": lambda path: (
+        path.touch(),
+        path.with_name("ledger.db-journal").write_bytes(bytes(512)),
+    ),
+    "in WAL mode": in_wal_mode,
+    "half its tables": with_half_a_change,
+    "half a migration": partial(with_half_a_change, ledger=True),
+}
+
+
+@pytest.mark.parametrize("begin", BEGUN.values(), ids=BEGUN)
+def test_a_ledger_that_a_killed_job_had_only_begun_is_the_jobs_own(begin, tmp_path, capsys):
     config = load_config(work_dir=str(tmp_path))
-    for name, content in ({"ledger.db": b""} | left).items():
-        (tmp_path / name).write_bytes(content)
-    assert is_blank(config.ledger_path)
-    assert ledger_file(config, None, None) == config.ledger_path  # whose target it is, it need not be asked
-    with QueryLedger(config.ledger_path, 10):
-        assert not is_blank(config.ledger_path)
+    path = config.ledger_path
+    begin(path)
+    assert ledger_file(config, None, None) == path  # whose target it is, it need not be asked
+    check_ledger(path, "http://service")
+    assert read_statement(path).total.largest == 0
+    assert main(["ledger", str(path), "--digest"]) == 0
+    assert "target   none yet" in capsys.readouterr().out
+    with QueryLedger(path, 10) as ledger:
+        assert absorb(ledger, path) == 0
+
+
+def test_a_ledger_that_is_being_made_is_no_foreign_program_s(tmp_path, monkeypatch):
+    """Its tables come between two looks of a reader: all its looks are at one moment."""
+    path = tmp_path / "ledger.db"
+    in_wal_mode(path)
+    connect = sqlite3.connect
+
+    class Overtaken(sqlite3.Connection):
+        def execute(self, statement, *rest):
+            cursor = super().execute(statement, *rest)
+            if "sqlite_master" in statement or "application_id" in statement:
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                QueryLedger(path, 10).close()
+            return cursor
+
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Overtaken))
+    assert read_statement(path).identity is None
+
+
+def test_a_text_is_no_ledger(tmp_path):
     (tmp_path / "text.db").write_text("no database")
-    with pytest.raises(LedgerError):
-        is_blank(tmp_path / "text.db")
+    with pytest.raises(LedgerError, match="not a database"):
+        read_statement(tmp_path / "text.db")
