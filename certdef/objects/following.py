@@ -57,8 +57,15 @@ def _tests(source: Source) -> int:
 
 
 def alone(config: RunConfig, verb: str, chosen: Collection[str]) -> bool:
-    """Whether the target is certified alone: by robustness, or by certify if nothing of a surrogate was set and nothing must be trained."""
+    """Whether the target is certified alone, where nothing must be trained: by certify if nothing of a surrogate was set, by any verb with surrogate.model none.
+
+    Robustness asks the target alone in any case.
+    """
     if verb == "robustness":
         return True
+    if "purifier" in chosen and not is_ready(config.purifier, config):
+        return False  # its training needs a pool
+    if "surrogate.model" in chosen and config.surrogate.model == own_target.NONE:
+        return True
     asked = any(key.startswith("surrogate.") for key in chosen) or config.certify.guided_by_surrogate
-    return verb == "certify" and not asked and ("purifier" not in chosen or is_ready(config.purifier, config))
+    return verb == "certify" and not asked

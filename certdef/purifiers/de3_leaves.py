@@ -13,6 +13,6 @@ PURIFIER = de_cubed(
         THREAT,
         papers=("nim", "dead-leaves", "synthetic-images", "early-convolutions"),
     ),
-    denoiser="the shipped NIM",
+    denoiser="the shipped denoiser",
     keep=0.05,
 )

@@ -25,9 +25,12 @@ COLUMNS = ("purpose", "at most", "answered", "budget")
 
 
 def show_first_lines(job: Job, target: surrogates.Target, verb: str, *, planned: bool = True) -> None:
-    """Before anything else is paid: a look at the user's own target, and what the job will take; both are logged."""
+    """Before anything else is paid: a look at the user's own target, and what the job will take; both are logged.
+
+    Not for a report: it pays for nothing, also where the job that it is to show was never done.
+    """
     watch(job.config, job.data, job.ledger, target)
-    if job.prepared or target_stage(job).done:
+    if job.prepared or job.finished or target_stage(job).done:
         return
     seen = look_at(job.config, job.data, job.ledger, target)
     if planned and LOG.isEnabledFor(logging.INFO):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import surrogates
+from certdef.config import own_target
 from certdef.config.job import ConfigError, RunConfig
 from certdef.config.shard import Shard
 from certdef.data.lists import Lists
@@ -144,9 +145,11 @@ def not_prepared(config: RunConfig, stage: str) -> ConfigError:
 
 def not_finished(config: RunConfig, stage: str) -> ConfigError:
     """The error for a report, which trains and pays for nothing."""
+    alone = config.target.uri is not None and config.surrogate.model != own_target.NONE
+    hint = ". If certdef certify certified your target alone, add --surrogate.model none" if alone else ""
     return ConfigError(
         f"{stage} is not done in work_dir {str(config.workspace)!r}: report only writes the page of a finished job; "
-        "do the job first, certdef run with the same options"
+        f"do the job first, certdef run with the same options{hint}"
     )
 
 

@@ -12,6 +12,7 @@ import yaml
 
 import certdef
 import certify
+import surrogates
 from certdef.cli import main
 from certdef.config import own_target
 from certdef.config.checks import check
@@ -355,6 +356,39 @@ class TestCommandLine:
     def test_what_nothing_reads_is_named(self, served, capsys):
         assert main(["certify", *served, "--nim.epochs=3", "--quiet"]) == 0
         assert "nim.epochs is 3, which nothing reads" in capsys.readouterr().err
+
+    def test_a_report_of_a_job_that_was_never_done_asks_nothing_and_says_what_may_be_missing(
+        self, served, tmp_path, monkeypatch, capsys
+    ):
+        assert main(["report", *served, "--ledger.path=bill.db"]) == 2
+        said = capsys.readouterr().err
+        assert "target is not done" in said
+        assert "add --surrogate.model none" in said
+        with surrogates.QueryLedger(tmp_path / "bill.db", {"preflight": 1}) as ledger:
+            assert ledger.bill().total.answered == 0
+
+    def test_a_report_with_no_surrogate_is_that_of_certify(self, served, capsys):
+        assert main(["certify", *served, "--quiet"]) == 0
+        assert main(["report", *served, "--surrogate.model=none"]) == 0
+        assert "every stage was done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["run", "plan", "report", "certify"])
+@pytest.mark.parametrize(
+    ("options", "heldout", "pool"),
+    [
+        ({"purifier": "gs"}, 60, 0),
+        ({"purifier": "none"}, 60, 0),
+        ({}, 60, 0),
+        ({"purifier": "de3"}, 30, 30),  # which is trained on the pool
+    ],
+)
+def test_without_a_surrogate_every_verb_holds_out_all_images(verb, options, heldout, pool):
+    images = np.random.default_rng(0).random((60, 8, 8), dtype=np.float32)
+    config = load_config(target__uri="model.onnx", surrogate__model="none", **options)
+    config, objects = named(config, {"images": images})
+    data = followed(config, verb, objects)[0].data
+    assert (data.heldout_images, data.pool_images) == (heldout, pool)
 
 
 def test_images_that_cannot_be_read_are_named_with_all_else(store):
