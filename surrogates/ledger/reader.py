@@ -157,7 +157,9 @@ def _is_blank(connection: sqlite3.Connection) -> bool:
 
 def _read_only(path: Path) -> str:
     """Return the address of a file for SQLite, which makes files of its own beside it unless nobody can write there."""
-    alone = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
+    # Beside a journal the file is only half of what it says.
+    journal = any(Path(f"{path}{ending}").exists() for ending in ("-wal", "-journal"))
+    alone = not os.access(path.parent, os.W_OK) and not journal
     return f"{path.as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
 
 
